@@ -1,0 +1,1 @@
+//! HTTP types of the management API and its client.

@@ -1,0 +1,30 @@
+//! Owned bytes to and from a file.
+
+use crate::{Buffer, Done, Fault};
+
+/// A file, or what behaves like one. Offsets and lengths in bytes. A read past the end of the
+/// file gives zeroes; a write past it extends the file.
+#[allow(
+    async_fn_in_trait,
+    reason = "owner-thread only: futures are not Send by design"
+)]
+pub trait Store {
+    /// Offsets, lengths and memory addresses of reads and writes must be multiples of this
+    /// (bytes, a power of two; 1 when anything goes).
+    fn alignment(&self) -> u64;
+
+    /// Fills `into` from byte `at` on. Short reads are retried inside.
+    async fn read(&self, at: u64, into: Buffer) -> Done;
+
+    /// Stores `from` at byte `at`. Short writes are retried inside.
+    async fn write(&self, at: u64, from: Buffer) -> Done;
+
+    /// Makes `len` bytes at `at` read as zeroes and gives their space back where it can.
+    async fn punch(&self, at: u64, len: u64) -> Result<(), Fault>;
+
+    /// Makes `len` bytes at `at` read as zeroes and keeps their space where it can.
+    async fn zero(&self, at: u64, len: u64) -> Result<(), Fault>;
+
+    /// Everything that completed before this call becomes durable (fdatasync).
+    async fn sync(&self) -> Result<(), Fault>;
+}

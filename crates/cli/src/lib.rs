@@ -1,0 +1,1 @@
+//! pollux: commands and their output.

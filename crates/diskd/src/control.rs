@@ -1,0 +1,128 @@
+//! The control socket of `pollux-diskd`.
+//!
+//! A stream of JSON lines, one [`Request`] answered by one [`Reply`], any number of
+//! connections. Only the owner of the VM's run folder can reach the socket.
+
+use std::path::PathBuf;
+
+use journal::Header;
+use model::{Bytes, DiskId, Problem, RelationshipId};
+use serde::{Deserialize, Serialize};
+
+/// Longest line in bytes, either way.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// What diskd is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How it is. Answered by [`Reply::Status`].
+    Status,
+    /// Track changes for this relationship. Goes on where it was if the state file is of this
+    /// boot and this relationship; otherwise every block is marked. Answered by
+    /// [`Reply::Tracking`].
+    Track {
+        /// The relationship.
+        relationship: RelationshipId,
+    },
+    /// Stop tracking and forget all marks. Answered by [`Reply::Done`].
+    Untrack,
+    /// Stage marked blocks of one disk, from byte `from` on, as a part of an initial
+    /// replication: the marks move to the segment, no consistency is promised.
+    /// Answered by [`Reply::Staged`].
+    Seed {
+        /// Header of the segment.
+        header: Header,
+        /// The disk.
+        disk: DiskId,
+        /// First byte to look at, a multiple of 4 KiB.
+        from: u64,
+        /// Stop after about this much content.
+        limit: Bytes,
+        /// The segment file, in the outbox; it appears when it is whole.
+        file: PathBuf,
+    },
+    /// Cut an epoch on all disks at one instant and stage it. `header.time` is set to the
+    /// instant. Answered by [`Reply::Staged`].
+    Cut {
+        /// Header of the segment.
+        header: Header,
+        /// The segment file, in the outbox; it appears when it is whole.
+        file: PathBuf,
+    },
+    /// Mark what a staged segment holds again, then remove its file: it will not be shipped.
+    /// Answered by [`Reply::Done`].
+    FoldBack {
+        /// The segment file.
+        file: PathBuf,
+    },
+    /// Make everything durable and exit. Answered by [`Reply::Done`] before the exit.
+    Shutdown,
+}
+
+/// diskd's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status {
+        /// Its process id.
+        pid: u32,
+        /// Its disks, in the configuration's order.
+        disks: Vec<DiskStatus>,
+    },
+    /// To [`Request::Track`].
+    Tracking {
+        /// Whether the marks of every disk were found and are exact. If not, every block of
+        /// every disk is marked now.
+        exact: bool,
+    },
+    /// To [`Request::Seed`] and [`Request::Cut`].
+    Staged(Staged),
+    /// Done.
+    Done,
+    /// Refused or failed; nothing was changed.
+    Refused {
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// A disk, as [`Reply::Status`] tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskStatus {
+    /// Its identity.
+    pub id: DiskId,
+    /// Whether a guest is connected.
+    pub connected: bool,
+    /// Marked and not staged yet.
+    pub dirty: Bytes,
+    /// Completed since this diskd started.
+    pub reads: u64,
+    /// Completed since this diskd started.
+    pub writes: u64,
+    /// Completed since this diskd started.
+    pub flushes: u64,
+    /// Whether a flush failed; the disk takes no more writes until it is reopened.
+    pub flush_failed: bool,
+}
+
+/// A staged segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Staged {
+    /// Content held, before compression.
+    pub content: Bytes,
+    /// Of it, ranges that read as zeroes and cost no payload.
+    pub zeroes: Bytes,
+    /// Length of the segment file.
+    pub file_len: Bytes,
+    /// Old content saved because the guest wrote before it was staged.
+    pub copied_before_write: Bytes,
+    /// How long the guest's operations were held up by the cut, in microseconds.
+    pub pause_us: u64,
+    /// Where the next part of an initial replication goes on; none when the end of the disk was
+    /// reached, and for a cut.
+    pub next: Option<u64>,
+}

@@ -1,0 +1,4 @@
+//! The data-plane process of one VM: vhost-user-blk, tracker, epochs, control socket.
+
+pub mod config;
+pub mod control;

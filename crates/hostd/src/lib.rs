@@ -1,0 +1,1 @@
+//! polluxd: wiring, jobs, supervision, the management API.

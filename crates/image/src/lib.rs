@@ -1,0 +1,1 @@
+//! From ranges of a virtual disk to places: raw and overlay.

@@ -1,0 +1,23 @@
+//! Ids, sizes, specifications, states, and the rules between states. No I/O.
+//!
+//! Everything that more than one process must agree on and that is not a file
+//! format of its own lives here: what a virtual machine is ([`VmSpec`]), how
+//! points in its history are named ([`PointId`], [`Lineage`]), which states it
+//! may go through ([`VmState`], [`Relationship`](ReplicationState)), and how a
+//! refusal is told to a person ([`Problem`]).
+
+mod history;
+mod id;
+mod problem;
+mod size;
+mod spec;
+mod state;
+
+pub use history::{Lineage, LineageError, PointId, Since, Term};
+pub use id::{BootId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
+pub use problem::{Code, Problem};
+pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, SECTOR_SIZE};
+pub use spec::{
+    DirectBoot, DiskSpec, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec,
+};
+pub use state::{Health, Mode, ReplicationState, VmState};

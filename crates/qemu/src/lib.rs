@@ -1,0 +1,1 @@
+//! QEMU: arguments per generation, QMP, accelerator probe.

@@ -1,0 +1,1 @@
+//! The io_uring store and the per-thread executor.

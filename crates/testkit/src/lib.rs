@@ -1,0 +1,1 @@
+//! For tests only: power-cut store, injected network, guest builder.

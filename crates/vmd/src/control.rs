@@ -1,0 +1,85 @@
+//! The control socket of `pollux-vmd`.
+//!
+//! A stream of JSON lines, one [`Request`] answered by one [`Reply`], any number of connections.
+
+use std::path::PathBuf;
+
+use model::Problem;
+use serde::{Deserialize, Serialize};
+
+/// Longest line in bytes, either way.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// What vmd is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How it is. Answered by [`Reply::Status`].
+    Status,
+    /// Start QEMU. Refused while one runs. Answered by [`Reply::Status`] once it was started.
+    Launch(Program),
+    /// Answered by [`Reply::Status`] once the guest of process `pid` is gone, or at once when
+    /// another or none runs.
+    WaitGuest {
+        /// The guest's process id.
+        pid: u32,
+    },
+    /// Kill QEMU, if it runs. Answered by [`Reply::Status`] once it was reaped.
+    KillGuest,
+    /// Kill QEMU if it runs, let diskd make everything durable, exit. Answered by
+    /// [`Reply::Done`] when both were reaped.
+    Shutdown,
+}
+
+/// vmd's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// To all but [`Request::Shutdown`].
+    Status(Status),
+    /// Done.
+    Done,
+    /// Refused or failed; nothing was changed.
+    Refused {
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// A program to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Path of the executable.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Where its standard output and error are appended.
+    pub log: PathBuf,
+}
+
+/// The processes of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// vmd's own process id.
+    pub pid: u32,
+    /// diskd's, while it runs.
+    pub diskd: Option<u32>,
+    /// How often diskd was started again after it died.
+    pub diskd_restarts: u64,
+    /// QEMU's, while it runs.
+    pub guest: Option<u32>,
+    /// How the last QEMU ended.
+    pub last_exit: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+}

@@ -1,0 +1,1 @@
+//! Whole-system tests with real guests, the demo, and their harness.
