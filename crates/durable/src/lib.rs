@@ -1,1 +1,20 @@
 //! Files that are replaced atomically and locked exclusively.
+//!
+//! - [`replace`]: after a crash at any instant the file has its old content or
+//!   its new one; after the call returned, the new one. [`create_folder`] and
+//!   [`remove`] promise the same of a folder and of an absence.
+//! - [`Lock`]: at most one process works on a file; the kernel drops the lock
+//!   with its holder, so that nothing is left to clean up.
+//! - [`Folder`] and [`File`]: the few calls that crash-safe formats are made of,
+//!   so that a test can cut the power between any two of them.
+//! - [`boot_id`]: tells state that survived `kill -9` from state of before a reboot.
+
+mod boot;
+mod folder;
+mod lock;
+mod replace;
+
+pub use boot::boot_id;
+pub use folder::{File, Folder, OsFile, OsFolder};
+pub use lock::{Lock, LockError};
+pub use replace::{create_folder, remove, replace, replace_in};

@@ -1,0 +1,273 @@
+//! The calls that crash-safe formats are made of.
+//!
+//! What a power cut leaves, and so what an implementation for tests must model:
+//! a file's content is durable up to its last [`File::sync`] and any part of
+//! what came later may be lost; a name (made, renamed, removed) is durable
+//! after the [`Folder::sync`] of the folder it is in. Syncing a file says
+//! nothing of its name, and the other way round. One rename is never half done.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+
+/// A folder and what is in it. Names are relative to it, parts separated by `/`, without `..`;
+/// the empty name is the folder itself.
+pub trait Folder: Send + Sync + std::fmt::Debug {
+    /// Makes the file `name` (mode 0600) or empties it, and opens it for reading and writing.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Opens an existing file for reading and writing.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Opens an existing file for reading.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Makes the folder `name` (mode 0700); it may exist.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn create_folder(&self, name: &str) -> io::Result<()>;
+
+    /// Renames a file, over what is there.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes the name of a file; whoever has it open keeps its content.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// The names of the files (not folders) in the folder `name`, in no order.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn list(&self, name: &str) -> io::Result<Vec<String>>;
+
+    /// Makes every change of names in the folder `name` durable.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn sync(&self, name: &str) -> io::Result<()>;
+}
+
+/// An open file. All calls may be made from any thread.
+pub trait File: Send + Sync + std::fmt::Debug {
+    /// Fills `into` from byte `at` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before.
+    fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Stores all of `from` at byte `at`; the file grows as needed.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn write_at(&self, at: u64, from: &[u8]) -> io::Result<()>;
+
+    /// Makes `len` bytes at `at`, inside the file, read as zeroes and gives their space back
+    /// where it can.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn punch(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Cuts the file or grows it with zeroes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes content and length durable.
+    ///
+    /// # Errors
+    /// What the operating system says. What was written before may be lost then, and calling
+    /// again proves nothing.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A folder of the operating system.
+#[derive(Debug, Clone)]
+pub struct OsFolder {
+    path: PathBuf,
+}
+
+impl OsFolder {
+    /// The existing folder at `path`.
+    ///
+    /// # Errors
+    /// `NotADirectory`, or what the operating system says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if fs::metadata(path)?.is_dir() {
+            Ok(Self {
+                path: path.to_owned(),
+            })
+        } else {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file(&self, name: &str, options: &OpenOptions) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(OsFile(options.open(self.path.join(name))?)))
+    }
+}
+
+impl Folder for OsFolder {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        self.file(name, options.mode(0o600))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.file(name, OpenOptions::new().read(true).write(true))
+    }
+
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.file(name, OpenOptions::new().read(true))
+    }
+
+    fn create_folder(&self, name: &str) -> io::Result<()> {
+        let path = self.path.join(name);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+
+    fn list(&self, name: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path.join(name))? {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours.
+            if let (false, Ok(name)) =
+                (entry.file_type()?.is_dir(), entry.file_name().into_string())
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        fs::File::open(self.path.join(name))?.sync_all()
+    }
+}
+
+/// A file of the operating system.
+#[derive(Debug)]
+pub struct OsFile(pub fs::File);
+
+impl File for OsFile {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(into, at)
+    }
+
+    fn write_at(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(from, at)
+    }
+
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.0, flags, at, len) {
+            Err(rustix::io::Errno::OPNOTSUPP) => write_zeroes(self, at, len),
+            other => Ok(other?),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// For file systems without holes.
+fn write_zeroes(file: &OsFile, at: u64, len: u64) -> io::Result<()> {
+    static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut done = 0;
+    while done < len {
+        let part = usize::try_from(len - done).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
+        file.write_at(at + done, &ZEROES[..part])?;
+        done += part as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_punched_range_reads_as_zeroes_and_the_length_stays() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let folder = OsFolder::open(scratch.path()).expect("a folder");
+        let file = folder.create("file").expect("made");
+        file.write_at(0, &[7; 16384]).expect("written");
+        file.punch(4096, 4096).expect("punched");
+        let mut read = [1; 16384];
+        file.read_at(0, &mut read).expect("read");
+        assert!(read[..4096].iter().all(|&byte| byte == 7));
+        assert!(read[4096..8192].iter().all(|&byte| byte == 0));
+        assert!(read[8192..].iter().all(|&byte| byte == 7));
+        assert_eq!(file.size().expect("length"), 16384);
+        let beyond = file.read_at(16000, &mut read).expect_err("beyond");
+        assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn only_files_are_listed() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let folder = OsFolder::open(scratch.path()).expect("a folder");
+        folder.create_folder("below").expect("made");
+        folder.create_folder("below").expect("there already");
+        folder.create("below/file").expect("made");
+        assert_eq!(folder.list("").expect("listed"), Vec::<String>::new());
+        assert_eq!(folder.list("below").expect("listed"), ["file"]);
+        assert!(OsFolder::open(&scratch.path().join("below/file")).is_err());
+    }
+}
