@@ -1,1 +1,56 @@
-//! HTTP types of the management API and its client.
+//! HTTP types of the management API, and its client.
+//!
+//! `polluxd` answers JSON over HTTP/1.1 on a Unix socket that only its owner can reach. Every
+//! refusal is a [`model::Problem`] with the HTTP status of its code.
+//!
+//! ```text
+//!   GET    /v1/host                                 HostStatus
+//!   GET    /v1/host/identity                        Identity
+//!   GET    /v1/host/peers                           [Peer]
+//!   POST   /v1/host/peers                           TrustPeer   -> Peer
+//!   DELETE /v1/host/peers/{name}
+//!   GET    /v1/vms                                  [Vm]
+//!   POST   /v1/vms                                  CreateVm    -> job: VmDetails
+//!   GET    /v1/vms/{vm}                             VmDetails
+//!   DELETE /v1/vms/{vm}
+//!   POST   /v1/vms/{vm}/start                                   -> VmDetails
+//!   POST   /v1/vms/{vm}/stop                        StopVm      -> VmDetails
+//!   POST   /v1/vms/{vm}/kill                                    -> VmDetails
+//!   GET    /v1/vms/{vm}/console                     upgrade to the serial port's bytes
+//!   GET    /v1/vms/{vm}/serial-log                  text
+//!   GET    /v1/replications                         [Replication]
+//!   GET    /v1/vms/{vm}/replication                 Replication
+//!   PUT    /v1/vms/{vm}/replication                 EnableReplication -> Replication
+//!   DELETE /v1/vms/{vm}/replication
+//!   POST   /v1/vms/{vm}/replication/suspend                     -> Replication
+//!   POST   /v1/vms/{vm}/replication/resume                      -> Replication
+//!   GET    /v1/vms/{vm}/points                      [Point]
+//!   GET    /v1/vms/{vm}/points/{point}/disks/{n}    the disk's bytes; Range is understood
+//!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
+//!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
+//!   DELETE /v1/vms/{vm}/test-failover
+//! ```
+//!
+//! `{vm}` is a name, an id, or the beginning of an id that no other VM's has. `{point}` is
+//! `latest`, or the term's first eight digits, a dot and the sequence. A *job* answers with
+//! lines of JSON, see [`JobLine`].
+
+mod client;
+mod host;
+mod job;
+mod point;
+mod replication;
+mod vm;
+
+pub use client::{Client, DiskContent};
+pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
+pub use job::{JobLine, MAX_LINE, Progress};
+pub use point::Point;
+pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
+pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StopVm, Vm, VmDetails, VmDisk};
+
+/// Where polluxd listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/pollux/api.sock";
+
+/// The protocol that `GET /v1/vms/{vm}/console` upgrades to.
+pub const CONSOLE_PROTOCOL: &str = "pollux-console";

@@ -1,0 +1,438 @@
+//! A small client of the API over its Unix socket: one connection per request.
+
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, Bytes as Chunk, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RANGE, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use model::{Code, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::{
+    CONSOLE_PROTOCOL, CreateVm, EnableReplication, HostStatus, Identity, JobLine, MAX_LINE, Peer,
+    Point, Progress, Replication, StartFailover, StopVm, TestFailover, TrustPeer, Vm, VmDetails,
+};
+
+/// Longest whole answer that is read into memory, in bytes.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// The API of one polluxd.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the polluxd that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// The socket that polluxd listens on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// How the host is.
+    pub async fn host(&self) -> Result<HostStatus, Problem> {
+        self.get("/v1/host").await
+    }
+
+    /// What another host needs to trust this one.
+    pub async fn identity(&self) -> Result<Identity, Problem> {
+        self.get("/v1/host/identity").await
+    }
+
+    /// The hosts that are trusted.
+    pub async fn peers(&self) -> Result<Vec<Peer>, Problem> {
+        self.get("/v1/host/peers").await
+    }
+
+    /// Trusts another host.
+    pub async fn trust(&self, peer: &TrustPeer) -> Result<Peer, Problem> {
+        self.call(Method::POST, "/v1/host/peers", Some(peer)).await
+    }
+
+    /// Trusts another host no longer.
+    pub async fn untrust(&self, name: &str) -> Result<(), Problem> {
+        let path = format!("/v1/host/peers/{}", escape(name));
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// All VMs and twins.
+    pub async fn vms(&self) -> Result<Vec<Vm>, Problem> {
+        self.get("/v1/vms").await
+    }
+
+    /// One VM.
+    pub async fn vm(&self, vm: &str) -> Result<VmDetails, Problem> {
+        self.get(&path(vm, "")).await
+    }
+
+    /// Makes a VM; `progress` is told how far the copy of its images is.
+    pub async fn create(
+        &self,
+        vm: &CreateVm,
+        progress: impl FnMut(Progress),
+    ) -> Result<VmDetails, Problem> {
+        self.job(Method::POST, "/v1/vms", Some(vm), progress).await
+    }
+
+    /// Starts a VM; answers when QEMU runs the guest.
+    pub async fn start(&self, vm: &str) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/start"), None::<&()>)
+            .await
+    }
+
+    /// Asks the guest to shut down; answers when it is off.
+    pub async fn stop(&self, vm: &str, stop: &StopVm) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/stop"), Some(stop))
+            .await
+    }
+
+    /// Ends a guest at once, as if its plug was pulled.
+    pub async fn kill(&self, vm: &str) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/kill"), None::<&()>)
+            .await
+    }
+
+    /// Deletes a VM and its folder.
+    pub async fn delete(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::DELETE, &path(vm, ""), None::<&()>).await
+    }
+
+    /// The serial port of a running VM, as a stream of bytes both ways.
+    pub async fn console(&self, vm: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, Problem> {
+        let path = path(vm, "/console");
+        let mut request = self.request(Method::GET, &path, None::<&()>)?;
+        let headers = request.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.broken(&"polluxd did not switch to the console"));
+        }
+        let upgraded = hyper::upgrade::on(response)
+            .await
+            .map_err(|error| self.broken(&error))?;
+        Ok(TokioIo::new(upgraded))
+    }
+
+    /// What a VM wrote to its serial port.
+    pub async fn serial_log(&self, vm: &str) -> Result<Vec<u8>, Problem> {
+        let request = self.request(Method::GET, &path(vm, "/serial-log"), None::<&()>)?;
+        let response = self.send(request).await?;
+        self.collect(response).await
+    }
+
+    /// All relationships of the host.
+    pub async fn replications(&self) -> Result<Vec<Replication>, Problem> {
+        self.get("/v1/replications").await
+    }
+
+    /// The relationship of one VM.
+    pub async fn replication(&self, vm: &str) -> Result<Replication, Problem> {
+        self.get(&path(vm, "/replication")).await
+    }
+
+    /// Replicates a VM to a peer.
+    pub async fn enable_replication(
+        &self,
+        vm: &str,
+        enable: &EnableReplication,
+    ) -> Result<Replication, Problem> {
+        self.call(Method::PUT, &path(vm, "/replication"), Some(enable))
+            .await
+    }
+
+    /// Replicates a VM no longer. The twin stays at the peer.
+    pub async fn disable_replication(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::DELETE, &path(vm, "/replication"), None::<&()>)
+            .await
+    }
+
+    /// Sends nothing until resumed; changes go on being tracked.
+    pub async fn suspend_replication(&self, vm: &str) -> Result<Replication, Problem> {
+        self.call(Method::POST, &path(vm, "/replication/suspend"), None::<&()>)
+            .await
+    }
+
+    /// Goes on after a suspension or an error.
+    pub async fn resume_replication(&self, vm: &str) -> Result<Replication, Problem> {
+        self.call(Method::POST, &path(vm, "/replication/resume"), None::<&()>)
+            .await
+    }
+
+    /// Recovery points of a twin, the oldest first.
+    pub async fn points(&self, vm: &str) -> Result<Vec<Point>, Problem> {
+        self.get(&path(vm, "/points")).await
+    }
+
+    /// The content of disk `disk` (from 0, in boot order) at a point, from byte `from` on.
+    pub async fn disk_at_point(
+        &self,
+        vm: &str,
+        point: &str,
+        disk: usize,
+        from: u64,
+    ) -> Result<DiskContent, Problem> {
+        let path = path(vm, &format!("/points/{}/disks/{disk}", escape(point)));
+        let mut request = self.request(Method::GET, &path, None::<&()>)?;
+        let range = HeaderValue::try_from(format!("bytes={from}-"))
+            .expect("digits are allowed in a header");
+        request.headers_mut().insert(RANGE, range);
+        let body = self.send(request).await?.into_body();
+        let len = hyper::body::Body::size_hint(&body)
+            .exact()
+            .ok_or_else(|| self.broken(&"the answer has no length"))?;
+        Ok(DiskContent {
+            len,
+            body,
+            socket: self.socket.clone(),
+        })
+    }
+
+    /// Starts the twin because the primary is lost.
+    pub async fn failover(&self, vm: &str, failover: &StartFailover) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/failover"), Some(failover))
+            .await
+    }
+
+    /// Starts a copy of the twin beside it.
+    pub async fn test_failover(
+        &self,
+        vm: &str,
+        failover: &TestFailover,
+    ) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/test-failover"), Some(failover))
+            .await
+    }
+
+    /// Deletes the copy that a test failover made.
+    pub async fn stop_test_failover(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::DELETE, &path(vm, "/test-failover"), None::<&()>)
+            .await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Problem> {
+        let request = self.request(method, path, body)?;
+        let response = self.send(request).await?;
+        let bytes = self.collect(response).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(&error))
+    }
+
+    async fn job<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<T, Problem> {
+        let request = self.request(method, path, body)?;
+        let mut body = self.send(request).await?.into_body();
+        let mut lines = BytesMut::new();
+        while let Some(chunk) = next(&mut body).await {
+            lines.extend_from_slice(&chunk.map_err(|error| self.broken(&error))?);
+            while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
+                let line: JobLine<T> =
+                    serde_json::from_slice(&lines[..end]).map_err(|error| self.broken(&error))?;
+                lines.advance(end + 1);
+                match line {
+                    JobLine::Progress(now) => progress(now),
+                    JobLine::Done(done) => return Ok(done),
+                    JobLine::Failed(problem) => return Err(problem),
+                }
+            }
+            if lines.len() > MAX_LINE {
+                return Err(self.broken(&"a line of the answer is too long"));
+            }
+        }
+        Err(self.broken(&"the answer was cut off before the work was done"))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Request<Full<Chunk>>, Problem> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "pollux");
+        let (request, body) = match body {
+            None => (request, Chunk::new()),
+            Some(body) => {
+                let body = serde_json::to_vec(body).map_err(|error| self.broken(&error))?;
+                (
+                    request.header(CONTENT_TYPE, "application/json"),
+                    body.into(),
+                )
+            }
+        };
+        request
+            .body(Full::new(body))
+            .map_err(|error| self.broken(&error))
+    }
+
+    /// Sends a request; a refusal becomes its problem.
+    async fn send(&self, request: Request<Full<Chunk>>) -> Result<Response<Incoming>, Problem> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(&error))?;
+        tokio::spawn(connection.with_upgrades());
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.broken(&error))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        let bytes = self.collect(response).await?;
+        Err(serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| self.broken(&format!("it answered with HTTP status {status}"))))
+    }
+
+    async fn collect(&self, response: Response<Incoming>) -> Result<Vec<u8>, Problem> {
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = next(&mut body).await {
+            bytes.extend_from_slice(&chunk.map_err(|error| self.broken(&error))?);
+            if bytes.len() > MAX_ANSWER {
+                return Err(self.broken(&"the answer is too long"));
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn thing(&self) -> String {
+        format!("polluxd at {}", self.socket.display())
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Problem {
+        let way_out = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                "Its socket belongs to another user: run `pollux` as that user, or name another \
+                 socket with --socket or POLLUX_SOCKET"
+            }
+            _ => "Start polluxd, or name its socket with --socket or POLLUX_SOCKET",
+        };
+        Problem::new(
+            Code::Unreachable,
+            self.thing(),
+            format!("cannot be reached: {error}"),
+            way_out,
+        )
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> Problem {
+        Problem::new(
+            Code::Unreachable,
+            self.thing(),
+            format!("the conversation broke off: {error}"),
+            "Its log says more",
+        )
+    }
+}
+
+/// The content of a disk, as it arrives.
+#[derive(Debug)]
+pub struct DiskContent {
+    len: u64,
+    body: Incoming,
+    socket: PathBuf,
+}
+
+impl DiskContent {
+    /// Bytes that arrive in all.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing arrives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The next bytes; none after the last.
+    pub async fn next(&mut self) -> Option<Result<Chunk, Problem>> {
+        let socket = &self.socket;
+        next(&mut self.body)
+            .await
+            .map(|chunk| chunk.map_err(|error| Client::new(socket).broken(&error)))
+    }
+}
+
+/// The next data of a body; trailers are skipped.
+async fn next(body: &mut Incoming) -> Option<Result<Chunk, hyper::Error>> {
+    loop {
+        match body.frame().await? {
+            Ok(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    return Some(Ok(data));
+                }
+            }
+            Err(error) => return Some(Err(error)),
+        }
+    }
+}
+
+fn path(vm: &str, rest: &str) -> String {
+    format!("/v1/vms/{}{rest}", escape(vm))
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986 section 2.3.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                escaped.push(char::from(byte));
+            }
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    // A segment of only dots would be resolved away.
+    if escaped.chars().all(|c| c == '.') {
+        return escaped.replace('.', "%2E");
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn a_name_cannot_leave_its_place_in_the_path() {
+        assert_eq!(escape("web - Test"), "web%20-%20Test");
+        assert_eq!(escape("../host"), "..%2Fhost");
+        assert_eq!(escape(".."), "%2E%2E");
+        assert_eq!(escape("zwölf?x#y"), "zw%C3%B6lf%3Fx%23y");
+    }
+}

@@ -1,0 +1,102 @@
+//! The host and its peers, as the API tells and takes them.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use model::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// What runs the instructions of guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accelerator {
+    /// The processor, through `/dev/kvm`; proven by running a guest for a moment.
+    Kvm,
+    /// QEMU's translator; many times slower.
+    Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+        })
+    }
+}
+
+/// How a host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its name.
+    pub name: String,
+    /// Version of polluxd.
+    pub version: String,
+    /// Where its state lies.
+    pub state: PathBuf,
+    /// Where its sockets lie.
+    pub run: PathBuf,
+    /// What runs the guests' instructions; none when QEMU cannot be run.
+    pub accelerator: Option<Accelerator>,
+    /// Why it is that one.
+    pub accelerator_reason: String,
+    /// Version of QEMU; none when it cannot be run.
+    pub qemu: Option<String>,
+    /// Memory of the host.
+    pub memory_total: Bytes,
+    /// Memory that new guests can have: what is available less the host's reserve.
+    pub memory_available: Bytes,
+    /// Memory of the guests that run.
+    pub memory_guests: Bytes,
+    /// VMs of this host, twins received from others not counted.
+    pub vms: u64,
+    /// Of them, with a QEMU.
+    pub running: u64,
+    /// Twins received from other hosts.
+    pub replicas: u64,
+    /// Size of the file system that holds the twins.
+    pub store_total: Bytes,
+    /// What is free of it.
+    pub store_free: Bytes,
+    /// Where primaries reach this host.
+    pub replica_listen: String,
+}
+
+/// What another host needs to trust this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Name of the host, as in its certificate.
+    pub name: String,
+    /// Address and port of its replica endpoint.
+    pub address: String,
+    /// Fingerprint of its certificate authority.
+    pub fingerprint: String,
+}
+
+/// Another host that is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Address and port of its replica endpoint.
+    pub address: String,
+    /// Fingerprint of its certificate authority.
+    pub fingerprint: String,
+    /// Most space that its twins may take here; none: what the file system has.
+    pub limit: Option<Bytes>,
+}
+
+/// Trust another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustPeer {
+    /// Its name.
+    pub name: String,
+    /// Address and port of its replica endpoint.
+    pub address: String,
+    /// Fingerprint of its certificate authority, as `pollux host identity` prints it there.
+    pub fingerprint: String,
+    /// Most space that its twins may take here.
+    #[serde(default)]
+    pub limit: Option<Bytes>,
+}

@@ -1,0 +1,77 @@
+//! Replication and failover, as the API tells and takes them.
+
+use model::{Bytes, Health, Mode, PointId, RelationshipId, ReplicationState, VmId, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::Progress;
+
+/// A relationship, seen from this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replication {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// The relationship.
+    pub relationship: RelationshipId,
+    /// Its state.
+    pub state: ReplicationState,
+    /// Its health.
+    pub health: Health,
+    /// The side that this host is.
+    pub mode: Mode,
+    /// A point is cut every so many seconds; known at the primary.
+    pub every_s: Option<u64>,
+    /// Name of the other host.
+    pub peer: String,
+    /// Seconds since the latest point that the twin has was cut.
+    pub lag_s: Option<u64>,
+    /// The latest point that the twin has.
+    pub latest: Option<PointId>,
+    /// Points that the twin has; at the primary: points that it acknowledged since polluxd
+    /// started.
+    pub points: u64,
+    /// Changed and not at the twin yet.
+    pub pending: Bytes,
+    /// Bytes of segments sent or received since polluxd started.
+    pub shipped: Bytes,
+    /// Longest hold-up of the guest's disk operations by a cut since polluxd started, in
+    /// microseconds.
+    pub longest_pause_us: u64,
+    /// How far the initial replication is, while there is one.
+    pub initial: Option<Progress>,
+    /// What went wrong last, if it has not been made good since.
+    pub last_error: Option<String>,
+}
+
+/// Replicate a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnableReplication {
+    /// Name of a trusted peer.
+    pub peer: String,
+    /// Cut a point every so many seconds, 1 to 3600.
+    pub every_s: u64,
+}
+
+/// Start the twin because the primary is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartFailover {
+    /// The point, `latest` when absent.
+    #[serde(default)]
+    pub point: Option<String>,
+    /// A person's statement why the primary cannot be running, when it cannot be asked. It is
+    /// recorded.
+    #[serde(default)]
+    pub because: Option<String>,
+}
+
+/// Start a copy of the twin beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestFailover {
+    /// The point, `latest` when absent.
+    #[serde(default)]
+    pub point: Option<String>,
+}

@@ -1,0 +1,129 @@
+//! Virtual machines, as the API tells and takes them.
+
+use std::path::PathBuf;
+
+use model::{Bytes, DirectBoot, DiskId, Generation, Mode, VmId, VmName, VmSpec, VmState};
+use serde::{Deserialize, Serialize};
+
+use crate::Accelerator;
+
+/// A VM in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Identity; the twin has the same.
+    pub id: VmId,
+    /// Name, unique on the host.
+    pub name: VmName,
+    /// What it is doing.
+    pub state: VmState,
+    /// Generation of the virtual hardware.
+    pub generation: Generation,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Memory of the guest.
+    pub memory: Bytes,
+    /// Seconds since QEMU started; none while it does not run.
+    pub uptime_s: Option<u64>,
+    /// The side of its replication that this host is, if it is replicated.
+    pub mode: Option<Mode>,
+    /// One line: that all is well, or what is not.
+    pub status: String,
+}
+
+/// Everything about a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmDetails {
+    /// What a list shows.
+    pub vm: Vm,
+    /// Its specification.
+    pub spec: VmSpec,
+    /// The folder that is the VM.
+    pub folder: PathBuf,
+    /// Its processes, while it has any.
+    pub processes: Option<Processes>,
+    /// Its disks, in boot order.
+    pub disks: Vec<VmDisk>,
+}
+
+/// The processes of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// Process id of the supervisor `pollux-vmd`.
+    pub vmd: u32,
+    /// Process id of `pollux-diskd`, while it runs.
+    pub diskd: Option<u32>,
+    /// How often diskd was started again after it died.
+    pub diskd_restarts: u64,
+    /// Process id of QEMU, while it runs.
+    pub guest: Option<u32>,
+    /// What runs the guest's instructions, while QEMU runs.
+    pub accelerator: Option<Accelerator>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmDisk {
+    /// Its identity.
+    pub id: DiskId,
+    /// The file that holds its content, or what was written above a recovery point.
+    pub file: PathBuf,
+    /// Size that the guest sees.
+    pub size: Bytes,
+    /// Space that the file takes on the host.
+    pub allocated: Option<Bytes>,
+}
+
+/// A VM to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// Name, unique on the host.
+    pub name: VmName,
+    /// Generation of the virtual hardware.
+    pub generation: Generation,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Memory; a multiple of 2 MiB.
+    pub memory: Bytes,
+    /// UEFI Secure Boot; when absent, on for generation 2.
+    #[serde(default)]
+    pub secure_boot: Option<bool>,
+    /// Boot this kernel instead of the firmware's own way.
+    #[serde(default)]
+    pub direct_boot: Option<DirectBoot>,
+    /// Disks in boot order.
+    #[serde(default)]
+    pub disks: Vec<NewDisk>,
+}
+
+/// A disk of a VM to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDisk {
+    /// Where its first content comes from.
+    pub from: DiskContentFrom,
+    /// Size that the guest sees. When absent: the image's, rounded up to 4 KiB. Larger than the
+    /// image: the rest reads as zeroes.
+    #[serde(default)]
+    pub size: Option<Bytes>,
+}
+
+/// Where the content of a new disk comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DiskContentFrom {
+    /// Nowhere: it reads as zeroes.
+    Empty,
+    /// A copy of this raw file, an absolute path on the host.
+    Image(PathBuf),
+    /// This raw file itself, an absolute path on the host. It stays when the VM is deleted.
+    File(PathBuf),
+}
+
+/// How to stop a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopVm {
+    /// How many seconds the guest has to shut itself down.
+    pub timeout_s: u64,
+}
