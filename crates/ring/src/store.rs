@@ -1,0 +1,307 @@
+//! A file behind io_uring.
+#![allow(unsafe_code, reason = "iovecs are handed to the kernel")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use block::{Buffer, Done, Fault, Store};
+use io_uring::{opcode, types};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
+
+use crate::Ring;
+use crate::operation::{Cancel, Payload};
+
+/// Most pieces that one call takes (IOV_MAX of Linux).
+const MAX_PIECES: usize = 1024;
+/// Most bytes of one call; below the kernel's own limit of 2 GiB less a page.
+const MAX_CALL: usize = 1 << 30;
+/// Taken when the kernel (before 6.1) does not tell what O_DIRECT needs.
+const SAFE_ALIGNMENT: u64 = 4096;
+/// Largest write of zeroes where the file system cannot punch holes.
+const ZEROES: u64 = 1 << 20;
+/// f_type of tmpfs and ramfs (statfs(2)): they take O_DIRECT and ignore it.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// A [`Store`] over one file. O_DIRECT where the file system takes it.
+///
+/// On an unclean end nothing is repaired here: what was synced is there, the rest may be torn.
+#[derive(Clone)]
+pub struct RingStore {
+    ring: Ring,
+    file: Rc<OwnedFd>,
+    alignment: u64,
+}
+
+impl RingStore {
+    /// Opens `path`; with `create` an absent file is made (empty, mode 0600).
+    ///
+    /// # Errors
+    /// What the operating system says; the path is not in it.
+    pub fn open(ring: &Ring, path: &Path, read_only: bool, create: bool) -> io::Result<Self> {
+        let open = |flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(!read_only)
+                .create(create && !read_only)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(path)
+        };
+        let buffered = |file| Self::over(ring, file, 1);
+        let file = match open(libc::O_DIRECT) {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return Ok(buffered(open(0)?));
+            }
+            Err(error) => return Err(error),
+        };
+        match direct_alignment(&file)? {
+            Some(alignment) => Ok(Self::over(ring, file, alignment)),
+            None => Ok(buffered(open(0)?)),
+        }
+    }
+
+    fn over(ring: &Ring, file: File, alignment: u64) -> Self {
+        Self {
+            ring: ring.clone(),
+            file: Rc::new(file.into()),
+            alignment,
+        }
+    }
+
+    /// Length of the file in bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be asked.
+    pub fn len(&self) -> io::Result<u64> {
+        let len = rustix::fs::fstat(&*self.file)?.st_size;
+        Ok(u64::try_from(len).expect("a length is not negative"))
+    }
+
+    /// Whether the file has no content.
+    ///
+    /// # Errors
+    /// When the file cannot be asked.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Moves the bytes of `buffer` from `done` on; true in the result when all were moved, false
+    /// when the file ended before.
+    async fn transfer(
+        &self,
+        at: u64,
+        mut buffer: Buffer,
+        write: bool,
+    ) -> (Result<usize, Fault>, Buffer) {
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(offset) = at.checked_add(done as u64) else {
+                return (Err(Fault::Range), buffer);
+            };
+            let (entry, pieces) = self.entry(offset, &buffer, done, write);
+            let payload = Payload::Bytes {
+                buffer,
+                _pieces: pieces,
+                _file: Rc::clone(&self.file),
+            };
+            let (result, payload) = self.ring.start(entry, payload, Cancel::Never).await;
+            let Payload::Bytes { buffer: back, .. } = payload else {
+                unreachable!("an operation gives back the payload it was started with")
+            };
+            buffer = back;
+            match result {
+                // A write that moves nothing and says nothing would be retried for ever.
+                0 if write => return (Err(Fault::Os(libc::EIO)), buffer),
+                0 => break,
+                1.. => {
+                    done += usize::try_from(result).expect("positive");
+                    // Only the end of the file makes O_DIRECT stop inside a sector.
+                    if !write && (done as u64) % self.alignment != 0 {
+                        break;
+                    }
+                }
+                error if -error == libc::EINTR || -error == libc::EAGAIN => {}
+                error => return (Err(Fault::Os(-error)), buffer),
+            }
+        }
+        (Ok(done), buffer)
+    }
+
+    /// A submission for what is left of `buffer` after `done` bytes.
+    fn entry(
+        &self,
+        at: u64,
+        buffer: &Buffer,
+        done: usize,
+        write: bool,
+    ) -> (io_uring::squeue::Entry, Option<Box<[libc::iovec]>>) {
+        let fd = types::Fd(self.file.as_raw_fd());
+        if let [piece] = buffer.pieces() {
+            // SAFETY: `done` is less than the piece's length.
+            let start = unsafe { piece.iov_base.cast::<u8>().add(done) };
+            let len = u32::try_from((piece.iov_len - done).min(MAX_CALL)).expect("1 GiB at most");
+            let entry = if write {
+                opcode::Write::new(fd, start, len).offset(at).build()
+            } else {
+                opcode::Read::new(fd, start, len).offset(at).build()
+            };
+            return (entry, None);
+        }
+        let pieces = rest(buffer.pieces(), done);
+        let count = u32::try_from(pieces.len()).expect("1024 at most");
+        let entry = if write {
+            opcode::Writev::new(fd, pieces.as_ptr(), count)
+                .offset(at)
+                .build()
+        } else {
+            opcode::Readv::new(fd, pieces.as_ptr(), count)
+                .offset(at)
+                .build()
+        };
+        (entry, Some(pieces))
+    }
+
+    async fn allocate(&self, at: u64, len: u64, mode: i32) -> Result<(), Fault> {
+        if len == 0 {
+            return Ok(());
+        }
+        loop {
+            let fd = types::Fd(self.file.as_raw_fd());
+            let entry = opcode::Fallocate::new(fd, len)
+                .offset(at)
+                .mode(mode)
+                .build();
+            let payload = Payload::File {
+                _file: Rc::clone(&self.file),
+            };
+            match self.ring.start(entry, payload, Cancel::Never).await.0 {
+                0.. => return Ok(()),
+                error if -error == libc::EINTR || -error == libc::EAGAIN => {}
+                error if -error == libc::EOPNOTSUPP => return self.write_zeroes(at, len).await,
+                error => return Err(Fault::Os(-error)),
+            }
+        }
+    }
+
+    /// For file systems without holes: the range must be aligned there.
+    async fn write_zeroes(&self, at: u64, len: u64) -> Result<(), Fault> {
+        let mut buffer = Buffer::zeroed(usize::try_from(len.min(ZEROES)).expect("1 MiB at most"));
+        let mut done = 0;
+        while done < len {
+            if len - done < buffer.len() as u64 {
+                buffer = Buffer::zeroed(usize::try_from(len - done).expect("1 MiB at most"));
+            }
+            let step = buffer.len() as u64;
+            let (moved, back) = self.transfer(at + done, buffer, true).await;
+            moved?;
+            buffer = back;
+            done += step;
+        }
+        Ok(())
+    }
+}
+
+/// What is left of `pieces` after `done` bytes, at most what one call takes.
+fn rest(pieces: &[libc::iovec], mut done: usize) -> Box<[libc::iovec]> {
+    let mut left = MAX_CALL;
+    let mut taken = Vec::with_capacity(pieces.len().min(MAX_PIECES));
+    for piece in pieces {
+        if done >= piece.iov_len {
+            done -= piece.iov_len;
+            continue;
+        }
+        let len = (piece.iov_len - done).min(left);
+        taken.push(libc::iovec {
+            // SAFETY: `done` is less than the piece's length.
+            iov_base: unsafe { piece.iov_base.cast::<u8>().add(done) }.cast(),
+            iov_len: len,
+        });
+        left -= len;
+        done = 0;
+        if taken.len() == MAX_PIECES || left == 0 {
+            break;
+        }
+    }
+    taken.into_boxed_slice()
+}
+
+/// What O_DIRECT needs of offsets, lengths and addresses; none where it is of no use.
+fn direct_alignment(file: &File) -> io::Result<Option<u64>> {
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "f_type differs between architectures"
+    )]
+    let kind = fstatfs(file)?.f_type as i64;
+    if IN_MEMORY.contains(&kind) {
+        return Ok(None);
+    }
+    let Ok(told) = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) else {
+        return Ok(Some(SAFE_ALIGNMENT));
+    };
+    if told.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        return Ok(Some(SAFE_ALIGNMENT));
+    }
+    let needed = told.stx_dio_mem_align.max(told.stx_dio_offset_align);
+    let usable = told.stx_dio_offset_align != 0 && needed.is_power_of_two();
+    Ok(usable.then_some(u64::from(needed)))
+}
+
+impl Store for RingStore {
+    fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    async fn read(&self, at: u64, into: Buffer) -> Done {
+        let (moved, mut buffer) = self.transfer(at, into, false).await;
+        let outcome = moved.map(|moved| buffer.fill_zero(moved, buffer.len() - moved));
+        Done {
+            outcome,
+            buffer: Some(buffer),
+        }
+    }
+
+    async fn write(&self, at: u64, from: Buffer) -> Done {
+        let (moved, buffer) = self.transfer(at, from, true).await;
+        Done {
+            outcome: moved.map(drop),
+            buffer: Some(buffer),
+        }
+    }
+
+    async fn punch(&self, at: u64, len: u64) -> Result<(), Fault> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        self.allocate(at, len, mode).await
+    }
+
+    async fn zero(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.allocate(at, len, libc::FALLOC_FL_ZERO_RANGE).await
+    }
+
+    async fn sync(&self) -> Result<(), Fault> {
+        loop {
+            let fd = types::Fd(self.file.as_raw_fd());
+            let flags = types::FsyncFlags::DATASYNC;
+            let entry = opcode::Fsync::new(fd).flags(flags).build();
+            let payload = Payload::File {
+                _file: Rc::clone(&self.file),
+            };
+            match self.ring.start(entry, payload, Cancel::Never).await.0 {
+                0.. => return Ok(()),
+                error if -error == libc::EINTR || -error == libc::EAGAIN => {}
+                error => return Err(Fault::Os(-error)),
+            }
+        }
+    }
+}
+
+impl AsFd for RingStore {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
