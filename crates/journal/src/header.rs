@@ -1,8 +1,33 @@
 //! What a segment says of itself before its content.
 
 use jiff::Timestamp;
-use model::{Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
+use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
 use serde::{Deserialize, Serialize};
+
+/// Largest disk, in bytes: bounds what a run of zeroes may cost.
+const MAX_DISK: u64 = 64 << 40;
+
+/// A header that contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// A VM that is replicated has a disk, and no more than [`MAX_DISKS`].
+    #[error("it names {0} disks, not 1 to {MAX_DISKS}")]
+    Disks(usize),
+    /// A disk at fault.
+    #[error("{id:?} {fault}")]
+    Disk {
+        /// The disk.
+        id: DiskId,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// Its number does not lie in its own term.
+    #[error("point {0} does not lie on its lineage")]
+    Point(PointId),
+    /// What it builds on is not an earlier point of its lineage.
+    #[error("it builds on {0}, which is no earlier point of its lineage")]
+    Since(PointId),
+}
 
 /// Header of a segment: enough to decide whether it may be accepted, before any content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +98,46 @@ impl Header {
                 term: self.lineage.current().id,
                 sequence,
             }),
+        }
+    }
+
+    /// Whether the header agrees with itself.
+    ///
+    /// # Errors
+    /// The first contradiction.
+    pub fn check(&self) -> Result<(), HeaderError> {
+        if self.disks.is_empty() || self.disks.len() > MAX_DISKS {
+            return Err(HeaderError::Disks(self.disks.len()));
+        }
+        for (position, disk) in self.disks.iter().enumerate() {
+            let fault = if disk.size.0 == 0 || disk.size.0 % BLOCK_SIZE != 0 {
+                "has a size that is no multiple of 4 KiB"
+            } else if disk.size.0 > MAX_DISK {
+                "is larger than 64 TiB"
+            } else if self.disks[..position]
+                .iter()
+                .any(|other| other.id == disk.id)
+            {
+                "is named twice"
+            } else {
+                continue;
+            };
+            return Err(HeaderError::Disk { id: disk.id, fault });
+        }
+        let Some(point) = self.point() else {
+            return Ok(());
+        };
+        if point.sequence == 0 || !self.lineage.contains(point) {
+            return Err(HeaderError::Point(point));
+        }
+        match self.content {
+            Content::Delta {
+                since: Since::Point(since),
+                ..
+            } if since.sequence >= point.sequence || !self.lineage.contains(since) => {
+                Err(HeaderError::Since(since))
+            }
+            _ => Ok(()),
         }
     }
 }
