@@ -1,1 +1,27 @@
-//! The replication state machines and their thin drivers.
+//! Replication between two hosts: the state machines (no I/O) and their thin drivers.
+//!
+//! ```text
+//!        primary host                                     replica host
+//!   Source (diskd, outbox)                           ReplicaHost (VM folder)
+//!        ^                                                    ^
+//!        | cut, seed, fold back                               | enrol, contact, stand down
+//!   driver <--events/outputs--> sender             receiver --+--> journal
+//!        |                                                    ^
+//!        +---- Link ---- wire over TLS 1.3, both sides -------+
+//! ```
+//!
+//! - [`identity`], [`trust`], [`tls`]: who is at the other end. Everything above sees a
+//!   [`Principal`](tls::Principal), never a certificate.
+//! - [`wire`]: what is said, [`client`] and [`receiver`] say it.
+//! - [`sender`]: what the primary does next, a pure function of what happened; [`driver`]
+//!   carries it out over a [`Source`](source::Source) and a [`Link`](link::Link).
+//! - [`run`] and [`standing`]: which of the two hosts may run the VM, and the durable record
+//!   that the decision rests on.
+
+pub mod host;
+pub mod link;
+pub mod report;
+pub mod run;
+pub mod source;
+pub mod standing;
+pub mod wire;

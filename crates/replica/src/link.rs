@@ -1,0 +1,51 @@
+//! The way to the replica, as the driver sees it.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use journal::Root;
+use model::{Lineage, Problem};
+
+use crate::wire::{CommitAnswer, Offer, OfferAnswer, TipAnswer};
+
+/// Why a request to the partner has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody knows whether it was carried out: no connection, no answer in time.
+    #[error("{0}")]
+    Lost(Problem),
+    /// The partner answered and refused.
+    #[error("{0}")]
+    Refused(Problem),
+}
+
+impl LinkError {
+    /// What to tell a person.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        match self {
+            Self::Lost(problem) | Self::Refused(problem) => problem,
+        }
+    }
+}
+
+/// Requests about one relationship, each idempotent. Real: [`crate::client::PeerLink`]. A future
+/// that is dropped may or may not have been carried out.
+pub trait Link: Send + Sync + 'static {
+    /// What the replica has; tells it our lineage.
+    fn tip(&self, lineage: &Lineage) -> impl Future<Output = Result<TipAnswer, LinkError>> + Send;
+
+    /// Offers a staged segment.
+    fn offer(&self, offer: &Offer) -> impl Future<Output = Result<OfferAnswer, LinkError>> + Send;
+
+    /// Stores chunk `n` of an offered segment.
+    fn put(
+        &self,
+        root: Root,
+        n: u64,
+        chunk: Bytes,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Publishes an offered segment whose chunks were all stored.
+    fn commit(&self, root: Root) -> impl Future<Output = Result<CommitAnswer, LinkError>> + Send;
+}

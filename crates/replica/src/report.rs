@@ -1,0 +1,71 @@
+//! What a driver tells of its relationship.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use model::{Bytes, PointId, Problem, ReplicationState};
+
+/// A segment on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes of the file that the replica has.
+    pub sent: Bytes,
+    /// Length of the file.
+    pub total: Bytes,
+}
+
+/// State and measures of one relationship, on the primary. Counters begin with the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkReport {
+    /// State of the relationship.
+    pub state: ReplicationState,
+    /// The newest point that the replica acknowledged.
+    pub acknowledged: Option<PointId>,
+    /// When that point was cut: the replica is behind by the time since then (RPO now).
+    pub acknowledged_cut: Option<Timestamp>,
+    /// When the replica last acknowledged anything.
+    pub last_success: Option<Timestamp>,
+    /// Why it stands still, or stood still last; none after a success.
+    pub last_error: Option<Problem>,
+    /// Points acknowledged.
+    pub cycles: u64,
+    /// Times at which a point was due while the one before was not acknowledged yet.
+    pub missed: u64,
+    /// How often the partner could not be reached, or a request got no answer.
+    pub link_losses: u64,
+    /// Bytes of chunks that the replica stored.
+    pub shipped: Bytes,
+    /// Bytes of chunks that the replica had already when a segment was offered.
+    pub spared: Bytes,
+    /// Time from the last acknowledged cut to its acknowledgement.
+    pub last_latency: Option<Duration>,
+    /// Length of the last acknowledged segment file.
+    pub last_size: Bytes,
+    /// The segment on its way, if any.
+    pub transfer: Option<Transfer>,
+    /// How far the initial replication is: bytes of disks looked at, while it goes on.
+    pub seeding: Option<crate::source::Position>,
+}
+
+impl LinkReport {
+    /// Before anything happened.
+    #[must_use]
+    pub fn new(state: ReplicationState) -> Self {
+        Self {
+            state,
+            acknowledged: None,
+            acknowledged_cut: None,
+            last_success: None,
+            last_error: None,
+            cycles: 0,
+            missed: 0,
+            link_losses: 0,
+            shipped: Bytes(0),
+            spared: Bytes(0),
+            last_latency: None,
+            last_size: Bytes(0),
+            transfer: None,
+            seeding: None,
+        }
+    }
+}

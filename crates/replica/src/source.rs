@@ -1,0 +1,160 @@
+//! What is replicated, as the driver sees it: the VM's diskd, its outbox, its durable records.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use journal::Header;
+use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
+use serde::{Deserialize, Serialize};
+
+use crate::wire::Offer;
+
+/// A staged segment in the outbox. At most one exists: its marks come back only by
+/// [`Source::fold_back`], and go only by [`Source::confirm`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staged {
+    /// The segment file.
+    pub file: PathBuf,
+    /// Its header, as read from the file.
+    pub header: Header,
+}
+
+/// A staged part of an initial replication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagedPart {
+    /// The segment.
+    pub segment: Staged,
+    /// First byte of the disk that the next part looks at; none at the end of the disk.
+    pub next: Option<u64>,
+}
+
+/// Asks for a part of an initial replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeedPart {
+    /// The initial replication.
+    pub seed: SeedId,
+    /// Number of the part.
+    pub part: u64,
+    /// Where it begins.
+    pub at: Position,
+}
+
+/// How far an initial replication has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Index of the disk among the replicated ones; their number when all are done.
+    pub disk: usize,
+    /// First byte that was not looked at yet.
+    pub from: u64,
+}
+
+/// What the primary must remember of a relationship over a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Progress {
+    /// The initial replication is being sent.
+    Seeding {
+        /// Its identity.
+        seed: SeedId,
+        /// Number of the next part that is not acknowledged.
+        part: u64,
+        /// Where that part begins.
+        at: Position,
+        /// Where it ends, once it was staged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        end: Option<Position>,
+    },
+    /// Deltas are being sent.
+    Live {
+        /// The newest point known to be acknowledged.
+        acknowledged: PointId,
+    },
+}
+
+impl Progress {
+    /// The beginning of a relationship.
+    #[must_use]
+    pub fn begin(seed: SeedId) -> Self {
+        Self::Seeding {
+            seed,
+            part: 0,
+            at: Position { disk: 0, from: 0 },
+            end: None,
+        }
+    }
+}
+
+/// What was found when tracking began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracking {
+    /// Whether the marks are exact; if not, every block of every disk is marked now.
+    pub exact: bool,
+    /// The segment that is in the outbox, if any.
+    pub staged: Option<Staged>,
+    /// What was recorded last.
+    pub progress: Progress,
+    /// The highest sequence number ever reserved in the current term or before.
+    pub reserved: u64,
+}
+
+/// The primary's side of one relationship. Implemented over diskd's control socket.
+///
+/// Every method may be repeated after a failure. An error of any method suspends the
+/// relationship with the problem as its cause, and after a while everything begins again
+/// with [`track`](Source::track).
+pub trait Source: Send + Sync + 'static {
+    /// Lets diskd track for this relationship, and looks what the outbox holds. More than one
+    /// segment there: all but the newest are folded back first. Not exact: the outbox may be
+    /// emptied, since every block is marked.
+    fn track(&self) -> impl Future<Output = Result<Tracking, Problem>> + Send;
+
+    /// The next sequence number: above all before, recorded durably before it is given.
+    fn reserve_sequence(&self) -> impl Future<Output = Result<u64, Problem>> + Send;
+
+    /// Stages a part of the initial replication.
+    fn seed(&self, part: SeedPart) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
+
+    /// Cuts all disks at one instant and stages what changed after `since`: every mark there is.
+    fn cut(
+        &self,
+        since: Since,
+        sequence: u64,
+    ) -> impl Future<Output = Result<Staged, Problem>> + Send;
+
+    /// What the segment file consists of; see [`crate::outbox::offer`].
+    fn offer(&self, staged: &Staged) -> impl Future<Output = Result<Offer, Problem>> + Send;
+
+    /// Chunk `n` of the segment file; see [`crate::outbox::chunk`].
+    fn chunk(&self, staged: &Staged, n: u64)
+    -> impl Future<Output = Result<Bytes, Problem>> + Send;
+
+    /// The replica has it durably: forget its marks and remove the file. No error if it is gone.
+    fn confirm(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// It will not be shipped: mark its blocks again, then remove the file. No error if it is gone.
+    fn fold_back(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// Records progress durably.
+    fn persist(&self, progress: Progress) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// The partner runs the VM in `lineage`: stop the guest at once, then record it durably
+    /// ([`Standing::superseded`](crate::standing::Standing::superseded)). Tried again until it succeeds.
+    fn gate(&self, lineage: &Lineage) -> impl Future<Output = Result<(), Problem>> + Send;
+}
+
+/// What does not change while a driver runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// For messages: ``VM `web` ``.
+    pub thing: String,
+    /// Name of the replica host, for messages.
+    pub partner: String,
+    /// The replicated disks, in the order of every segment's header.
+    pub disks: Vec<DiskId>,
+    /// The primary's lineage; its current term is the one in which it cuts.
+    pub lineage: Lineage,
+    /// Time from one point to the next.
+    pub frequency: std::time::Duration,
+}

@@ -1,0 +1,423 @@
+//! How a VM stands on this host: its role, its lineage, and why it may run here.
+//!
+//! One durable file in the VM's folder. The right to run passes between two hosts like this:
+//!
+//! ```text
+//!   host-b (replica)                              host-a (primary)
+//!   prepare: names a new term, durable
+//!        ---- stand-down {lineage + new term} --->  not running: stood_down = it, durable
+//!        <--- stood down for that term -----------
+//!   take_over: lineage + new term, durable
+//!   start                                           start: refused, stood down
+//! ```
+//!
+//! The answer is worth something only while the attempt it names is open: a host that stands
+//! down itself drops its attempt, so a late answer finds nothing to open. An override takes
+//! the place of the answer; its term then meets the partner's at first contact, and the lower
+//! one is gated. All transitions are pure functions from a standing to the next one; the caller
+//! stores the result before it acts on it.
+//!
+//! What survives a crash: everything here; nothing else is needed to decide.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use model::{Code, Lineage, PointId, Problem, Term, TermId};
+use serde::{Deserialize, Serialize};
+
+use crate::run::{Evidence, Rank, rank};
+use crate::wire::PartnerStanding;
+
+/// Name of the file in a VM's folder.
+pub const FILE: &str = "standing.toml";
+
+const VERSION: u32 = 1;
+const MAX_FILE: u64 = 4 << 20;
+const MAX_STATEMENT: usize = 1000;
+
+/// What this host is for a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The VM belongs here.
+    Primary,
+    /// It is received here and does not run.
+    Replica,
+    /// It was received here, and this host took over.
+    FailedOver,
+}
+
+/// A person's word that the VM does not run elsewhere, or that it may run twice for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// What they stated.
+    pub statement: String,
+    /// Who, as the API knows them.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Why the VM may be started in the current term without asking the partner again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Warrant {
+    /// The partner stood down for the current term, durably.
+    StoodDown,
+    /// The last recorded override; it ends at first contact.
+    Override,
+}
+
+/// How a VM stands on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    version: u32,
+    /// Its role.
+    pub role: Role,
+    /// Name of the host at the other end of the relationship, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner: Option<String>,
+    /// Why it may be started without asking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warrant: Option<Warrant>,
+    /// The path of terms up to the one in which it runs, or is received, here.
+    pub lineage: Lineage,
+    /// The partner's lineage that this host gave way to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stood_down: Option<Lineage>,
+    /// The lineage that this host is about to open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Lineage>,
+    /// Every override, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+/// What a contact changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// The standing from now on; store it if it differs.
+    pub standing: Standing,
+    /// Whether the guest must be stopped, within a second and before the partner is answered.
+    pub gate: bool,
+}
+
+/// The file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StandingError {
+    /// The operating system refused.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not what this build writes.
+    #[error("{} is not a standing", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Names line and key.
+        source: toml::de::Error,
+    },
+    /// Longer than any honest one.
+    #[error("{} has {len} bytes, more than {MAX_FILE}", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// Written by a newer Pollux.
+    #[error("{} has version {version}; this build reads version {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+impl Standing {
+    /// Of a new VM: the primary, without a partner.
+    #[must_use]
+    pub fn primary(lineage: Lineage) -> Self {
+        Self {
+            version: VERSION,
+            role: Role::Primary,
+            partner: None,
+            warrant: None,
+            lineage,
+            stood_down: None,
+            attempt: None,
+            overrides: Vec::new(),
+        }
+    }
+
+    /// Of a VM that `partner` asked this host to receive.
+    #[must_use]
+    pub fn replica(partner: &str, lineage: Lineage) -> Self {
+        Self {
+            role: Role::Replica,
+            partner: Some(partner.to_owned()),
+            ..Self::primary(lineage)
+        }
+    }
+
+    /// Reads the file; none if there is none.
+    ///
+    /// # Errors
+    /// [`StandingError`]
+    pub fn load(path: &Path) -> Result<Option<Self>, StandingError> {
+        let io = |source| StandingError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let len = match std::fs::metadata(path) {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(error)),
+        };
+        if len > MAX_FILE {
+            let path = path.to_owned();
+            return Err(StandingError::TooLong { path, len });
+        }
+        let text = std::fs::read_to_string(path).map_err(io)?;
+        let standing: Self = toml::from_str(&text).map_err(|source| StandingError::Syntax {
+            path: path.to_owned(),
+            source,
+        })?;
+        if standing.version != VERSION {
+            return Err(StandingError::Version {
+                path: path.to_owned(),
+                version: standing.version,
+            });
+        }
+        Ok(Some(standing))
+    }
+
+    /// Writes the file durably.
+    ///
+    /// # Errors
+    /// [`StandingError::Io`]
+    pub fn store(&self, path: &Path) -> Result<(), StandingError> {
+        let text = toml::to_string_pretty(self).expect("every field has a TOML form");
+        durable::replace(path, text.as_bytes()).map_err(|source| StandingError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Names the term that this host is about to open, growing from `point`.
+    ///
+    /// # Errors
+    /// [`Problem`] when it may simply be started here, or `point` is not of its history.
+    pub fn prepare(&self, thing: &str, point: PointId, opener: &str) -> Result<Self, Problem> {
+        if self.role != Role::Replica && self.stood_down.is_none() {
+            return Err(Problem::new(
+                Code::Conflict,
+                thing,
+                "belongs to this host already",
+                "start it",
+            ));
+        }
+        let invalid = |reason: &str| Problem::new(Code::Invalid, thing, reason, "");
+        let position = self
+            .lineage
+            .terms()
+            .iter()
+            .position(|term| term.id == point.term)
+            .filter(|_| self.lineage.contains(point))
+            .ok_or_else(|| invalid(&format!("has no point {point} in its history here")))?;
+        let mut terms = self.lineage.terms()[..=position].to_vec();
+        // Above the partner's as well: who takes over knowingly must win at first contact.
+        let seen = self.stood_down.as_ref().map_or(0, |l| l.current().number);
+        let number = seen
+            .max(self.lineage.current().number)
+            .checked_add(1)
+            .ok_or_else(|| invalid("has no term number left"))?;
+        terms.push(Term {
+            number,
+            id: TermId::random(),
+            opener: opener.to_owned(),
+            parent: Some(point),
+        });
+        let attempt = Lineage::try_from(terms).map_err(|e| Problem::failed(thing, &e))?;
+        Ok(Self {
+            attempt: Some(attempt),
+            ..self.clone()
+        })
+    }
+
+    /// Opens the prepared term. Store the result before QEMU starts.
+    ///
+    /// # Errors
+    /// [`Problem`] when the evidence does not allow it.
+    pub fn take_over(&self, thing: &str, evidence: &Evidence) -> Result<Self, Problem> {
+        let attempt = self.attempt.as_ref().ok_or_else(|| {
+            let reason = "stood down for its partner since the takeover began";
+            Problem::new(Code::Conflict, thing, reason, "begin the failover again")
+        })?;
+        let warrant = crate::run::may_take_over(thing, self, attempt.current().id, evidence)?;
+        let mut next = Self {
+            role: match self.role {
+                Role::Primary => Role::Primary,
+                Role::Replica | Role::FailedOver => Role::FailedOver,
+            },
+            lineage: attempt.clone(),
+            warrant: Some(warrant),
+            stood_down: None,
+            attempt: None,
+            ..self.clone()
+        };
+        next.record(evidence);
+        Ok(next)
+    }
+
+    /// The standing with which the VM may be started in its current term. Store the result
+    /// before QEMU starts. The caller keeps deciding, starting and
+    /// [standing down](Self::stand_down) apart: one owner per VM.
+    ///
+    /// # Errors
+    /// [`Problem`] when the evidence does not allow it.
+    pub fn start(&self, thing: &str, evidence: &Evidence) -> Result<Self, Problem> {
+        let warrant = crate::run::may_start(thing, self, evidence)?;
+        let mut next = Self {
+            warrant,
+            ..self.clone()
+        };
+        next.record(evidence);
+        Ok(next)
+    }
+
+    fn record(&mut self, evidence: &Evidence) {
+        if let Evidence::Override(word) = evidence {
+            self.overrides.push(word.clone());
+        }
+    }
+
+    /// Gives up the right to run in favour of the partner's new term. Store the result before
+    /// the partner is answered. `runs`: the guest runs here, or is being started.
+    ///
+    /// # Errors
+    /// [`Problem`] when it runs here, or the partner does not build on what this host has.
+    pub fn stand_down(&self, thing: &str, asked: &Lineage, runs: bool) -> Result<Self, Problem> {
+        crate::run::may_stand_down(thing, self, asked, runs)?;
+        let stood_down = match &self.stood_down {
+            Some(known) if rank(known, asked) == Some(Rank::Ours) => known.clone(),
+            _ => asked.clone(),
+        };
+        Ok(Self {
+            warrant: None,
+            stood_down: Some(stood_down),
+            attempt: None,
+            ..self.clone()
+        })
+    }
+
+    /// Takes the partner's lineage into account. `stood_down` is the lineage for which it says
+    /// that it stood down.
+    ///
+    /// # Errors
+    /// [`Problem`] when the two lineages have nothing in common.
+    pub fn meet(
+        &self,
+        thing: &str,
+        theirs: &Lineage,
+        stood_down: Option<&Lineage>,
+    ) -> Result<Met, Problem> {
+        let unrelated = || {
+            let reason = "has another history on the partner: the two are not the same VM";
+            let way_out = "remove the relationship on both hosts and make it anew";
+            Problem::new(Code::Conflict, thing, reason, way_out)
+        };
+        let mut next = self.clone();
+        let mut gate = false;
+        match rank(&self.lineage, theirs).ok_or_else(unrelated)? {
+            Rank::Theirs => {
+                next.attempt = None;
+                next.warrant = None;
+                if self.role == Role::Replica {
+                    // The primary opened a new term; its segments will follow.
+                    if theirs.descends_from(&self.lineage) {
+                        next.lineage = theirs.clone();
+                        next.stood_down = None;
+                    }
+                } else {
+                    gate = true;
+                    if self
+                        .stood_down
+                        .as_ref()
+                        .is_none_or(|known| rank(known, theirs) != Some(Rank::Ours))
+                    {
+                        next.stood_down = Some(theirs.clone());
+                    }
+                }
+            }
+            Rank::Same | Rank::Ours => {
+                let for_us = stood_down
+                    .is_some_and(|theirs| theirs.current().id == self.lineage.current().id);
+                if self.role != Role::Replica && self.stood_down.is_none() && for_us {
+                    next.warrant = Some(Warrant::StoodDown);
+                } else if next.warrant == Some(Warrant::Override) {
+                    // First contact: from now on the partner's word counts again.
+                    next.warrant = None;
+                }
+            }
+        }
+        Ok(Met {
+            standing: next,
+            gate,
+        })
+    }
+
+    /// [`meet`](Self::meet), for an answer that only names the lineage that succeeded ours.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn superseded(&self, thing: &str, theirs: &Lineage) -> Result<Met, Problem> {
+        self.meet(thing, theirs, None)
+    }
+
+    /// What to answer the partner.
+    #[must_use]
+    pub fn tell(&self, runs: bool) -> PartnerStanding {
+        PartnerStanding {
+            role: self.role,
+            lineage: self.lineage.clone(),
+            runs,
+            stood_down: self.stood_down.clone(),
+        }
+    }
+}
+
+impl Override {
+    /// A recorded override.
+    ///
+    /// # Errors
+    /// [`Problem`] when the statement says nothing, or too much.
+    pub fn new(statement: &str, by: &str, at: Timestamp) -> Result<Self, Problem> {
+        let statement = statement.trim();
+        if statement.is_empty() || statement.len() > MAX_STATEMENT {
+            return Err(Problem::new(
+                Code::Invalid,
+                "the override",
+                format!("needs a statement of 1 to {MAX_STATEMENT} bytes"),
+                "say why the VM cannot run on the other host, such as `host-a has burnt down`",
+            ));
+        }
+        Ok(Self {
+            statement: statement.to_owned(),
+            by: by.to_owned(),
+            at,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "standing_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+use super::*;
+use crate::run::Evidence;
+
+const VM: &str = "VM `web`";
+
+fn point(lineage: &Lineage, sequence: u64) -> PointId {
+    PointId {
+        term: lineage.current().id,
+        sequence,
+    }
+}
+
+fn word() -> Override {
+    Override::new("host-a has burnt down", "root", Timestamp::UNIX_EPOCH).expect("a statement")
+}
+
+/// The standings of a primary on host-a and its replica on host-b.
+fn pair() -> (Standing, Standing) {
+    let lineage = Lineage::begin("host-a");
+    let mut primary = Standing::primary(lineage.clone());
+    primary.partner = Some("host-b".to_owned());
+    (primary, Standing::replica("host-a", lineage))
+}
+
+#[test]
+fn what_was_stored_loads_again_and_an_unknown_key_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(FILE);
+    assert_eq!(Standing::load(&path).expect("absent"), None);
+    let (primary, replica) = pair();
+    let attempt = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let taken = attempt
+        .take_over(VM, &Evidence::Override(word()))
+        .expect("forced");
+    let gated = primary
+        .superseded(VM, &taken.lineage)
+        .expect("related")
+        .standing;
+    for standing in [primary, replica, attempt, taken, gated] {
+        standing.store(&path).expect("stored");
+        assert_eq!(Standing::load(&path).expect("loads"), Some(standing));
+    }
+    let text = std::fs::read_to_string(&path).expect("text");
+    std::fs::write(&path, format!("colour = 1\n{text}")).expect("written");
+    let error = Standing::load(&path).expect_err("unknown key");
+    let source = std::error::Error::source(&error).expect("a source");
+    assert!(source.to_string().contains("colour"), "{source}");
+    std::fs::write(&path, text.replace("version = 1", "version = 7")).expect("written");
+    assert!(matches!(
+        Standing::load(&path),
+        Err(StandingError::Version { version: 7, .. })
+    ));
+}
+
+#[test]
+fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
+    let (primary, replica) = pair();
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    assert!(primary.stand_down(VM, &asked, true).is_err(), "it runs");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    let term = asked.current().id;
+    let taken = ready
+        .take_over(VM, &Evidence::StoodDown(term))
+        .expect("stood down for it");
+    assert_eq!(taken.role, Role::FailedOver);
+    assert!(taken.start(VM, &Evidence::Unasked).is_ok());
+    for evidence in [
+        Evidence::Unasked,
+        Evidence::Unreachable("no route".to_owned()),
+        Evidence::Says(replica.tell(false)),
+        Evidence::Override(word()),
+    ] {
+        assert!(down.start(VM, &evidence).is_err(), "{evidence:?}");
+    }
+}
+
+#[test]
+fn a_late_answer_opens_nothing_once_this_host_stood_down() {
+    let (primary, replica) = pair();
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    // The failover was given up; the primary wants to run again.
+    let back = down
+        .prepare(VM, point(&down.lineage, 5), "host-a")
+        .expect("stood down");
+    let wanted = back.attempt.clone().expect("an attempt");
+    let yielded = ready.stand_down(VM, &wanted, false).expect("not running");
+    let late = Evidence::StoodDown(asked.current().id);
+    assert!(yielded.take_over(VM, &late).is_err());
+    let term = wanted.current().id;
+    let again = back
+        .take_over(VM, &Evidence::StoodDown(term))
+        .expect("yielded");
+    assert_eq!((again.role, again.stood_down), (Role::Primary, None));
+}
+
+#[test]
+fn an_override_needs_a_statement_is_kept_and_ends_at_first_contact() {
+    assert!(Override::new("  ", "root", Timestamp::UNIX_EPOCH).is_err());
+    let (primary, replica) = pair();
+    let taken = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word())))
+        .expect("forced");
+    assert_eq!(taken.overrides, [word()]);
+    assert!(taken.start(VM, &Evidence::Unasked).is_ok(), "until contact");
+    let met = primary.meet(VM, &taken.lineage, None).expect("the same VM");
+    assert!(met.gate, "the lower term is gated");
+    let told = met.standing.tell(false);
+    let after = taken
+        .meet(VM, &told.lineage, None)
+        .expect("the same VM")
+        .standing;
+    assert!(after.start(VM, &Evidence::Unasked).is_err());
+    assert!(after.start(VM, &Evidence::Says(told.clone())).is_ok());
+    let after = taken
+        .meet(VM, &told.lineage, told.stood_down.as_ref())
+        .expect("the same VM")
+        .standing;
+    assert_eq!(after.warrant, Some(Warrant::StoodDown));
+}
+
+#[test]
+fn a_vm_without_a_common_first_term_is_refused() {
+    let (primary, _) = pair();
+    let other = Lineage::begin("host-b");
+    assert!(primary.meet(VM, &other, None).is_err());
+    assert!(primary.stand_down(VM, &other, false).is_err());
+}

@@ -1,0 +1,354 @@
+//! What two hosts say to each other about a VM: paths, bodies, limits.
+//!
+//! HTTP/1.1 over TLS 1.3 with certificates on both sides. Bodies are JSON, read strictly, but
+//! for chunks, which are raw bytes. A refusal is a [`Problem`] as JSON with the status of its
+//! code. Every request about a relationship carries its id in the header [`RELATIONSHIP`], so
+//! that one that was removed and made anew is never taken for the old one.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /replica/v1/hello` | | [`Hello`] |
+//! | `PUT /replica/v1/vms/{vm}` | [`Enrol`] | [`Enrolled`] |
+//! | `DELETE /replica/v1/vms/{vm}` | | 204 |
+//! | `POST /replica/v1/vms/{vm}/standing` | [`Contact`] | [`PartnerStanding`] |
+//! | `POST /replica/v1/vms/{vm}/stand-down` | [`StandDown`] | [`StoodDownFor`] |
+//! | `POST /replica/v1/vms/{vm}/tip` | [`Contact`] | [`TipAnswer`] |
+//! | `POST /replica/v1/vms/{vm}/offer` | [`Offer`] | [`OfferAnswer`] |
+//! | `PUT /replica/v1/vms/{vm}/incoming/{root}/chunks/{n}` | bytes | 204 |
+//! | `POST /replica/v1/vms/{vm}/incoming/{root}/commit` | | [`CommitAnswer`] |
+//!
+//! The primary asks all of them of the replica; `standing` and `stand-down` go both ways.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use journal::{Header, Root};
+use model::{DiskId, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
+use serde::{Deserialize, Serialize};
+
+/// Version of the protocol that this build speaks.
+pub const VERSION: u32 = 1;
+/// What every path begins with.
+pub const PREFIX: &str = "/replica/v1";
+/// Request header that names the relationship.
+pub const RELATIONSHIP: &str = "pollux-relationship";
+
+/// Length of a chunk in bytes; only the last one of a file is shorter.
+pub const CHUNK: u64 = 2 << 20;
+/// Most chunks of one segment file (256 GiB); bounds what an offer makes the replica allocate.
+pub const MAX_CHUNKS: u64 = 1 << 17;
+/// Longest control body in bytes, but for an offer.
+pub const MAX_BODY: usize = 1 << 20;
+/// Longest body of an offer in bytes: [`MAX_CHUNKS`] hashes and a header.
+pub const MAX_OFFER_BODY: usize = 12 << 20;
+/// After this long a control request counts as lost.
+pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
+/// After this long a chunk counts as lost: 2 MiB at some 35 KiB/s.
+pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A BLAKE3 hash; 64 lower-case hex digits as text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The hash of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+/// Text that should have been a [`Digest`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a hash is 64 lower-case hex digits")]
+pub struct ParseDigestError;
+
+impl FromStr for Digest {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(ParseDigestError);
+        }
+        let value = |digit: u8| match digit {
+            b'0'..=b'9' => Ok(digit - b'0'),
+            // One text form only.
+            b'a'..=b'f' => Ok(digit - b'a' + 10),
+            _ => Err(ParseDigestError),
+        };
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = value(pair[0])? << 4 | value(pair[1])?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = ParseDigestError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Version of the protocol.
+    pub version: u32,
+    /// Name of the host that answers.
+    pub host: String,
+    /// The name under which it knows the caller.
+    pub you: String,
+}
+
+/// Asks a host to be the replica of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrol {
+    /// The new relationship. The same again is answered as the first time.
+    pub relationship: RelationshipId,
+    /// The VM; the twin gets the same id, hardware and disks.
+    pub spec: VmSpec,
+    /// The disks that are replicated, in the order of every segment's header.
+    pub disks: Vec<DiskId>,
+    /// Seconds between two points.
+    pub frequency_s: u32,
+    /// The initial replication that will follow.
+    pub seed: SeedId,
+    /// The primary's lineage.
+    pub lineage: Lineage,
+}
+
+/// The host agreed to be the replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolled {
+    /// What it has already: [`Tip::Nothing`] but when the request was repeated.
+    pub tip: Tip,
+}
+
+/// The caller's lineage. Any exchange of lineages is a *contact*: whoever finds that it was
+/// succeeded stops the VM before it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contact {
+    /// The caller's lineage.
+    pub lineage: Lineage,
+}
+
+/// How the VM stands on the answering host, after the contact was taken into account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartnerStanding {
+    /// Its role for the VM.
+    pub role: crate::standing::Role,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Whether the guest runs there, or is being started.
+    pub runs: bool,
+    /// The lineage it stood down for, if it did.
+    pub stood_down: Option<Lineage>,
+}
+
+/// Asks the partner to give up the right to run the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandDown {
+    /// The lineage that the caller is about to open; its current term is new.
+    pub lineage: Lineage,
+}
+
+/// The partner stood down, durably.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoodDownFor {
+    /// The term it stood down for: the asked one.
+    pub term: model::TermId,
+}
+
+/// What a replica has of a VM, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tip", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Tip {
+    /// Nothing yet.
+    Nothing,
+    /// The first `parts` parts of an initial replication.
+    Seeding {
+        /// The initial replication.
+        seed: SeedId,
+        /// Number of parts, without gaps.
+        parts: u64,
+    },
+    /// Everything up to this point.
+    Point {
+        /// The newest point.
+        point: PointId,
+    },
+}
+
+/// Answer to a [`Contact`] that asks for the tip.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TipAnswer {
+    /// The replica goes on as one.
+    At {
+        /// What it has.
+        tip: Tip,
+    },
+    /// It took over: the caller must stop the VM.
+    Superseded {
+        /// Its lineage.
+        lineage: Lineage,
+    },
+}
+
+/// Says what a segment file consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The segment's header.
+    pub header: Header,
+    /// The root in the segment's footer: with the header's point, its identity.
+    pub root: Root,
+    /// Length of the file in bytes.
+    pub file_len: u64,
+    /// Hash of each chunk of the file, in order.
+    pub chunks: Vec<Digest>,
+}
+
+impl Offer {
+    /// Number of chunks of a file of `file_len` bytes.
+    #[must_use]
+    pub fn chunk_count(file_len: u64) -> u64 {
+        file_len.div_ceil(CHUNK)
+    }
+
+    /// Length in bytes of chunk `n` of a file of `file_len` bytes; 0 past the end.
+    #[must_use]
+    pub fn chunk_len(file_len: u64, n: u64) -> u64 {
+        n.checked_mul(CHUNK)
+            .map_or(0, |start| file_len.saturating_sub(start).min(CHUNK))
+    }
+}
+
+/// Answer to an [`Offer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum OfferAnswer {
+    /// These chunks are missing; none of them may be left.
+    Missing {
+        /// Their numbers, rising.
+        chunks: Vec<u64>,
+    },
+    /// The segment is committed already.
+    Committed {
+        /// What the replica has.
+        tip: Tip,
+    },
+    /// It does not fit what the replica has; ask for the tip.
+    Unfit {
+        /// Why.
+        problem: Problem,
+    },
+    /// The replica took over: the caller must stop the VM.
+    Superseded {
+        /// The replica's lineage.
+        lineage: Lineage,
+    },
+}
+
+/// Answer to a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CommitAnswer {
+    /// Verified, durable and published.
+    Committed {
+        /// What the replica has now.
+        tip: Tip,
+    },
+    /// It cannot be committed as it is; offer it again, chunks may be missing.
+    Again {
+        /// Why.
+        problem: Problem,
+    },
+    /// The replica took over: the caller must stop the VM.
+    Superseded {
+        /// The replica's lineage.
+        lineage: Lineage,
+    },
+}
+
+/// `/replica/v1/vms/{vm}` and what follows it.
+#[must_use]
+pub fn vm_path(vm: VmId, rest: &str) -> String {
+    format!("{PREFIX}/vms/{vm}{rest}")
+}
+
+/// Path of chunk `n` of the incoming segment `root`.
+#[must_use]
+pub fn chunk_path(vm: VmId, root: Root, n: u64) -> String {
+    vm_path(vm, &format!("/incoming/{root}/chunks/{n}"))
+}
+
+/// Path to commit the incoming segment `root`.
+#[must_use]
+pub fn commit_path(vm: VmId, root: Root) -> String {
+    vm_path(vm, &format!("/incoming/{root}/commit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_has_one_text_form() {
+        let digest = Digest::of(b"castor");
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        for bad in ["", "00", "../../etc", &"A".repeat(64), &"é".repeat(32)] {
+            assert_eq!(bad.parse::<Digest>(), Err(ParseDigestError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chunks_cover_a_file_exactly() {
+        for len in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK] {
+            let sum: u64 = (0..Offer::chunk_count(len))
+                .map(|n| Offer::chunk_len(len, n))
+                .sum();
+            assert_eq!(sum, len);
+        }
+        assert_eq!(Offer::chunk_len(5, 1), 0);
+        assert_eq!(Offer::chunk_len(5, u64::MAX), 0);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let text = r#"{"tip":"seeding","seed":"67e55044-10b1-426f-9247-bb680e5fe0c8","parts":1}"#;
+        assert!(serde_json::from_str::<Tip>(text).is_ok());
+        let text = text.replace("parts", "pints");
+        assert!(serde_json::from_str::<Tip>(&text).is_err());
+    }
+}
