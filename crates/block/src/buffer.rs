@@ -140,6 +140,19 @@ impl Buffer {
         });
     }
 
+    /// Copies `len` bytes of `source` from `skip` on into this buffer from `offset` on.
+    ///
+    /// # Panics
+    /// If a range is outside its buffer.
+    pub fn copy_from(&mut self, offset: usize, source: &Self, skip: usize, len: usize) {
+        self.each(offset, len, |target, before, len| {
+            source.each(skip + before, len, |from, done, len| {
+                // SAFETY: both parts have `len` valid bytes. Guest memory may overlap itself.
+                unsafe { std::ptr::copy(from, target.add(done), len) };
+            });
+        });
+    }
+
     /// Zeroes `len` bytes from `offset` on.
     ///
     /// # Panics
@@ -183,6 +196,10 @@ impl Buffer {
         }
     }
 }
+
+// SAFETY: allocated memory has this one handle; borrowed memory is valid for as long as its owner,
+// which is Send and Sync, and is only ever copied raw.
+unsafe impl Send for Buffer {}
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

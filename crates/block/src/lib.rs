@@ -17,11 +17,15 @@
 //! never dropped while the kernel may still touch their memory.
 
 mod buffer;
+mod claim;
 mod device;
 mod image;
 mod store;
+mod wait;
 
 pub use buffer::Buffer;
+pub use claim::{Claim, Claims};
 pub use device::{Device, Done, Fault, Op};
 pub use image::{Image, Place};
 pub use store::Store;
+pub use wait::Waiters;
