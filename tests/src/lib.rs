@@ -1,1 +1,14 @@
 //! Whole-system tests with real guests, the demo, and their harness.
+//!
+//! Everything here goes through the programs that users run: a [`Host`] is a
+//! `polluxd` with a state folder of its own, driven with the command line
+//! `pollux`. Two of them on loopback, with a [`Wire`] between them that can be
+//! cut, are a primary and its replica.
+
+mod host;
+mod until;
+mod wire;
+
+pub use host::{Host, Refusal, Scratch, json_u64};
+pub use until::until;
+pub use wire::Wire;

@@ -1,0 +1,466 @@
+//! A polluxd with a state folder of its own, and the command line that drives it.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::until;
+
+/// Folders of a test or of the demo.
+pub struct Scratch {
+    state: PathBuf,
+    run: tempfile::TempDir,
+    remove: bool,
+}
+
+impl Scratch {
+    /// New folders, state below `target/system`; removed at the end unless the test fails.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn new(what: &str) -> Result<Self> {
+        let run = short_folder()?;
+        let unique = run
+            .path()
+            .file_name()
+            .context("a temporary folder has a name")?;
+        let state = target_folder()?.join("system").join(what).join(unique);
+        fs::create_dir_all(&state)?;
+        Ok(Self {
+            state,
+            run,
+            remove: true,
+        })
+    }
+
+    /// State in `state`, emptied first and kept afterwards.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn at(state: &Path) -> Result<Self> {
+        if state.exists() {
+            fs::remove_dir_all(state)
+                .with_context(|| format!("cannot empty {}", state.display()))?;
+        }
+        fs::create_dir_all(state)?;
+        Ok(Self {
+            state: state.to_owned(),
+            run: short_folder()?,
+            remove: false,
+        })
+    }
+
+    /// Where state lies.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.remove && !std::thread::panicking() {
+            // What is left under target/ harms nobody.
+            let _ = fs::remove_dir_all(&self.state);
+        }
+    }
+}
+
+/// A socket's path may have 107 bytes, and a checkout may lie deep: sockets lie in a folder of
+/// their own with a short path, on tmpfs if there is one.
+fn short_folder() -> Result<tempfile::TempDir> {
+    let shm = Path::new("/dev/shm");
+    let parent = if tempfile::tempfile_in(shm).is_ok() {
+        shm
+    } else {
+        Path::new("/tmp")
+    };
+    Ok(tempfile::Builder::new()
+        .prefix("pollux-")
+        .tempdir_in(parent)?)
+}
+
+/// `target/` of the build that this program is part of.
+fn target_folder() -> Result<PathBuf> {
+    Ok(programs()?
+        .parent()
+        .context("programs lie in a folder of target/")?
+        .to_owned())
+}
+
+/// The folder with `polluxd`, `pollux`, `pollux-vmd` and `pollux-diskd` of the same build.
+fn programs() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.join("polluxd").is_file())
+        .with_context(|| format!("no polluxd above {}: run `make build`", own.display()))?;
+    Ok(folder.to_owned())
+}
+
+/// What `pollux` said when it refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Its exit code.
+    pub exit: i32,
+    /// Its standard error.
+    pub message: String,
+}
+
+/// One host: a polluxd and all that it started.
+pub struct Host {
+    name: String,
+    state: PathBuf,
+    run: PathBuf,
+    port: u16,
+    daemon: Option<Child>,
+    echo: bool,
+}
+
+impl Host {
+    /// Starts the host `name` with its own folders in `scratch` and a free port.
+    ///
+    /// # Errors
+    /// polluxd does not come up.
+    pub fn start(name: &str, scratch: &Scratch) -> Result<Self> {
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let (state, run) = (scratch.state.join(name), scratch.run.path().join(name));
+        fs::create_dir_all(&state)?;
+        fs::create_dir_all(&run)?;
+        let mut host = Self {
+            name: name.to_owned(),
+            state,
+            run,
+            port,
+            daemon: None,
+            echo: false,
+        };
+        host.start_daemon()?;
+        Ok(host)
+    }
+
+    /// Prints every command line before it is run.
+    pub fn echo(&mut self) {
+        self.echo = true;
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Port of its replica endpoint on loopback.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// polluxd with this host's folders, not started.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn daemon_command(&self) -> Result<Command> {
+        let mut command = Command::new(programs()?.join("polluxd"));
+        command
+            .arg("--state")
+            .arg(&self.state)
+            .arg("--run")
+            .arg(&self.run)
+            .args(["--name", &self.name, "--replica-listen"])
+            .arg(format!("127.0.0.1:{}", self.port))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Starts polluxd (again) and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        ensure!(
+            self.daemon.is_none(),
+            "polluxd of {} runs already",
+            self.name
+        );
+        let log = self.state.with_extension("log");
+        let file = File::options().create(true).append(true).open(&log)?;
+        let mut child = self
+            .daemon_command()?
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()?;
+        let answered = until(Duration::from_secs(60), "polluxd answers", || {
+            if let Some(status) = child.try_wait()? {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                bail!("polluxd ended with {status}: {said}");
+            }
+            Ok(self
+                .command(&["-o", "json", "host", "status"])?
+                .output()?
+                .status
+                .success()
+                .then_some(()))
+        });
+        self.daemon = Some(child);
+        answered
+    }
+
+    /// `kill -9` of polluxd alone: its VMs run on.
+    ///
+    /// # Errors
+    /// It cannot be reaped.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9` of everything that the host runs.
+    ///
+    /// # Errors
+    /// Something survives.
+    pub fn kill_everything(&mut self) -> Result<()> {
+        self.kill_daemon()?;
+        let run = self.run.clone();
+        until(
+            Duration::from_secs(30),
+            "all processes of the host are gone",
+            || {
+                let left = processes_that_name(&run)?;
+                for pid in &left {
+                    // It may be gone already; the next look tells.
+                    let _ = Command::new("kill")
+                        .args(["-9", &pid.to_string()])
+                        .stderr(Stdio::null())
+                        .status();
+                }
+                Ok(left.is_empty().then_some(()))
+            },
+        )
+    }
+
+    /// The command line of this host with `args`, not run.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(programs()?.join("pollux"));
+        command
+            .arg("--socket")
+            .arg(self.run.join("api.sock"))
+            .args(args)
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs `pollux` with `args` and gives what it printed.
+    ///
+    /// # Errors
+    /// It refuses; the error is what it said.
+    pub fn pollux(&self, args: &[&str]) -> Result<String> {
+        if self.echo {
+            println!("\n{}$ pollux {}", self.name, quoted(args));
+        }
+        let output = self.command(args)?.stderr(Stdio::piped()).output()?;
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        if self.echo {
+            print!("{out}{err}");
+        }
+        ensure!(
+            output.status.success(),
+            "pollux {}: {} {err}",
+            quoted(args),
+            output.status
+        );
+        Ok(out.into_owned())
+    }
+
+    /// Runs `pollux -o json` with `args`, never echoed.
+    ///
+    /// # Errors
+    /// It refuses, or does not print JSON.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.command(&["-o", "json"])?.args(args).output()?;
+        ensure!(
+            output.status.success(),
+            "pollux {}: {}",
+            quoted(args),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Runs `pollux` with `args`, which must be refused.
+    ///
+    /// # Errors
+    /// It is not refused.
+    pub fn refused(&self, args: &[&str]) -> Result<Refusal> {
+        let output = self.command(args)?.output()?;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let exit = output
+            .status
+            .code()
+            .context("pollux was ended by a signal")?;
+        ensure!(exit != 0, "pollux {} was not refused", quoted(args));
+        Ok(Refusal { exit, message })
+    }
+
+    /// Makes two hosts trust each other; `self` reaches `other` at `address`.
+    ///
+    /// # Errors
+    /// One refuses.
+    pub fn trust_each_other(&self, other: &Host, address: &str) -> Result<()> {
+        let (here, there) = (
+            self.json(&["host", "identity"])?,
+            other.json(&["host", "identity"])?,
+        );
+        let own = format!("127.0.0.1:{}", self.port);
+        self.pollux(&[
+            "host",
+            "trust",
+            &other.name,
+            address,
+            text(&there, "fingerprint")?,
+        ])?;
+        other.pollux(&[
+            "host",
+            "trust",
+            &self.name,
+            &own,
+            text(&here, "fingerprint")?,
+        ])?;
+        Ok(())
+    }
+
+    /// What the guest of `vm` wrote to its serial port.
+    ///
+    /// # Errors
+    /// There is no such VM.
+    pub fn serial_log(&self, vm: &str) -> Result<String> {
+        let output = self.command(&["vm", "console", vm, "--log"])?.output()?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits for a line of the guest's serial log, after the first `after` bytes of it, that
+    /// contains `marker`; gives the line.
+    ///
+    /// # Errors
+    /// It does not come within `limit`; the error shows the end of the log.
+    pub fn serial_line(
+        &self,
+        vm: &str,
+        after: usize,
+        marker: &str,
+        limit: Duration,
+    ) -> Result<String> {
+        let found = until(limit, &format!("the guest says `{marker}`"), || {
+            let log = self.serial_log(vm)?;
+            let new = log.get(after..).unwrap_or_default();
+            // Only whole lines: the rest may still come.
+            let whole = &new[..new.rfind('\n').map_or(0, |end| end + 1)];
+            Ok(whole
+                .lines()
+                .find(|line| line.contains(marker))
+                .map(str::to_owned))
+        });
+        found.with_context(|| {
+            let log = self.serial_log(vm).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            format!(
+                "the serial log of {vm} on {} ends: {}",
+                self.name,
+                tail.join("\n")
+            )
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill_everything() {
+            eprintln!("cannot clean up host {}: {error:#}", self.name);
+        }
+    }
+}
+
+/// Field `name` of a JSON object, as text.
+fn text<'a>(object: &'a Value, name: &str) -> Result<&'a str> {
+    object[name]
+        .as_str()
+        .with_context(|| format!("no text `{name}` in {object}"))
+}
+
+/// Field at `path` (a JSON pointer) as a number.
+///
+/// # Errors
+/// There is none.
+pub fn json_u64(object: &Value, path: &str) -> Result<u64> {
+    object
+        .pointer(path)
+        .and_then(Value::as_u64)
+        .with_context(|| format!("no number at {path} in {object}"))
+}
+
+fn quoted(args: &[&str]) -> String {
+    let quote = |arg: &&str| {
+        let plain = !arg.is_empty() && !arg.contains(|c: char| " '\"$*&;|<>()".contains(c));
+        if plain {
+            (*arg).to_owned()
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    args.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// Processes of which the command line names something in `folder`.
+fn processes_that_name(folder: &Path) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    let needle = format!("{}/", folder.display());
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A process that ended meanwhile, or whose end is only to be reaped, has none.
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let ours = pid != std::process::id();
+        if ours
+            && String::from_utf8_lossy(&line)
+                .replace('\0', "/")
+                .contains(&needle)
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
