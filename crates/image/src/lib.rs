@@ -1,1 +1,13 @@
 //! From ranges of a virtual disk to places: raw and overlay.
+//!
+//! - [`RawDevice`]: block n of the disk lies at offset n of a store.
+//!
+//! Both take operations on 512-byte sectors whatever the store below needs, and both make a
+//! failed flush sticky: what it should have made durable may be lost, so nothing is written any
+//! more until the device is opened again.
+
+mod flush;
+mod raw;
+
+pub use flush::FlushGate;
+pub use raw::{RawDevice, SizeError};

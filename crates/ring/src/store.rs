@@ -305,3 +305,7 @@ impl AsFd for RingStore {
         self.file.as_fd()
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,5 +1,13 @@
-//! For tests only: power-cut store, injected network, guest builder.
+//! For tests only: power-cut store and folder, a seeded executor, conformance suites.
 
+mod conformance;
 mod folder;
+mod rng;
+mod schedule;
+mod store;
 
+pub use conformance::{device_conformance, join, power_cut_conformance, store_conformance};
 pub use folder::CutFolder;
+pub use rng::Rng;
+pub use schedule::Schedule;
+pub use store::PowerCutStore;

@@ -1,0 +1,135 @@
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ring::{Ring, RingStore};
+use testkit::{PowerCutStore, Rng, Schedule, device_conformance, power_cut_conformance};
+
+use super::*;
+
+const SIZE: u64 = 1 << 20;
+
+fn memory(alignment: u64, seed: u64) -> (PowerCutStore, RawDevice<PowerCutStore>) {
+    let store = PowerCutStore::new(0, alignment, seed);
+    let device = RawDevice::new(store.clone(), SIZE, false).expect("whole blocks");
+    (store, device)
+}
+
+/// Runs `test` to its end.
+fn drive(seed: u64, test: impl Future<Output = ()> + 'static) {
+    let schedule = Schedule::new(seed);
+    schedule.spawn(test);
+    assert_eq!(schedule.run(), 0, "it waits for ever");
+}
+
+#[test]
+fn a_raw_disk_over_memory_conforms_whatever_the_store_needs() {
+    for (seed, alignment) in [(1, 1), (2, 512), (3, 4096), (4, 4096)] {
+        let (_store, device) = memory(alignment, seed);
+        drive(seed, async move {
+            device_conformance(&device, seed, 400).await;
+        });
+    }
+}
+
+#[test]
+fn a_raw_disk_over_a_file_conforms_direct_and_buffered() {
+    let disk = tempfile::tempdir().expect("scratch");
+    let memory = tempfile::tempdir_in("/dev/shm").expect("scratch in memory");
+    for folder in [&disk, &memory] {
+        let ring = Ring::new(64).expect("this host has io_uring");
+        let path = folder.path().join("disk");
+        let store = RingStore::open(&ring, &path, false, true).expect("made");
+        let device = RawDevice::new(store, SIZE, false).expect("whole blocks");
+        ring.block_on(device_conformance(&device, 5, 300));
+    }
+}
+
+#[test]
+fn a_power_cut_leaves_every_sector_as_it_was_flushed_or_newer() {
+    for seed in 0..12 {
+        let alignment = [512, 4096][usize::from(seed % 2 == 0)];
+        let (store, device) = memory(alignment, seed);
+        drive(seed, async move {
+            let reopen = |cut| {
+                store.cut(cut);
+                RawDevice::new(store.clone(), SIZE, false).expect("whole blocks")
+            };
+            power_cut_conformance(device, reopen, seed, 60).await;
+        });
+    }
+}
+
+#[test]
+fn flushes_that_wait_at_the_same_time_share_one_sync() {
+    let (store, device) = memory(512, 7);
+    let device = Rc::new(device);
+    let schedule = Schedule::new(7);
+    let done = Rc::new(Cell::new(0));
+    for _ in 0..50 {
+        let (device, done) = (Rc::clone(&device), Rc::clone(&done));
+        schedule.spawn(async move {
+            assert_eq!(device.run(Op::Flush).await.outcome, Ok(()));
+            done.set(done.get() + 1);
+        });
+    }
+    assert_eq!(schedule.run(), 0);
+    assert_eq!(done.get(), 50);
+    assert!(store.syncs() < 25, "{} syncs for 50 flushes", store.syncs());
+}
+
+#[test]
+fn a_flush_never_relies_on_a_sync_that_began_before_it() {
+    for seed in 0..40 {
+        let (store, device) = memory(4096, seed);
+        let device = Rc::new(device);
+        let schedule = Schedule::new(seed);
+        let flushed = Rc::new(Cell::new(0_u64));
+        for block in 0..8_u64 {
+            let (device, flushed) = (Rc::clone(&device), Rc::clone(&flushed));
+            schedule.spawn(async move {
+                let from = Buffer::from_slice(&[1; 4096]);
+                let at = block * 4096;
+                assert_eq!(device.run(Op::Write { at, from }).await.outcome, Ok(()));
+                assert_eq!(device.run(Op::Flush).await.outcome, Ok(()));
+                flushed.set(flushed.get() | 1 << block);
+            });
+        }
+        for _ in 0..Rng::new(seed).below(120) {
+            schedule.step();
+        }
+        schedule.kill();
+        store.cut(seed);
+        let content = store.content();
+        for block in (0..8).filter(|block| flushed.get() & (1 << block) != 0) {
+            assert_eq!(content[block * 4096..][..4096], [1; 4096], "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_flush_is_sticky_for_writes_and_flushes_and_reads_go_on() {
+    let (store, device) = memory(512, 9);
+    drive(9, async move {
+        store.fail_syncs(1);
+        assert_eq!(device.run(Op::Flush).await.outcome, Err(Fault::Os(5)));
+        assert_eq!(device.run(Op::Flush).await.outcome, Err(Fault::FlushFailed));
+        let from = Buffer::zeroed(512);
+        let done = device.run(Op::Write { at: 0, from }).await;
+        assert_eq!(done.outcome, Err(Fault::FlushFailed));
+        let into = Buffer::zeroed(512);
+        assert_eq!(device.run(Op::Read { at: 0, into }).await.outcome, Ok(()));
+    });
+}
+
+#[test]
+fn a_read_only_disk_refuses_every_change() {
+    let store = PowerCutStore::new(0, 512, 1);
+    let device = RawDevice::new(store, SIZE, true).expect("whole blocks");
+    drive(1, async move {
+        let from = Buffer::zeroed(512);
+        let done = device.run(Op::Write { at: 0, from }).await;
+        assert_eq!(done.outcome, Err(Fault::ReadOnly));
+        let done = device.run(Op::Discard { at: 0, len: 512 }).await;
+        assert_eq!(done.outcome, Err(Fault::ReadOnly));
+    });
+}

@@ -1,0 +1,265 @@
+//! A store in memory whose power can be cut.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use block::{Buffer, Done, Fault, Store};
+
+use crate::Rng;
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR: usize = 512;
+
+struct Pending {
+    at: u64,
+    bytes: Vec<u8>,
+    /// Whether the write was acknowledged; a sync covers it then.
+    completed: bool,
+    number: u64,
+}
+
+struct Inner {
+    durable: Vec<u8>,
+    current: Vec<u8>,
+    /// Not durable for sure, in the order in which they reached the store.
+    pending: Vec<Pending>,
+    next: u64,
+    rng: Rng,
+    failing_syncs: u32,
+    syncs: u64,
+    held: bool,
+}
+
+/// A [`Store`] with a volatile and a durable half: writes may be lost or torn at 512 bytes until a
+/// sync that began after they completed. Operations take a few turns of the executor each, as many
+/// as the seed says. Clones are the same store.
+#[derive(Clone)]
+pub struct PowerCutStore {
+    inner: Rc<RefCell<Inner>>,
+    alignment: u64,
+}
+
+impl PowerCutStore {
+    /// A store of `size` zeroes that needs `alignment`, with delays and losses decided by `seed`.
+    #[must_use]
+    pub fn new(size: usize, alignment: u64, seed: u64) -> Self {
+        Self {
+            inner: Rc::new(RefCell::new(Inner {
+                durable: vec![0; size],
+                current: vec![0; size],
+                pending: Vec::new(),
+                next: 0,
+                rng: Rng::new(seed),
+                failing_syncs: 0,
+                syncs: 0,
+                held: false,
+            })),
+            alignment,
+        }
+    }
+
+    /// Cuts the power: a random subset of what was not synced survives, sector by sector. The
+    /// store goes on with that.
+    pub fn cut(&self, seed: u64) {
+        let mut rng = Rng::new(seed);
+        let mut inner = self.inner.borrow_mut();
+        let pending = std::mem::take(&mut inner.pending);
+        for write in pending {
+            // Some writes are lost whole, some survive whole, some are torn.
+            let fate = rng.below(4);
+            for (number, sector) in write.bytes.chunks(SECTOR).enumerate() {
+                let survives = match fate {
+                    0 => false,
+                    1 => true,
+                    _ => rng.once_in(2),
+                };
+                if survives {
+                    put(
+                        &mut inner.durable,
+                        write.at + (number * SECTOR) as u64,
+                        sector,
+                    );
+                }
+            }
+        }
+        inner.current = inner.durable.clone();
+    }
+
+    /// What a reader would see now.
+    #[must_use]
+    pub fn content(&self) -> Vec<u8> {
+        self.inner.borrow().current.clone()
+    }
+
+    /// The next `count` syncs fail and make nothing durable.
+    pub fn fail_syncs(&self, count: u32) {
+        self.inner.borrow_mut().failing_syncs = count;
+    }
+
+    /// How many syncs began.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.inner.borrow().syncs
+    }
+
+    /// While held, operations wait; the executor must be told to poll them again by another wake
+    /// after the release, which [`PowerCutStore::delay`]'s self-waking does.
+    pub fn hold(&self, held: bool) {
+        self.inner.borrow_mut().held = held;
+    }
+
+    /// Waits for a random number of turns.
+    async fn delay(&self) {
+        let mut turns = self.inner.borrow_mut().rng.below(4);
+        poll_fn(|cx| {
+            if turns == 0 && !self.inner.borrow().held {
+                return Poll::Ready(());
+            }
+            turns = turns.saturating_sub(1);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn check(&self, at: u64, len: u64) -> Result<(), Fault> {
+        if (at | len) % self.alignment != 0 {
+            return Err(Fault::Os(22)); // EINVAL
+        }
+        Ok(())
+    }
+
+    async fn store(&self, at: u64, bytes: Vec<u8>) {
+        self.delay().await;
+        // Torn in the store as well: half of it may be seen before the other half.
+        let middle = bytes.len() / 2 / SECTOR * SECTOR;
+        let number = {
+            let mut inner = self.inner.borrow_mut();
+            let number = inner.next;
+            inner.next += 1;
+            put(&mut inner.current, at, &bytes[..middle]);
+            inner.pending.push(Pending {
+                at,
+                bytes: bytes.clone(),
+                completed: false,
+                number,
+            });
+            number
+        };
+        self.delay().await;
+        {
+            let mut inner = self.inner.borrow_mut();
+            put(&mut inner.current, at + middle as u64, &bytes[middle..]);
+        }
+        self.delay().await;
+        let mut inner = self.inner.borrow_mut();
+        if let Some(write) = inner
+            .pending
+            .iter_mut()
+            .find(|write| write.number == number)
+        {
+            write.completed = true;
+        }
+    }
+}
+
+fn put(target: &mut Vec<u8>, at: u64, bytes: &[u8]) {
+    let at = usize::try_from(at).expect("a small store");
+    if target.len() < at + bytes.len() {
+        target.resize(at + bytes.len(), 0);
+    }
+    target[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+impl Store for PowerCutStore {
+    fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    async fn read(&self, at: u64, mut into: Buffer) -> Done {
+        let refusal = self
+            .check(at, into.len() as u64)
+            .err()
+            .or_else(|| (!into.is_aligned(self.alignment)).then_some(Fault::Os(22)));
+        if let Some(fault) = refusal {
+            return Done {
+                outcome: Err(fault),
+                buffer: Some(into),
+            };
+        }
+        self.delay().await;
+        let len = into.len();
+        into.fill_zero(0, len);
+        {
+            let inner = self.inner.borrow();
+            let from = usize::try_from(at).expect("a small store");
+            let end = (from + len).min(inner.current.len());
+            if from < end {
+                into.copy_from_slice(0, &inner.current[from..end]);
+            }
+        }
+        self.delay().await;
+        Done {
+            outcome: Ok(()),
+            buffer: Some(into),
+        }
+    }
+
+    async fn write(&self, at: u64, from: Buffer) -> Done {
+        let refusal = self
+            .check(at, from.len() as u64)
+            .err()
+            .or_else(|| (!from.is_aligned(self.alignment)).then_some(Fault::Os(22)));
+        if let Some(fault) = refusal {
+            return Done {
+                outcome: Err(fault),
+                buffer: Some(from),
+            };
+        }
+        self.store(at, from.to_vec()).await;
+        Done {
+            outcome: Ok(()),
+            buffer: Some(from),
+        }
+    }
+
+    async fn punch(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.zero(at, len).await
+    }
+
+    async fn zero(&self, at: u64, len: u64) -> Result<(), Fault> {
+        let len = usize::try_from(len).expect("a small store");
+        self.store(at, vec![0; len]).await;
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<(), Fault> {
+        let covered: Vec<u64> = {
+            let mut inner = self.inner.borrow_mut();
+            inner.syncs += 1;
+            inner
+                .pending
+                .iter()
+                .filter(|write| write.completed)
+                .map(|write| write.number)
+                .collect()
+        };
+        self.delay().await;
+        let mut inner = self.inner.borrow_mut();
+        if inner.failing_syncs > 0 {
+            inner.failing_syncs -= 1;
+            return Err(Fault::Os(5)); // EIO
+        }
+        let pending = std::mem::take(&mut inner.pending);
+        for write in pending {
+            if covered.contains(&write.number) {
+                put(&mut inner.durable, write.at, &write.bytes);
+            } else {
+                inner.pending.push(write);
+            }
+        }
+        Ok(())
+    }
+}
