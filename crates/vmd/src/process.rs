@@ -1,0 +1,126 @@
+//! A child process: started so that it dies with vmd, watched through a pidfd, reaped.
+#![allow(unsafe_code, reason = "what a child does between fork and exec")]
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal,
+};
+
+use crate::control::{Exit, Program};
+use crate::signals::unblock_all;
+use crate::sockets::{FIRST_INHERITED, Inherited};
+
+/// A running child.
+pub(crate) struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    /// When it was started.
+    pub(crate) started: Instant,
+}
+
+impl Process {
+    /// Starts `program`; with `inherited`, those sockets are its descriptors from 3 on.
+    ///
+    /// `LISTEN_PID` is not set: the environment is made before the fork, when the child's id is
+    /// not known yet. So diskd must not leave `LISTEN_FDS` to children of its own.
+    pub(crate) fn start(program: &Program, inherited: Option<&Inherited>) -> io::Result<Self> {
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&program.log)?;
+        let mut command = Command::new(&program.program);
+        command
+            .args(&program.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
+        let mut held: Vec<RawFd> = Vec::new();
+        if let Some(inherited) = inherited {
+            held.extend(inherited.listeners.iter().map(AsRawFd::as_raw_fd));
+            command
+                .env("LISTEN_FDS", held.len().to_string())
+                .env("LISTEN_FDNAMES", &inherited.names);
+        }
+        let parent = getpid();
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated:
+        // io::Error from a number is a number. `held` are descriptors above every target, and
+        // the targets were reserved by `Inherited::reserve`, so that dup2 closes nothing.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                if getppid() != Some(parent) {
+                    // vmd died before the line above: nobody would send the signal.
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                unblock_all()?;
+                for (place, fd) in (FIRST_INHERITED..).zip(&held) {
+                    if libc::dup2(*fd, place) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn()?;
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self {
+                child,
+                pidfd,
+                started: Instant::now(),
+            }),
+            Err(error) => {
+                // It was never told about; fails only if it has ended, which is as good.
+                let _ = child.kill();
+                child.wait()?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `signal`; one that has ended takes none.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Err(error) = pidfd_send_signal(&self.pidfd, signal) {
+            tracing::debug!(pid = self.pid(), %error, "signal not sent");
+        }
+    }
+
+    /// How it ended, once it did.
+    pub(crate) fn reap(&mut self) -> Option<Exit> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => Some(match (status.code(), status.signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+            }),
+            Ok(None) => None,
+            Err(error) => {
+                // Only if somebody else reaped it, which nothing in this process does.
+                tracing::error!(pid = self.pid(), %error, "lost a child");
+                Some(Exit::Code(-1))
+            }
+        }
+    }
+}
+
+/// Readable once the process has ended.
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}

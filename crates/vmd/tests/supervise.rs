@@ -1,0 +1,388 @@
+//! The real `pollux-vmd` with small children.
+#![allow(unsafe_code, reason = "a test diskd takes its inherited descriptors")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use model::VmId;
+use pollux_vmd::config::{Config, Socket};
+use pollux_vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+const LIMIT: Duration = Duration::from_secs(20);
+/// The test below that is a diskd when vmd starts it.
+const ACCEPTOR: &str = "a_new_diskd_accepts_who_waited";
+
+struct Vmd {
+    child: Child,
+    folder: tempfile::TempDir,
+    config: Config,
+}
+
+impl Vmd {
+    /// A vmd whose diskd is `sh -c script`, or this very program.
+    fn start(script: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (program, args) = match script {
+            Some(script) => (PathBuf::from("/bin/sh"), vec!["-c".into(), script.into()]),
+            None => {
+                let args = ["--exact", ACCEPTOR, "--nocapture"].map(String::from);
+                (std::env::current_exe().unwrap(), args.to_vec())
+            }
+        };
+        let config = Config {
+            vm: VmId::random(),
+            control: path("vmd.sock"),
+            diskd: Program {
+                program,
+                args,
+                log: path("diskd.log"),
+            },
+            sockets: ["control", "disk.0"]
+                .map(|name| Socket {
+                    name: name.into(),
+                    path: path(name),
+                })
+                .into(),
+        };
+        fs::write(path("vmd.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let child = spawn(&path("vmd.json"));
+        let vmd = Self {
+            child,
+            folder,
+            config,
+        };
+        vmd.ask(&Request::Status);
+        vmd
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn connect(&self) -> UnixStream {
+        // vmd needs a moment to begin to listen; there is no event for that from outside.
+        let stream = eventually("vmd listens", || {
+            UnixStream::connect(&self.config.control).ok()
+        });
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+    }
+
+    fn ask_raw(&self, bytes: &[u8]) -> Reply {
+        let mut stream = self.connect();
+        stream.write_all(bytes).unwrap();
+        receive(stream)
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        self.ask_raw(&line(request))
+    }
+
+    fn status(&self) -> Status {
+        match self.ask(&Request::Status) {
+            Reply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn launch(&self, script: &str) -> Reply {
+        self.ask(&Request::Launch(Program {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            log: self.path("guest.log"),
+        }))
+    }
+
+    fn launched(&self, script: &str) -> u32 {
+        match self.launch(script) {
+            Reply::Status(status) => status.guest.expect("it runs"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Drop for Vmd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(config: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_pollux-vmd"))
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn line(request: &Request) -> Vec<u8> {
+    let mut line = serde_json::to_vec(request).unwrap();
+    line.push(b'\n');
+    line
+}
+
+fn receive(stream: UnixStream) -> Reply {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begun.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn pid(pid: u32) -> Pid {
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+/// Returns once the process has ended.
+fn wait_gone(process: u32) {
+    let Ok(fd) = pidfd_open(pid(process), PidfdFlags::empty()) else {
+        return;
+    };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = rustix::event::Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "it still runs");
+}
+
+#[test]
+fn diskd_inherits_its_sockets_by_name() {
+    let script = "echo $LISTEN_FDS $LISTEN_FDNAMES; test -S /dev/fd/3 && test -S /dev/fd/4 && \
+                  test ! -e /dev/fd/5 && echo right; exec sleep 1000";
+    let vmd = Vmd::start(Some(script));
+    let log = eventually("diskd speaks", || {
+        let log = fs::read_to_string(vmd.path("diskd.log")).ok()?;
+        (log.lines().count() == 2).then_some(log)
+    });
+    assert_eq!(log, "2 control:disk.0\nright\n");
+    let mode = fs::metadata(vmd.path("disk.0"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mode = fs::metadata(&vmd.config.control)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Started by vmd, this is a diskd that tells its process id to whoever connects.
+fn be_a_diskd() -> ! {
+    // SAFETY: vmd passes listening sockets from 3 on, and nothing else here knows them.
+    let listener = unsafe { UnixListener::from_raw_fd(3) };
+    loop {
+        let (mut client, _) = listener.accept().unwrap();
+        write!(client, "{}", std::process::id()).unwrap();
+    }
+}
+
+#[test]
+fn a_new_diskd_accepts_who_waited() {
+    if std::env::var_os("LISTEN_FDNAMES").is_some() {
+        be_a_diskd();
+    }
+    let vmd = Vmd::start(None);
+    let served_by = || {
+        let mut client = UnixStream::connect(vmd.path("control")).expect("never refused");
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        text.parse::<u32>().unwrap()
+    };
+    let mut old = served_by();
+    for restarts in 1..=3 {
+        kill_process(pid(old), Signal::KILL).unwrap();
+        wait_gone(old);
+        let new = served_by();
+        assert_ne!(new, old);
+        let status = vmd.status();
+        assert_eq!((status.diskd, status.diskd_restarts), (Some(new), restarts));
+        old = new;
+    }
+}
+
+#[test]
+fn a_diskd_that_cannot_live_is_tried_again_and_not_in_a_busy_loop() {
+    let vmd = Vmd::start(Some("exit 3"));
+    eventually("some restarts", || {
+        (vmd.status().diskd_restarts > 3).then_some(())
+    });
+    assert!(vmd.status().diskd_restarts < 50);
+}
+
+#[test]
+fn both_children_die_with_vmd() {
+    let mut vmd = Vmd::start(Some("exec sleep 1000"));
+    let guest = vmd.launched("exec sleep 1000");
+    let diskd = vmd.status().diskd.unwrap();
+    vmd.child.kill().unwrap();
+    vmd.child.wait().unwrap();
+    wait_gone(guest);
+    wait_gone(diskd);
+}
+
+#[test]
+fn a_second_vmd_is_refused_and_the_first_keeps_its_sockets() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    let second = spawn(&vmd.path("vmd.json")).wait_with_output().unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("supervisor already"), "{said}");
+    vmd.status();
+    UnixStream::connect(vmd.path("disk.0")).expect("still held");
+}
+
+#[test]
+fn sockets_of_a_vmd_that_was_killed_are_replaced() {
+    let mut vmd = Vmd::start(Some("exec sleep 1000"));
+    vmd.child.kill().unwrap();
+    vmd.child.wait().unwrap();
+    vmd.child = spawn(&vmd.path("vmd.json"));
+    assert_eq!(vmd.status().pid, vmd.child.id());
+    UnixStream::connect(vmd.path("disk.0")).expect("held anew");
+}
+
+#[test]
+fn a_file_in_a_sockets_place_is_not_removed() {
+    let mut vmd = Vmd::start(Some("exec sleep 1000"));
+    assert_eq!(vmd.ask(&Request::Shutdown), Reply::Done);
+    vmd.child.wait().unwrap();
+    fs::write(vmd.path("disk.0"), "precious").unwrap();
+    let second = spawn(&vmd.path("vmd.json")).wait_with_output().unwrap();
+    assert!(!second.status.success());
+    assert_eq!(fs::read(vmd.path("disk.0")).unwrap(), b"precious");
+}
+
+#[test]
+fn one_guest_runs_at_a_time_and_its_end_is_told() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    let guest = vmd.launched("read line < /dev/null; exec sleep 1000");
+    let mut waiter = vmd.connect();
+    waiter
+        .write_all(&line(&Request::WaitGuest { pid: guest }))
+        .unwrap();
+    assert!(matches!(vmd.launch("true"), Reply::Refused { .. }));
+    let Reply::Status(killed) = vmd.ask(&Request::KillGuest) else {
+        panic!("no status");
+    };
+    assert_eq!(
+        (killed.guest, killed.last_exit),
+        (None, Some(Exit::Signal(9)))
+    );
+    assert_eq!(receive(waiter), Reply::Status(killed));
+
+    let guest = vmd.launched("exit 7");
+    let Reply::Status(ended) = vmd.ask(&Request::WaitGuest { pid: guest }) else {
+        panic!("no status");
+    };
+    assert_eq!((ended.guest, ended.last_exit), (None, Some(Exit::Code(7))));
+}
+
+#[test]
+fn a_guest_that_cannot_be_started_is_told_with_the_reason() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    let reply = vmd.ask(&Request::Launch(Program {
+        program: "/nowhere/qemu".into(),
+        args: vec![],
+        log: vmd.path("guest.log"),
+    }));
+    let Reply::Refused { problem } = reply else {
+        panic!("{reply:?}");
+    };
+    assert!(problem.to_string().contains("/nowhere/qemu"), "{problem}");
+    assert_eq!(vmd.status().guest, None);
+}
+
+#[test]
+fn shutdown_kills_the_guest_before_diskd_is_asked_to_end() {
+    let script = "trap 'kill -0 $(cat guest.pid) 2>/dev/null && echo guest runs; \
+                  echo flushed; exit 0' TERM; cd \"$(dirname $(readlink /proc/$$/fd/1))\"; \
+                  echo ready; while :; do sleep 1 & wait; done";
+    let mut vmd = Vmd::start(Some(script));
+    eventually("diskd is ready", || {
+        let log = fs::read_to_string(vmd.path("diskd.log")).ok()?;
+        log.contains("ready").then_some(())
+    });
+    let guest = vmd.launched("exec sleep 1000");
+    fs::write(vmd.path("guest.pid"), guest.to_string()).unwrap();
+    assert_eq!(vmd.ask(&Request::Shutdown), Reply::Done);
+    let log = fs::read_to_string(vmd.path("diskd.log")).unwrap();
+    assert_eq!(log, "ready\nflushed\n");
+    assert!(!vmd.config.control.exists() && !vmd.path("disk.0").exists());
+    // Whoever was answered may start the next one at once.
+    let next = spawn(&vmd.path("vmd.json"));
+    assert!(vmd.child.wait().unwrap().success());
+    vmd.child = next;
+    assert_eq!(vmd.status().pid, vmd.child.id());
+}
+
+#[test]
+fn sigterm_is_a_shutdown() {
+    let mut vmd = Vmd::start(Some(
+        "trap 'echo flushed; exit 0' TERM; while :; do sleep 1 & wait; done",
+    ));
+    let guest = vmd.launched("exec sleep 1000");
+    kill_process(pid(vmd.child.id()), Signal::TERM).unwrap();
+    assert!(vmd.child.wait().unwrap().success());
+    wait_gone(guest);
+}
+
+#[test]
+fn hostile_lines_are_refused_and_others_served_on() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    for bad in [&b"\n"[..], b"\xff\xfe\n", b"[]\n"] {
+        assert!(matches!(vmd.ask_raw(bad), Reply::Refused { .. }));
+    }
+    let long = vec![b' '; MAX_LINE + 1];
+    assert!(matches!(vmd.ask_raw(&long), Reply::Refused { .. }));
+    let mut idle = vmd.connect();
+    idle.write_all(b"{\"request\":").unwrap();
+    vmd.status();
+}
+
+#[test]
+fn requests_sent_at_once_are_answered_in_order() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    let guest = vmd.launched("exec sleep 1000");
+    let mut stream = vmd.connect();
+    let requests = [Request::Status, Request::KillGuest, Request::Status];
+    let lines: Vec<u8> = requests.iter().flat_map(line).collect();
+    stream.write_all(&lines).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let replies: Vec<Reply> = BufReader::new(stream)
+        .lines()
+        .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+        .collect();
+    let guests: Vec<Option<u32>> = replies
+        .iter()
+        .map(|reply| match reply {
+            Reply::Status(status) => status.guest,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(guests, [Some(guest), None, None]);
+}
