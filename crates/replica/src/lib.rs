@@ -18,10 +18,16 @@
 //! - [`run`] and [`standing`]: which of the two hosts may run the VM, and the durable record
 //!   that the decision rests on.
 
+pub mod client;
+pub mod driver;
 pub mod host;
+pub mod identity;
 pub mod link;
 pub mod report;
 pub mod run;
+pub mod sender;
 pub mod source;
 pub mod standing;
+pub mod tls;
+pub mod trust;
 pub mod wire;

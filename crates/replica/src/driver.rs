@@ -1,0 +1,213 @@
+//! Carries out what [`Sender`] decides: one task per relationship, no decision of its own.
+//!
+//! Requests to the partner run beside the loop and are dropped when the sender abandons them;
+//! what the source does is never dropped half-way, also not when the driver is told to stop.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::link::Link;
+use crate::report::LinkReport;
+use crate::sender::{Event, Now, Output, Sender};
+use crate::source::{Plan, Progress, Source, Staged};
+use crate::wire::Offer;
+
+/// What a person may tell a running driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Stop sending; changes go on being tracked.
+    Suspend,
+    /// Go on, now.
+    Resume,
+    /// End the driver. A staged segment stays in the outbox.
+    Stop,
+}
+
+/// Commands that may wait.
+pub const COMMANDS: usize = 8;
+
+type Task = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+/// Replicates until it is told to stop, the other end of `commands` is dropped, or the partner
+/// took over. `suspended`: begin suspended. `chance` seeds the jitter of retries.
+pub async fn run<S: Source, L: Link>(
+    source: Arc<S>,
+    link: Arc<L>,
+    plan: Plan,
+    progress: Progress,
+    suspended: bool,
+    chance: u64,
+    mut commands: mpsc::Receiver<Command>,
+    reports: watch::Sender<LinkReport>,
+) {
+    let mut driver = Driver {
+        lineage: Arc::new(plan.lineage.clone()),
+        sender: Sender::new(plan, progress, chance),
+        source,
+        link,
+        started: Instant::now(),
+        local: FuturesUnordered::new(),
+        remote: FuturesUnordered::new(),
+        wake: None,
+        offering: None,
+        offered: None,
+    };
+    let first = if suspended {
+        Event::Suspend
+    } else {
+        Event::Resume
+    };
+    driver.apply(first);
+    let mut stopping = false;
+    loop {
+        reports.send_if_modified(|last| {
+            let report = driver.sender.report();
+            let changed = last != report;
+            if changed {
+                last.clone_from(report);
+            }
+            changed
+        });
+        if driver.local.is_empty() && (stopping || driver.sender.is_over()) {
+            return;
+        }
+        let wake = driver.wake;
+        let event = tokio::select! {
+            command = commands.recv(), if !stopping => match command {
+                Some(Command::Suspend) => Event::Suspend,
+                Some(Command::Resume) => Event::Resume,
+                Some(Command::Stop) | None => {
+                    stopping = true;
+                    Event::Suspend
+                }
+            },
+            Some(event) = driver.local.next() => event,
+            Some(event) = driver.remote.next() => event,
+            () = sleep(wake), if wake.is_some() => {
+                driver.wake = None;
+                Event::Tick
+            }
+        };
+        driver.apply(event);
+    }
+}
+
+async fn sleep(until: Option<Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+struct Driver<S, L> {
+    sender: Sender,
+    source: Arc<S>,
+    link: Arc<L>,
+    lineage: Arc<model::Lineage>,
+    started: Instant,
+    /// What the source does; never dropped.
+    local: FuturesUnordered<Task>,
+    /// Requests to the partner; dropped when abandoned.
+    remote: FuturesUnordered<Task>,
+    wake: Option<Instant>,
+    /// The segment that is being offered.
+    offering: Option<Staged>,
+    /// The segment on its way, and what it was offered as.
+    offered: Option<(Staged, Offer)>,
+}
+
+impl<S: Source, L: Link> Driver<S, L> {
+    fn apply(&mut self, event: Event) {
+        if let Event::Offered(Ok((offer, _))) = &event {
+            self.offered = self.offering.take().map(|staged| (staged, offer.clone()));
+        }
+        let now = Now {
+            since_start: self.started.elapsed(),
+            wall: Timestamp::now(),
+        };
+        for output in self.sender.apply(now, event) {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        let (source, link) = (self.source.clone(), self.link.clone());
+        match output {
+            Output::Track => self.local(async move { Event::Tracked(source.track().await) }),
+            Output::Seed(part) => {
+                self.local(async move { Event::SeedStaged(source.seed(part).await) });
+            }
+            Output::Cut { since } => self.local(async move {
+                Event::CutStaged(match source.reserve_sequence().await {
+                    Ok(sequence) => source.cut(since, sequence).await,
+                    Err(problem) => Err(problem),
+                })
+            }),
+            Output::Persist(progress) => {
+                self.local(async move { Event::Persisted(source.persist(progress).await) });
+            }
+            Output::Confirm(staged) => {
+                self.local(async move { Event::Confirmed(source.confirm(&staged).await) });
+            }
+            Output::FoldBack(staged) => {
+                self.local(async move { Event::FoldedBack(source.fold_back(&staged).await) });
+            }
+            Output::Gate(lineage) => {
+                self.local(async move { Event::Gated(source.gate(&lineage).await) });
+            }
+            Output::AskTip => {
+                let lineage = self.lineage.clone();
+                self.remote(async move { Event::Tip(link.tip(&lineage).await) });
+            }
+            Output::Offer(staged) => {
+                // Only reads: may be dropped at any time.
+                self.offering = Some(staged.clone());
+                self.remote(async move {
+                    Event::Offered(match source.offer(&staged).await {
+                        Ok(offer) => {
+                            let answer = link.offer(&offer).await;
+                            Ok((offer, answer))
+                        }
+                        Err(problem) => Err(problem),
+                    })
+                });
+            }
+            Output::Put(n) => {
+                let Some((staged, offer)) = &self.offered else {
+                    return;
+                };
+                let (staged, root) = (staged.clone(), offer.root);
+                self.remote(async move {
+                    let outcome = match source.chunk(&staged, n).await {
+                        Ok(chunk) => Ok(link.put(root, n, chunk).await),
+                        Err(problem) => Err(problem),
+                    };
+                    Event::Stored(n, outcome)
+                });
+            }
+            Output::Commit => {
+                let Some((_, offer)) = &self.offered else {
+                    return;
+                };
+                let root = offer.root;
+                self.remote(async move { Event::Committed(link.commit(root).await) });
+            }
+            Output::Abandon => self.remote.clear(),
+            Output::Sleep(since_start) => self.wake = Some(self.started + since_start),
+        }
+    }
+
+    fn local(&mut self, task: impl Future<Output = Event> + Send + 'static) {
+        self.local.push(Box::pin(task));
+    }
+
+    fn remote(&mut self, task: impl Future<Output = Event> + Send + 'static) {
+        self.remote.push(Box::pin(task));
+    }
+}

@@ -1,0 +1,444 @@
+//! Who this host is to its peers: an authority of its own, and a certificate from it.
+//!
+//! ```text
+//!   identity/authority.pem   key and self-signed certificate, made once: its fingerprint is
+//!                            what a peer's administrator compares
+//!   identity/host.pem        key and certificate for the host's name, from that authority;
+//!                            renewed at start when less than a third of its life is left
+//! ```
+//!
+//! Each file is replaced as a whole, so that a key never stands beside another key's certificate.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+const AUTHORITY: &str = "authority.pem";
+const HOST: &str = "host.pem";
+const AUTHORITY_DAYS: i64 = 30 * 365;
+const HOST_DAYS: i64 = 2 * 365;
+const DAY_S: i64 = 86_400;
+const MAX_FILE: usize = 64 * 1024;
+
+/// SHA-256 of an authority's certificate in DER. Text form: `sha256:` and 64 hex digits; colons
+/// between the digits and upper case are read too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+/// Text that should have been a [`Fingerprint`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a fingerprint (expected `sha256:` and 64 hexadecimal digits)")]
+pub struct ParseFingerprintError(String);
+
+impl Fingerprint {
+    /// Of a certificate.
+    #[must_use]
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        let digest = ring_crypto::digest::digest(&ring_crypto::digest::SHA256, certificate);
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = ParseFingerprintError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseFingerprintError(text.chars().take(100).collect());
+        let digits = text.trim();
+        let digits = digits
+            .get(..7)
+            .filter(|start| start.eq_ignore_ascii_case("sha256:"))
+            .map_or(digits, |_| &digits[7..]);
+        let hex: String = digits.chars().filter(|c| *c != ':').collect();
+        match blake3::Hash::from_hex(hex.to_ascii_lowercase()) {
+            Ok(bytes) => Ok(Self(bytes.into())),
+            Err(_) => Err(refuse()),
+        }
+    }
+}
+
+/// The identity cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Not a name that a certificate can carry.
+    #[error(transparent)]
+    Name(#[from] HostNameError),
+    /// The operating system refused.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is damaged. Never replaced by itself: peers trust what was in it.
+    #[error("{} does not hold a key and its certificate: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate cannot be made.
+    #[error("cannot make a certificate")]
+    Make(#[from] rcgen::Error),
+}
+
+/// A name that hosts cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a host name (expected lower-case letters, digits, `-` and `.`, such as `host-a`)"
+)]
+pub struct HostNameError(String);
+
+/// Checks a host's name: a DNS name in lower case, so that it is safe in certificates and paths.
+///
+/// # Errors
+/// [`HostNameError`]
+pub fn check_host_name(name: &str) -> Result<(), HostNameError> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    // All digits would read as an IPv4 address in a certificate.
+    let number = name
+        .split('.')
+        .next_back()
+        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    if name.len() <= 200 && !number && name.split('.').all(label) {
+        Ok(())
+    } else {
+        Err(HostNameError(name.chars().take(100).collect()))
+    }
+}
+
+/// This host's authority and its certificate.
+pub struct Identity {
+    name: String,
+    authority: CertificateDer<'static>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "identity of {}, {}", self.name, self.fingerprint())
+    }
+}
+
+/// A key and its certificate, as one file holds them.
+struct Pair {
+    key: KeyPair,
+    certificate: CertificateDer<'static>,
+}
+
+impl Pair {
+    fn load(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let damaged = |reason: String| IdentityError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(IdentityError::Io { path, source });
+            }
+        };
+        if bytes.len() > MAX_FILE {
+            return Err(damaged(format!("it has {} bytes", bytes.len())));
+        }
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let certificate =
+            CertificateDer::from_pem_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let key = KeyPair::try_from(&key).map_err(|e| damaged(e.to_string()))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|e| damaged(e.to_string()))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(damaged("the certificate is of another key".to_owned()));
+        }
+        Ok(Some(Self { key, certificate }))
+    }
+
+    fn store(&self, path: &Path) -> Result<(), IdentityError> {
+        let text = self.key.serialize_pem() + &pem(&self.certificate);
+        durable::replace(path, text.as_bytes()).map_err(|source| IdentityError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+impl Identity {
+    /// Opens the identity of the host `name` in `folder`; makes what is missing, renews what
+    /// nears its end at `now`.
+    ///
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn open(folder: &Path, name: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        check_host_name(name)?;
+        durable::create_folder(folder).map_err(|source| IdentityError::Io {
+            path: folder.to_owned(),
+            source,
+        })?;
+        let authority = match Pair::load(&folder.join(AUTHORITY))? {
+            Some(pair) => pair,
+            None => {
+                let pair = make_authority(name, now)?;
+                pair.store(&folder.join(AUTHORITY))?;
+                pair
+            }
+        };
+        let host = match Pair::load(&folder.join(HOST))? {
+            Some(pair) if serves(&pair.certificate, &authority.certificate, name, now) => pair,
+            _ => {
+                let pair = make_host(&authority, name, now)?;
+                pair.store(&folder.join(HOST))?;
+                pair
+            }
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            chain: vec![host.certificate, authority.certificate.clone()],
+            authority: authority.certificate,
+            key: PrivatePkcs8KeyDer::from(host.key.serialize_der()),
+        })
+    }
+
+    /// The host's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What a peer's administrator compares.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.authority)
+    }
+
+    /// The authority's certificate, for a peer that takes it from a file.
+    #[must_use]
+    pub fn authority_pem(&self) -> String {
+        pem(&self.authority)
+    }
+
+    /// The host's certificate and the authority's, as they are presented.
+    #[must_use]
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.clone()
+    }
+
+    /// The key of the host's certificate.
+    #[must_use]
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    }
+}
+
+/// The text form of a certificate.
+#[must_use]
+pub fn pem(certificate: &CertificateDer<'_>) -> String {
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    let encoded = base64(certificate);
+    for line in encoded.as_bytes().chunks(64) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text + "-----END CERTIFICATE-----\n"
+}
+
+/// RFC 4648 section 4.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |n: usize| u32::from(group.get(n).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for n in 0..4 {
+            let digit = (bits >> (18 - 6 * n)) & 63;
+            text.push(if n <= group.len() {
+                char::from(ALPHABET[digit as usize])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+/// A certificate's life from the day before `now`, so that a clock a little behind accepts it.
+fn live(params: &mut CertificateParams, now: Timestamp, days: i64) {
+    let day = |seconds: i64| {
+        let at = Timestamp::from_second(seconds).unwrap_or(now);
+        let date = at.to_zoned(TimeZone::UTC).date();
+        rcgen::date_time_ymd(
+            i32::from(date.year()),
+            date.month().unsigned_abs(),
+            date.day().unsigned_abs(),
+        )
+    };
+    params.not_before = day(now.as_second().saturating_sub(DAY_S));
+    params.not_after = day(now.as_second().saturating_add(days * DAY_S));
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Pollux authority of {name}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn make_authority(name: &str, now: Timestamp) -> Result<Pair, IdentityError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = authority_params(name);
+    live(&mut params, now, AUTHORITY_DAYS);
+    let certificate = params.self_signed(&key)?.der().clone();
+    Ok(Pair { key, certificate })
+}
+
+fn make_host(authority: &Pair, name: &str, now: Timestamp) -> Result<Pair, IdentityError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    live(&mut params, now, HOST_DAYS);
+    let issuer = Issuer::from_ca_cert_der(&authority.certificate, &authority.key)?;
+    let certificate = params.signed_by(&key, &issuer)?.der().clone();
+    Ok(Pair { key, certificate })
+}
+
+/// Whether a host's certificate needs no renewal: it is from this authority, for this name, and
+/// has a third of its life left.
+fn serves(
+    certificate: &CertificateDer<'_>,
+    authority: &CertificateDer<'_>,
+    name: &str,
+    now: Timestamp,
+) -> bool {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+        return false;
+    };
+    let from = parsed.validity().not_before.timestamp();
+    let to = parsed.validity().not_after.timestamp();
+    let now = now.as_second();
+    let fresh = from <= now && to.saturating_sub(now) * 3 >= to.saturating_sub(from);
+    fresh && crate::trust::chains(certificate, &[], authority, name, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(day: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + day * DAY_S).expect("in range")
+    }
+
+    #[test]
+    fn an_identity_stays_the_same_and_its_certificate_is_renewed_in_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = |name, day| Identity::open(folder.path(), name, at(day)).expect("opens");
+        let first = open("host-a", 0);
+        let again = open("host-a", 400);
+        assert_eq!(first.chain(), again.chain());
+        let later = open("host-a", 600);
+        assert_eq!(first.fingerprint(), later.fingerprint());
+        assert_ne!(first.chain(), later.chain(), "less than a third is left");
+        let renamed = open("host-b", 601);
+        assert_ne!(later.chain(), renamed.chain());
+        assert_eq!(first.fingerprint(), renamed.fingerprint());
+    }
+
+    #[test]
+    fn keys_are_readable_by_their_owner_only_and_damage_is_never_papered_over() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("identity");
+        Identity::open(&path, "host-a", at(0)).expect("opens");
+        for file in [AUTHORITY, HOST] {
+            let mode = std::fs::metadata(path.join(file))
+                .expect("there")
+                .permissions();
+            assert_eq!(mode.mode() & 0o777, 0o600, "{file}");
+        }
+        let host = std::fs::read(path.join(HOST)).expect("there");
+        let authority = std::fs::read_to_string(path.join(AUTHORITY)).expect("there");
+        let (key, _) = authority
+            .split_once("-----BEGIN CERT")
+            .expect("a key first");
+        let host_text = String::from_utf8(host).expect("text");
+        let at_cert = host_text.find("-----BEGIN CERT").expect("a certificate");
+        std::fs::write(
+            path.join(AUTHORITY),
+            format!("{key}{}", &host_text[at_cert..]),
+        )
+        .expect("written");
+        assert!(matches!(
+            Identity::open(&path, "host-a", at(0)),
+            Err(IdentityError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn a_fingerprint_reads_back_in_the_forms_people_paste() {
+        let print = Fingerprint::of(&CertificateDer::from(vec![1, 2, 3]));
+        let text = print.to_string();
+        assert_eq!(text.parse(), Ok(print));
+        let bare = &text[7..];
+        assert_eq!(bare.to_uppercase().parse(), Ok(print));
+        let pairs: Vec<&str> = (0..32).map(|n| &bare[2 * n..2 * n + 2]).collect();
+        assert_eq!(format!("SHA256:{}", pairs.join(":")).parse(), Ok(print));
+        for bad in ["", "sha256:", "sha256:00", "é", &"é".repeat(40)] {
+            assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn host_names_are_safe_in_paths_and_certificates() {
+        for good in ["a", "host-a", "host-a.example.org", "10-0-0-1"] {
+            assert_eq!(check_host_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", "..", "a/b", "A", "10.0.0.1", "-a", "a.", "ä", "a b"] {
+            assert!(check_host_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! TLS 1.3 with certificates on both sides, and the server loop over it.
+//!
+//! A handshake succeeds only if the peer's certificate leads to exactly one trusted peer
+//! ([`Trust::identify`]); a stranger's is refused in the handshake, and it learns nothing else.
+//! Sessions are never resumed, so that whoever is trusted no longer is refused at once: on its
+//! next connection by the handshake, on an open one with its next request.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use model::{Code, Problem};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::identity::Identity;
+use crate::trust::{Presented, Trust, Trusted};
+
+pub use crate::host::Principal;
+
+/// Limits of the server loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections in their handshake at one time; more are closed unheard.
+    pub handshakes: usize,
+    /// Connections of trusted peers at one time; more wait for a place until the handshake limit.
+    pub connections: usize,
+    /// Longest handshake, including the wait for a place.
+    pub handshake: Duration,
+    /// Longest wait for a request's head on an open connection.
+    pub idle: Duration,
+    /// How long requests may finish after the shutdown began.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes: 64,
+            connections: 1024,
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(300),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// TLS cannot be set up with this identity.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up TLS for peers")]
+pub struct TlsError(#[from] Error);
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Accepts a client if [`Trust::identify`] knows it.
+#[derive(Debug)]
+struct PeerVerifier {
+    trust: Arc<Trust>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // A stranger need not learn whom this host trusts.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match self.trust.identify(end_entity, intermediates, now) {
+            Some(_) => Ok(ClientCertVerified::assertion()),
+            None => Err(CertificateError::UnknownIssuer.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// What the server end presents and whom it lets in.
+///
+/// # Errors
+/// [`TlsError`] when the identity is of no use to TLS.
+pub fn server_config(
+    identity: &Identity,
+    trust: Arc<Trust>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = provider();
+    let verifier = Arc::new(PeerVerifier {
+        trust,
+        provider: provider.clone(),
+    });
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.key())?;
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// What the client end presents, and the one authority that it accepts.
+///
+/// # Errors
+/// [`TlsError`] when the identity or the peer's authority is of no use to TLS.
+pub fn client_config(identity: &Identity, peer: &Trusted) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = provider();
+    let mut roots = RootCertStore::empty();
+    roots.add(peer.authority.clone())?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|e| Error::General(e.to_string()))?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(identity.chain(), identity.key())?;
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Serves `router` on `listener` to trusted peers until `shutdown`; each request carries its
+/// [`Principal`] as an extension. Then lets running requests finish, within the limit.
+pub async fn serve(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    trust: Arc<Trust>,
+    router: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let (closing, closed) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task failed");
+                }
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors, mostly: without the pause this loop would spin.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(shaking) = handshakes.clone().try_acquire_owned() else {
+            tracing::warn!("too many handshakes at once; a connection was closed");
+            continue;
+        };
+        let connection = Connection {
+            acceptor: TlsAcceptor::from(config.clone()),
+            trust: trust.clone(),
+            router: router.clone(),
+            limits,
+            places: places.clone(),
+            closed: closed.clone(),
+        };
+        tasks.spawn(connection.run(stream, shaking));
+    }
+    drop(listener);
+    let _ = closing.send(true);
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.drain, drained).await.is_err() {
+        tracing::warn!("connections of peers were cut: their requests took too long");
+    }
+}
+
+struct Connection {
+    acceptor: TlsAcceptor,
+    trust: Arc<Trust>,
+    router: Router,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream, shaking: OwnedSemaphorePermit) {
+        let address = stream.peer_addr().ok();
+        let _ = stream.set_nodelay(true);
+        let handshake = async {
+            let stream = self.acceptor.accept(stream).await?;
+            let place = self.places.clone().acquire_owned().await;
+            Ok::<_, std::io::Error>((stream, place))
+        };
+        let entered = tokio::select! {
+            entered = tokio::time::timeout(self.limits.handshake, handshake) => entered,
+            _ = self.closed.changed() => return,
+        };
+        let (stream, _place) = match entered {
+            Ok(Ok((stream, Ok(place)))) => (stream, place),
+            Ok(Ok((_, Err(_)))) => return,
+            Ok(Err(error)) => {
+                tracing::info!(?address, %error, "a connection was refused");
+                return;
+            }
+            Err(_) => {
+                tracing::info!(
+                    ?address,
+                    "a connection did not finish its handshake in time"
+                );
+                return;
+            }
+        };
+        drop(shaking);
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let peer = chain
+            .split_first()
+            .and_then(|(leaf, rest)| self.trust.identify(leaf, rest, UnixTime::now()));
+        let Some(peer) = peer else {
+            // Trusted when its certificate was verified, and no longer.
+            return;
+        };
+        let (trust, router) = (self.trust.clone(), self.router.clone());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let known = trust.still(&peer);
+            request.extensions_mut().insert(peer.principal());
+            let router = TowerToHyperService::new(router.clone());
+            async move {
+                if known {
+                    router.call(request).await
+                } else {
+                    Ok(refusal().into_response())
+                }
+            }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.idle)
+            .max_headers(64)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let outcome = tokio::select! {
+            outcome = &mut connection => outcome,
+            _ = self.closed.changed() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(?address, %error, "a connection ended");
+        }
+    }
+}
+
+fn refusal() -> impl IntoResponse {
+    let problem = Problem::new(
+        Code::Forbidden,
+        "this host",
+        "does not trust the caller any more",
+        "",
+    );
+    (hyper::StatusCode::FORBIDDEN, axum::Json(problem))
+}
+
+/// Records whatever chain a server presents, after checking that it has the key to it.
+#[derive(Debug)]
+struct Recorder {
+    provider: Arc<CryptoProvider>,
+    offered: Mutex<Vec<CertificateDer<'static>>>,
+    proven: Mutex<Option<Vec<CertificateDer<'static>>>>,
+}
+
+impl ServerCertVerifier for Recorder {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) =
+            chain.map(|c| c.clone().into_owned()).collect();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let valid = verify_tls13_signature(message, cert, dss, algorithms)?;
+        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.proven.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(std::mem::take(&mut offered));
+        Ok(valid)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// Asks the host at `address` (`host:port`) who it is, without telling it who we are.
+///
+/// # Errors
+/// [`Code::Unreachable`] when nothing answers there that presents an authority.
+pub async fn fetch_authority(address: &str, limit: Duration) -> Result<Presented, Problem> {
+    let failed = |reason: String| {
+        let way_out = "check the address, and that polluxd runs there";
+        Problem::new(
+            Code::Unreachable,
+            format!("the host at {address}"),
+            reason,
+            way_out,
+        )
+    };
+    let provider = provider();
+    let recorder = Arc::new(Recorder {
+        provider: provider.clone(),
+        offered: Mutex::default(),
+        proven: Mutex::default(),
+    });
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| failed(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(recorder.clone())
+        .with_no_client_auth();
+    let name = ServerName::try_from("pollux").map_err(|e| failed(e.to_string()))?;
+    let asked = async {
+        let stream = TcpStream::connect(address).await?;
+        // The other side refuses us after the part that matters here.
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .map(drop)
+    };
+    let outcome = tokio::time::timeout(limit, asked).await;
+    let proven = recorder
+        .proven
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(presented) = proven.and_then(Presented::new) {
+        return Ok(presented);
+    }
+    Err(failed(match outcome {
+        Err(_) => format!("gave no answer within {} s", limit.as_secs()),
+        Ok(Err(error)) => format!("cannot be asked: {error}"),
+        Ok(Ok(())) => "presents a certificate without its authority's".to_owned(),
+    }))
+}
