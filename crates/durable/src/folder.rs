@@ -8,7 +8,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,6 +64,12 @@ pub trait Folder: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the operating system says.
     fn sync(&self, name: &str) -> io::Result<()>;
+
+    /// Bytes that its file system has left for this process.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn free(&self) -> io::Result<u64>;
 }
 
 /// An open file. All calls may be made from any thread.
@@ -92,6 +98,12 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the operating system says.
     fn size(&self) -> io::Result<u64>;
+
+    /// Bytes that it takes in the file system; less than its length if it has holes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn allocated(&self) -> io::Result<u64>;
 
     /// Cuts the file or grows it with zeroes.
     ///
@@ -187,6 +199,11 @@ impl Folder for OsFolder {
     fn sync(&self, name: &str) -> io::Result<()> {
         fs::File::open(self.path.join(name))?.sync_all()
     }
+
+    fn free(&self) -> io::Result<u64> {
+        let space = rustix::fs::statvfs(&self.path)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
 }
 
 /// A file of the operating system.
@@ -215,6 +232,11 @@ impl File for OsFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        // Always of 512 bytes: inode(7).
+        Ok(self.0.metadata()?.blocks() * 512)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

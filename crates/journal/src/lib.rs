@@ -2,12 +2,32 @@
 //!
 //! - [`segment`]: the one format that is staged, shipped, stored and forwarded
 //!   (docs/formats/segment.md).
+//! - [`Journal`]: the folder of a replica VM (docs/formats/journal.md): takes segments
+//!   in, keeps points, merges the oldest into the base.
+//! - [`PointReader`]: reads any point of it, over base and segments at once.
+//!
+//! Everything here blocks; callers that may not wait run it on a thread that may.
 
+mod error;
 mod header;
+mod index;
+mod journal;
+mod merge;
+mod pieces;
+mod point;
+mod receive;
+mod recent;
 mod root;
 pub mod segment;
+#[cfg(test)]
+mod tests;
 
+pub use error::{JournalError, Refusal};
 pub use header::{Consistency, Content, DiskExtent, Header, HeaderError};
+pub use journal::{Journal, PointInfo, Tip};
+pub use merge::{Begun, Held, Merge, Merged, Retention};
+pub use point::{PointImage, PointReader};
+pub use receive::{NoRoom, Room, Verdict};
 pub use root::{ParseRootError, Root};
 pub use segment::{
     Extent, Frame, Run, SegmentError, SegmentReader, SegmentWriter, Source, Summary,

@@ -25,6 +25,8 @@ pub struct CutFolder {
 struct State {
     /// Changing calls that still succeed, then none; `None` when the power is safe.
     left: Option<u64>,
+    /// Changing calls until one fails, once.
+    fault: Option<u64>,
     calls: u64,
     nodes: Vec<Node>,
     seen: Names,
@@ -186,6 +188,12 @@ impl CutFolder {
         self.lock().left = Some(calls);
     }
 
+    /// The changing call after the next `calls` ones changes nothing and fails for want of space;
+    /// later ones work again.
+    pub fn fail_after(&self, calls: u64) {
+        self.lock().fault = Some(calls);
+    }
+
     /// Number of changing calls so far.
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -260,7 +268,7 @@ impl CutFolder {
     /// A change of names: kept as pending even when the power goes off at it.
     fn change(&self, make: impl FnOnce(&mut State) -> io::Result<NameChange>) -> io::Result<()> {
         let mut state = self.lock();
-        state.powered()?;
+        state.begin()?;
         let change = make(&mut state)?;
         state.seen.apply(&change);
         state.pending.push(change);
@@ -277,6 +285,22 @@ impl State {
         match self.left {
             Some(u64::MAX) => Err(io::Error::other("the power is off")),
             _ => Ok(()),
+        }
+    }
+
+    /// Before a changing call.
+    fn begin(&mut self) -> io::Result<()> {
+        self.powered()?;
+        match self.fault {
+            None => Ok(()),
+            Some(0) => {
+                self.fault = None;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Some(left) => {
+                self.fault = Some(left - 1);
+                Ok(())
+            }
         }
     }
 
@@ -371,18 +395,29 @@ impl Folder for CutFolder {
 
     fn sync(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
-        state.powered()?;
+        state.begin()?;
         state.has_folder(name)?;
         state.spend()?;
         let pending = std::mem::take(&mut state.pending);
         for change in pending {
             if change.is_in(name) {
                 state.safe.apply(&change);
+                if let NameChange::Rename { from, node, .. } = &change {
+                    // A rename is never half done: the old name cannot come back.
+                    state.pending.retain(|earlier| {
+                        !matches!(earlier, NameChange::Link { name, node: of }
+                            if name == from && of == node)
+                    });
+                }
             } else {
                 state.pending.push(change);
             }
         }
         Ok(())
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
     }
 }
 
@@ -396,7 +431,7 @@ struct CutFile {
 impl CutFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut state = self.folder.lock();
-        state.powered()?;
+        state.begin()?;
         let node = &mut state.nodes[self.node];
         change.apply(&mut node.seen);
         node.pending.push(change);
@@ -441,13 +476,17 @@ impl File for CutFile {
         Ok(state.nodes[self.node].seen.len() as u64)
     }
 
+    fn allocated(&self) -> io::Result<u64> {
+        self.size()
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.change(Change::Len(index(len)?))
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.folder.lock();
-        state.powered()?;
+        state.begin()?;
         state.spend()?;
         let node = &mut state.nodes[self.node];
         node.safe.clone_from(&node.seen);
@@ -511,6 +550,17 @@ mod tests {
         assert!(contents.len() > 10, "{}", contents.len());
         file.sync().expect("synced");
         assert!((0..50).all(|seed| folder.cut(seed).content("a") == Some(vec![2; 4096])));
+    }
+
+    #[test]
+    fn a_fault_strikes_once_and_changes_nothing() {
+        let folder = CutFolder::new();
+        let file = file(&folder, "a", b"content");
+        folder.fail_after(1);
+        file.sync().expect("one call is left");
+        assert!(file.write_at(0, b"other").is_err());
+        assert_eq!(folder.content("a"), Some(b"content".to_vec()));
+        file.write_at(0, b"another").expect("works again");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::frame::decode;
 use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prelude, RUN_LEN};
 use super::merkle::Tree;
 use super::{BLOCK_BYTES, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary};
-use crate::Header;
+use crate::{Header, Root};
 
 /// Table entries or runs read at once.
 const BATCH: u32 = 1024;
@@ -52,6 +52,24 @@ impl SegmentReader {
     /// # Errors
     /// What is wrong with it.
     pub fn of(file: Arc<dyn File>) -> Result<Self, SegmentError> {
+        let (reader, hash, frames_at) = Self::ends(file)?;
+        reader.check(&hash, frames_at)?;
+        Ok(reader)
+    }
+
+    /// [`SegmentReader::of`] a file that was checked before and has this root: its frame table
+    /// and index are believed.
+    pub(crate) fn checked_before(file: Arc<dyn File>, root: Root) -> Result<Self, SegmentError> {
+        let (reader, _, _) = Self::ends(file)?;
+        if reader.footer.summary.root == root {
+            Ok(reader)
+        } else {
+            Err(SegmentError::Damaged(Site::Footer))
+        }
+    }
+
+    /// Prelude, header and footer; the hash in the prelude, and where the frames begin.
+    fn ends(file: Arc<dyn File>) -> Result<(Self, [u8; 32], u64), SegmentError> {
         let file_len = file.size().map_err(|source| SegmentError::Io {
             action: "read",
             site: Site::Footer,
@@ -79,8 +97,7 @@ impl SegmentReader {
             header: Arc::new(header),
             footer,
         };
-        reader.check(&prelude.hash, frames_at)?;
-        Ok(reader)
+        Ok((reader, prelude.hash, frames_at))
     }
 
     /// What the segment says of itself.

@@ -302,7 +302,7 @@ fn a_header_that_contradicts_itself_is_refused() {
     refused(&|bad| bad.disks[1] = bad.disks[0]);
     refused(&|bad| bad.disks[1].size = Bytes(4095));
     refused(&|bad| bad.disks[1].size = Bytes(0));
-    refused(&|bad| bad.disks[1].size = Bytes(u64::MAX & !4095));
+    refused(&|bad| bad.disks[1].size = Bytes(!4095));
     let delta = |sequence, since| Content::Delta { sequence, since };
     let point = |sequence| model::PointId {
         term: good.lineage.current().id,

@@ -1,0 +1,466 @@
+//! The journal of a replica VM: a folder, and what may be done with it.
+//!
+//! ```text
+//!   index                   the root: what it does not name does not exist
+//!   base-<disk>.raw         one sparse file per disk: the seed, later the oldest point
+//!   segments/<root>.seg     immutable, one per point above the base
+//!   incoming/               what is being received; not the journal's until committed
+//!   lock                    at most one process changes the journal
+//!
+//!   base (point 3) <- segment 4 <- segment 5 <- segment 6 (tip)
+//!        oldest point                               newest point
+//! ```
+//!
+//! Invariants:
+//! - a change is published by one replacement of the index, after everything that
+//!   the new index names is durable; files are removed after it;
+//! - the base differs from its point only in blocks that the oldest segment hides
+//!   ([`Merge`](crate::Merge));
+//! - a point that is pinned, or open in this process, is never merged past. Such a
+//!   reader stays right while older segments are merged into the base: a block that
+//!   it reads from the base is in none of its segments, so no merge up to its point
+//!   writes it.
+//!
+//! After a crash at any instant, every point that a commit returned for is there
+//! with its content, and a commit that did not return took place wholly or not at
+//! all. Files that the index does not name are removed when the journal is opened.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use durable::{File, Folder, Lock, OsFolder};
+use jiff::Timestamp;
+use model::{BLOCK_SIZE, Bytes, MAX_DISKS, PointId, SeedId, Since, VmId};
+
+use crate::index::{Base, BaseDisk, INDEX, Index, Pin, SEGMENTS};
+use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
+
+/// An open journal. One process at a time; what it does blocks.
+#[derive(Debug)]
+pub struct Journal {
+    pub(crate) folder: Arc<dyn Folder>,
+    _lock: Option<Lock>,
+    pub(crate) index: Index,
+    /// Points that this process reads.
+    pub(crate) leases: Leases,
+    /// Held by a running merge as well.
+    pub(crate) merge: Arc<()>,
+    /// The index on disk may not be ours any more.
+    stale: bool,
+}
+
+/// What a journal has, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tip {
+    /// Parts of an initial replication.
+    Seeding {
+        /// The initial replication.
+        seed: SeedId,
+        /// The part that comes next: this many were received.
+        next_part: u64,
+    },
+    /// Points, the newest of which is this.
+    Point {
+        /// The newest point.
+        point: PointId,
+        /// Root of its segment.
+        root: Root,
+    },
+}
+
+/// A recovery point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointInfo {
+    /// Its name.
+    pub id: PointId,
+    /// When it was cut, by the primary's clock.
+    pub time: Timestamp,
+    /// How consistent it is.
+    pub consistency: Consistency,
+    /// What its segment builds on.
+    pub since: Since,
+    /// Root of its segment.
+    pub root: Root,
+    /// What its segment holds before compression, zeroes included.
+    pub content: Bytes,
+    /// Length of its segment's file, which the base took in for the oldest point.
+    pub file_len: Bytes,
+    /// Whether the base holds it: reading it needs no segment.
+    pub in_base: bool,
+    /// Its disks.
+    pub disks: Vec<DiskExtent>,
+    /// Why it is pinned; not pinned if there is none.
+    pub pins: Vec<String>,
+}
+
+impl Journal {
+    /// Folder, in the journal's, of files that are being received; [`Journal::commit`] takes
+    /// them from here. The journal never removes what is in it.
+    pub const INCOMING: &str = "incoming";
+    const LOCK: &str = "lock";
+
+    /// Makes the journal of a VM with these disks in the folder `path`, which is made if it is
+    /// absent, for the initial replication `seed`.
+    ///
+    /// # Errors
+    /// [`JournalError::Exists`], disks that cannot be, or what the operating system says. What a
+    /// failed or interrupted creation leaves is no journal, and can be created over.
+    pub fn create(
+        path: &Path,
+        vm: VmId,
+        disks: &[DiskExtent],
+        seed: SeedId,
+    ) -> Result<Self, JournalError> {
+        durable::create_folder(path).map_err(|source| JournalError::io("create", "", source))?;
+        let (folder, lock) = lock(path)?;
+        Self::create_in(folder, Some(lock), vm, disks, seed)
+    }
+
+    /// Opens the journal in the folder `path`.
+    ///
+    /// # Errors
+    /// In use, damaged, or what the operating system says.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let (folder, lock) = lock(path)?;
+        Self::open_in(folder, Some(lock))
+    }
+
+    pub(crate) fn create_in(
+        folder: Arc<dyn Folder>,
+        lock: Option<Lock>,
+        vm: VmId,
+        disks: &[DiskExtent],
+        seed: SeedId,
+    ) -> Result<Self, JournalError> {
+        check_disks(disks)?;
+        match folder.open_read(INDEX) {
+            Ok(_) => return Err(JournalError::Exists),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(JournalError::io("open", INDEX, source)),
+        }
+        for name in [SEGMENTS, Self::INCOMING] {
+            folder
+                .create_folder(name)
+                .map_err(|source| JournalError::io("create", name, source))?;
+        }
+        let disks: Vec<_> = disks
+            .iter()
+            .map(|disk| BaseDisk {
+                id: disk.id,
+                size: disk.size,
+            })
+            .collect();
+        for disk in &disks {
+            let name = disk.file();
+            let make = || {
+                let file = folder.create(&name)?;
+                file.set_len(disk.size.0)?;
+                file.sync()
+            };
+            make().map_err(|source| JournalError::io("create", &name, source))?;
+        }
+        // The names of the base files before the index that names them.
+        folder
+            .sync("")
+            .map_err(|source| JournalError::io("sync", "", source))?;
+        let index = Index {
+            vm,
+            disks,
+            seed,
+            base: Base::Seeding {
+                parts: 0,
+                last: None,
+            },
+            lineage: None,
+            segments: Vec::new(),
+            pins: Vec::new(),
+        };
+        index.store(&*folder)?;
+        Ok(Self::with(folder, lock, index))
+    }
+
+    pub(crate) fn open_in(
+        folder: Arc<dyn Folder>,
+        lock: Option<Lock>,
+    ) -> Result<Self, JournalError> {
+        // A process that was killed may have left an index that is not durable yet. What it
+        // does not name is removed below, so it has to be.
+        folder
+            .sync("")
+            .and_then(|()| folder.sync(SEGMENTS))
+            .map_err(|source| match source.kind() {
+                std::io::ErrorKind::NotFound => JournalError::NoIndex,
+                _ => JournalError::io("sync", "", source),
+            })?;
+        let index = Index::load(&*folder)?;
+        let journal = Self::with(folder, lock, index);
+        journal.remove_strays()?;
+        for disk in &journal.index.disks {
+            let name = disk.file();
+            let len = journal.folder.open(&name).and_then(|file| file.size());
+            match len {
+                Ok(len) if len >= disk.size.0 => {}
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(JournalError::io("open", &name, error));
+                }
+                _ => return Err(JournalError::Missing(name)),
+            }
+        }
+        Ok(journal)
+    }
+
+    fn with(folder: Arc<dyn Folder>, lock: Option<Lock>, index: Index) -> Self {
+        Self {
+            folder,
+            _lock: lock,
+            index,
+            leases: Leases::default(),
+            merge: Arc::new(()),
+            stale: false,
+        }
+    }
+
+    /// Removes what the index does not name, and finds what it names.
+    fn remove_strays(&self) -> Result<(), JournalError> {
+        let list = |name: &str| {
+            self.folder
+                .list(name)
+                .map_err(|source| JournalError::io("list", name, source))
+        };
+        let remove = |name: &str| {
+            tracing::info!(file = name, "removed a file that the journal does not name");
+            self.folder
+                .remove(name)
+                .map_err(|source| JournalError::io("remove", name, source))
+        };
+        let bases: Vec<_> = self.index.disks.iter().map(BaseDisk::file).collect();
+        for name in list("")? {
+            let old_index = name.starts_with(".index.") && name.ends_with(".new");
+            let old_base = name.starts_with("base-") && name.ends_with(".raw");
+            if old_index || (old_base && !bases.contains(&name)) {
+                remove(&name)?;
+            }
+        }
+        let mut found: Vec<_> = list(SEGMENTS)?;
+        found.sort_unstable();
+        let mut named: Vec<_> = self
+            .index
+            .segments
+            .iter()
+            .map(|entry| entry.file_name())
+            .collect();
+        named.sort_unstable();
+        for name in &found {
+            if named.binary_search(name).is_err() {
+                remove(&format!("{SEGMENTS}/{name}"))?;
+            }
+        }
+        match named.iter().find(|name| found.binary_search(name).is_err()) {
+            Some(name) => Err(JournalError::Missing(format!("{SEGMENTS}/{name}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.index.vm
+    }
+
+    /// What is there.
+    #[must_use]
+    pub fn tip(&self) -> Tip {
+        match (&self.index.base, self.index.newest()) {
+            (Base::Seeding { parts, .. }, _) => Tip::Seeding {
+                seed: self.index.seed,
+                next_part: *parts,
+            },
+            (_, Some(entry)) => Tip::Point {
+                point: entry.point,
+                root: entry.root,
+            },
+            (_, None) => unreachable!("checked when the index was read: see Index::fault"),
+        }
+    }
+
+    /// The recovery points, the oldest first.
+    #[must_use]
+    pub fn points(&self) -> Vec<PointInfo> {
+        self.index
+            .points()
+            .map(|(position, _)| self.index.info(position))
+            .collect()
+    }
+
+    /// Opens a point for reading. Until the reader and all its images are dropped it is not
+    /// merged past.
+    ///
+    /// # Errors
+    /// [`JournalError::NoSuchPoint`], a damaged segment, or a failed read.
+    pub fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, JournalError> {
+        if self.index.find(point).is_none() {
+            return Err(JournalError::NoSuchPoint(point));
+        }
+        let lease = self.leases.take(point);
+        PointReader::of(&self.folder, &self.index, point, Some(lease))
+    }
+
+    /// Keeps `point` until it is unpinned for this `reason`, durably.
+    ///
+    /// # Errors
+    /// [`JournalError::NoSuchPoint`], or the index cannot be replaced.
+    pub fn pin(&mut self, point: PointId, reason: &str) -> Result<(), JournalError> {
+        if self.index.find(point).is_none() {
+            return Err(JournalError::NoSuchPoint(point));
+        }
+        let pin = Pin {
+            point,
+            reason: reason.to_owned(),
+        };
+        if self.index.pins.contains(&pin) {
+            return Ok(());
+        }
+        let mut next = self.index.clone();
+        next.pins.push(pin);
+        self.publish(next)
+    }
+
+    /// Takes back the pin of `point` for this `reason`, if there is one.
+    ///
+    /// # Errors
+    /// The index cannot be replaced.
+    pub fn unpin(&mut self, point: PointId, reason: &str) -> Result<(), JournalError> {
+        let mut next = self.index.clone();
+        next.pins
+            .retain(|pin| pin.point != point || pin.reason != reason);
+        if next == self.index {
+            return Ok(());
+        }
+        self.publish(next)
+    }
+
+    /// Makes `next` the index. What it names is durable already.
+    pub(crate) fn publish(&mut self, next: Index) -> Result<(), JournalError> {
+        self.usable()?;
+        if let Err(error) = next.store(&*self.folder) {
+            self.stale = true;
+            return Err(error);
+        }
+        self.index = next;
+        Ok(())
+    }
+
+    /// Whether changes may be made: which index is on disk is known.
+    pub(crate) fn usable(&self) -> Result<(), JournalError> {
+        if self.stale {
+            Err(JournalError::Stale)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The base files, in the order of the disks.
+    pub(crate) fn bases(&self) -> Result<Vec<Arc<dyn File>>, JournalError> {
+        let open = |disk: &BaseDisk| {
+            let name = disk.file();
+            self.folder
+                .open(&name)
+                .map_err(|source| JournalError::io("open", &name, source))
+        };
+        self.index.disks.iter().map(open).collect()
+    }
+}
+
+impl Index {
+    /// About the point at `position` of the segments, or in the base.
+    fn info(&self, position: Option<usize>) -> PointInfo {
+        let entry = match (position, &self.base) {
+            (Some(position), _) => &self.segments[position],
+            (None, Base::Point(entry)) => entry,
+            (None, _) => unreachable!("points() names the base only if it is a point"),
+        };
+        PointInfo {
+            id: entry.point,
+            time: entry.time,
+            consistency: entry.consistency,
+            since: entry.since,
+            root: entry.root,
+            content: entry.content,
+            file_len: entry.file_len,
+            in_base: position.is_none(),
+            disks: self
+                .disks
+                .iter()
+                .zip(&entry.sizes)
+                .map(|(disk, size)| DiskExtent {
+                    id: disk.id,
+                    size: *size,
+                })
+                .collect(),
+            pins: self
+                .pins
+                .iter()
+                .filter(|pin| pin.point == entry.point)
+                .map(|pin| pin.reason.clone())
+                .collect(),
+        }
+    }
+}
+
+fn lock(path: &Path) -> Result<(Arc<dyn Folder>, Lock), JournalError> {
+    let folder =
+        OsFolder::open(path).map_err(|source| JournalError::io("open the folder", "", source))?;
+    let lock = Lock::exclusive(&path.join(Journal::LOCK)).map_err(JournalError::Locked)?;
+    Ok((Arc::new(folder), lock))
+}
+
+fn check_disks(disks: &[DiskExtent]) -> Result<(), JournalError> {
+    let good = |(position, disk): (usize, &DiskExtent)| {
+        disk.size.0 > 0
+            && disk.size.0 % BLOCK_SIZE == 0
+            && !disks[..position].iter().any(|other| other.id == disk.id)
+    };
+    if disks.is_empty() || disks.len() > MAX_DISKS || !disks.iter().enumerate().all(good) {
+        return Err(JournalError::Disks);
+    }
+    Ok(())
+}
+
+/// The points that are open for reading in this process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leases(Arc<Mutex<Vec<PointId>>>);
+
+impl Leases {
+    fn take(&self, point: PointId) -> Lease {
+        self.with(|points| points.push(point));
+        Lease {
+            leases: self.clone(),
+            point,
+        }
+    }
+
+    pub(crate) fn holds(&self, point: PointId) -> bool {
+        self.with(|points| points.contains(&point))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Vec<PointId>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Keeps a point from being merged past until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    leases: Leases,
+    point: PointId,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.with(|points| {
+            if let Some(at) = points.iter().position(|point| *point == self.point) {
+                points.swap_remove(at);
+            }
+        });
+    }
+}

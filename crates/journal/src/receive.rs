@@ -1,0 +1,383 @@
+//! What a journal takes in: parts of an initial replication, and points.
+
+use model::{BLOCK_SIZE, Bytes, PointId, Since};
+
+use crate::index::{Base, Entry, Index, SEGMENTS};
+use crate::{Content, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip};
+
+/// Whether an offered segment may come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It fits what is there.
+    Fits,
+    /// It was committed before: a lost acknowledgement.
+    Have,
+    /// It does not fit.
+    Unfit(Refusal),
+}
+
+/// Space that a journal may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Most bytes for this journal; none: whatever the file system has.
+    pub limit: Option<Bytes>,
+    /// Bytes of the file system that stay free, so that merging can always go on. At least the
+    /// content of the largest segment that may come.
+    pub reserve: Bytes,
+}
+
+/// Why there is no room for a segment.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRoom {
+    /// The journal's limit.
+    #[error("the journal takes {used} of its {limit}; {len} more do not fit")]
+    Limit {
+        /// What it takes now.
+        used: Bytes,
+        /// What it may take.
+        limit: Bytes,
+        /// What was to come.
+        len: Bytes,
+    },
+    /// The file system's space.
+    #[error("the file system has {free} left, of which {reserve} are kept; {len} more do not fit")]
+    Free {
+        /// What it has left.
+        free: Bytes,
+        /// What stays free.
+        reserve: Bytes,
+        /// What was to come.
+        len: Bytes,
+    },
+    /// It cannot be told.
+    #[error("cannot tell how much space is left")]
+    Unknown(#[source] JournalError),
+}
+
+impl Journal {
+    /// Whether the segment with this header and root may come.
+    ///
+    /// A point fits iff the newest point of the journal lies on its lineage, and
+    /// `since` <= newest < sequence. The same point with the same root was taken before;
+    /// with another root it is an alarm.
+    #[must_use]
+    pub fn check(&self, header: &Header, root: Root) -> Verdict {
+        match self.judge(header, root) {
+            Ok(verdict) => verdict,
+            Err(refusal) => Verdict::Unfit(refusal),
+        }
+    }
+
+    fn judge(&self, header: &Header, root: Root) -> Result<Verdict, Refusal> {
+        let index = &self.index;
+        if header.vm != index.vm {
+            return Err(Refusal::Vm);
+        }
+        if !header
+            .disks
+            .iter()
+            .map(|disk| disk.id)
+            .eq(index.disks.iter().map(|disk| disk.id))
+        {
+            return Err(Refusal::Disks);
+        }
+        match (header.content, header.point()) {
+            (Content::Delta { sequence, since }, Some(point)) => {
+                judge_delta(index, header, point, sequence, since, root)
+            }
+            (Content::Seed { seed, part }, _) => {
+                if seed != index.seed {
+                    return Err(Refusal::OtherSeed(seed));
+                }
+                let (next, last) = match (&index.base, self.tip()) {
+                    (Base::Seeding { parts, last }, _) => (*parts, last),
+                    (_, Tip::Point { point, .. }) => return Err(Refusal::Complete(point)),
+                    (_, Tip::Seeding { next_part, .. }) => (next_part, &None),
+                };
+                if part.checked_add(1) == Some(next) {
+                    return match last {
+                        Some(last) if *last == root => Ok(Verdict::Have),
+                        _ => Err(Refusal::OtherPart(part)),
+                    };
+                }
+                if part != next {
+                    return Err(Refusal::Part { got: part, next });
+                }
+                grown(index, header, None)?;
+                Ok(Verdict::Fits)
+            }
+            (Content::Delta { .. }, None) => Err(Refusal::Seeding),
+        }
+    }
+
+    /// Takes the file `name` of [`Journal::INCOMING`], which was offered with this root: checks
+    /// and verifies every byte of it, and publishes it. After this returned, the point (or the
+    /// part of the initial replication) is there whatever happens.
+    ///
+    /// A segment that was committed before is success; the file is removed then, as it is when a
+    /// part of an initial replication was written to the base.
+    ///
+    /// # Errors
+    /// Nothing was published if the segment is wrong or does not fit. When a change of the index
+    /// fails the journal has to be opened again, which tells whether it took place.
+    pub fn commit(&mut self, name: &str, root: Root) -> Result<Tip, JournalError> {
+        self.usable()?;
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            return Err(JournalError::Name(name.to_owned()));
+        }
+        let incoming = format!("{}/{name}", Self::INCOMING);
+        let failed = |source| JournalError::segment(&incoming, source);
+        let file = self
+            .folder
+            .open(&incoming)
+            .map_err(|source| JournalError::io("open", &incoming, source))?;
+        let reader = SegmentReader::of(file.clone()).map_err(failed)?;
+        if reader.summary().root != root {
+            return Err(JournalError::NotOffered(incoming));
+        }
+        match self.judge(reader.header(), root)? {
+            Verdict::Have => {
+                self.discard(&incoming);
+                return Ok(self.tip());
+            }
+            Verdict::Unfit(refusal) => return Err(refusal.into()),
+            Verdict::Fits => {}
+        }
+        reader.verify_all().map_err(failed)?;
+        match (reader.header().point(), reader.header().content) {
+            (Some(point), Content::Delta { since, .. }) => {
+                file.sync()
+                    .map_err(|source| JournalError::io("sync", &incoming, source))?;
+                self.commit_point(&incoming, &reader, point, since)?;
+            }
+            (_, Content::Seed { part, .. }) => self.commit_part(&incoming, &reader, part)?,
+            (None, Content::Delta { .. }) => return Err(Refusal::Seeding.into()),
+        }
+        Ok(self.tip())
+    }
+
+    /// Publishes a verified and synced segment as a point.
+    fn commit_point(
+        &mut self,
+        incoming: &str,
+        reader: &SegmentReader,
+        point: PointId,
+        since: Since,
+    ) -> Result<(), JournalError> {
+        let (header, summary) = (reader.header(), reader.summary());
+        let entry = Entry {
+            point,
+            since,
+            time: header.time,
+            consistency: header.consistency,
+            sizes: header.disks.iter().map(|disk| disk.size).collect(),
+            root: summary.root,
+            file_len: summary.file_len,
+            content: summary.content,
+            zeroes: summary.zeroes,
+        };
+        let mut next = self.index.clone();
+        if let Base::Seeding { .. } = next.base {
+            next.base = Base::Seeded;
+        }
+        next.lineage = Some(header.lineage.clone());
+        let name = entry.file();
+        next.segments.push(entry);
+        self.folder
+            .rename(incoming, &name)
+            .and_then(|()| self.folder.sync(SEGMENTS))
+            .map_err(|source| JournalError::io("publish", &name, source))?;
+        self.publish(next)
+    }
+
+    /// Writes a verified part of an initial replication to the base and publishes that.
+    fn commit_part(
+        &mut self,
+        incoming: &str,
+        reader: &SegmentReader,
+        part: u64,
+    ) -> Result<(), JournalError> {
+        let bases = self.bases()?;
+        let mut next = self.index.clone();
+        let sizes: Vec<_> = next.disks.iter().map(|disk| disk.size).collect();
+        lay_down(reader, incoming, &bases, &sizes)?;
+        for (disk, extent) in next.disks.iter_mut().zip(&reader.header().disks) {
+            disk.size = extent.size;
+        }
+        next.base = Base::Seeding {
+            parts: part.saturating_add(1),
+            last: Some(reader.summary().root),
+        };
+        self.publish(next)?;
+        self.discard(incoming);
+        Ok(())
+    }
+
+    /// Removes a file that is not needed any more. One that stays costs space only: the next
+    /// process to receive into the folder deals with it.
+    fn discard(&self, name: &str) {
+        if let Err(error) = self.folder.remove(name) {
+            tracing::warn!(file = name, %error, "cannot remove a file that was taken in");
+        }
+    }
+
+    /// Bytes that the journal takes in the file system, incoming files not counted.
+    ///
+    /// # Errors
+    /// A failed read of the base files' sizes.
+    pub fn committed_len(&self) -> Result<Bytes, JournalError> {
+        let mut sum: u64 = self
+            .index
+            .segments
+            .iter()
+            .map(|entry| entry.file_len.0)
+            .sum();
+        for (disk, file) in self.index.disks.iter().zip(self.bases()?) {
+            let allocated = file
+                .allocated()
+                .map_err(|source| JournalError::io("measure", &disk.file(), source))?;
+            sum = sum.saturating_add(allocated);
+        }
+        Ok(Bytes(sum))
+    }
+
+    /// Whether `len` more bytes of segment files fit.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn would_fit(&self, len: Bytes, room: Room) -> Result<(), NoRoom> {
+        if let Some(limit) = room.limit {
+            let used = self.committed_len().map_err(NoRoom::Unknown)?;
+            if used.0.checked_add(len.0).is_none_or(|sum| sum > limit.0) {
+                return Err(NoRoom::Limit { used, limit, len });
+            }
+        }
+        let free = self
+            .folder
+            .free()
+            .map_err(|source| NoRoom::Unknown(JournalError::io("measure", "", source)))?;
+        let needed = len.0.checked_add(room.reserve.0);
+        if needed.is_none_or(|needed| needed > free) {
+            return Err(NoRoom::Free {
+                free: Bytes(free),
+                reserve: room.reserve,
+                len,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn judge_delta(
+    index: &Index,
+    header: &Header,
+    point: PointId,
+    sequence: u64,
+    since: Since,
+    root: Root,
+) -> Result<Verdict, Refusal> {
+    if let Some((_, known)) = index.find(point) {
+        return if known.root == root {
+            Ok(Verdict::Have)
+        } else {
+            Err(Refusal::OtherRoot(point))
+        };
+    }
+    if let Since::Seed(seed) = since {
+        if seed != index.seed {
+            return Err(Refusal::OtherSeed(seed));
+        }
+    }
+    let tip = match index.newest() {
+        Some(tip) => tip,
+        None => {
+            return match since {
+                // The primary cuts its first point when every part was acknowledged.
+                Since::Seed(_) => grown(index, header, None).map(|()| Verdict::Fits),
+                Since::Point(_) => Err(Refusal::Seeding),
+            };
+        }
+    };
+    let same_history = index.lineage.as_ref().is_none_or(|ours| {
+        let path = |terms: &[model::Term]| {
+            let at = terms.iter().position(|term| term.id == tip.point.term);
+            at.map(|at| terms[..=at].to_vec())
+        };
+        path(ours.terms()) == path(header.lineage.terms())
+    });
+    if !header.lineage.contains(tip.point) || !same_history {
+        return Err(Refusal::Diverged(tip.point));
+    }
+    if tip.point.sequence >= sequence {
+        return Err(Refusal::NotNewer(tip.point));
+    }
+    match since {
+        Since::Point(since) if since.sequence > tip.point.sequence => {
+            return Err(Refusal::Gap {
+                since,
+                tip: tip.point,
+            });
+        }
+        _ => {}
+    }
+    grown(index, header, Some(tip))?;
+    Ok(Verdict::Fits)
+}
+
+/// Disks may grow, not shrink.
+fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refusal> {
+    for (position, disk) in header.disks.iter().enumerate() {
+        let before = tip.map_or(index.disks[position].size, |tip| tip.sizes[position]);
+        if disk.size.0 < before.0 {
+            return Err(Refusal::Shrunk(disk.id));
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything that a segment holds to the base files, and syncs them. May be repeated, in
+/// whole or in part, any number of times.
+pub(crate) fn lay_down(
+    reader: &SegmentReader,
+    name: &str,
+    bases: &[std::sync::Arc<dyn durable::File>],
+    sizes: &[Bytes],
+) -> Result<(), JournalError> {
+    let failed = |source| JournalError::segment(name, source);
+    let written = |source| JournalError::io("write the base from", name, source);
+    for ((disk, base), size) in reader.header().disks.iter().zip(bases).zip(sizes) {
+        if disk.size.0 > size.0 {
+            base.set_len(disk.size.0).map_err(written)?;
+        }
+    }
+    let mut open: Option<(u32, Vec<u8>)> = None;
+    for run in reader.runs() {
+        let run = run.map_err(failed)?;
+        let base = bases
+            .get(usize::from(run.disk))
+            .ok_or_else(|| JournalError::Missing(name.to_owned()))?;
+        let (at, len) = (run.block * BLOCK_SIZE, u64::from(run.count) * BLOCK_SIZE);
+        match run.source {
+            Source::Zero => base.punch(at, len).map_err(written)?,
+            Source::Frame { frame, skip } => {
+                let content = match open.take() {
+                    Some((number, content)) if number == frame => content,
+                    _ => reader.read_frame(frame).map_err(failed)?,
+                };
+                let start = usize::from(skip) * 4096;
+                let end = start + run.count as usize * 4096;
+                let part = content.get(start..end).ok_or_else(|| {
+                    failed(crate::SegmentError::Damaged(crate::segment::Site::Frame(
+                        frame,
+                    )))
+                })?;
+                base.write_at(at, part).map_err(written)?;
+                open = Some((frame, content));
+            }
+        }
+    }
+    for base in bases {
+        base.sync().map_err(written)?;
+    }
+    Ok(())
+}

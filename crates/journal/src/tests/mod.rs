@@ -1,0 +1,318 @@
+//! A primary of whose disks everything is known, and a journal that follows it.
+
+mod power;
+mod readers;
+mod receive;
+mod retention;
+
+use std::sync::Arc;
+
+use durable::Folder;
+use jiff::Timestamp;
+use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
+use testkit::CutFolder;
+
+use crate::segment::SegmentWriter;
+use crate::{
+    Consistency, Content, DiskExtent, Header, Journal, JournalError, PointReader, Root, Tip,
+};
+
+const BLOCK: usize = 4096;
+
+/// Blocks of each disk when the journal is made.
+const BLOCKS: [usize; 2] = [24, 5];
+
+/// Chance that repeats.
+struct Chance(u64);
+
+impl Chance {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
+    }
+
+    fn index(&mut self, limit: usize) -> usize {
+        usize::try_from(self.below(limit as u64)).expect("below a usize")
+    }
+}
+
+/// The content of all disks.
+type Disks = Vec<Vec<u8>>;
+
+/// A point as it must be found.
+#[derive(Clone)]
+struct Known {
+    id: PointId,
+    root: Root,
+    disks: Disks,
+}
+
+struct Primary {
+    vm: VmId,
+    ids: Vec<DiskId>,
+    disks: Disks,
+    lineage: Lineage,
+    seed: SeedId,
+    sequence: u64,
+    writes: u64,
+}
+
+impl Primary {
+    fn new() -> Self {
+        Self {
+            vm: VmId::random(),
+            ids: BLOCKS.iter().map(|_| DiskId::random()).collect(),
+            disks: BLOCKS
+                .iter()
+                .map(|blocks| vec![0; blocks * BLOCK])
+                .collect(),
+            lineage: Lineage::begin("host-a"),
+            seed: SeedId::random(),
+            sequence: 0,
+            writes: 0,
+        }
+    }
+
+    fn extents(&self) -> Vec<DiskExtent> {
+        let sizes = self.disks.iter().map(|disk| Bytes(disk.len() as u64));
+        let disks = self.ids.iter().zip(sizes);
+        disks
+            .map(|(id, size)| DiskExtent { id: *id, size })
+            .collect()
+    }
+
+    fn create(&self, folder: &CutFolder) -> Result<Journal, JournalError> {
+        Journal::create_in(arc(folder), None, self.vm, &self.extents(), self.seed)
+    }
+
+    fn header(&self, content: Content) -> Header {
+        Header {
+            vm: self.vm,
+            disks: self.extents(),
+            lineage: self.lineage.clone(),
+            content,
+            time: Timestamp::UNIX_EPOCH,
+            consistency: Consistency::Crash,
+        }
+    }
+
+    /// Some writes and discards.
+    fn write(&mut self, chance: &mut Chance) {
+        for _ in 0..1 + chance.below(6) {
+            let disk = chance.index(self.disks.len());
+            let blocks = self.disks[disk].len() / BLOCK;
+            let first = chance.index(blocks);
+            let count = 1 + chance.index((blocks - first).min(6));
+            self.writes += 1;
+            let zero = chance.below(4) == 0;
+            let target = &mut self.disks[disk][first * BLOCK..(first + count) * BLOCK];
+            for (number, block) in (0..).zip(target.chunks_mut(BLOCK)) {
+                if zero {
+                    block.fill(0);
+                } else {
+                    fill(block, self.writes * 100 + number);
+                }
+            }
+        }
+    }
+
+    fn grow(&mut self, disk: usize, blocks: usize) {
+        let len = self.disks[disk].len() + blocks * BLOCK;
+        self.disks[disk].resize(len, 0);
+    }
+
+    /// A segment of what differs from `before`, which may be smaller.
+    fn segment(&self, header: &Header, before: &[Vec<u8>]) -> (Vec<u8>, Root) {
+        let mut writer = SegmentWriter::create(Vec::new(), header).expect("a good header");
+        for (number, disk) in (0..).zip(&self.disks) {
+            let old = &before[usize::from(number)];
+            let mut blocks = (0_u64..).zip(disk.chunks(BLOCK)).peekable();
+            let differs = |block: u64, content: &[u8]| {
+                let at = usize::try_from(block).expect("small") * BLOCK;
+                old.get(at..at + BLOCK).unwrap_or(&[0; BLOCK]) != content
+            };
+            while let Some((block, content)) = blocks.next() {
+                if !differs(block, content) {
+                    continue;
+                }
+                if crate::segment::is_zero(content) {
+                    writer.push_zero(number, block, 1).expect("fits");
+                    continue;
+                }
+                let mut frame = content.to_vec();
+                while let Some((_, content)) = blocks.next_if(|(block, content)| {
+                    frame.len() < 4 * BLOCK
+                        && differs(*block, content)
+                        && !crate::segment::is_zero(content)
+                }) {
+                    frame.extend_from_slice(content);
+                }
+                writer.push_frame(number, block, &frame).expect("fits");
+            }
+        }
+        let (summary, bytes) = writer.finish().expect("no block twice");
+        (bytes, summary.root)
+    }
+
+    /// The next point, with everything that changed since `since` had the content `before`.
+    fn cut(&mut self, since: Since, before: &[Vec<u8>]) -> (Known, Vec<u8>) {
+        self.sequence += 1;
+        let header = self.header(Content::Delta {
+            sequence: self.sequence,
+            since,
+        });
+        let (bytes, root) = self.segment(&header, before);
+        let known = Known {
+            id: header.point().expect("a delta is one"),
+            root,
+            disks: self.disks.clone(),
+        };
+        (known, bytes)
+    }
+}
+
+/// Half of the blocks compress.
+fn fill(block: &mut [u8], number: u64) {
+    if number % 2 == 0 {
+        for (at, byte) in block.iter_mut().enumerate() {
+            *byte = number.to_le_bytes()[at % 8];
+        }
+        block[0] = 1;
+    } else {
+        blake3::Hasher::new()
+            .update(&number.to_le_bytes())
+            .finalize_xof()
+            .fill(block);
+    }
+}
+
+fn arc(folder: &CutFolder) -> Arc<dyn Folder> {
+    Arc::new(folder.clone())
+}
+
+fn reopen(folder: &CutFolder) -> Result<Journal, JournalError> {
+    Journal::open_in(arc(folder), None)
+}
+
+/// Puts a file where received ones are.
+fn receive(folder: &CutFolder, bytes: &[u8]) -> std::io::Result<&'static str> {
+    folder.create("incoming/offered")?.write_at(0, bytes)?;
+    Ok("offered")
+}
+
+fn take(
+    journal: &mut Journal,
+    folder: &CutFolder,
+    bytes: &[u8],
+    root: Root,
+) -> Result<Tip, JournalError> {
+    let name =
+        receive(folder, bytes).map_err(|source| JournalError::io("receive", "incoming", source))?;
+    journal.commit(name, root)
+}
+
+/// A journal with the primary's content as its first point.
+fn seeded(folder: &CutFolder, primary: &mut Primary) -> (Journal, Vec<Known>) {
+    let mut journal = primary.create(folder).expect("made");
+    let empty: Disks = primary
+        .disks
+        .iter()
+        .map(|disk| vec![0; disk.len()])
+        .collect();
+    let header = primary.header(Content::Seed {
+        seed: primary.seed,
+        part: 0,
+    });
+    let (bytes, root) = primary.segment(&header, &empty);
+    let before = primary.disks.clone();
+    take(&mut journal, folder, &bytes, root).expect("the first part");
+    let known = follow(
+        &mut journal,
+        folder,
+        primary,
+        Since::Seed(primary.seed),
+        &before,
+    );
+    (journal, vec![known])
+}
+
+/// Commits the next point.
+fn follow(
+    journal: &mut Journal,
+    folder: &CutFolder,
+    primary: &mut Primary,
+    since: Since,
+    before: &[Vec<u8>],
+) -> Known {
+    let (known, bytes) = primary.cut(since, before);
+    let tip = take(journal, folder, &bytes, known.root).expect("it fits");
+    let (point, root) = (known.id, known.root);
+    assert_eq!(tip, Tip::Point { point, root });
+    known
+}
+
+/// Writes and commits `count` more points.
+fn more(
+    journal: &mut Journal,
+    folder: &CutFolder,
+    primary: &mut Primary,
+    points: &mut Vec<Known>,
+    count: usize,
+) {
+    let mut chance = Chance::new(points.len() as u64);
+    for _ in 0..count {
+        primary.write(&mut chance);
+        let tip = points.last().expect("there is one").clone();
+        let since = Since::Point(tip.id);
+        points.push(follow(journal, folder, primary, since, &tip.disks));
+    }
+}
+
+fn assert_content(reader: &Arc<PointReader>, known: &Known, context: &str) {
+    let disks: Vec<_> = reader.disks().collect();
+    assert_eq!(disks.len(), known.disks.len());
+    for ((id, size), content) in disks.into_iter().zip(&known.disks) {
+        assert_eq!(
+            size.0,
+            content.len() as u64,
+            "{context}: size at {}",
+            known.id
+        );
+        let mut read = vec![0xaa; content.len()];
+        reader.read_at(id, 0, &mut read).expect("read");
+        for (block, (read, content)) in read.chunks(BLOCK).zip(content.chunks(BLOCK)).enumerate() {
+            assert!(
+                read == content,
+                "{context}: block {block} of {id} at {}",
+                known.id
+            );
+        }
+    }
+}
+
+/// Every point of the journal has the content that it had at the primary.
+fn assert_points(journal: &Journal, known: &[Known], context: &str) {
+    for point in journal.points() {
+        let known = known
+            .iter()
+            .find(|known| known.id == point.id)
+            .expect("a known point");
+        assert_eq!(known.root, point.root, "{context}");
+        let reader = journal.open_point(point.id).expect("it is listed");
+        assert_content(&reader, known, context);
+    }
+}
+
+fn ids(journal: &Journal) -> Vec<PointId> {
+    journal.points().iter().map(|point| point.id).collect()
+}
+
+fn block_count(blocks: usize) -> u64 {
+    blocks as u64 * BLOCK_SIZE
+}

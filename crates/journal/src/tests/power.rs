@@ -1,0 +1,273 @@
+//! The power goes off at any call, again and again, and whatever was not synced is torn.
+
+use super::*;
+use crate::{Begun, Retention};
+
+/// Rounds of work that each end with a power cut or a kill.
+const ROUNDS: u64 = 4;
+
+/// Seeds; `POWER_CUTS` raises it.
+fn seeds() -> u64 {
+    let raised = std::env::var("POWER_CUTS").ok();
+    raised.and_then(|seeds| seeds.parse().ok()).unwrap_or(300)
+}
+
+/// Parts of the initial replication: blocks of the disks by turns.
+const PARTS: u64 = 3;
+
+struct Trial {
+    context: String,
+    chance: Chance,
+    primary: Primary,
+    folder: CutFolder,
+    /// What the base has of the seed, as acknowledged.
+    sent: Disks,
+    points: Vec<Known>,
+    /// The points that must be found: one of these lists.
+    allowed: Vec<Vec<PointId>>,
+    pins: Vec<PointId>,
+    next_part: u64,
+}
+
+#[test]
+fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_whole_or_absent() {
+    let (mut cuts, mut merged_when_cut) = (0, 0);
+    for seed in 0..seeds() {
+        let folder = CutFolder::new();
+        let primary = Primary::new();
+        let mut trial = Trial {
+            context: String::new(),
+            chance: Chance::new(seed),
+            sent: primary.disks.clone(),
+            primary,
+            folder,
+            points: Vec::new(),
+            allowed: vec![vec![]],
+            pins: Vec::new(),
+            next_part: 0,
+        };
+        for round in 0..ROUNDS {
+            trial.context = format!("seed {seed}, round {round}");
+            let limit = [40, 150, 400][trial.chance.index(3)];
+            let calls = trial.chance.below(limit);
+            trial.folder.cut_after(calls);
+            let outcome = trial.work();
+            let killed = trial.chance.below(4) == 0;
+            if killed {
+                // Only the process died: what it wrote is there, and may be torn later.
+                trial.folder.cut_after(u64::MAX - 1);
+            } else {
+                trial.folder = trial.folder.cut(seed * ROUNDS + round);
+                cuts += 1;
+            }
+            merged_when_cut += u64::from(trial.check(outcome));
+        }
+    }
+    assert!(
+        cuts > seeds() && merged_when_cut > 0,
+        "{cuts}, {merged_when_cut}"
+    );
+}
+
+impl Trial {
+    fn tip(&self) -> Known {
+        let id = self.allowed[0].last().expect("live");
+        self.points
+            .iter()
+            .find(|known| known.id == *id)
+            .expect("known")
+            .clone()
+    }
+
+    /// Works until the power goes off, or for some time.
+    fn work(&mut self) -> Result<(), JournalError> {
+        let mut journal = match reopen(&self.folder) {
+            Err(JournalError::NoIndex) => self.primary.create(&self.folder)?,
+            other => other?,
+        };
+        for _ in 0..24 {
+            if self.allowed[0].is_empty() {
+                self.seed_or_first_point(&mut journal)?;
+            } else {
+                match self.chance.below(10) {
+                    0..=3 => self.point(&mut journal)?,
+                    4..=6 => self.merge(&mut journal)?,
+                    7 => self.pin(&mut journal)?,
+                    8 => self.retain(&mut journal)?,
+                    _ => journal = reopen(&self.folder)?,
+                }
+            }
+            assert!(ids(&journal) == self.allowed[0], "{}", self.context);
+        }
+        Ok(())
+    }
+
+    fn seed_or_first_point(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let seed = self.primary.seed;
+        self.primary.write(&mut self.chance);
+        if self.next_part == PARTS {
+            let before = self.sent.clone();
+            let (known, bytes) = self.primary.cut(Since::Seed(seed), &before);
+            return self.commit(journal, known, &bytes);
+        }
+        // The part as it is now; an earlier attempt may have been written in part.
+        let header = self.primary.header(Content::Seed {
+            seed,
+            part: self.next_part,
+        });
+        let mut writer = SegmentWriter::create(Vec::new(), &header).expect("a good header");
+        let mut sent = self.sent.clone();
+        for (number, disk) in (0..).zip(&self.primary.disks) {
+            for (block, content) in (0_u64..).zip(disk.chunks(BLOCK)) {
+                if block % PARTS != self.next_part {
+                    continue;
+                }
+                if crate::segment::is_zero(content) {
+                    writer.push_zero(number, block, 1).expect("fits");
+                } else {
+                    writer.push_frame(number, block, content).expect("fits");
+                }
+                let at = usize::try_from(block).expect("small") * BLOCK;
+                sent[usize::from(number)][at..at + BLOCK].copy_from_slice(content);
+            }
+        }
+        let (summary, bytes) = writer.finish().expect("finished");
+        // Noted before: whether it was taken is asked of the tip, and nothing is lost if it was
+        // not, as all of the part is sent again.
+        self.sent = sent;
+        take(journal, &self.folder, &bytes, summary.root)?;
+        self.next_part += 1;
+        Ok(())
+    }
+
+    fn point(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        self.primary.write(&mut self.chance);
+        if self.chance.below(8) == 0 {
+            let disk = self.chance.index(self.primary.disks.len());
+            self.primary.grow(disk, 1 + self.chance.index(3));
+        }
+        let tip = self.tip();
+        let (known, bytes) = self.primary.cut(Since::Point(tip.id), &tip.disks);
+        self.commit(journal, known, &bytes)
+    }
+
+    fn commit(
+        &mut self,
+        journal: &mut Journal,
+        known: Known,
+        bytes: &[u8],
+    ) -> Result<(), JournalError> {
+        let mut with = self.allowed[0].clone();
+        with.push(known.id);
+        let root = known.root;
+        self.points.push(known);
+        self.allowed.push(with.clone());
+        take(journal, &self.folder, bytes, root)?;
+        self.allowed = vec![with];
+        Ok(())
+    }
+
+    /// What is left when the oldest point is given up, if a merge would do that.
+    fn without_oldest(&self, journal: &Journal) -> Vec<PointId> {
+        let skip = usize::from(journal.points()[0].in_base);
+        self.allowed[0][skip..].to_vec()
+    }
+
+    fn merge(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let without = self.without_oldest(journal);
+        self.allowed.push(without.clone());
+        match journal.begin_merge()? {
+            Begun::Held(_) => self.allowed.truncate(1),
+            Begun::Merge(merge) => {
+                self.allowed = vec![without];
+                if self.chance.below(2) == 0 {
+                    self.point(journal)?;
+                }
+                let merged = merge.run()?;
+                journal.finish_merge(merged)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn retain(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let count = 1 + self.chance.below(4);
+        let retention = Retention {
+            count: Some(u32::try_from(count).expect("small")),
+            age: None,
+        };
+        let all = self.allowed[0].clone();
+        // The oldest ones go one by one, up to a pin, and never the newest `count`.
+        self.allowed = (0..all.len()).map(|skip| all[skip..].to_vec()).collect();
+        journal.retain(&retention, Timestamp::UNIX_EPOCH)?;
+        let left = ids(journal);
+        assert!(self.allowed.contains(&left), "{}", self.context);
+        let pinned = !journal.points()[0].pins.is_empty();
+        assert!(pinned || left.len() as u64 <= count, "{}", self.context);
+        assert!(
+            left.len() as u64 >= count.min(all.len() as u64),
+            "{}",
+            self.context
+        );
+        self.allowed = vec![left];
+        Ok(())
+    }
+
+    fn pin(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        if let Some(point) = self.pins.pop() {
+            // Forgotten before: whether it took place is not known if it fails.
+            return journal.unpin(point, "trial");
+        }
+        let all = &self.allowed[0];
+        let point = all[self.chance.index(all.len())];
+        journal.pin(point, "trial")?;
+        self.pins.push(point);
+        Ok(())
+    }
+
+    /// Opens what is left. Tells whether the cut left a merge unfinished.
+    fn check(&mut self, outcome: Result<(), JournalError>) -> bool {
+        let context = self.context.clone();
+        let journal = match reopen(&self.folder) {
+            Ok(journal) => journal,
+            Err(JournalError::NoIndex) if self.next_part == 0 && self.points.is_empty() => {
+                return false;
+            }
+            Err(error) => panic!("{context}: {error:?} after {outcome:?}"),
+        };
+        let found = ids(&journal);
+        assert!(
+            self.allowed.contains(&found),
+            "{context}: {found:?} is none of {:?} after {outcome:?}",
+            self.allowed
+        );
+        for pinned in &self.pins {
+            assert!(found.contains(pinned), "{context}: a pinned point is gone");
+        }
+        let taken = match journal.tip() {
+            Tip::Seeding { next_part, .. } => {
+                assert!(
+                    (self.next_part..=self.next_part + 1).contains(&next_part),
+                    "{context}"
+                );
+                next_part
+            }
+            Tip::Point { point, .. } => {
+                assert_eq!(found.last(), Some(&point), "{context}");
+                PARTS
+            }
+        };
+        self.next_part = taken;
+        assert_points(&journal, &self.points, &context);
+        self.allowed = vec![found];
+        // Nothing is left that the index does not name.
+        let files = self.folder.list("segments").expect("listed");
+        let above = journal
+            .points()
+            .iter()
+            .filter(|point| !point.in_base)
+            .count();
+        assert_eq!(files.len(), above, "{context}");
+        journal.index.base == crate::index::Base::Merging
+    }
+}

@@ -1,0 +1,162 @@
+use block::{Image, Place};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Begun, Held};
+
+#[test]
+fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 12);
+    let pinned = points[8].clone();
+    journal.pin(pinned.id, "test failover").expect("pinned");
+    let outside = PointReader::open_pinned_in(&arc(&folder), pinned.id).expect("opened");
+    let inside = journal.open_point(points[5].id).expect("opened");
+    assert_content(&outside, &pinned, "before");
+    let mut merges = 0;
+    loop {
+        match journal.begin_merge().expect("begun") {
+            Begun::Held(held) => {
+                assert_eq!(held, Held::Point(points[5].id), "open in this process");
+                break;
+            }
+            Begun::Merge(merge) => {
+                // Half of it, and then all of it again.
+                folder.fail_after(2);
+                let half = merge.run();
+                assert_content(&outside, &pinned, "during");
+                assert_content(&inside, &points[5], "during");
+                drop(half);
+                folder.fail_after(u64::MAX);
+                journal.merge_oldest().expect("merged");
+                merges += 1;
+            }
+        }
+        assert_content(&outside, &pinned, "between");
+        assert_content(&inside, &points[5], "between");
+        // Opened now, some of its segments being in the base already.
+        let fresh = PointReader::open_pinned_in(&arc(&folder), pinned.id).expect("opened");
+        assert_content(&fresh, &pinned, "opened between");
+    }
+    assert_eq!(merges, 6);
+    drop(inside);
+    while journal.merge_oldest().expect("merged").is_none() {
+        assert_content(&outside, &pinned, "after");
+    }
+    assert_eq!(ids(&journal)[0], pinned.id);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    assert_content(&outside, &pinned, "after more points");
+    assert_points(&journal, &points, "at the end");
+}
+
+#[test]
+fn a_reader_with_no_file_open_finds_what_was_merged_in_the_base() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 4);
+    let reader = journal.open_point(points[4].id).expect("opened");
+    while journal.merge_oldest().expect("merged").is_none() {}
+    assert_eq!(
+        folder.list("segments").expect("listed"),
+        Vec::<String>::new()
+    );
+    assert_content(&reader, &points[4], "never read before");
+}
+
+#[test]
+fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 1);
+    let name = format!("segments/{}.seg", points[1].root);
+    let bytes = folder.content(&name).expect("there");
+    let file = folder.open(&name).expect("opened");
+    for at in (0..bytes.len()).step_by(101) {
+        file.write_at(at as u64, &[bytes[at] ^ 1]).expect("damaged");
+        let read = journal.open_point(points[1].id).and_then(|reader| {
+            for (id, size) in reader.disks() {
+                let mut content = vec![0; usize::try_from(size.0).expect("small")];
+                reader.read_at(id, 0, &mut content)?;
+            }
+            Ok(())
+        });
+        // A frame that is hidden or not read is not looked at; here all are visible.
+        assert!(read.is_err(), "byte {at}");
+        file.write_at(at as u64, &[bytes[at]]).expect("repaired");
+    }
+    assert_points(&journal, &points, "repaired");
+}
+
+#[test]
+fn ranges_outside_the_disk_and_disks_that_there_are_not_are_refused() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (journal, points) = seeded(&folder, &mut primary);
+    let reader = journal.open_point(points[0].id).expect("opened");
+    let id = primary.ids[1];
+    let size = block_count(BLOCKS[1]);
+    for at in [size, size - 10, u64::MAX, u64::MAX - 5] {
+        let error = reader.read_at(id, at, &mut [0; 11]).expect_err("outside");
+        assert!(matches!(error, JournalError::Range { .. }), "{error}");
+    }
+    reader
+        .read_at(id, size - 11, &mut [0; 11])
+        .expect("the end");
+    let error = reader
+        .read_at(DiskId::random(), 0, &mut [0])
+        .expect_err("no such disk");
+    assert!(matches!(error, JournalError::NoSuchDisk(_)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: crate::cases(24), ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_range_of_any_point_translates_without_gaps_and_reads_right(
+        seed in any::<u64>(), count in 0..12_usize, merges in 0..4_usize,
+        grow in any::<bool>(),
+        ranges in proptest::collection::vec((any::<u64>(), any::<u64>()), 1..12),
+    ) {
+        let (folder, mut primary) = (CutFolder::new(), Primary::new());
+        primary.write(&mut Chance::new(seed));
+        let (mut journal, mut points) = seeded(&folder, &mut primary);
+        more(&mut journal, &folder, &mut primary, &mut points, count / 2);
+        if grow {
+            primary.grow(0, 3);
+        }
+        more(&mut journal, &folder, &mut primary, &mut points, count - count / 2);
+        for _ in 0..merges {
+            journal.merge_oldest().expect("merged");
+        }
+        for info in journal.points() {
+            let known = points.iter().find(|known| known.id == info.id).expect("known");
+            let reader = journal.open_point(info.id).expect("opened");
+            for (id, content) in primary.ids.iter().zip(&known.disks) {
+                let image = reader.image(*id).expect("there");
+                prop_assert_eq!(image.size(), content.len() as u64);
+                for (a, b) in &ranges {
+                    let (a, b) = (a % (image.size() + 1), b % (image.size() + 1));
+                    let (start, end) = (a.min(b), a.max(b));
+                    let mut at = start;
+                    let mut well = true;
+                    image.translate(start..end, &mut |piece, place| {
+                        well &= piece.start == at && piece.end > piece.start && piece.end <= end;
+                        at = piece.end;
+                        well &= place != Place::Below;
+                        if place == Place::Zero {
+                            let piece = usize::try_from(piece.start).expect("small")
+                                ..usize::try_from(piece.end).expect("small");
+                            well &= content[piece].iter().all(|byte| *byte == 0);
+                        }
+                    });
+                    prop_assert!(well && at == end.max(start));
+                    let range = usize::try_from(start).expect("small")
+                        ..usize::try_from(end).expect("small");
+                    let mut read = vec![0xaa; range.len()];
+                    image.read_at(start, &mut read).expect("inside");
+                    prop_assert!(read == content[range]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+use super::*;
+use crate::{NoRoom, Refusal, Room, Verdict};
+
+#[test]
+fn parts_of_a_seed_come_in_order_and_a_repeated_one_is_success() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made");
+    primary.write(&mut Chance::new(1));
+    let empty: Disks = primary
+        .disks
+        .iter()
+        .map(|disk| vec![0; disk.len()])
+        .collect();
+    let seed = primary.seed;
+    let part = |primary: &Primary, part| {
+        let header = primary.header(Content::Seed { seed, part });
+        let (bytes, root) = primary.segment(&header, &empty);
+        (header, bytes, root)
+    };
+    let (_, later, later_root) = part(&primary, 1);
+    let refused = take(&mut journal, &folder, &later, later_root).expect_err("out of order");
+    assert!(matches!(
+        refused,
+        JournalError::Refused(Refusal::Part { got: 1, next: 0 })
+    ));
+    let (header, bytes, root) = part(&primary, 0);
+    let next = |next_part| Tip::Seeding { seed, next_part };
+    assert_eq!(
+        take(&mut journal, &folder, &bytes, root).expect("fits"),
+        next(1)
+    );
+    assert_eq!(journal.check(&header, root), Verdict::Have);
+    assert_eq!(
+        take(&mut journal, &folder, &bytes, root).expect("again"),
+        next(1)
+    );
+    // The same number, cut again with newer content.
+    primary.write(&mut Chance::new(2));
+    let (header, _, root) = part(&primary, 0);
+    assert_eq!(
+        journal.check(&header, root),
+        Verdict::Unfit(Refusal::OtherPart(0))
+    );
+    assert_eq!(
+        take(&mut journal, &folder, &later, later_root).expect("next"),
+        next(2)
+    );
+    assert!(folder.content("incoming/offered").is_none());
+
+    let other = Content::Seed {
+        seed: SeedId::random(),
+        part: 2,
+    };
+    let verdict = journal.check(&primary.header(other), root);
+    assert!(matches!(verdict, Verdict::Unfit(Refusal::OtherSeed(_))));
+}
+
+#[test]
+fn a_point_is_accepted_only_above_what_it_builds_on() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    let at = |sequence| PointId {
+        term: primary.lineage.current().id,
+        sequence,
+    };
+    let check = |header: &Header| journal.check(header, Root([7; 32]));
+    let delta = |sequence, since| primary.header(Content::Delta { sequence, since });
+    let since = |sequence| Since::Point(at(sequence));
+    // The tip is 3.
+    assert_eq!(check(&delta(4, since(3))), Verdict::Fits);
+    assert_eq!(check(&delta(9, since(2))), Verdict::Fits);
+    assert_eq!(check(&delta(9, Since::Seed(primary.seed))), Verdict::Fits);
+    let unfit = Verdict::Unfit;
+    assert_eq!(check(&delta(3, since(2))), unfit(Refusal::OtherRoot(at(3))));
+    assert!(Refusal::OtherRoot(at(3)).is_alarm());
+    assert_eq!(
+        journal.check(&delta(3, since(2)), points[2].root),
+        Verdict::Have
+    );
+    assert_eq!(
+        check(&delta(9, since(4))),
+        unfit(Refusal::Gap {
+            since: at(4),
+            tip: at(3)
+        })
+    );
+    let mut other = delta(4, since(3));
+    other.vm = VmId::random();
+    assert_eq!(check(&other), unfit(Refusal::Vm));
+    let mut other = delta(4, since(3));
+    other.disks.swap(0, 1);
+    assert_eq!(check(&other), unfit(Refusal::Disks));
+    let mut other = delta(4, since(3));
+    other.disks[0].size.0 -= 4096;
+    assert_eq!(check(&other), unfit(Refusal::Shrunk(primary.ids[0])));
+    let seed = primary.header(Content::Seed {
+        seed: primary.seed,
+        part: 1,
+    });
+    assert_eq!(check(&seed), unfit(Refusal::Complete(at(3))));
+
+    // A term that grew from the tip goes on; one that grew from before it does not.
+    let mut later = delta(4, since(3));
+    later.lineage = primary.lineage.branch(at(3), "host-b").expect("on it");
+    assert_eq!(check(&later), Verdict::Fits);
+    later.lineage = primary.lineage.branch(at(2), "host-b").expect("on it");
+    later.content = Content::Delta {
+        sequence: 4,
+        since: since(2),
+    };
+    assert_eq!(check(&later), unfit(Refusal::Diverged(at(3))));
+    later.lineage = Lineage::begin("host-c");
+    later.content = Content::Delta {
+        sequence: 4,
+        since: Since::Seed(primary.seed),
+    };
+    assert_eq!(check(&later), unfit(Refusal::Diverged(at(3))));
+}
+
+#[test]
+fn a_point_that_was_merged_away_is_not_taken_again() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    for _ in 0..2 {
+        assert_eq!(journal.merge_oldest().expect("merged"), None);
+    }
+    let header = primary.header(Content::Delta {
+        sequence: 1,
+        since: Since::Seed(primary.seed),
+    });
+    let verdict = journal.check(&header, points[0].root);
+    assert_eq!(verdict, Verdict::Unfit(Refusal::NotNewer(points[2].id)));
+}
+
+#[test]
+fn a_damaged_segment_is_refused_and_nothing_changes() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, points) = seeded(&folder, &mut primary);
+    primary.write(&mut Chance::new(3));
+    let since = Since::Point(points[0].id);
+    let (known, bytes) = primary.cut(since, &points[0].disks);
+    for at in (0..bytes.len()).step_by(37) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        let refused = take(&mut journal, &folder, &damaged, known.root);
+        assert!(refused.is_err(), "byte {at}");
+    }
+    let other = take(&mut journal, &folder, &bytes, Root([1; 32])).expect_err("not offered");
+    assert!(matches!(other, JournalError::NotOffered(_)));
+    for name in ["", "..", "../index", ".hidden", "a/b"] {
+        let error = journal.commit(name, known.root).expect_err("no such file");
+        assert!(matches!(error, JournalError::Name(_)), "{name}");
+    }
+    assert_eq!(ids(&journal), [points[0].id]);
+    take(&mut journal, &folder, &bytes, known.root).expect("undamaged");
+    assert_points(&journal, &[points[0].clone(), known], "after damage");
+}
+
+#[test]
+fn a_disk_that_grew_has_its_size_at_each_point() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 1);
+    primary.grow(1, 7);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    primary.grow(0, 1);
+    more(&mut journal, &folder, &mut primary, &mut points, 1);
+    assert_points(&journal, &points, "above the base");
+    let sizes = |journal: &Journal| {
+        let points = journal.points();
+        let sizes: Vec<_> = points.iter().map(|point| point.disks[1].size.0).collect();
+        sizes
+    };
+    let (small, large) = (block_count(BLOCKS[1]), block_count(BLOCKS[1] + 7));
+    assert_eq!(sizes(&journal), [small, small, large, large, large]);
+    while journal.merge_oldest().expect("merged").is_none() {
+        assert_points(&journal, &points, "while merging");
+    }
+    assert_eq!(sizes(&journal), [large]);
+    let journal = reopen(&folder).expect("opened");
+    assert_points(&journal, &points, "opened again");
+}
+
+#[test]
+fn what_does_not_fit_the_room_is_refused_with_the_figures() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (journal, _) = seeded(&folder, &mut primary);
+    let used = journal.committed_len().expect("measured");
+    assert!(used.0 >= block_count(BLOCKS[0] + BLOCKS[1]));
+    let room = |limit, reserve| Room {
+        limit,
+        reserve: Bytes(reserve),
+    };
+    let len = Bytes(100);
+    journal.would_fit(len, room(None, 0)).expect("no limit");
+    journal
+        .would_fit(len, room(Some(Bytes(used.0 + 100)), 0))
+        .expect("just fits");
+    let error = journal.would_fit(len, room(Some(Bytes(used.0 + 99)), 0));
+    assert!(matches!(error, Err(NoRoom::Limit { .. })));
+    let error = journal.would_fit(len, room(None, u64::MAX));
+    assert!(matches!(error, Err(NoRoom::Free { .. })));
+}
+
+#[test]
+fn a_folder_of_the_operating_system_holds_a_journal_that_is_locked_and_not_made_twice() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let path = scratch.path().join("journal");
+    let mut primary = Primary::new();
+    let missing = Journal::open(&path).expect_err("absent");
+    assert!(matches!(missing, JournalError::Io { .. }), "{missing}");
+    let mut journal =
+        Journal::create(&path, primary.vm, &primary.extents(), primary.seed).expect("made");
+    assert!(matches!(Journal::open(&path), Err(JournalError::Locked(_))));
+    let empty = primary.disks.clone();
+    primary.write(&mut Chance::new(1));
+    let (known, bytes) = primary.cut(Since::Seed(primary.seed), &empty);
+    std::fs::write(path.join("incoming/offered"), &bytes).expect("received");
+    journal.commit("offered", known.root).expect("committed");
+    std::fs::write(path.join("segments/stray.seg"), b"stray").expect("written");
+    drop(journal);
+    let again = Journal::create(&path, primary.vm, &primary.extents(), primary.seed);
+    assert!(matches!(again, Err(JournalError::Exists)));
+    let mut journal = Journal::open(&path).expect("opened");
+    assert!(!path.join("segments/stray.seg").exists());
+    assert_points(&journal, std::slice::from_ref(&known), "opened");
+    let outside = PointReader::open_pinned(&path, known.id);
+    assert!(matches!(outside, Err(JournalError::NotPinned(_))));
+    journal.pin(known.id, "test failover").expect("pinned");
+    assert_eq!(journal.points()[0].pins, ["test failover"]);
+    let outside = PointReader::open_pinned(&path, known.id).expect("pinned");
+    assert_content(&outside, &known, "another process");
+    journal.merge_oldest().expect("up to the pin");
+    assert_content(&outside, &known, "after the merge");
+    let raw = std::fs::read(path.join(format!("base-{}.raw", primary.ids[0]))).expect("a raw file");
+    assert!(raw == known.disks[0]);
+    drop(journal);
+    std::fs::write(path.join("index"), b"pollux-journal 2 00\n{}").expect("written");
+    assert!(matches!(
+        Journal::open(&path),
+        Err(JournalError::Version(2))
+    ));
+}
+
+#[test]
+fn a_journal_whose_files_are_missing_is_not_opened() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (journal, points) = seeded(&folder, &mut primary);
+    drop(journal);
+    folder
+        .remove(&format!("segments/{}.seg", points[0].root))
+        .expect("removed");
+    match reopen(&folder) {
+        Err(JournalError::Missing(name)) => assert!(name.contains(&points[0].root.to_string())),
+        other => panic!("{other:?}"),
+    }
+}

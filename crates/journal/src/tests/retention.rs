@@ -1,0 +1,127 @@
+use jiff::SignedDuration;
+
+use super::*;
+use crate::{Begun, Held, Retention};
+
+fn count(count: u32) -> Retention {
+    Retention {
+        count: Some(count),
+        age: None,
+    }
+}
+
+#[test]
+fn as_many_points_are_kept_as_the_retention_says_and_never_none() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 9);
+    let now = Timestamp::UNIX_EPOCH;
+    journal.retain(&count(4), now).expect("merged");
+    assert_eq!(
+        ids(&journal),
+        points[6..].iter().map(|point| point.id).collect::<Vec<_>>()
+    );
+    assert_points(&journal, &points, "four are left");
+    assert_eq!(journal.retain(&count(4), now).expect("nothing to do"), 0);
+    let age = Retention {
+        count: None,
+        age: Some(SignedDuration::from_secs(60)),
+    };
+    let later = |seconds| now + SignedDuration::from_secs(seconds);
+    assert_eq!(journal.retain(&age, later(60)).expect("nothing to do"), 0);
+    journal.retain(&age, later(61)).expect("merged");
+    assert_eq!(ids(&journal), [points[9].id]);
+    journal.retain(&count(0), later(61)).expect("nothing to do");
+    assert_points(&journal, &points, "the newest is left");
+    assert_eq!(journal.points().len(), 1);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    assert_points(&journal, &points, "it goes on");
+}
+
+#[test]
+fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 4);
+    let pinned = points[2].id;
+    journal.pin(pinned, "test failover").expect("pinned");
+    journal.pin(pinned, "export").expect("pinned");
+    let unknown = PointId {
+        sequence: 99,
+        ..pinned
+    };
+    assert!(matches!(
+        journal.pin(unknown, "x"),
+        Err(JournalError::NoSuchPoint(_))
+    ));
+    journal
+        .retain(&count(1), Timestamp::UNIX_EPOCH)
+        .expect("merged as far as it goes");
+    assert_eq!(ids(&journal)[0], pinned);
+    assert_eq!(
+        journal.merge_oldest().expect("held"),
+        Some(Held::Point(pinned))
+    );
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    assert_points(&journal, &points, "above the pin");
+
+    let mut journal = reopen(&folder).expect("opened");
+    journal.unpin(pinned, "test failover").expect("unpinned");
+    assert_eq!(
+        journal.merge_oldest().expect("held"),
+        Some(Held::Point(pinned))
+    );
+    journal.unpin(pinned, "export").expect("unpinned");
+    journal
+        .retain(&count(1), Timestamp::UNIX_EPOCH)
+        .expect("merged");
+    assert_eq!(ids(&journal), [points[6].id]);
+    assert_eq!(
+        journal.merge_oldest().expect("nothing"),
+        Some(Held::Nothing)
+    );
+}
+
+#[test]
+fn points_are_taken_while_a_merge_runs_and_two_merges_never_do() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    let Begun::Merge(merge) = journal.begin_merge().expect("begun") else {
+        panic!("nothing is in the way");
+    };
+    assert!(matches!(journal.begin_merge(), Err(JournalError::Busy)));
+    let merging = std::thread::spawn(|| merge.run());
+    more(&mut journal, &folder, &mut primary, &mut points, 3);
+    let merged = merging.join().expect("no panic").expect("merged");
+    assert!(matches!(journal.begin_merge(), Err(JournalError::Busy)));
+    journal.finish_merge(merged).expect("finished");
+    assert_points(&journal, &points, "after the merge");
+    assert_eq!(journal.points().len(), points.len());
+    assert!(journal.points()[0].in_base);
+}
+
+#[test]
+fn a_merge_that_failed_is_done_again_and_every_point_is_whole_meanwhile() {
+    for fault in 0..20 {
+        let (folder, mut primary) = (CutFolder::new(), Primary::new());
+        let (mut journal, mut points) = seeded(&folder, &mut primary);
+        more(&mut journal, &folder, &mut primary, &mut points, 3);
+        journal.merge_oldest().expect("merged");
+        let Begun::Merge(merge) = journal.begin_merge().expect("begun") else {
+            panic!("nothing is in the way");
+        };
+        folder.fail_after(fault);
+        let outcome = merge.run();
+        folder.fail_after(u64::MAX);
+        assert_points(&journal, &points, "half merged");
+        assert_eq!(journal.points().len(), 3, "the oldest was given up");
+        if let Ok(merged) = outcome {
+            journal.finish_merge(merged).expect("finished");
+            return;
+        }
+        assert_eq!(journal.merge_oldest().expect("again"), None);
+        assert_points(&journal, &points, "merged at last");
+    }
+    panic!("the fault always struck");
+}
