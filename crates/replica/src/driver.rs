@@ -35,18 +35,34 @@ pub const COMMANDS: usize = 8;
 
 type Task = Pin<Box<dyn Future<Output = Event> + Send>>;
 
+/// How a driver begins.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// What does not change while it runs.
+    pub plan: Plan,
+    /// What was recorded last, for the first report; [`Source::track`] is asked again.
+    pub progress: Progress,
+    /// Whether a person suspended it before.
+    pub suspended: bool,
+    /// Seeds the jitter of retries.
+    pub chance: u64,
+}
+
 /// Replicates until it is told to stop, the other end of `commands` is dropped, or the partner
-/// took over. `suspended`: begin suspended. `chance` seeds the jitter of retries.
+/// took over.
 pub async fn run<S: Source, L: Link>(
     source: Arc<S>,
     link: Arc<L>,
-    plan: Plan,
-    progress: Progress,
-    suspended: bool,
-    chance: u64,
+    begin: Begin,
     mut commands: mpsc::Receiver<Command>,
     reports: watch::Sender<LinkReport>,
 ) {
+    let Begin {
+        plan,
+        progress,
+        suspended,
+        chance,
+    } = begin;
     let mut driver = Driver {
         lineage: Arc::new(plan.lineage.clone()),
         sender: Sender::new(plan, progress, chance),
@@ -80,6 +96,8 @@ pub async fn run<S: Source, L: Link>(
         }
         let wake = driver.wake;
         let event = tokio::select! {
+            // In order: what was started comes before what is to be started.
+            biased;
             command = commands.recv(), if !stopping => match command {
                 Some(Command::Suspend) => Event::Suspend,
                 Some(Command::Resume) => Event::Resume,
@@ -211,3 +229,7 @@ impl<S: Source, L: Link> Driver<S, L> {
         self.remote.push(Box::pin(task));
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

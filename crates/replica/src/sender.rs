@@ -268,6 +268,13 @@ impl Sender {
             (State::Offering, Event::Offered(Ok((offer, Ok(answer))))) => {
                 self.offered(now, &offer, answer, out);
             }
+            (State::Shipping { .. }, Event::Stored(_, Ok(Err(LinkError::Refused(problem)))))
+                if problem.code == Code::NotFound =>
+            {
+                // The replica's polluxd was restarted and waits for the offer.
+                out.push(Output::Abandon);
+                self.contradicted(problem, out);
+            }
             (State::Shipping { waiting, flying }, Event::Stored(n, Ok(Ok(())))) => {
                 self.stored(n, waiting, flying, out);
             }

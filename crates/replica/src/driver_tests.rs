@@ -1,0 +1,859 @@
+//! The driver over a simulated network, a source and a replica in memory, with injected chance
+//! and paused time. A seed that fails prints itself; `POLLUX_SEEDS` raises their number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use journal::{Consistency, Content, DiskExtent, Header, Root};
+use model::{Code, DiskId, Lineage, PointId, Problem, ReplicationState, SeedId, Since, VmId};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::link::LinkError;
+use crate::source::{Position, SeedPart, StagedPart, Tracking};
+use crate::wire::{CHUNK, CommitAnswer, Digest, OfferAnswer, Tip, TipAnswer};
+
+const DISKS: usize = 2;
+const BLOCKS: u64 = 24;
+
+/// Content of all disks: disk and block to what was written there last.
+type Disks = BTreeMap<(usize, u64), u64>;
+
+#[derive(Debug, Clone, Copy)]
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+    fn percent(&mut self, n: u64) -> bool {
+        self.below(100) < n
+    }
+}
+
+fn problem(code: Code, reason: &str) -> Problem {
+    Problem::new(code, "the simulation", reason, "")
+}
+
+/// How bad the world is.
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    /// Percent of requests that never arrive, of answers that never come, of requests that
+    /// arrive a second time later.
+    lost: u64,
+    unanswered: u64,
+    repeated: u64,
+    /// Percent of the source's operations that fail, before or after they did their work.
+    failing: u64,
+    /// Whether the network is cut.
+    cut: bool,
+}
+
+const CALM: Weather = Weather {
+    lost: 0,
+    unanswered: 0,
+    repeated: 0,
+    failing: 0,
+    cut: false,
+};
+
+struct File {
+    staged: Staged,
+    content: Vec<((usize, u64), u64)>,
+    root: Root,
+}
+
+/// Everything that outlives a driver, on both hosts.
+struct World {
+    chance: Chance,
+    weather: Weather,
+    vm: VmId,
+    disks: Vec<DiskId>,
+    lineage: Lineage,
+    // -- primary
+    content: Disks,
+    marks: BTreeSet<(usize, u64)>,
+    outbox: Option<File>,
+    progress: Progress,
+    sequence: u64,
+    exact: bool,
+    /// Folds back without marking: what the suite must find out.
+    forgetful: bool,
+    written: u64,
+    /// What the disks held at each cut.
+    cuts: BTreeMap<u64, Disks>,
+    gated: Option<Lineage>,
+    // -- replica
+    tip: Tip,
+    /// What the replica holds at each point, and the root that was committed.
+    points: BTreeMap<u64, (Disks, Root)>,
+    received: Disks,
+    pending: Option<(Offer, BTreeSet<u64>)>,
+    /// Chunks on the replica's disk, by root.
+    store: BTreeMap<Root2, BTreeMap<u64, Bytes>>,
+    taken_over: Option<Lineage>,
+    /// Chunks that were put though the last offer's answer did not ask for them.
+    unasked: u64,
+    puts: u64,
+    asked: BTreeSet<(Root2, u64)>,
+}
+
+/// A root as a key.
+type Root2 = [u8; 32];
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        chance.next();
+        let lineage = Lineage::begin("host-a");
+        let blocks = (0..DISKS).flat_map(|disk| (0..BLOCKS).map(move |block| (disk, block)));
+        Self {
+            chance,
+            weather: CALM,
+            vm: VmId::random(),
+            disks: (0..DISKS).map(|_| DiskId::random()).collect(),
+            lineage,
+            content: blocks.clone().map(|key| (key, 1)).collect(),
+            marks: blocks.collect(),
+            outbox: None,
+            progress: Progress::begin(SeedId::random()),
+            sequence: 0,
+            exact: true,
+            forgetful: false,
+            written: 1,
+            cuts: BTreeMap::new(),
+            gated: None,
+            tip: Tip::Nothing,
+            points: BTreeMap::new(),
+            received: Disks::new(),
+            pending: None,
+            store: BTreeMap::new(),
+            taken_over: None,
+            unasked: 0,
+            puts: 0,
+            asked: BTreeSet::new(),
+        }
+    }
+
+    fn header(&self, content: Content) -> Header {
+        let extent = |id: &DiskId| DiskExtent {
+            id: *id,
+            size: model::Bytes(BLOCKS * 4096),
+        };
+        Header {
+            vm: self.vm,
+            disks: self.disks.iter().map(extent).collect(),
+            lineage: self.lineage.clone(),
+            content,
+            time: Timestamp::UNIX_EPOCH,
+            consistency: Consistency::Crash,
+        }
+    }
+
+    /// Moves marks into a segment, in one step.
+    fn stage(&mut self, content: Content, blocks: Vec<(usize, u64)>) -> Staged {
+        assert!(self.outbox.is_none(), "a second staged segment");
+        let held: Vec<_> = blocks
+            .into_iter()
+            .filter(|key| self.marks.remove(key))
+            .map(|key| (key, self.content[&key]))
+            .collect();
+        let header = self.header(content);
+        let number = self.chance.next();
+        let staged = Staged {
+            file: format!("{number}.segment").into(),
+            header,
+        };
+        self.outbox = Some(File {
+            staged: staged.clone(),
+            content: held,
+            root: Root(Digest::of(&number.to_le_bytes()).0),
+        });
+        staged
+    }
+
+    fn write(&mut self) {
+        let key = (
+            usize::try_from(self.chance.below(DISKS as u64)).expect("small"),
+            self.chance.below(BLOCKS),
+        );
+        self.written += 1;
+        self.marks.insert(key);
+        self.content.insert(key, self.written);
+    }
+
+    /// The primary loses power: marks and outbox are gone, what was recorded is there.
+    fn power_cut(&mut self) {
+        self.outbox = None;
+        self.exact = false;
+        self.marks = self.content.keys().copied().collect();
+    }
+
+    /// The replica is killed: what it held in memory is gone, and some of what it had not synced.
+    fn replica_restart(&mut self) {
+        self.pending = None;
+        let mut chance = self.chance;
+        for chunks in self.store.values_mut() {
+            chunks.retain(|_, _| chance.percent(70));
+        }
+        self.chance = chance;
+    }
+
+    // -- the replica, as the receiver and the journal would do it ---------------------------
+
+    fn fits(&self, header: &Header) -> bool {
+        match (header.content, self.tip) {
+            (Content::Seed { part: 0, .. }, Tip::Nothing) => true,
+            (Content::Seed { seed, part }, Tip::Seeding { seed: s, parts }) => {
+                seed == s && part == parts
+            }
+            (
+                Content::Delta {
+                    since: Since::Seed(seed),
+                    ..
+                },
+                Tip::Seeding { seed: s, .. },
+            ) => seed == s,
+            (
+                Content::Delta {
+                    since: Since::Point(since),
+                    sequence,
+                },
+                Tip::Point { point },
+            ) => since.sequence <= point.sequence && point.sequence < sequence,
+            _ => false,
+        }
+    }
+
+    fn have(&self, offer: &Offer) -> bool {
+        match (offer.header.content, self.tip) {
+            (Content::Delta { sequence, .. }, _) => self
+                .points
+                .get(&sequence)
+                .is_some_and(|(_, root)| *root == offer.root),
+            (Content::Seed { part, .. }, Tip::Seeding { parts, .. }) => part < parts,
+            (Content::Seed { .. }, tip) => matches!(tip, Tip::Point { .. }),
+        }
+    }
+
+    fn on_offer(&mut self, offer: &Offer) -> OfferAnswer {
+        if let Some(lineage) = self.taken_over.clone() {
+            return OfferAnswer::Superseded { lineage };
+        }
+        if self.have(offer) {
+            return OfferAnswer::Committed { tip: self.tip };
+        }
+        if !self.fits(&offer.header) {
+            let problem = problem(Code::Conflict, "it does not fit");
+            return OfferAnswer::Unfit { problem };
+        }
+        self.store.retain(|root, _| *root == offer.root.0);
+        let there: BTreeSet<u64> = self
+            .store
+            .get(&offer.root.0)
+            .into_iter()
+            .flat_map(|chunks| chunks.keys().copied())
+            .collect();
+        let chunks: Vec<u64> = (0..offer.chunks.len() as u64)
+            .filter(|n| !there.contains(n))
+            .collect();
+        self.asked = chunks.iter().map(|n| (offer.root.0, *n)).collect();
+        self.pending = Some((offer.clone(), there));
+        OfferAnswer::Missing { chunks }
+    }
+
+    fn on_put(&mut self, root: Root, n: u64, chunk: &Bytes) -> Result<(), LinkError> {
+        self.puts += 1;
+        if !self.asked.contains(&(root.0, n)) {
+            self.unasked += 1;
+        }
+        match &mut self.pending {
+            Some((offer, there)) if offer.root == root => {
+                let index = usize::try_from(n).expect("small");
+                assert_eq!(Digest::of(chunk), offer.chunks[index], "another chunk");
+                there.insert(n);
+                let chunks = self.store.entry(root.0).or_default();
+                chunks.insert(n, chunk.clone());
+                Ok(())
+            }
+            _ => Err(LinkError::Refused(problem(Code::NotFound, "not offered"))),
+        }
+    }
+
+    fn on_commit(&mut self, root: Root) -> CommitAnswer {
+        if let Some(lineage) = self.taken_over.clone() {
+            return CommitAnswer::Superseded { lineage };
+        }
+        let Some((offer, there)) = self.pending.take_if(|(offer, _)| offer.root == root) else {
+            let problem = problem(Code::NotFound, "not offered");
+            return CommitAnswer::Again { problem };
+        };
+        if there.len() != offer.chunks.len() || !self.fits(&offer.header) {
+            let problem = problem(Code::Conflict, "chunks are missing");
+            self.pending = Some((offer, there));
+            return CommitAnswer::Again { problem };
+        }
+        for chunk in self.store.remove(&root.0).unwrap_or_default().into_values() {
+            let number = |at: usize| {
+                u64::from_le_bytes(chunk[8 * at..8 * at + 8].try_into().expect("eight bytes"))
+            };
+            if number(0) != u64::MAX {
+                let disk = usize::try_from(number(0)).expect("small");
+                self.received.insert((disk, number(1)), number(2));
+            }
+        }
+        self.tip = match offer.header.content {
+            Content::Seed { seed, part } => Tip::Seeding {
+                seed,
+                parts: part + 1,
+            },
+            Content::Delta { sequence, .. } => {
+                let lost = self.points.insert(sequence, (self.received.clone(), root));
+                assert!(lost.is_none(), "a point was replaced");
+                let term = self.lineage.current().id;
+                let point = PointId { term, sequence };
+                Tip::Point { point }
+            }
+        };
+        CommitAnswer::Committed { tip: self.tip }
+    }
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn pause(&self, up_to_ms: u64) {
+        let pause = self.world().chance.below(up_to_ms);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+
+    /// Does `work` at one instant, with a pause on either side where it may be killed, and
+    /// sometimes reports a failure before or after.
+    async fn local<T>(&self, work: impl FnOnce(&mut World) -> T) -> Result<T, Problem> {
+        self.pause(20).await;
+        let (before, after) = {
+            let mut world = self.world();
+            let percent = world.weather.failing;
+            (world.chance.percent(percent), world.chance.percent(percent))
+        };
+        if before {
+            return Err(problem(Code::Failed, "failed before"));
+        }
+        let result = work(&mut self.world());
+        self.pause(20).await;
+        if after {
+            return Err(problem(Code::Failed, "failed after"));
+        }
+        Ok(result)
+    }
+
+    /// A request that may get lost, come late, come twice.
+    async fn remote<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut World) -> T + Send + Clone + 'static,
+    ) -> Result<T, LinkError> {
+        let lost = || LinkError::Lost(problem(Code::Unreachable, "lost"));
+        let (gone, mute, twice) = {
+            let mut world = self.world();
+            let weather = world.weather;
+            (
+                weather.cut || world.chance.percent(weather.lost),
+                world.chance.percent(weather.unanswered),
+                world.chance.percent(weather.repeated),
+            )
+        };
+        self.pause(200).await;
+        if gone {
+            return Err(lost());
+        }
+        if twice {
+            let (shared, work) = (self.clone(), work.clone());
+            tokio::spawn(async move {
+                shared.pause(5000).await;
+                work(&mut shared.world());
+            });
+        }
+        // Carried out even when the caller gives up waiting.
+        let shared = self.clone();
+        let running = tokio::spawn(async move {
+            shared.pause(100).await;
+            let result = work(&mut shared.world());
+            shared.pause(100).await;
+            result
+        });
+        match running.await {
+            Ok(result) if !mute => Ok(result),
+            _ => Err(lost()),
+        }
+    }
+}
+
+impl Source for Shared {
+    async fn track(&self) -> Result<Tracking, Problem> {
+        self.local(|world| Tracking {
+            exact: std::mem::replace(&mut world.exact, true),
+            staged: world.outbox.as_ref().map(|file| file.staged.clone()),
+            progress: world.progress,
+            reserved: world.sequence,
+        })
+        .await
+    }
+
+    async fn reserve_sequence(&self) -> Result<u64, Problem> {
+        self.local(|world| {
+            world.sequence += 1;
+            world.sequence
+        })
+        .await
+    }
+
+    async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
+        self.local(|world| {
+            let step = 1 + world.chance.below(8);
+            let (from, to) = (part.at.from, (part.at.from + step).min(BLOCKS));
+            let blocks = (from..to).map(|block| (part.at.disk, block)).collect();
+            let content = Content::Seed {
+                seed: part.seed,
+                part: part.part,
+            };
+            StagedPart {
+                segment: world.stage(content, blocks),
+                next: (to < BLOCKS).then_some(to),
+            }
+        })
+        .await
+    }
+
+    async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
+        self.local(|world| {
+            let blocks = world.marks.iter().copied().collect();
+            let now = world.content.clone();
+            let double = world.cuts.insert(sequence, now);
+            assert!(double.is_none(), "a sequence number was used twice");
+            world.stage(Content::Delta { sequence, since }, blocks)
+        })
+        .await
+    }
+
+    async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
+        let world = self.world();
+        let file = world.outbox.as_ref().filter(|file| file.staged == *staged);
+        let file = file.ok_or_else(|| problem(Code::Failed, "no such file"))?;
+        let count = file.content.len().max(1) as u64;
+        Ok(Offer {
+            header: staged.header.clone(),
+            root: file.root,
+            file_len: count * CHUNK,
+            chunks: (0..count).map(|n| Digest::of(&encode(file, n))).collect(),
+        })
+    }
+
+    async fn chunk(&self, staged: &Staged, n: u64) -> Result<Bytes, Problem> {
+        let world = self.world();
+        let file = world.outbox.as_ref().filter(|file| file.staged == *staged);
+        Ok(encode(
+            file.ok_or_else(|| problem(Code::Failed, "no such file"))?,
+            n,
+        ))
+    }
+
+    async fn confirm(&self, staged: &Staged) -> Result<(), Problem> {
+        self.local(|world| {
+            world.outbox.take_if(|file| file.staged == *staged);
+        })
+        .await
+    }
+
+    async fn fold_back(&self, staged: &Staged) -> Result<(), Problem> {
+        self.local(|world| {
+            if let Some(file) = world.outbox.take_if(|file| file.staged == *staged) {
+                let held = file.content.iter().map(|(key, _)| *key);
+                let forgetful = world.forgetful;
+                world.marks.extend(held.filter(|_| !forgetful));
+            }
+        })
+        .await
+    }
+
+    async fn persist(&self, progress: Progress) -> Result<(), Problem> {
+        self.local(|world| world.progress = progress).await
+    }
+
+    async fn gate(&self, lineage: &Lineage) -> Result<(), Problem> {
+        let lineage = lineage.clone();
+        self.local(|world| world.gated = Some(lineage)).await
+    }
+}
+
+fn encode(file: &File, n: u64) -> Bytes {
+    let index = usize::try_from(n).expect("small");
+    let nothing = ((usize::MAX, 0), 0);
+    let ((disk, block), value) = *file.content.get(index).unwrap_or(&nothing);
+    [disk as u64, block, value]
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect()
+}
+
+impl Link for Shared {
+    async fn tip(&self, _: &Lineage) -> Result<TipAnswer, LinkError> {
+        self.remote(|world| match world.taken_over.clone() {
+            Some(lineage) => TipAnswer::Superseded { lineage },
+            None => TipAnswer::At { tip: world.tip },
+        })
+        .await
+    }
+
+    async fn offer(&self, offer: &Offer) -> Result<OfferAnswer, LinkError> {
+        let offer = offer.clone();
+        self.remote(move |world| world.on_offer(&offer)).await
+    }
+
+    async fn put(&self, root: Root, n: u64, chunk: Bytes) -> Result<(), LinkError> {
+        self.remote(move |world| world.on_put(root, n, &chunk))
+            .await?
+    }
+
+    async fn commit(&self, root: Root) -> Result<CommitAnswer, LinkError> {
+        self.remote(move |world| world.on_commit(root)).await
+    }
+}
+
+struct Running {
+    task: JoinHandle<()>,
+    commands: mpsc::Sender<Command>,
+    reports: watch::Receiver<LinkReport>,
+}
+
+fn start(shared: &Shared) -> Running {
+    let (plan, progress, chance) = {
+        let mut world = shared.world();
+        let plan = Plan {
+            thing: "VM `web`".to_owned(),
+            partner: "host-b".to_owned(),
+            disks: world.disks.clone(),
+            lineage: world.lineage.clone(),
+            frequency: Duration::from_secs(5),
+        };
+        (plan, world.progress, world.chance.next())
+    };
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let state = ReplicationState::ReadyForInitialReplication;
+    let (sender, reports) = watch::channel(LinkReport::new(state));
+    let both = Arc::new(shared.clone());
+    let task = tokio::spawn(run(
+        both.clone(),
+        both,
+        Begin {
+            plan,
+            progress,
+            suspended: false,
+            chance,
+        },
+        receiver,
+        sender,
+    ));
+    Running {
+        task,
+        commands,
+        reports,
+    }
+}
+
+async fn wait_for(running: &Running, what: &str, good: impl Fn(&LinkReport) -> bool) {
+    let limit = Duration::from_secs(3600);
+    let mut reports = running.reports.clone();
+    let waited = tokio::time::timeout(limit, reports.wait_for(|r| good(r))).await;
+    match waited {
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) => panic!("the driver ended before: {what}"),
+        Err(_) => panic!("never: {what}: {:?}", *running.reports.borrow()),
+    }
+}
+
+/// Every point that the replica holds is what the disks held at its cut, and the newest one is
+/// what they hold now.
+fn check_points(world: &World) {
+    for (sequence, (held, _)) in &world.points {
+        assert_eq!(held, &world.cuts[sequence], "point {sequence}");
+    }
+    let (_, (last, _)) = world.points.last_key_value().expect("points");
+    assert_eq!(last, &world.content, "the newest point");
+}
+
+async fn live_through(seed: u64, forgetful: bool) {
+    let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+    shared.world().forgetful = forgetful;
+    let mut running = start(&shared);
+    let steps = 30 + shared.world().chance.below(60);
+    for _ in 0..steps {
+        shared.pause(3000).await;
+        let (action, writes) = {
+            let mut world = shared.world();
+            (world.chance.below(100), world.chance.below(6))
+        };
+        for _ in 0..writes {
+            shared.world().write();
+        }
+        match action {
+            0..20 => {
+                let mut world = shared.world();
+                let bad = |world: &mut World, most| world.chance.below(most);
+                world.weather = Weather {
+                    lost: bad(&mut world, 30),
+                    unanswered: bad(&mut world, 30),
+                    repeated: bad(&mut world, 30),
+                    failing: bad(&mut world, 15),
+                    cut: world.chance.percent(30),
+                };
+            }
+            20..35 => shared.world().weather = CALM,
+            35..47 => {
+                // Killed at whatever it was doing; nothing that it had begun goes on.
+                running.task.abort();
+                let _ = running.task.await;
+                if action >= 43 {
+                    shared.world().power_cut();
+                }
+                running = start(&shared);
+            }
+            47..57 => shared.world().replica_restart(),
+            57..62 => {
+                let _ = running.commands.send(Command::Suspend).await;
+                shared.pause(20_000).await;
+                let _ = running.commands.send(Command::Resume).await;
+            }
+            _ => {}
+        }
+        let report = running.reports.borrow().clone();
+        assert_ne!(report.state, ReplicationState::Error, "{report:?}");
+    }
+    shared.world().weather = CALM;
+    let _ = running.commands.send(Command::Resume).await;
+    // A point cut after the last write was acknowledged.
+    let last = shared.world().sequence;
+    wait_for(&running, "a point after the last write", |report| {
+        report
+            .acknowledged
+            .is_some_and(|point| point.sequence > last + 1)
+    })
+    .await;
+    let _ = running.commands.send(Command::Stop).await;
+    running.task.await.expect("ends without a panic");
+    check_points(&shared.world());
+}
+
+fn seeds() -> u64 {
+    std::env::var("POLLUX_SEEDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(300)
+}
+
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
+}
+
+#[test]
+fn through_cuts_losses_repeats_and_restarts_the_replica_ends_equal_and_no_point_is_lost() {
+    let first = std::env::var("POLLUX_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let range = first.map_or(1..seeds() + 1, |seed: u64| seed..seed + 1);
+    for seed in range {
+        let outcome = std::panic::catch_unwind(|| paused().block_on(live_through(seed, false)));
+        assert!(
+            outcome.is_ok(),
+            "seed {seed} failed; POLLUX_SEED={seed} repeats it"
+        );
+    }
+}
+
+#[test]
+fn a_source_that_forgets_the_marks_of_what_it_folds_back_is_found_out() {
+    let found = (1..seeds() + 1).any(|seed| {
+        std::panic::catch_unwind(|| paused().block_on(live_through(seed, true))).is_err()
+    });
+    assert!(found);
+}
+
+#[test]
+fn on_a_good_network_every_chunk_is_sent_once_and_no_cycle_is_missed() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(7))));
+        let running = start(&shared);
+        wait_for(&running, "10 points", |report| report.cycles >= 10).await;
+        let report = running.reports.borrow().clone();
+        assert_eq!((report.missed, report.link_losses), (0, 0));
+        assert_eq!(report.spared.0, 0);
+        assert_eq!(report.state, ReplicationState::Replicating);
+        let world = shared.world();
+        assert_eq!(world.unasked, 0);
+        assert_eq!(report.shipped.0, world.puts * CHUNK);
+    });
+}
+
+#[test]
+fn after_a_cut_in_the_middle_only_the_missing_chunks_are_sent() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(11))));
+        let running = start(&shared);
+        wait_for(&running, "the first point", |report| report.cycles >= 1).await;
+        // Every block changes, and the network is cut once some of them have come.
+        shared.world().power_cut();
+        shared.world().puts = 0;
+        wait_for(&running, "half of it", |report| {
+            report
+                .transfer
+                .is_some_and(|t| t.sent.0 > t.total.0 / 2 && t.total.0 > 20 * CHUNK)
+        })
+        .await;
+        shared.world().weather.cut = true;
+        wait_for(&running, "a lost link", |report| report.link_losses > 2).await;
+        shared.world().weather.cut = false;
+        let cycles = running.reports.borrow().cycles;
+        wait_for(&running, "the point", |report| report.cycles > cycles).await;
+        let report = running.reports.borrow().clone();
+        assert!(report.spared.0 > 20 * CHUNK, "{report:?}");
+        let world = shared.world();
+        assert_eq!(world.unasked, 0);
+        let blocks = DISKS as u64 * BLOCKS;
+        assert!(
+            world.puts <= blocks + 3 * crate::sender::WINDOW as u64,
+            "{}",
+            world.puts
+        );
+    });
+}
+
+#[test]
+fn when_the_replica_took_over_the_guest_is_stopped_and_nothing_more_is_sent() {
+    for seed in 1..50 {
+        paused().block_on(async move {
+            let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+            let running = start(&shared);
+            wait_for(&running, "a point", |report| report.cycles >= 1).await;
+            let theirs = {
+                let mut world = shared.world();
+                world.weather.failing = 10;
+                world.weather.cut = world.chance.percent(50);
+                let Tip::Point { point } = world.tip else {
+                    panic!("a point was acknowledged")
+                };
+                world.lineage.branch(point, "host-b").expect("on it")
+            };
+            let before = {
+                let mut world = shared.world();
+                world.taken_over = Some(theirs.clone());
+                world.points.len()
+            };
+            shared.pause(30_000).await;
+            shared.world().weather.cut = false;
+            let ended = tokio::time::timeout(Duration::from_secs(600), running.task).await;
+            ended.expect("in time").expect("without a panic");
+            let world = shared.world();
+            assert_eq!(world.gated.as_ref(), Some(&theirs), "seed {seed}");
+            assert_eq!(world.points.len(), before);
+            let state = running.reports.borrow().state;
+            assert_eq!(state, ReplicationState::StoodDown);
+        });
+    }
+}
+
+#[test]
+fn a_replica_that_lost_points_or_has_strange_ones_is_not_written_to() {
+    for strange in [false, true] {
+        paused().block_on(async move {
+            let shared = Shared(Arc::new(Mutex::new(World::new(3))));
+            let running = start(&shared);
+            wait_for(&running, "3 points", |report| report.cycles >= 3).await;
+            let _ = running.commands.send(Command::Suspend).await;
+            wait_for(&running, "a pause", |report| {
+                report.state == ReplicationState::Suspended
+            })
+            .await;
+            let term = shared.world().lineage.current().id;
+            let sequence = if strange { 1000 } else { 1 };
+            let point = PointId { term, sequence };
+            shared.world().tip = Tip::Point { point };
+            let _ = running.commands.send(Command::Resume).await;
+            wait_for(&running, "an error", |report| {
+                report.state == ReplicationState::Error
+            })
+            .await;
+            let problem = running.reports.borrow().last_error.clone().expect("why");
+            assert!(!problem.way_out.is_empty(), "{problem}");
+        });
+    }
+}
+
+#[test]
+fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
+    // A source whose `next` does not rise must not be asked for ever.
+    let lineage = Lineage::begin("host-a");
+    let plan = Plan {
+        thing: "VM `web`".to_owned(),
+        partner: "host-b".to_owned(),
+        disks: vec![DiskId::random()],
+        lineage,
+        frequency: Duration::from_secs(5),
+    };
+    let seed = SeedId::random();
+    let progress = Progress::Seeding {
+        seed,
+        part: 0,
+        at: Position { disk: 0, from: 0 },
+        end: None,
+    };
+    let mut sender = Sender::new(plan, progress, 1);
+    let now = Now {
+        since_start: Duration::ZERO,
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    assert_eq!(sender.apply(now, Event::Resume), [Output::Track]);
+    let tracking = Tracking {
+        exact: true,
+        staged: None,
+        progress,
+        reserved: 0,
+    };
+    assert_eq!(
+        sender.apply(now, Event::Tracked(Ok(tracking))),
+        [Output::AskTip]
+    );
+    let tip = TipAnswer::At { tip: Tip::Nothing };
+    let outputs = sender.apply(now, Event::Tip(Ok(tip)));
+    assert!(matches!(outputs[..], [Output::Seed(_)]));
+    let world = World::new(1);
+    let part = StagedPart {
+        segment: Staged {
+            file: "0.segment".into(),
+            header: world.header(Content::Seed { seed, part: 0 }),
+        },
+        next: Some(0),
+    };
+    let outputs = sender.apply(now, Event::SeedStaged(Ok(part)));
+    let [Output::Persist(Progress::Seeding { end: Some(end), .. })] = outputs[..] else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!(end, Position { disk: 1, from: 0 });
+}

@@ -1,0 +1,202 @@
+//! A segment that is on its way in: a folder named by its root.
+//!
+//! ```text
+//!   incoming/<root>/offer.json    what it consists of, durable
+//!                   segment       its chunks, each at its place
+//! ```
+//!
+//! No record is kept of which chunks have come: a chunk is there if the bytes at its place have
+//! the offered hash. So nothing is synced until the commit, and what a crash or a power cut left
+//! is found by reading it again. A folder whose segment is not offered again is removed by the
+//! next offer: a primary has one staged segment at a time.
+//!
+//! Everything here blocks.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use model::{Code, Problem};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::wire::{CHUNK, Digest, MAX_OFFER_BODY, Offer};
+
+const OFFER: &str = "offer.json";
+const SEGMENT: &str = "segment";
+
+/// A segment that is on its way in.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    folder: PathBuf,
+    offer: Offer,
+    file: File,
+    present: Mutex<Vec<bool>>,
+}
+
+fn failed(error: &io::Error) -> Problem {
+    let thing = "the segment that is being received";
+    if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+        let way_out = "free space on the replica host, or give it more";
+        return Problem::new(
+            Code::Full,
+            thing,
+            "does not fit on the replica's disk",
+            way_out,
+        );
+    }
+    Problem::failed(thing, error)
+}
+
+impl Incoming {
+    /// Goes on receiving what `offer` names, or begins to; `incoming` holds nothing else after.
+    pub(crate) fn open(incoming: &Path, offer: Offer) -> Result<Self, Problem> {
+        let folder = incoming.join(offer.root.to_string());
+        durable::create_folder(incoming).map_err(|e| failed(&e))?;
+        clear(incoming, Some(&folder)).map_err(|e| failed(&e))?;
+        let known = stored(&folder).map_err(|e| failed(&e))?;
+        let goes_on = known.is_some_and(|known| known == offer);
+        if !goes_on {
+            remove_folder(&folder).map_err(|e| failed(&e))?;
+            durable::create_folder(&folder).map_err(|e| failed(&e))?;
+            let text = serde_json::to_vec(&offer).map_err(|e| failed(&e.into()))?;
+            durable::replace(&folder.join(OFFER), &text).map_err(|e| failed(&e))?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(folder.join(SEGMENT))
+            .map_err(|e| failed(&e))?;
+        if let Err(error) = allocate(&file, offer.file_len) {
+            // Nothing of it may take the place that others need.
+            let _ = remove_folder(&folder);
+            return Err(failed(&error));
+        }
+        let present = if goes_on {
+            find_present(&file, &offer).map_err(|e| failed(&e))?
+        } else {
+            vec![false; offer.chunks.len()]
+        };
+        Ok(Self {
+            folder,
+            offer,
+            file,
+            present: Mutex::new(present),
+        })
+    }
+
+    pub(crate) fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.join(SEGMENT)
+    }
+
+    /// Numbers of the chunks that have not come.
+    pub(crate) fn missing(&self) -> Vec<u64> {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..)
+            .zip(present.iter())
+            .filter(|(_, there)| !**there)
+            .map(|(n, _)| n)
+            .collect()
+    }
+
+    /// Stores a chunk, if it is the offered one.
+    pub(crate) fn store(&self, n: u64, chunk: &[u8]) -> Result<(), Problem> {
+        let wrong = |reason: &str| {
+            let thing = format!("chunk {n} of segment {}", self.offer.root);
+            Problem::new(Code::Invalid, thing, reason, "")
+        };
+        let index = usize::try_from(n).unwrap_or(usize::MAX);
+        let digest = self
+            .offer
+            .chunks
+            .get(index)
+            .ok_or_else(|| wrong("was not offered"))?;
+        if chunk.len() as u64 != Offer::chunk_len(self.offer.file_len, n) {
+            return Err(wrong("has another length than was offered"));
+        }
+        if Digest::of(chunk) != *digest {
+            return Err(wrong("has another content than was offered"));
+        }
+        self.file
+            .write_all_at(chunk, n.saturating_mul(CHUNK))
+            .map_err(|e| failed(&e))?;
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        present[index] = true;
+        Ok(())
+    }
+
+    /// Makes the whole file durable.
+    pub(crate) fn sync(&self) -> Result<(), Problem> {
+        self.file.sync_all().map_err(|e| failed(&e))
+    }
+
+    /// Forgets it; the file may have been moved away before.
+    pub(crate) fn remove(&self) -> Result<(), Problem> {
+        remove_folder(&self.folder).map_err(|e| failed(&e))
+    }
+}
+
+/// Removes everything in `incoming` but the folder `keep`.
+fn clear(incoming: &Path, keep: Option<&Path>) -> io::Result<()> {
+    for entry in fs::read_dir(incoming)? {
+        let path = entry?.path();
+        if keep != Some(path.as_path()) {
+            remove_folder(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// The offer that `folder` was made for; none if there is none that can be read.
+fn stored(folder: &Path) -> io::Result<Option<Offer>> {
+    let path = folder.join(OFFER);
+    match fs::metadata(&path) {
+        Ok(meta) if meta.len() <= MAX_OFFER_BODY as u64 * 2 => {
+            Ok(serde_json::from_slice(&fs::read(path)?).ok())
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the space now, so that a full disk refuses an offer and not its last chunk.
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    if len > 0 {
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => {}
+            // Not every file system can; then a chunk that does not fit is refused.
+            Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    file.set_len(len)
+}
+
+fn find_present(file: &File, offer: &Offer) -> io::Result<Vec<bool>> {
+    let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(usize::MAX)];
+    (0..)
+        .zip(&offer.chunks)
+        .map(|(n, digest)| {
+            let len = usize::try_from(Offer::chunk_len(offer.file_len, n)).unwrap_or(0);
+            file.read_exact_at(&mut buffer[..len], n * CHUNK)?;
+            Ok(Digest::of(&buffer[..len]) == *digest)
+        })
+        .collect()
+}

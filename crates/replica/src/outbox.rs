@@ -1,0 +1,98 @@
+//! Segment files of the outbox, as [`Source`](crate::source::Source) implementations offer them.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use journal::SegmentReader;
+use model::{Code, Problem};
+
+use crate::source::Staged;
+use crate::wire::{CHUNK, Digest, MAX_CHUNKS, Offer};
+
+fn failed(path: &Path, error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem::failed(format!("the staged segment {}", path.display()), error)
+}
+
+/// The staged segment in `file`, by what its header says. Blocking.
+///
+/// # Errors
+/// [`Problem`] when it cannot be read or is not a whole segment.
+pub fn read(file: &Path) -> Result<Staged, Problem> {
+    let reader = SegmentReader::open(file).map_err(|e| failed(file, &e))?;
+    Ok(Staged {
+        file: file.to_owned(),
+        header: reader.header().clone(),
+    })
+}
+
+/// What a staged segment consists of: reads all of it.
+///
+/// # Errors
+/// [`Problem`] when it cannot be read, or is longer than a segment may be.
+pub async fn offer(staged: &Staged) -> Result<Offer, Problem> {
+    let file = staged.file.clone();
+    blocking(file, offer_now).await
+}
+
+fn offer_now(path: &Path) -> Result<Offer, Problem> {
+    let reader = SegmentReader::open(path).map_err(|e| failed(path, &e))?;
+    let mut file = File::open(path).map_err(|e| failed(path, &e))?;
+    let file_len = file.metadata().map_err(|e| failed(path, &e))?.len();
+    let count = Offer::chunk_count(file_len);
+    if count > MAX_CHUNKS {
+        let reason = format!("has {file_len} bytes, more than a segment may have");
+        return Err(Problem::new(
+            Code::Invalid,
+            "the staged segment",
+            reason,
+            "",
+        ));
+    }
+    let mut chunks = Vec::new();
+    let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(usize::MAX)];
+    for n in 0..count {
+        let len = usize::try_from(Offer::chunk_len(file_len, n)).unwrap_or(buffer.len());
+        file.read_exact(&mut buffer[..len])
+            .map_err(|e| failed(path, &e))?;
+        chunks.push(Digest::of(&buffer[..len]));
+    }
+    Ok(Offer {
+        header: reader.header().clone(),
+        root: reader.summary().root,
+        file_len,
+        chunks,
+    })
+}
+
+/// Chunk `n` of a staged segment.
+///
+/// # Errors
+/// [`Problem`] when it cannot be read.
+pub async fn chunk(staged: &Staged, n: u64) -> Result<Bytes, Problem> {
+    let file = staged.file.clone();
+    blocking(file, move |path| {
+        chunk_now(path, n).map_err(|e| failed(path, &e))
+    })
+    .await
+}
+
+fn chunk_now(path: &Path, n: u64) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    let len = Offer::chunk_len(file.metadata()?.len(), n);
+    let mut buffer = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut buffer, n.saturating_mul(CHUNK))?;
+    Ok(buffer.into())
+}
+
+async fn blocking<T: Send + 'static>(
+    file: PathBuf,
+    work: impl FnOnce(&Path) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(move || work(&file)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Problem::failed("the outbox", &error)),
+    }
+}

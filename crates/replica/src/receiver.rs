@@ -1,0 +1,483 @@
+//! The replica endpoint: an axum router over a [`ReplicaHost`].
+//!
+//! ```text
+//!   TLS --Principal--> authorize --Relation--> handlers --> ReplicaHost (who may run)
+//!                      (one place)                     \--> Incoming --> Receipts (journal)
+//! ```
+//!
+//! - A request about a VM passes only if its relationship is bound to the principal that asks
+//!   and has the id that the request names; anything else gets the same refusal as a VM that
+//!   does not exist.
+//! - Offers and commits of one VM go one at a time; chunks beside each other.
+//! - A handler that began runs to its end, also when the caller hangs up.
+//! - Nothing is acknowledged that is not durable; what was offered and not committed may be lost
+//!   at any time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, RawPathParams, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::{HeaderMap, StatusCode};
+use journal::Root;
+use model::{Code, Problem, RelationshipId, VmId};
+use serde::de::DeserializeOwned;
+
+use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
+use crate::incoming::Incoming;
+use crate::run::{Rank, rank};
+use crate::standing::Role;
+use crate::wire::{
+    self, CHUNK, CommitAnswer, Contact, Enrol, Enrolled, Hello, MAX_BODY, MAX_CHUNKS,
+    MAX_OFFER_BODY, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, Tip, TipAnswer,
+};
+
+/// After this long a body that has not come whole is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A refusal as an answer.
+struct Refusal(Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+/// What is being received for one VM. The lock is held over a whole offer or commit.
+type Lane = Arc<tokio::sync::Mutex<Option<Arc<Incoming>>>>;
+
+struct Receiver<H> {
+    host: Arc<H>,
+    lanes: Mutex<HashMap<VmId, Lane>>,
+}
+
+type Here<H> = State<Arc<Receiver<H>>>;
+
+/// The endpoint. Each request must carry a [`Principal`] as an extension
+/// ([`tls::serve`](crate::tls::serve) puts it there).
+pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
+    let receiver = Arc::new(Receiver {
+        host,
+        lanes: Mutex::default(),
+    });
+    let bound = Router::new()
+        .route("/", axum::routing::delete(remove::<H>))
+        .route("/standing", post(standing::<H>))
+        .route("/stand-down", post(stand_down::<H>))
+        .route("/tip", post(tip::<H>))
+        .route("/offer", post(offer::<H>))
+        .route("/incoming/{root}/chunks/{n}", put(chunk::<H>))
+        .route("/incoming/{root}/commit", post(commit::<H>))
+        .route_layer(from_fn_with_state(receiver.clone(), authorize::<H>));
+    let open = Router::new()
+        .route(&format!("{}/hello", wire::PREFIX), get(hello::<H>))
+        .route(&format!("{}/vms/{{vm}}", wire::PREFIX), put(enrol::<H>))
+        .route_layer(axum::middleware::from_fn(to_the_end));
+    Router::new()
+        .nest(&format!("{}/vms/{{vm}}", wire::PREFIX), bound)
+        .merge(open)
+        .fallback(async || {
+            let reason = "is not a path of the replica endpoint";
+            Refusal(Problem::new(Code::NotFound, "the request", reason, ""))
+        })
+        .with_state(receiver)
+}
+
+/// Runs the rest in a task of its own, which a caller that hangs up does not end.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => Refusal(Problem::failed("the request", &error)).into_response(),
+    }
+}
+
+/// The one place where it is decided whether a principal may speak about a VM.
+async fn authorize<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(principal): Extension<Principal>,
+    params: RawPathParams,
+    headers: HeaderMap,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let vm = params
+        .iter()
+        .find(|(name, _)| *name == "vm")
+        .and_then(|(_, value)| value.parse::<VmId>().ok());
+    let named = headers
+        .get(wire::RELATIONSHIP)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<RelationshipId>().ok());
+    let relation = match (vm, named) {
+        (Some(vm), Some(named)) => receiver
+            .host
+            .relation(vm)
+            .await
+            .filter(|relation| relation.partner == principal.name && relation.id == named),
+        _ => None,
+    };
+    let (Some(vm), Some(relation)) = (vm, relation) else {
+        let host = receiver.host.name();
+        let thing = vm.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
+        let reason = format!(
+            "has no such relationship between `{}` and `{host}`",
+            principal.name
+        );
+        let way_out = "remove the relationship on both hosts and make it anew";
+        return Refusal(Problem::new(Code::NotFound, thing, reason, way_out)).into_response();
+    };
+    request.extensions_mut().insert(Bound { vm, relation });
+    to_the_end(request, next).await
+}
+
+/// A VM and its relationship with the caller.
+#[derive(Debug, Clone)]
+struct Bound {
+    vm: VmId,
+    relation: Relation,
+}
+
+impl Bound {
+    fn thing(&self) -> String {
+        format!("VM {}", self.vm)
+    }
+}
+
+async fn read(body: Body, limit: usize) -> Answer<Bytes> {
+    let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    let body = Limited::new(body, limit).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(wrong(format!("has a body that cannot be read: {error}"))),
+        Err(_) => Err(wrong("did not come whole in time".to_owned())),
+    }
+}
+
+async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Answer<T> {
+    let bytes = read(body, limit).await?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let reason = format!("is not what this host understands: {e}");
+        let way_out = "run the same version of Pollux on both hosts";
+        Refusal(Problem::new(Code::Invalid, "the request", reason, way_out))
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Answer<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(error) => Err(Refusal(Problem::failed("the request", &error))),
+    }
+}
+
+async fn hello<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(principal): Extension<Principal>,
+) -> Json<Hello> {
+    Json(Hello {
+        version: wire::VERSION,
+        host: receiver.host.name().to_owned(),
+        you: principal.name,
+    })
+}
+
+async fn enrol<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(principal): Extension<Principal>,
+    Path(vm): Path<String>,
+    body: Body,
+) -> Answer<Json<Enrolled>> {
+    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    let vm: VmId = vm.parse::<VmId>().map_err(|e| wrong(&e.to_string()))?;
+    let enrol: Enrol = read_json(body, MAX_BODY).await?;
+    if enrol.spec.id != vm {
+        return Err(wrong("describes another VM than it names"));
+    }
+    let known = |id| enrol.spec.disks.iter().any(|disk| disk.id == id);
+    let mut distinct = enrol.disks.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    if enrol.disks.is_empty()
+        || distinct.len() != enrol.disks.len()
+        || !enrol.disks.iter().all(|id| known(*id))
+    {
+        return Err(wrong("replicates disks that the VM does not have, or none"));
+    }
+    // A VM without any of its limits would be refused by its own host as well.
+    model::VmSpec::from_toml(&enrol.spec.to_toml()).map_err(|e| wrong(&e.to_string()))?;
+    receiver.host.enrol(&principal, vm, enrol).await?;
+    let shelf = receiver.host.shelf(vm).await?;
+    let tip = on_shelf(shelf, |journal| Ok(journal.tip())).await?;
+    Ok(Json(Enrolled {
+        tip: tip.unwrap_or(Tip::Nothing),
+    }))
+}
+
+/// Works with the journal, if this host is still the replica.
+async fn on_shelf<R: Receipts, T: Send + 'static>(
+    shelf: Shelf<R>,
+    work: impl FnOnce(&mut R) -> Result<T, Problem> + Send + 'static,
+) -> Answer<Option<T>> {
+    blocking(move || {
+        let mut journal = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.as_mut().map(work).transpose()
+    })
+    .await
+}
+
+/// Tells the host the primary's lineage. If this host goes on as the replica, none; else the
+/// lineage that succeeded the primary's.
+async fn meet<H: ReplicaHost>(
+    receiver: &Receiver<H>,
+    bound: &Bound,
+    theirs: &model::Lineage,
+) -> Answer<Option<model::Lineage>> {
+    let ours: PartnerStanding = receiver.host.contact(bound.vm, theirs).await?;
+    if ours.role == Role::Replica {
+        return Ok(None);
+    }
+    if rank(&ours.lineage, theirs) == Some(Rank::Ours) {
+        return Ok(Some(ours.lineage));
+    }
+    let reason = format!("is not a replica on `{}`", receiver.host.name());
+    let way_out = "remove the relationship on both hosts and make it anew";
+    Err(Refusal(Problem::new(
+        Code::Conflict,
+        bound.thing(),
+        reason,
+        way_out,
+    )))
+}
+
+async fn standing<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<PartnerStanding>> {
+    let contact: Contact = read_json(body, MAX_BODY).await?;
+    let standing = receiver.host.contact(bound.vm, &contact.lineage).await?;
+    Ok(Json(standing))
+}
+
+async fn stand_down<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<StoodDownFor>> {
+    let ask: StandDown = read_json(body, MAX_BODY).await?;
+    receiver.host.stand_down(bound.vm, &ask.lineage).await?;
+    Ok(Json(StoodDownFor {
+        term: ask.lineage.current().id,
+    }))
+}
+
+async fn remove<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+) -> Answer<StatusCode> {
+    let lane = receiver.lane(bound.vm);
+    let mut receiving = lane.lock().await;
+    receiver.host.remove(bound.vm).await?;
+    if let Some(incoming) = receiving.take() {
+        blocking(move || incoming.remove()).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn tip<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<TipAnswer>> {
+    let contact: Contact = read_json(body, MAX_BODY).await?;
+    if let Some(lineage) = meet(&receiver, &bound, &contact.lineage).await? {
+        return Ok(Json(TipAnswer::Superseded { lineage }));
+    }
+    let shelf = receiver.host.shelf(bound.vm).await?;
+    match on_shelf(shelf, |journal| Ok(journal.tip())).await? {
+        Some(tip) => Ok(Json(TipAnswer::At { tip })),
+        None => Err(Refusal(taken(&bound))),
+    }
+}
+
+/// The journal was taken out between two questions; asking again tells why.
+fn taken(bound: &Bound) -> Problem {
+    let reason = "is being taken over on its replica";
+    Problem::new(Code::Failed, bound.thing(), reason, "")
+}
+
+async fn offer<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<OfferAnswer>> {
+    let offer: Offer = read_json(body, MAX_OFFER_BODY).await?;
+    check_offer(&bound, &offer)?;
+    let lane = receiver.lane(bound.vm);
+    let mut receiving = lane.lock().await;
+    if let Some(lineage) = meet(&receiver, &bound, &offer.header.lineage).await? {
+        return Ok(Json(OfferAnswer::Superseded { lineage }));
+    }
+    let shelf = receiver.host.shelf(bound.vm).await?;
+    let (header, root) = (offer.header.clone(), offer.root);
+    let checked = on_shelf(shelf, move |journal| {
+        Ok((journal.check(&header, root), journal.tip()))
+    });
+    match checked.await? {
+        None => return Err(Refusal(taken(&bound))),
+        Some((Verdict::Have, tip)) => return Ok(Json(OfferAnswer::Committed { tip })),
+        Some((Verdict::Unfit(problem), _)) => return Ok(Json(OfferAnswer::Unfit { problem })),
+        Some((Verdict::Fits, _)) => {}
+    }
+    let current = receiving
+        .as_ref()
+        .filter(|incoming| *incoming.offer() == offer);
+    let incoming = match current {
+        Some(incoming) => incoming.clone(),
+        None => {
+            // Before its folder goes: nothing is written to it afterwards.
+            *receiving = None;
+            receiver.host.admit(bound.vm, offer.file_len).await?;
+            let folder = bound.relation.incoming.clone();
+            Arc::new(blocking(move || Incoming::open(&folder, offer)).await?)
+        }
+    };
+    let chunks = incoming.missing();
+    *receiving = Some(incoming);
+    Ok(Json(OfferAnswer::Missing { chunks }))
+}
+
+fn check_offer(bound: &Bound, offer: &Offer) -> Answer<()> {
+    let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, bound.thing(), reason, ""));
+    if offer.header.vm != bound.vm {
+        return Err(wrong("was offered a segment of another VM".to_owned()));
+    }
+    offer
+        .header
+        .check()
+        .map_err(|e| wrong(format!("was offered a segment that is wrong: {e}")))?;
+    let count = Offer::chunk_count(offer.file_len);
+    if count == 0 || count > MAX_CHUNKS || count != offer.chunks.len() as u64 {
+        let chunks = offer.chunks.len();
+        let reason = format!(
+            "was offered a segment of {} bytes in {chunks} chunks",
+            offer.file_len
+        );
+        return Err(wrong(reason));
+    }
+    Ok(())
+}
+
+async fn chunk<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    Path((_, root, n)): Path<(String, String, u64)>,
+    body: Body,
+) -> Answer<StatusCode> {
+    let incoming = receiver
+        .receiving(&bound, &root)
+        .await
+        .ok_or_else(|| not_offered(&root))?;
+    let limit = usize::try_from(CHUNK).unwrap_or(usize::MAX);
+    let bytes = read(body, limit).await?;
+    blocking(move || incoming.store(n, &bytes)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn not_offered(root: &str) -> Refusal {
+    let thing = format!("segment {}", root.chars().take(64).collect::<String>());
+    Refusal(Problem::new(
+        Code::NotFound,
+        thing,
+        "was not offered",
+        "offer it first",
+    ))
+}
+
+async fn commit<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    Path((_, root)): Path<(String, String)>,
+) -> Answer<Json<CommitAnswer>> {
+    let lane = receiver.lane(bound.vm);
+    let mut receiving = lane.lock().await;
+    let again = |problem| Ok(Json(CommitAnswer::Again { problem }));
+    let Some(incoming) = receiving.clone().filter(|i| same(i, &root)) else {
+        return again(not_offered(&root).0);
+    };
+    if !incoming.missing().is_empty() {
+        let reason = "has chunks that did not come";
+        return again(Problem::new(
+            Code::Conflict,
+            format!("segment {root}"),
+            reason,
+            "",
+        ));
+    }
+    if let Some(lineage) = meet(&receiver, &bound, &incoming.offer().header.lineage).await? {
+        return Ok(Json(CommitAnswer::Superseded { lineage }));
+    }
+    let shelf = receiver.host.shelf(bound.vm).await?;
+    let taking = incoming.clone();
+    let outcome = on_shelf(shelf, move |journal| {
+        taking.sync()?;
+        let offer = taking.offer();
+        journal.take(&taking.file(), &offer.header, offer.root)?;
+        Ok(journal.tip())
+    })
+    .await;
+    if let Ok(None) = outcome {
+        return Err(Refusal(taken(&bound)));
+    }
+    let full = matches!(&outcome, Err(Refusal(problem)) if problem.code == Code::Full);
+    if !(full && incoming.file().exists()) {
+        // Committed, or not what it claimed to be: either way it is not received any more.
+        *receiving = None;
+        let done = incoming.clone();
+        if let Err(Refusal(problem)) = blocking(move || done.remove()).await {
+            tracing::warn!(vm = %bound.vm, %problem, "cannot clear what was received");
+        }
+    }
+    let tip = outcome?.unwrap_or(Tip::Nothing);
+    let offer = incoming.offer();
+    receiver
+        .host
+        .received(bound.vm, &offer.header, offer.file_len);
+    Ok(Json(CommitAnswer::Committed { tip }))
+}
+
+fn same(incoming: &Incoming, root: &str) -> bool {
+    root.parse::<Root>()
+        .is_ok_and(|root| root == incoming.offer().root)
+}
+
+impl<H: ReplicaHost> Receiver<H> {
+    fn lane(&self, vm: VmId) -> Lane {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.entry(vm).or_default().clone()
+    }
+
+    async fn receiving(&self, bound: &Bound, root: &str) -> Option<Arc<Incoming>> {
+        let receiving = self.lane(bound.vm).lock_owned().await.clone();
+        receiving.filter(|incoming| same(incoming, root))
+    }
+}
