@@ -1,0 +1,338 @@
+//! The command line, and its documentation.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use model::Bytes;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 something failed that should not have; 2 the request is wrong; 3 the thing \
+does not exist; 4 its state does not allow this; 5 not allowed or not trusted; 6 a host or \
+process cannot be reached; 7 no space or memory left.
+
+A VM is named by its name, its id, or the beginning of its id. Errors go to standard error as \
+`error: THING: REASON. WAY OUT`, with `-o json` as one JSON object.";
+
+/// Virtual machines and their twins on other hosts.
+#[derive(Debug, Parser)]
+#[command(name = "pollux", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Arguments {
+    /// Socket of polluxd
+    #[arg(
+        long,
+        global = true,
+        env = "POLLUX_SOCKET",
+        value_name = "PATH",
+        default_value = api::DEFAULT_SOCKET
+    )]
+    pub(crate) socket: PathBuf,
+    /// How to print
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmVerb),
+    /// Sending VMs to other hosts
+    #[command(subcommand)]
+    Replication(ReplicationVerb),
+    /// Recovery points of twins
+    #[command(subcommand)]
+    Point(PointVerb),
+    /// Starting twins
+    #[command(subcommand)]
+    Failover(FailoverVerb),
+    /// This host and those it trusts
+    #[command(subcommand)]
+    Host(HostVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmVerb {
+    /// Make a VM
+    Create(Create),
+    /// All VMs of this host
+    List,
+    /// Everything about a VM
+    Show {
+        /// The VM
+        vm: String,
+    },
+    /// Start a VM
+    Start {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        force: Force,
+    },
+    /// Ask the guest to shut down, and wait until it is off
+    Stop {
+        /// The VM
+        vm: String,
+        /// Seconds that the guest has
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
+    /// End the guest at once, as if its plug was pulled
+    Kill {
+        /// The VM
+        vm: String,
+    },
+    /// Delete a VM and its disks; disks made with `--disk-file` stay
+    Delete {
+        /// The VM
+        vm: String,
+    },
+    /// The serial port of a VM; Ctrl-] leaves
+    Console {
+        /// The VM
+        vm: String,
+        /// Print what the guest wrote so far, and end
+        #[arg(long)]
+        log: bool,
+    },
+}
+
+/// A person's word that a VM does not run on the other host.
+#[derive(Debug, Args)]
+pub(crate) struct Force {
+    /// Go on although the other host cannot be asked; needs --because
+    #[arg(long, requires = "because")]
+    pub(crate) force: bool,
+    /// Why the VM cannot be running on the other host; it is recorded
+    #[arg(long, value_name = "STATEMENT", requires = "force")]
+    pub(crate) because: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("content").args(["disk", "image", "disk_file"]).multiple(true))]
+pub(crate) struct Create {
+    /// Its name
+    pub(crate) name: String,
+    /// Virtual hardware: 1 (BIOS) or 2 (UEFI); it cannot be changed
+    #[arg(long, default_value_t = 2)]
+    pub(crate) generation: u8,
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) processors: u32,
+    /// Memory, such as 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Bytes,
+    /// UEFI Secure Boot; on for generation 2 unless switched off
+    #[arg(long, value_name = "on|off", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) secure_boot: Option<bool>,
+    /// An empty disk of that size, such as 20GiB; may be repeated
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Vec<Bytes>,
+    /// A disk with a copy of this raw file; may be repeated, such disks come first
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// Size of the disks made by --image, if larger than their files
+    #[arg(long, value_name = "SIZE", requires = "image")]
+    pub(crate) size: Option<Bytes>,
+    /// A disk that is this raw file itself; may be repeated, such disks come last
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk_file: Vec<PathBuf>,
+    /// Boot this kernel instead of the firmware's own way
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk for --kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Command line for --kernel
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
+    pub(crate) cmdline: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplicationVerb {
+    /// Send a VM to a trusted host
+    Enable {
+        /// The VM
+        vm: String,
+        /// Name of the host
+        #[arg(long, value_name = "PEER")]
+        to: String,
+        /// Time from one point to the next, such as 30s or 5min
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
+        every: u64,
+    },
+    /// How relationships are; all of them, or one VM's
+    Status {
+        /// The VM
+        vm: Option<String>,
+        /// Go on showing
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Send nothing until resumed; changes go on being tracked
+    Suspend {
+        /// The VM
+        vm: String,
+    },
+    /// Go on after a suspension or an error
+    Resume {
+        /// The VM
+        vm: String,
+    },
+    /// End a relationship; the twin stays at the other host
+    Disable {
+        /// The VM
+        vm: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointVerb {
+    /// The points of a twin, the oldest first
+    List {
+        /// The VM
+        vm: String,
+    },
+    /// Write a disk as it was at a point into a raw, sparse file
+    Export {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        point: String,
+        /// Which disk, from 0
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        disk: usize,
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FailoverVerb {
+    /// Start a copy of the twin, named `NAME - Test`; replication goes on
+    Test {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        #[arg(long, default_value = "latest")]
+        point: String,
+    },
+    /// Delete the copy that a test failover made
+    StopTest {
+        /// The VM
+        vm: String,
+    },
+    /// Start the twin because the primary is lost
+    Start {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        #[arg(long, default_value = "latest")]
+        point: String,
+        #[command(flatten)]
+        force: Force,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// How this host is
+    Status,
+    /// What another host needs to trust this one
+    Identity,
+    /// Trust another host
+    Trust {
+        /// Its name
+        name: String,
+        /// Address and port of its replica endpoint
+        address: String,
+        /// Its fingerprint, as `pollux host identity` prints it there
+        fingerprint: String,
+        /// Most space that its twins may take here
+        #[arg(long, value_name = "SIZE")]
+        limit: Option<Bytes>,
+    },
+    /// The hosts that are trusted
+    Peers,
+    /// Trust another host no longer
+    Untrust {
+        /// Its name
+        name: String,
+    },
+}
+
+/// A time such as `30s`, `5min` or `1h`, in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit.trim() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        _ => 0,
+    };
+    match number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(scale))
+    {
+        Some(seconds) if seconds > 0 => Ok(seconds),
+        _ => Err("it must be a whole number with `s`, `min` or `h`, such as `30s`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        assert_eq!(seconds("5s"), Ok(5));
+        assert_eq!(seconds("5min"), Ok(300));
+        assert_eq!(seconds("1h"), Ok(3600));
+        for bad in ["", "s", "0s", "-5s", "5 parsecs", "99999999999999999999s"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn force_and_its_statement_belong_together() {
+        let parse = |args: &[&str]| Arguments::try_parse_from(args);
+        assert!(parse(&["pollux", "failover", "start", "web", "--force"]).is_err());
+        assert!(parse(&["pollux", "failover", "start", "web", "--because", "x"]).is_err());
+        let both = [
+            "pollux",
+            "failover",
+            "start",
+            "web",
+            "--force",
+            "--because",
+            "x",
+        ];
+        assert!(parse(&both).is_ok());
+    }
+}

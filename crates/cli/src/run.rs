@@ -1,0 +1,359 @@
+//! Carries a command out.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use api::{
+    Client, CreateVm, DiskContentFrom, EnableReplication, NewDisk, Progress, StartFailover,
+    StartVm, StopVm, TestFailover, TrustPeer,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName};
+
+use crate::args::{
+    Arguments, Create, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb, ReplicationVerb,
+    VmVerb,
+};
+use crate::show::{self, Shown};
+use crate::{console, export};
+
+/// How often `--watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Carries out the command and says how the process ends.
+pub async fn run(arguments: Arguments) -> ExitCode {
+    let format = arguments.output;
+    let command = Command {
+        client: Client::new(arguments.socket),
+        format,
+    };
+    let done = tokio::select! {
+        done = command.carry_out(arguments.noun) => done,
+        _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            match format {
+                Format::Table => eprintln!("error: {problem}"),
+                Format::Json => eprintln!(
+                    "{}",
+                    serde_json::to_string(&problem).expect("a problem has a JSON form")
+                ),
+            }
+            ExitCode::from(problem.code.exit())
+        }
+    }
+}
+
+struct Command {
+    client: Client,
+    format: Format,
+}
+
+impl Command {
+    async fn carry_out(&self, noun: Noun) -> Result<(), Problem> {
+        match noun {
+            Noun::Vm(verb) => self.vm(verb).await,
+            Noun::Replication(verb) => self.replication(verb).await,
+            Noun::Point(verb) => self.point(verb).await,
+            Noun::Failover(verb) => self.failover(verb).await,
+            Noun::Host(verb) => self.host(verb).await,
+        }
+    }
+
+    async fn vm(&self, verb: VmVerb) -> Result<(), Problem> {
+        let client = &self.client;
+        match verb {
+            VmVerb::Create(create) => self.create(create).await,
+            VmVerb::List => self.print(&client.vms().await?),
+            VmVerb::Show { vm } => self.print(&client.vm(&vm).await?),
+            VmVerb::Start { vm, force } => {
+                let start = StartVm {
+                    because: statement(force),
+                };
+                let started = client.start(&vm, &start).await?;
+                self.notice(&started);
+                self.print(&vec![started.vm])
+            }
+            VmVerb::Stop { vm, timeout } => {
+                let stop = StopVm { timeout_s: timeout };
+                self.print(&vec![client.stop(&vm, &stop).await?.vm])
+            }
+            VmVerb::Kill { vm } => self.print(&vec![client.kill(&vm).await?.vm]),
+            VmVerb::Delete { vm } => {
+                client.delete(&vm).await?;
+                self.say(&format!("VM `{vm}` is deleted"))
+            }
+            VmVerb::Console { vm, log: true } => {
+                let text = client.serial_log(&vm).await?;
+                write_out(&text)
+            }
+            VmVerb::Console { vm, log: false } => console::attach(client, &vm).await,
+        }
+    }
+
+    async fn create(&self, create: Create) -> Result<(), Problem> {
+        let bar = Bar::new(self.format);
+        let made = self
+            .client
+            .create(&wanted(create)?, |progress| bar.show(&progress))
+            .await?;
+        drop(bar);
+        self.print(&vec![made.vm])
+    }
+
+    async fn replication(&self, verb: ReplicationVerb) -> Result<(), Problem> {
+        let client = &self.client;
+        match verb {
+            ReplicationVerb::Enable { vm, to, every } => {
+                let enable = EnableReplication {
+                    peer: to,
+                    every_s: every,
+                };
+                self.print(&vec![client.enable_replication(&vm, &enable).await?])
+            }
+            ReplicationVerb::Status { vm, watch } => self.status(vm.as_deref(), watch).await,
+            ReplicationVerb::Suspend { vm } => {
+                self.print(&vec![client.suspend_replication(&vm).await?])
+            }
+            ReplicationVerb::Resume { vm } => {
+                self.print(&vec![client.resume_replication(&vm).await?])
+            }
+            ReplicationVerb::Disable { vm } => {
+                client.disable_replication(&vm).await?;
+                self.say(&format!("VM `{vm}` is no longer replicated"))
+            }
+        }
+    }
+
+    async fn status(&self, vm: Option<&str>, watch: bool) -> Result<(), Problem> {
+        let bar = Bar::new(self.format);
+        loop {
+            let all = match vm {
+                Some(vm) => vec![self.client.replication(vm).await?],
+                None => self.client.replications().await?,
+            };
+            if !watch {
+                return self.print(&all);
+            }
+            if self.format == Format::Table && io::stdout().is_terminal() {
+                // Home, then clear what is below.
+                print!("\x1b[H\x1b[J");
+            }
+            self.print(&all)?;
+            if let Some(initial) = all.iter().find_map(|one| one.initial.as_ref()) {
+                bar.show(initial);
+            } else {
+                bar.hide();
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
+    async fn point(&self, verb: PointVerb) -> Result<(), Problem> {
+        match verb {
+            PointVerb::List { vm } => self.print(&self.client.points(&vm).await?),
+            PointVerb::Export {
+                vm,
+                point,
+                disk,
+                file,
+            } => {
+                let content = self.client.disk_at_point(&vm, &point, disk, 0).await?;
+                let bar = Bar::new(self.format);
+                let exported = export::write(content, &file, |done, total| {
+                    bar.show(&Progress {
+                        what: "exporting".to_owned(),
+                        done: Bytes(done),
+                        total: Bytes(total),
+                    });
+                })
+                .await?;
+                drop(bar);
+                self.print(&exported)
+            }
+        }
+    }
+
+    async fn failover(&self, verb: FailoverVerb) -> Result<(), Problem> {
+        let client = &self.client;
+        match verb {
+            FailoverVerb::Test { vm, point } => {
+                let test = TestFailover { point: Some(point) };
+                self.print(&vec![client.test_failover(&vm, &test).await?.vm])
+            }
+            FailoverVerb::StopTest { vm } => {
+                client.stop_test_failover(&vm).await?;
+                self.say(&format!("the test failover of VM `{vm}` is over"))
+            }
+            FailoverVerb::Start { vm, point, force } => {
+                let start = StartFailover {
+                    point: Some(point),
+                    because: statement(force),
+                };
+                let started = client.failover(&vm, &start).await?;
+                self.notice(&started);
+                self.print(&vec![started.vm])
+            }
+        }
+    }
+
+    async fn host(&self, verb: HostVerb) -> Result<(), Problem> {
+        let client = &self.client;
+        match verb {
+            HostVerb::Status => self.print(&client.host().await?),
+            HostVerb::Identity => self.print(&client.identity().await?),
+            HostVerb::Peers => self.print(&client.peers().await?),
+            HostVerb::Trust {
+                name,
+                address,
+                fingerprint,
+                limit,
+            } => {
+                let peer = TrustPeer {
+                    name,
+                    address,
+                    fingerprint,
+                    limit,
+                };
+                self.print(&vec![client.trust(&peer).await?])
+            }
+            HostVerb::Untrust { name } => {
+                client.untrust(&name).await?;
+                self.say(&format!("host `{name}` is no longer trusted"))
+            }
+        }
+    }
+
+    /// Tells of emulation, for it is why a guest is slow.
+    fn notice(&self, details: &api::VmDetails) {
+        let accelerator = details.processes.as_ref().and_then(|all| all.accelerator);
+        if self.format == Format::Table && accelerator == Some(api::Accelerator::Tcg) {
+            eprintln!(
+                "notice: KVM is not usable here, so the guest is emulated, many times slower; \
+                 `pollux host status` says why"
+            );
+        }
+    }
+
+    fn print<T: Shown + serde::Serialize>(&self, what: &T) -> Result<(), Problem> {
+        let text = match self.format {
+            Format::Table => what.table(),
+            Format::Json => show::json(what),
+        };
+        write_out(format!("{text}\n").as_bytes())
+    }
+
+    /// What was done, when there is nothing to show.
+    fn say(&self, text: &str) -> Result<(), Problem> {
+        match self.format {
+            Format::Table => write_out(format!("{text}\n").as_bytes()),
+            Format::Json => write_out(b"null\n"),
+        }
+    }
+}
+
+/// Writes to standard output; that nobody reads it is no error.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Problem> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Problem::failed("standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn statement(force: Force) -> Option<String> {
+    force.because.filter(|_| force.force)
+}
+
+fn wanted(create: Create) -> Result<CreateVm, Problem> {
+    let name: VmName = create.name.parse().map_err(|error| {
+        let error: model::SpecError = error;
+        Problem::new(Code::Invalid, "new VM", error.to_string(), "")
+    })?;
+    let thing = format!("VM `{name}`");
+    let generation = Generation::try_from(create.generation)
+        .map_err(|error| Problem::new(Code::Invalid, thing, error.to_string(), ""))?;
+    let direct_boot = match create.kernel {
+        None => None,
+        Some(kernel) => Some(DirectBoot {
+            kernel: absolute(&kernel)?,
+            initrd: create.initrd.as_deref().map(absolute).transpose()?,
+            cmdline: create.cmdline,
+        }),
+    };
+    let mut disks = Vec::new();
+    for image in &create.image {
+        disks.push(NewDisk {
+            from: DiskContentFrom::Image(absolute(image)?),
+            size: create.size,
+        });
+    }
+    disks.extend(create.disk.iter().map(|size| NewDisk {
+        from: DiskContentFrom::Empty,
+        size: Some(*size),
+    }));
+    for file in &create.disk_file {
+        disks.push(NewDisk {
+            from: DiskContentFrom::File(absolute(file)?),
+            size: None,
+        });
+    }
+    Ok(CreateVm {
+        name,
+        generation,
+        processors: create.processors,
+        memory: create.memory,
+        secure_boot: create.secure_boot,
+        direct_boot,
+        disks,
+    })
+}
+
+/// Paths are meant from where the user is; polluxd is elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+    std::path::absolute(path).map_err(|error| Problem::failed(path.display().to_string(), &error))
+}
+
+/// Progress on standard error, if somebody looks at it.
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn new(format: Format) -> Self {
+        if format == Format::Json || !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let style = ProgressStyle::with_template(
+            "{msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, \
+             {eta} left",
+        )
+        .expect("the template is right")
+        .progress_chars("=> ");
+        Self(Some(ProgressBar::no_length().with_style(style)))
+    }
+
+    fn show(&self, progress: &Progress) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(progress.what.clone());
+            bar.set_length(progress.total.0);
+            bar.set_position(progress.done.0);
+        }
+    }
+
+    fn hide(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.hide();
+    }
+}
