@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 
 use crate::{
     CONSOLE_PROTOCOL, CreateVm, EnableReplication, HostStatus, Identity, JobLine, MAX_LINE, Peer,
-    Point, Progress, Replication, StartFailover, StopVm, TestFailover, TrustPeer, Vm, VmDetails,
+    Point, Progress, Replication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer, Vm,
+    VmDetails,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -89,8 +90,8 @@ impl Client {
     }
 
     /// Starts a VM; answers when QEMU runs the guest.
-    pub async fn start(&self, vm: &str) -> Result<VmDetails, Problem> {
-        self.call(Method::POST, &path(vm, "/start"), None::<&()>)
+    pub async fn start(&self, vm: &str, start: &StartVm) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/start"), Some(start))
             .await
     }
 

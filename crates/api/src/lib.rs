@@ -13,7 +13,7 @@
 //!   POST   /v1/vms                                  CreateVm    -> job: VmDetails
 //!   GET    /v1/vms/{vm}                             VmDetails
 //!   DELETE /v1/vms/{vm}
-//!   POST   /v1/vms/{vm}/start                                   -> VmDetails
+//!   POST   /v1/vms/{vm}/start                       StartVm     -> VmDetails
 //!   POST   /v1/vms/{vm}/stop                        StopVm      -> VmDetails
 //!   POST   /v1/vms/{vm}/kill                                    -> VmDetails
 //!   GET    /v1/vms/{vm}/console                     upgrade to the serial port's bytes
@@ -47,7 +47,9 @@ pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use point::Point;
 pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
-pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StopVm, Vm, VmDetails, VmDisk};
+pub use vm::{
+    CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails, VmDisk,
+};
 
 /// Where polluxd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pollux/api.sock";

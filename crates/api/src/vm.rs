@@ -120,6 +120,16 @@ pub enum DiskContentFrom {
     File(PathBuf),
 }
 
+/// How to start a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartVm {
+    /// A person's statement why the VM cannot be running on its partner, when that cannot be
+    /// asked. It is recorded.
+    #[serde(default)]
+    pub because: Option<String>,
+}
+
 /// How to stop a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

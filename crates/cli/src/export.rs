@@ -58,7 +58,8 @@ struct Target {
     rest: Vec<u8>,
 }
 
-const BLOCK: usize = BLOCK_SIZE as usize;
+const BLOCK: usize = 4096;
+const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 
 impl Target {
     fn new(path: &Path) -> Result<Self, Problem> {

@@ -1,1 +1,30 @@
-//! polluxd: wiring, jobs, supervision, the management API.
+//! polluxd: wiring, supervision, the management API.
+//!
+//! ```text
+//!   pollux --HTTP, Unix socket--> http ----> host ---> vm: one owner task each
+//!                                              |          |-- vmd's control socket
+//!   other polluxds --HTTPS--> replica -------->|          |-- QMP
+//! ```
+//!
+//! - [`layout`]: where everything lies. The folders are the truth; the lists in memory are made
+//!   from them.
+//! - [`host`]: one host and the VMs on it.
+//! - `vm`: the folder of a VM, the pure rules between its states, the owner task, its processes.
+//! - [`http`]: the API; crate `api` has its types.
+//!
+//! polluxd may be killed at any instant: guests, diskds and vmds run on, and the next polluxd
+//! adopts them. What must outlive it is written durably before anything rests on it.
+
+pub mod host;
+pub mod http;
+pub mod layout;
+mod lines;
+mod memory;
+mod partner;
+mod receive;
+mod serve;
+mod settings;
+mod vm;
+
+pub use serve::{Options, serve};
+pub use settings::Settings;

@@ -1,0 +1,323 @@
+//! One host: its folders, its identity, its VMs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use model::{Bytes, Code, Problem, VmId, VmName};
+use replica::client::PeerClient;
+use replica::identity::Identity;
+use replica::trust::Trust;
+use tokio::sync::OnceCell;
+
+use crate::layout::Layout;
+use crate::memory::{HostMemory, Ledger, room};
+use crate::settings::Settings;
+use crate::vm::create;
+use crate::vm::folder::{VmFolder, thing};
+use crate::vm::launch::Engine;
+use crate::vm::supervisor::Programs;
+use crate::vm::{Home, Vm};
+
+/// Everything that belongs to this polluxd.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) layout: Layout,
+    pub(crate) settings: Settings,
+    pub(crate) programs: Arc<Programs>,
+    pub(crate) ledger: Ledger,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) trust: Arc<Trust>,
+    /// Where peers reach this host.
+    pub(crate) replica_listen: SocketAddr,
+    engine: OnceCell<Arc<Engine>>,
+    registry: Mutex<Registry>,
+    clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
+}
+
+/// VMs by id, and names that are being given to VMs that are not there yet.
+#[derive(Debug, Default)]
+struct Registry {
+    vms: BTreeMap<VmId, Vm>,
+    reserved: Vec<VmName>,
+}
+
+/// A name that no other VM gets while this lives.
+#[derive(Debug)]
+pub(crate) struct NameReservation {
+    host: Arc<Host>,
+    name: VmName,
+}
+
+impl Drop for NameReservation {
+    fn drop(&mut self) {
+        self.host.lock().reserved.retain(|name| *name != self.name);
+    }
+}
+
+impl Host {
+    /// Opens the state folder, which the caller has locked, and adopts what runs.
+    ///
+    /// # Errors
+    /// A problem that names the file at fault.
+    pub async fn open(
+        layout: Layout,
+        name: &str,
+        replica_listen: SocketAddr,
+    ) -> Result<Arc<Self>, Problem> {
+        let settings = Settings::read(&layout.state)?;
+        let programs = Arc::new(Programs::find()?);
+        let state = layout.state.clone();
+        let failed = |path: &Path, error: &(dyn std::error::Error + 'static)| {
+            Problem::failed(path.display().to_string(), error)
+        };
+        for folder in [layout.vms(), layout.replicas()] {
+            durable::create_folder(&folder).map_err(|error| failed(&folder, &error))?;
+            create::sweep(&folder).map_err(|error| failed(&folder, &error))?;
+        }
+        let identity = Identity::open(&state.join("identity"), name, Timestamp::now())
+            .map_err(|error| failed(&state.join("identity"), &error))?;
+        let trust = Trust::open(&state.join("peers"))
+            .map_err(|error| failed(&state.join("peers"), &error))?;
+        let host = Arc::new(Self {
+            layout,
+            settings,
+            programs,
+            ledger: Ledger::default(),
+            identity: Arc::new(identity),
+            trust: Arc::new(trust),
+            replica_listen,
+            engine: OnceCell::new(),
+            registry: Mutex::default(),
+            clients: Mutex::default(),
+        });
+        host.load().await?;
+        Ok(host)
+    }
+
+    /// Opens every VM. One that cannot be read is left out and told in the log: the others are
+    /// still wanted.
+    async fn load(self: &Arc<Self>) -> Result<(), Problem> {
+        for path in folders(&self.layout.vms())? {
+            let opened = match VmFolder::read(&path) {
+                Ok(folder) => self.open_vm(folder).await,
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = opened {
+                tracing::error!(folder = %path.display(), %problem, "left out");
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the owner of a VM whose folder is its home.
+    pub(crate) async fn open_vm(self: &Arc<Self>, folder: VmFolder) -> Result<Vm, Problem> {
+        let home = Home {
+            path: folder.path.clone(),
+            spec: folder.spec.clone(),
+            machine: Some(folder),
+        };
+        self.open_home(home).await
+    }
+
+    /// Starts the owner of a VM or a twin.
+    pub(crate) async fn open_home(self: &Arc<Self>, home: Home) -> Result<Vm, Problem> {
+        let vm = Vm::open(Arc::clone(self), home).await?;
+        self.lock().vms.insert(vm.id, vm.clone());
+        Ok(vm)
+    }
+
+    /// The name of this host.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.identity.name()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        // Each change is one call on a collection: a panic elsewhere leaves it whole.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All VMs, by name.
+    pub(crate) fn vms(&self) -> Vec<Vm> {
+        let mut vms: Vec<Vm> = self.lock().vms.values().cloned().collect();
+        vms.sort_by_cached_key(|vm| vm.view().home.spec.name);
+        vms
+    }
+
+    /// The VM of that id.
+    pub(crate) fn vm(&self, id: VmId) -> Option<Vm> {
+        self.lock().vms.get(&id).cloned()
+    }
+
+    /// The VM that a person means: by name, by id, or by the beginning of its id.
+    pub(crate) fn find(&self, reference: &str) -> Result<Vm, Problem> {
+        let vms = self.vms();
+        if let Some(vm) = vms
+            .iter()
+            .find(|vm| vm.view().home.spec.name.as_str() == reference)
+        {
+            return Ok(vm.clone());
+        }
+        let wanted = reference.to_ascii_lowercase();
+        let mut matching = vms.iter().filter(|vm| {
+            !wanted.is_empty()
+                && (vm.id.to_string().starts_with(&wanted)
+                    || vm.id.0.simple().to_string().starts_with(&wanted))
+        });
+        match (matching.next(), matching.next()) {
+            (Some(vm), None) => Ok(vm.clone()),
+            (Some(_), Some(_)) => Err(Problem::new(
+                Code::Invalid,
+                thing(reference),
+                "is the beginning of more than one VM's id",
+                "Give more of the id, or the name",
+            )),
+            (None, _) => Err(Problem::new(
+                Code::NotFound,
+                thing(reference),
+                "does not exist on this host",
+                "`pollux vm list` shows the VMs of this host",
+            )),
+        }
+    }
+
+    /// Keeps a name free for a VM that is being made.
+    pub(crate) fn reserve(self: &Arc<Self>, name: &VmName) -> Result<NameReservation, Problem> {
+        let mut registry = self.lock();
+        let taken = registry.reserved.contains(name)
+            || registry
+                .vms
+                .values()
+                .any(|vm| vm.view().home.spec.name == *name);
+        if taken {
+            return Err(Problem::new(
+                Code::Conflict,
+                thing(name.as_str()),
+                "exists already on this host",
+                "Choose another name",
+            ));
+        }
+        registry.reserved.push(name.clone());
+        Ok(NameReservation {
+            host: Arc::clone(self),
+            name: name.clone(),
+        })
+    }
+
+    /// Refuses a disk file that belongs to a VM of this host.
+    pub(crate) fn check_unused(&self, file: &Path) -> Result<(), Problem> {
+        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let file = canonical(file);
+        for vm in self.vms() {
+            let view = vm.view();
+            let Some(machine) = &view.home.machine else {
+                continue;
+            };
+            if machine
+                .spec
+                .disks
+                .iter()
+                .any(|disk| canonical(&machine.disk_file(disk)) == file)
+            {
+                return Err(Problem::new(
+                    Code::Conflict,
+                    format!("disk file {}", file.display()),
+                    format!("belongs to {}", view.thing()),
+                    "Have it copied with `--image` while that VM is off, or name another file",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A VM is gone.
+    pub(crate) fn forget(&self, id: VmId) {
+        self.lock().vms.remove(&id);
+    }
+
+    /// QEMU and the accelerator, looked for until they are found.
+    pub(crate) async fn engine(&self) -> Result<Arc<Engine>, Problem> {
+        let engine = self
+            .engine
+            .get_or_try_init(|| async { Engine::find().await.map(Arc::new) })
+            .await?;
+        Ok(Arc::clone(engine))
+    }
+
+    /// The client of a peer; its connections are shared.
+    pub(crate) fn client(&self, peer: &str) -> Arc<PeerClient> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(clients.entry(peer.to_owned()).or_insert_with(|| {
+            let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
+            Arc::new(PeerClient::new(identity, trust, peer))
+        }))
+    }
+
+    /// The address by which other hosts should know this one.
+    pub(crate) fn address(&self) -> String {
+        let listen = self.replica_listen;
+        if listen.ip().is_unspecified() {
+            format!("{}:{}", self.name(), listen.port())
+        } else {
+            listen.to_string()
+        }
+    }
+
+    /// How the host is.
+    pub(crate) async fn status(&self) -> Result<api::HostStatus, Problem> {
+        let memory = HostMemory::read().map_err(|error| Problem::failed("host memory", &error))?;
+        let store = self.layout.replicas();
+        let space = rustix::fs::statvfs(&store).map_err(|errno| {
+            Problem::failed(store.display().to_string(), &std::io::Error::from(errno))
+        })?;
+        let engine = self.engine().await;
+        let vms: Vec<_> = self.vms().iter().map(Vm::view).collect();
+        let count = |test: &dyn Fn(&crate::vm::View) -> bool| {
+            u64::try_from(vms.iter().filter(|view| test(view)).count()).unwrap_or(u64::MAX)
+        };
+        let promised = self.ledger.promised();
+        let replicas = count(&|view| view.standing.role != replica::standing::Role::Primary);
+        Ok(api::HostStatus {
+            name: self.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.layout.state.clone(),
+            run: self.layout.run.clone(),
+            accelerator: engine.as_ref().ok().map(|engine| engine.kind()),
+            accelerator_reason: match &engine {
+                Ok(engine) => match &engine.accelerator {
+                    qemu::Accelerator::Kvm => "proven by running a guest".to_owned(),
+                    qemu::Accelerator::Tcg { reason } => reason.clone(),
+                },
+                Err(problem) => problem.reason.clone(),
+            },
+            qemu: engine.ok().map(|engine| engine.qemu.version.to_string()),
+            memory_total: memory.total,
+            memory_available: room(memory, promised, self.settings.memory_reserve),
+            memory_guests: promised,
+            vms: count(&|view| view.home.machine.is_some()),
+            running: count(&|view| view.guest.is_some()),
+            replicas,
+            store_total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
+            store_free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
+            replica_listen: self.replica_listen.to_string(),
+        })
+    }
+}
+
+/// Sub-folders that are not hidden.
+pub(crate) fn folders(parent: &Path) -> Result<Vec<std::path::PathBuf>, Problem> {
+    let failed = |error: std::io::Error| Problem::failed(parent.display().to_string(), &error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(parent).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !hidden && entry.file_type().map_err(failed)?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}

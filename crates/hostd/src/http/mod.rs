@@ -1,0 +1,56 @@
+//! The management API over HTTP.
+
+mod body;
+mod console;
+mod hosts;
+mod vms;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use model::{Code, Problem};
+
+pub(crate) use body::{Answered, Refusal};
+
+use crate::host::Host;
+
+/// Every route of the API; see crate `api`.
+pub fn router(host: Arc<Host>) -> Router {
+    Router::new()
+        .route("/v1/host", get(hosts::status))
+        .route("/v1/host/identity", get(hosts::identity))
+        .route("/v1/host/peers", get(hosts::peers).post(hosts::trust))
+        .route("/v1/host/peers/{name}", delete(hosts::untrust))
+        .route("/v1/vms", get(vms::list).post(vms::create))
+        .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/v1/vms/{vm}/start", post(vms::start))
+        .route("/v1/vms/{vm}/stop", post(vms::stop))
+        .route("/v1/vms/{vm}/kill", post(vms::kill))
+        .route("/v1/vms/{vm}/console", get(console::attach))
+        .route("/v1/vms/{vm}/serial-log", get(console::log))
+        .fallback(nothing)
+        .method_not_allowed_fallback(not_like_that)
+        .with_state(host)
+}
+
+async fn nothing(uri: axum::http::Uri) -> Response {
+    let problem = Problem::new(
+        Code::NotFound,
+        uri.path().to_owned(),
+        "is nothing that this polluxd knows",
+        "`pollux` and polluxd may be of different versions",
+    );
+    Refusal(problem).into_response()
+}
+
+async fn not_like_that(method: axum::http::Method, uri: axum::http::Uri) -> Response {
+    let problem = Problem::new(
+        Code::Invalid,
+        uri.path().to_owned(),
+        format!("does not take {method}"),
+        "",
+    );
+    Refusal(problem).into_response()
+}

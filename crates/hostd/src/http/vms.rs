@@ -1,0 +1,211 @@
+//! Routes of VMs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{CreateVm, DiskContentFrom, JobLine, Processes, StartVm, StopVm, Vm, VmDetails, VmDisk};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use jiff::Timestamp;
+use model::{Bytes, Code, Mode, Problem};
+use replica::standing::{Override, Role};
+use tokio::sync::mpsc;
+
+use super::body::{Json as Body, lines};
+use super::{Answered, Refusal};
+use crate::host::Host;
+use crate::vm::{self, Message, View, create};
+
+/// Whoever asks through the socket; its owner alone can.
+pub(super) const LOCAL_USER: &str = "the owner of the local socket";
+/// Longest time that a guest is given to shut down.
+const MAX_STOP: u64 = 24 * 3600;
+
+pub(super) async fn list(State(host): State<Arc<Host>>) -> Answered<Vec<Vm>> {
+    let vms = host.vms();
+    Ok(Json(vms.iter().map(|vm| summary(vm.view())).collect()))
+}
+
+pub(super) async fn show(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Answered<VmDetails> {
+    details(&host.find(&vm)?).await
+}
+
+pub(super) async fn create(
+    State(host): State<Arc<Host>>,
+    Body(wanted): Body<CreateVm>,
+) -> Result<Response, Refusal> {
+    let reserved = host.reserve(&wanted.name)?;
+    for disk in &wanted.disks {
+        if let DiskContentFrom::File(file) = &disk.from {
+            host.check_unused(file)?;
+        }
+    }
+    let (told, progress) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let done = make(&host, wanted, told.clone()).await;
+        drop(reserved);
+        let line = match done {
+            Ok(made) => JobLine::Done(made),
+            Err(problem) => JobLine::Failed(problem),
+        };
+        // Fails only when whoever asked went away.
+        let _ = told.send(line).await;
+    });
+    Ok(lines(progress))
+}
+
+async fn make(
+    host: &Arc<Host>,
+    wanted: CreateVm,
+    told: mpsc::Sender<JobLine<VmDetails>>,
+) -> Result<VmDetails, Problem> {
+    let (vms, name) = (host.layout.vms(), host.name().to_owned());
+    let made = tokio::task::spawn_blocking(move || {
+        create::create(&vms, &name, &wanted, |progress| {
+            told.blocking_send(JobLine::Progress(progress)).is_ok()
+        })
+    });
+    let folder = made
+        .await
+        .map_err(|error| Problem::failed("polluxd", &error))??;
+    let vm = host.open_vm(folder).await?;
+    tracing::info!(vm = %vm.id, name = %vm.view().home.spec.name, "created");
+    let Json(details) = details(&vm).await.map_err(|Refusal(problem)| problem)?;
+    Ok(details)
+}
+
+pub(super) async fn start(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(start): Body<StartVm>,
+) -> Answered<VmDetails> {
+    let vm = host.find(&vm)?;
+    let word = word(start.because.as_deref())?;
+    vm.ask(|answer| Message::Start { word, answer }).await?;
+    details(&vm).await
+}
+
+/// A person's statement, recorded with who and when.
+pub(super) fn word(because: Option<&str>) -> Result<Option<Override>, Problem> {
+    because
+        .map(|statement| Override::new(statement, LOCAL_USER, Timestamp::now()))
+        .transpose()
+}
+
+pub(super) async fn stop(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(stop): Body<StopVm>,
+) -> Answered<VmDetails> {
+    let vm = host.find(&vm)?;
+    if stop.timeout_s == 0 || stop.timeout_s > MAX_STOP {
+        let problem = Problem::new(
+            Code::Invalid,
+            "timeout",
+            format!("is {} s", stop.timeout_s),
+            format!("It must be 1 to {MAX_STOP} seconds"),
+        );
+        return Err(problem.into());
+    }
+    let timeout = Duration::from_secs(stop.timeout_s);
+    vm.ask(|answer| Message::Stop { timeout, answer }).await?;
+    details(&vm).await
+}
+
+pub(super) async fn kill(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Answered<VmDetails> {
+    let vm = host.find(&vm)?;
+    vm.ask(|answer| Message::Kill { answer }).await?;
+    details(&vm).await
+}
+
+pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+    let vm = host.find(&vm)?;
+    vm.ask(|answer| Message::Delete { answer }).await?;
+    Ok(Json(()))
+}
+
+/// A VM in a list.
+fn summary(view: View) -> Vm {
+    let uptime_s = view.guest.as_ref().map(|guest| {
+        let seconds = Timestamp::now().duration_since(guest.started).as_secs();
+        u64::try_from(seconds).unwrap_or(0)
+    });
+    let status = view
+        .trouble
+        .clone()
+        .unwrap_or_else(|| "Operating normally".to_owned());
+    let mode = mode(&view);
+    let spec = view.home.spec;
+    Vm {
+        id: spec.id,
+        name: spec.name,
+        state: view.state,
+        generation: spec.generation,
+        processors: spec.processors,
+        memory: spec.memory,
+        uptime_s,
+        mode,
+        status,
+    }
+}
+
+fn mode(view: &View) -> Option<Mode> {
+    let made = view
+        .home
+        .machine
+        .as_ref()
+        .and_then(|folder| folder.origin.as_ref());
+    if made.is_some_and(|origin| origin.made == vm::folder::Made::Test) {
+        return Some(Mode::TestReplica);
+    }
+    match view.standing.role {
+        Role::Primary => view.relation.as_ref().map(|_| Mode::Primary),
+        Role::Replica | Role::FailedOver => Some(Mode::Replica),
+    }
+}
+
+/// Everything about a VM.
+pub(super) async fn details(vm: &vm::Vm) -> Answered<VmDetails> {
+    let view = vm.view();
+    let status = vm.supervisor.status().await?;
+    let processes = status.map(|status| Processes {
+        vmd: status.pid,
+        diskd: status.diskd,
+        diskd_restarts: status.diskd_restarts,
+        guest: status.guest,
+        accelerator: view.guest.as_ref().map(|guest| guest.accelerator),
+    });
+    let disks = view.home.spec.disks.iter().map(|disk| {
+        let file = match &view.home.machine {
+            Some(machine) => machine.disk_file(disk),
+            None => view.home.path.join("journal"),
+        };
+        let allocated = std::fs::metadata(&file)
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map(|meta| {
+                use std::os::unix::fs::MetadataExt;
+                Bytes(meta.blocks().saturating_mul(512))
+            });
+        VmDisk {
+            id: disk.id,
+            file,
+            size: disk.size,
+            allocated,
+        }
+    });
+    Ok(Json(VmDetails {
+        disks: disks.collect(),
+        spec: view.home.spec.clone(),
+        folder: view.home.path.clone(),
+        processes,
+        vm: summary(view),
+    }))
+}

@@ -1,0 +1,42 @@
+//! What the partner of a VM says.
+
+use std::time::Duration;
+
+use replica::client::PeerLink;
+use replica::link::LinkError;
+use replica::run::Evidence;
+use replica::standing::Override;
+
+use crate::host::Host;
+use crate::vm::View;
+
+/// How long a partner has to answer before it counts as unreachable.
+pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Asks the partner how the VM stands there; with an override, that stands in for an answer
+/// that does not come.
+pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -> Evidence {
+    let Some(relation) = &view.relation else {
+        return word.map_or(Evidence::Unasked, Evidence::Override);
+    };
+    let link = PeerLink::new(
+        host.client(&relation.partner),
+        view.home.spec.id,
+        relation.id,
+    );
+    match link.standing(&view.standing.lineage, PROBE_LIMIT).await {
+        Ok(says) => Evidence::Says(says),
+        Err(error) => without_answer(&error, word),
+    }
+}
+
+/// What an answer that is none is worth.
+pub(crate) fn without_answer(error: &LinkError, word: Option<Override>) -> Evidence {
+    match (error, word) {
+        (_, Some(word)) => Evidence::Override(word),
+        (LinkError::Lost(problem), None) => {
+            Evidence::Unreachable(format!("{} {}", problem.thing, problem.reason))
+        }
+        (LinkError::Refused(problem), None) => Evidence::Refused(problem.clone()),
+    }
+}

@@ -1,0 +1,219 @@
+//! A VM is a folder: `vm.toml`, its disks, its standing.
+//!
+//! ```text
+//!   vms/UUID/
+//!     vm.toml               the whole specification
+//!     standing.toml         who may run it (crate `replica`)
+//!     origin.toml           only of a VM that a failover made: the point its disks lie above
+//!     disk0.raw ...         or disk0.overlay and disk0.map above a point
+//!     replication.toml      only of a primary: relationship and progress
+//!     outbox/               segments on their way; a cache
+//!     uefi-variables.fd serial.log qemu.log diskd.log
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use diskd::config::StackSpec;
+use model::{Code, DiskSpec, PointId, Problem, VmId, VmSpec};
+use serde::{Deserialize, Serialize};
+
+const SPEC: &str = "vm.toml";
+const ORIGIN: &str = "origin.toml";
+const ORIGIN_VERSION: u32 = 1;
+
+/// What made a VM that lies above a recovery point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Made {
+    /// A test failover.
+    Test,
+    /// A failover.
+    Failover,
+}
+
+/// The point that a VM's disks lie above.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Origin {
+    version: u32,
+    /// What made it.
+    pub(crate) made: Made,
+    /// The VM whose twin it grew from.
+    pub(crate) twin: VmId,
+    /// Folder of the journal.
+    pub(crate) journal: PathBuf,
+    /// The point.
+    pub(crate) point: PointId,
+}
+
+impl Origin {
+    pub(crate) fn new(made: Made, twin: VmId, journal: PathBuf, point: PointId) -> Self {
+        Self {
+            version: ORIGIN_VERSION,
+            made,
+            twin,
+            journal,
+            point,
+        }
+    }
+}
+
+/// The folder of a VM, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmFolder {
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    /// What `vm.toml` says.
+    pub(crate) spec: VmSpec,
+    /// What `origin.toml` says, if it is there.
+    pub(crate) origin: Option<Origin>,
+}
+
+impl VmFolder {
+    /// Reads the folder at `path` strictly.
+    pub(crate) fn read(path: &Path) -> Result<Self, Problem> {
+        let file = path.join(SPEC);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| Problem::failed(file.display().to_string(), &error))?;
+        let spec = VmSpec::from_toml(&text).map_err(|error| {
+            Problem::new(
+                Code::Invalid,
+                file.display().to_string(),
+                error.to_string().trim_end().to_owned(),
+                "Correct the file and start polluxd again",
+            )
+        })?;
+        let origin = Self::read_origin(&path.join(ORIGIN))?;
+        Ok(Self {
+            path: path.to_owned(),
+            spec,
+            origin,
+        })
+    }
+
+    fn read_origin(file: &Path) -> Result<Option<Origin>, Problem> {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Problem::failed(file.display().to_string(), &error)),
+        };
+        let origin: Origin = toml::from_str(&text)
+            .map_err(|error| Problem::failed(file.display().to_string(), &error))?;
+        if origin.version != ORIGIN_VERSION {
+            return Err(Problem::new(
+                Code::Invalid,
+                file.display().to_string(),
+                format!(
+                    "has version {}; this build reads version {ORIGIN_VERSION}",
+                    origin.version
+                ),
+                "Use the Pollux that wrote it, or a newer one",
+            ));
+        }
+        Ok(Some(origin))
+    }
+
+    /// Writes `vm.toml` and `origin.toml` into the folder, durably.
+    pub(crate) fn write(&self) -> io::Result<()> {
+        if let Some(origin) = &self.origin {
+            let text = toml::to_string_pretty(origin).map_err(io::Error::other)?;
+            durable::replace(&self.path.join(ORIGIN), text.as_bytes())?;
+        }
+        durable::replace(&self.path.join(SPEC), self.spec.to_toml().as_bytes())
+    }
+
+    /// For messages: ``VM `web` ``.
+    pub(crate) fn thing(&self) -> String {
+        thing(self.spec.name.as_str())
+    }
+
+    /// The file that holds a disk's content, or what was written above the point.
+    pub(crate) fn disk_file(&self, disk: &DiskSpec) -> PathBuf {
+        self.path.join(&disk.file)
+    }
+
+    /// What a disk's content is made of.
+    pub(crate) fn stack(&self, disk: &DiskSpec) -> StackSpec {
+        let file = self.disk_file(disk);
+        match &self.origin {
+            None => StackSpec::Raw { file },
+            Some(origin) => StackSpec::Overlay {
+                map: file.with_extension("map"),
+                file,
+                journal: origin.journal.clone(),
+                point: origin.point,
+            },
+        }
+    }
+
+    /// Checks that what the VM needs from this host is there.
+    pub(crate) fn check_files(&self) -> Result<(), Problem> {
+        if self.origin.is_none() {
+            for disk in &self.spec.disks {
+                self.check_disk(disk)?;
+            }
+        }
+        let Some(boot) = &self.spec.direct_boot else {
+            return Ok(());
+        };
+        for (what, file) in [
+            ("kernel", Some(&boot.kernel)),
+            ("initrd", boot.initrd.as_ref()),
+        ] {
+            let Some(file) = file else { continue };
+            if let Err(error) = std::fs::File::open(file) {
+                return Err(Problem::new(
+                    missing(&error),
+                    self.thing(),
+                    format!(
+                        "boots the {what} {}, which cannot be opened on this host: {error}",
+                        file.display()
+                    ),
+                    "Copy the file to that place on this host",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_disk(&self, disk: &DiskSpec) -> Result<(), Problem> {
+        let path = self.disk_file(disk);
+        let refuse = |code, reason: String, way_out: &str| {
+            Problem::new(
+                code,
+                format!("disk {} of {}", path.display(), self.thing()),
+                reason,
+                way_out,
+            )
+        };
+        let meta = std::fs::metadata(&path).map_err(|error| {
+            refuse(
+                missing(&error),
+                format!("cannot be opened: {error}"),
+                "Put the file back",
+            )
+        })?;
+        if meta.is_file() && meta.len() != disk.size.0 {
+            return Err(refuse(
+                Code::Conflict,
+                format!("has {} bytes, and vm.toml says {}", meta.len(), disk.size.0),
+                "Put the right file there; resizing a disk is not offered yet",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// For messages: ``VM `web` ``.
+pub(crate) fn thing(name: &str) -> String {
+    format!("VM `{name}`")
+}
+
+fn missing(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::NotFound => Code::NotFound,
+        io::ErrorKind::PermissionDenied => Code::Forbidden,
+        _ => Code::Failed,
+    }
+}

@@ -1,0 +1,407 @@
+//! The supervisor of one VM, `pollux-vmd`, seen from polluxd.
+//!
+//! ```text
+//!   RUN/SHORT-ID/
+//!     vmd.json diskd.json       how they were started
+//!     vmd.sock                  vmd's control socket
+//!     diskd.sock disk0.sock ... diskd's, held by vmd
+//!     qmp.sock console.sock     QEMU's
+//!     disk0.state ...           diskd's state that survives kill -9
+//!     guest.json                what only polluxd knows of the QEMU that runs
+//! ```
+//!
+//! vmd outlives polluxd. What it was started with stays in the run folder, so that a later
+//! polluxd can tell whether it is what is wanted now.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig};
+use jiff::Timestamp;
+use model::{Bytes, Code, Problem};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, timeout};
+use vmd::config::{Config as VmdConfig, Socket};
+use vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
+
+use super::folder::VmFolder;
+use crate::lines::{LineError, Lines};
+
+/// How long vmd may take for what it does at once.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// How long vmd may take to be reachable after it was started, and to end everything.
+const SLOW: Duration = Duration::from_secs(60);
+/// Nothing tells when another process begins to listen, so it is asked this often.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The executables beside polluxd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Programs {
+    pub(crate) vmd: PathBuf,
+    pub(crate) diskd: PathBuf,
+}
+
+impl Programs {
+    /// Finds them beside this process's own executable.
+    pub(crate) fn find() -> Result<Self, Problem> {
+        let own = std::env::current_exe()
+            .map_err(|error| Problem::failed("polluxd's own executable", &error))?;
+        let beside = |name: &str| {
+            let path = own.with_file_name(name);
+            if path.is_file() {
+                return Ok(path);
+            }
+            Err(Problem::new(
+                Code::NotFound,
+                path.display().to_string(),
+                "is missing: polluxd needs it beside its own executable",
+                "Install all of Pollux's programs in one folder",
+            ))
+        };
+        Ok(Self {
+            vmd: beside("pollux-vmd")?,
+            diskd: beside("pollux-diskd")?,
+        })
+    }
+}
+
+/// What only polluxd knows of the QEMU that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestRecord {
+    /// Its process id.
+    pub(crate) pid: u32,
+    /// When it was started.
+    pub(crate) started: Timestamp,
+    /// What runs its instructions.
+    pub(crate) accelerator: api::Accelerator,
+}
+
+/// The supervisor of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Supervisor {
+    thing: String,
+    run: PathBuf,
+}
+
+impl Supervisor {
+    /// The supervisor whose files lie in the run folder `run`.
+    pub(crate) fn new(thing: String, run: PathBuf) -> Self {
+        Self { thing, run }
+    }
+
+    /// The run folder.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// diskd's control socket.
+    pub(crate) fn diskd_socket(&self) -> PathBuf {
+        self.run.join("diskd.sock")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.run.join("vmd.sock")
+    }
+
+    /// The sockets and files of QEMU.
+    pub(crate) fn qemu_paths(&self, folder: &VmFolder) -> qemu::RunPaths {
+        qemu::RunPaths::new(&self.run, &folder.path, folder.spec.disks.len())
+    }
+
+    /// How it is; none when none runs.
+    pub(crate) async fn status(&self) -> Result<Option<Status>, Problem> {
+        let lines = match Lines::connect(&self.control(), MAX_LINE).await {
+            Ok(lines) => lines,
+            Err(LineError::Io { source, .. }) if nobody(&source) => return Ok(None),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        match lines.ask_within(AT_ONCE, &Request::Status).await {
+            Ok(reply) => self.status_of(reply).map(Some),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Makes sure that vmd and diskd run as `folder` says, in the term `term`. The guest must
+    /// be off if they do not.
+    pub(crate) async fn ensure(
+        &self,
+        programs: &Programs,
+        folder: &VmFolder,
+        term: u64,
+        copy_budget: Bytes,
+    ) -> Result<Status, Problem> {
+        durable::create_folder(&self.run).map_err(|error| Problem::failed(&self.thing, &error))?;
+        let diskd = serde_json::to_vec_pretty(&self.diskd_config(folder, term, copy_budget))
+            .expect("a configuration has a JSON form");
+        let vmd = serde_json::to_vec_pretty(&self.vmd_config(programs, folder))
+            .expect("a configuration has a JSON form");
+        let wanted = [
+            (self.run.join("diskd.json"), diskd),
+            (self.run.join("vmd.json"), vmd),
+        ];
+        if let Some(status) = self.status().await? {
+            let same = wanted
+                .iter()
+                .all(|(path, text)| fs::read(path).is_ok_and(|found| found == *text));
+            if same || status.guest.is_some() {
+                return Ok(status);
+            }
+            self.shut_down().await?;
+        }
+        for (path, text) in &wanted {
+            durable::replace(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
+        }
+        self.spawn(programs, folder).await
+    }
+
+    async fn spawn(&self, programs: &Programs, folder: &VmFolder) -> Result<Status, Problem> {
+        let log = folder.path.join("vmd.log");
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&log)
+            .map_err(|error| Problem::failed(log.display().to_string(), &error))?;
+        let start = fs::metadata(&log).map_or(0, |meta| meta.len());
+        let errors = output
+            .try_clone()
+            .map_err(|error| Problem::failed(log.display().to_string(), &error))?;
+        let mut child = Command::new(&programs.vmd)
+            .arg("--config")
+            .arg(self.run.join("vmd.json"))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .current_dir("/")
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|error| Problem::failed(programs.vmd.display().to_string(), &error))?;
+        let deadline = Instant::now() + SLOW;
+        loop {
+            if let Some(status) = self.status().await? {
+                // Reaped whenever it ends, for as long as this polluxd lives.
+                tokio::spawn(async move { child.wait().await });
+                return Ok(status);
+            }
+            match timeout(POLL, child.wait()).await {
+                Ok(_ended) => return Err(self.ended_early(&log, start, folder)),
+                Err(_elapsed) if Instant::now() > deadline => {
+                    // Fails only when it ended by itself.
+                    let _ = child.kill().await;
+                    return Err(self.ended_early(&log, start, folder));
+                }
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    fn ended_early(&self, log: &Path, start: u64, folder: &VmFolder) -> Problem {
+        let reason = match log_tail(log, start) {
+            Some(text) => format!("its supervisor could not start: {text}"),
+            None => "its supervisor could not start".to_owned(),
+        };
+        let way_out = format!("More may be in {}", folder.path.join("diskd.log").display());
+        Problem::new(Code::Failed, &self.thing, reason, way_out)
+    }
+
+    /// Starts QEMU.
+    pub(crate) async fn launch(&self, program: Program) -> Result<Status, Problem> {
+        self.ask(&Request::Launch(program), AT_ONCE).await
+    }
+
+    /// Waits until the QEMU of process `pid` is gone, however long that takes.
+    pub(crate) async fn wait_guest(&self, pid: u32) -> Result<Status, Problem> {
+        let mut lines = Lines::connect(&self.control(), MAX_LINE)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let reply = lines
+            .ask(&Request::WaitGuest { pid })
+            .await
+            .map_err(|error| self.failed(&error))?;
+        self.status_of(reply)
+    }
+
+    /// Ends QEMU; answers when it was reaped.
+    pub(crate) async fn kill_guest(&self) -> Result<Status, Problem> {
+        self.ask(&Request::KillGuest, SLOW).await
+    }
+
+    /// Ends everything; diskd makes its disks durable first. No error if nothing runs.
+    pub(crate) async fn shut_down(&self) -> Result<(), Problem> {
+        let lines = match Lines::connect(&self.control(), MAX_LINE).await {
+            Ok(lines) => lines,
+            Err(LineError::Io { source, .. }) if nobody(&source) => return Ok(()),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        match lines.ask_within(SLOW, &Request::Shutdown).await {
+            Ok(Reply::Refused { problem }) => return Err(problem),
+            Ok(_) | Err(LineError::Closed(_)) => {}
+            Err(error) => return Err(self.failed(&error)),
+        }
+        // The answer comes before the exit; the next vmd needs the lock and the sockets.
+        let deadline = Instant::now() + AT_ONCE;
+        while self.status().await?.is_some() {
+            if Instant::now() > deadline {
+                return Err(Problem::new(
+                    Code::Failed,
+                    &self.thing,
+                    "its supervisor does not end",
+                    "",
+                ));
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Records what only polluxd knows of the QEMU that runs.
+    pub(crate) fn record(&self, guest: &GuestRecord) -> Result<(), Problem> {
+        let text = serde_json::to_vec(guest).expect("a record has a JSON form");
+        durable::replace(&self.run.join("guest.json"), &text)
+            .map_err(|error| Problem::failed(&self.thing, &error))
+    }
+
+    /// What was recorded of the QEMU of process `pid`.
+    pub(crate) fn recorded(&self, pid: u32) -> Option<GuestRecord> {
+        let text = fs::read(self.run.join("guest.json")).ok()?;
+        let record: GuestRecord = serde_json::from_slice(&text).ok()?;
+        (record.pid == pid).then_some(record)
+    }
+
+    async fn ask(&self, request: &Request, limit: Duration) -> Result<Status, Problem> {
+        let lines = Lines::connect(&self.control(), MAX_LINE)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let reply = lines
+            .ask_within(limit, request)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        self.status_of(reply)
+    }
+
+    fn status_of(&self, reply: Reply) -> Result<Status, Problem> {
+        match reply {
+            Reply::Status(status) => Ok(status),
+            Reply::Refused { problem } => Err(problem),
+            Reply::Done => Err(Problem::new(
+                Code::Failed,
+                &self.thing,
+                "its supervisor gave an answer to another question",
+                "",
+            )),
+        }
+    }
+
+    fn failed(&self, error: &LineError) -> Problem {
+        Problem::failed(&self.thing, error)
+    }
+
+    fn diskd_config(&self, folder: &VmFolder, term: u64, copy_budget: Bytes) -> DiskdConfig {
+        let disks = folder
+            .spec
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(n, disk)| DiskConfig {
+                id: disk.id,
+                size: disk.size,
+                stack: folder.stack(disk),
+                state: self.run.join(format!("disk{n}.state")),
+            });
+        DiskdConfig {
+            vm: folder.spec.id,
+            term,
+            disks: disks.collect(),
+            copy_budget,
+        }
+    }
+
+    fn vmd_config(&self, programs: &Programs, folder: &VmFolder) -> VmdConfig {
+        let disks = self.qemu_paths(folder).disks;
+        let mut sockets = vec![Socket {
+            name: CONTROL_SOCKET.to_owned(),
+            path: self.diskd_socket(),
+        }];
+        sockets.extend(
+            folder
+                .spec
+                .disks
+                .iter()
+                .zip(disks)
+                .map(|(disk, path)| Socket {
+                    name: format!("disk.{}", disk.id),
+                    path,
+                }),
+        );
+        VmdConfig {
+            vm: folder.spec.id,
+            control: self.control(),
+            diskd: Program {
+                program: programs.diskd.clone(),
+                args: vec![
+                    "--config".to_owned(),
+                    self.run.join("diskd.json").display().to_string(),
+                ],
+                log: folder.path.join("diskd.log"),
+            },
+            sockets,
+        }
+    }
+}
+
+/// Whether an error of connect(2) means that nobody listens.
+fn nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// For people: how a QEMU ended; none when it simply exited.
+pub(crate) fn describe(exit: Option<Exit>) -> Option<String> {
+    match exit {
+        None | Some(Exit::Code(0)) => None,
+        Some(Exit::Code(code)) => Some(format!("QEMU ended with exit code {code}")),
+        Some(Exit::Signal(signal)) => Some(format!("QEMU was ended by signal {signal}")),
+    }
+}
+
+/// The last few lines of a log, of what was written from byte `start` on.
+pub(crate) fn log_tail(log: &Path, start: u64) -> Option<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    const MOST: u64 = 4096;
+    let mut file = fs::File::open(log).ok()?;
+    let len = file.metadata().ok()?.len();
+    let from = start.max(len.saturating_sub(MOST));
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(MOST).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let tail = lines[lines.len().saturating_sub(3)..].join("; ");
+    (!tail.is_empty()).then_some(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_of_a_log_leaves_out_what_an_earlier_run_wrote() {
+        let folder = tempfile::tempdir().expect("scratch");
+        let log = folder.path().join("log");
+        fs::write(&log, "old\n").expect("write");
+        assert_eq!(log_tail(&log, 4), None);
+        fs::write(&log, "old\none\n\ntwo\nthree\nfour\n").expect("write");
+        assert_eq!(log_tail(&log, 4).as_deref(), Some("two; three; four"));
+    }
+}
