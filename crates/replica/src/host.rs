@@ -1,11 +1,12 @@
 //! What the receiver needs of the host it runs on.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use journal::{Header, Root};
-use model::{Lineage, Problem, RelationshipId, VmId};
+use journal::{Header, Journal, JournalError, Refusal, Root};
+use model::{Code, Lineage, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
 use crate::wire::{Enrol, PartnerStanding, Tip};
@@ -26,7 +27,8 @@ pub struct Relation {
     pub partner: String,
     /// What this host is in it now.
     pub role: Role,
-    /// Folder for what is being received, on the journal's file system; made when needed.
+    /// Folder for what is being received ([`Journal::INCOMING`] of
+    /// the journal's); the receiver makes it and owns what is in it.
     pub incoming: PathBuf,
 }
 
@@ -40,7 +42,7 @@ pub type Shelf<J> = Arc<Mutex<Option<J>>>;
 /// the receiver. Implementations do one call per VM at a time, in the order of arrival, and
 /// apart from starting that VM: a decision to start and the start count as one.
 pub trait ReplicaHost: Send + Sync + 'static {
-    /// The journal's type; polluxd's is [`journal::Journal`].
+    /// The journal's type; polluxd's is [`Journal`].
     type Receipts: Receipts;
 
     /// This host's name.
@@ -75,11 +77,12 @@ pub trait ReplicaHost: Send + Sync + 'static {
         asked: &Lineage,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// Whether a segment file of `len` bytes may be received for `vm`: [`Code::Full`](model::Code::Full)
+    /// Whether a segment file of `len` bytes may be received for `vm`: [`Code::Full`]
     /// when the store's limit or its reserve of space is reached.
     fn admit(&self, vm: VmId, len: u64) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// The journal of a replica VM, opened when first asked for.
+    /// The journal of a replica VM. Opened if the shelf is empty and this host is still the
+    /// replica: when first asked for, and after the receiver took it out because a commit failed.
     fn shelf(
         &self,
         vm: VmId,
@@ -111,10 +114,63 @@ pub trait Receipts: Send + 'static {
     /// Whether the segment may come.
     fn check(&self, header: &Header, root: Root) -> Verdict;
 
-    /// Verifies the whole segment file, moves it into the journal (or applies it and removes it)
-    /// and publishes it durably.
+    /// Verifies the whole segment `file` of [`Relation::incoming`], takes it from there and
+    /// publishes it durably.
     ///
     /// # Errors
-    /// [`Problem`]; nothing was published then. The file may be gone if it does not verify.
+    /// [`Problem`]; nothing was published, unless its code is
+    /// [`Code::Failed`]: then opening the journal again tells.
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem>;
+}
+
+impl Receipts for Journal {
+    fn tip(&self) -> Tip {
+        match Self::tip(self) {
+            journal::Tip::Seeding { seed, next_part } => Tip::Seeding {
+                seed,
+                parts: next_part,
+            },
+            journal::Tip::Point { point, .. } => Tip::Point { point },
+        }
+    }
+
+    fn check(&self, header: &Header, root: Root) -> Verdict {
+        match Self::check(self, header, root) {
+            journal::Verdict::Fits => Verdict::Fits,
+            journal::Verdict::Have => Verdict::Have,
+            journal::Verdict::Unfit(refusal) => Verdict::Unfit(unfit(header.vm, &refusal)),
+        }
+    }
+
+    fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem> {
+        let thing = format!("the journal of VM {}", header.vm);
+        let name = file.file_name().and_then(|name| name.to_str());
+        match self.commit(name.unwrap_or_default(), root) {
+            Ok(_) => Ok(()),
+            Err(JournalError::Refused(refusal)) => Err(unfit(header.vm, &refusal)),
+            Err(error) => {
+                let full = matches!(
+                    &error,
+                    JournalError::Io { source, .. } if source.kind() == ErrorKind::StorageFull
+                );
+                let mut problem = Problem::failed(thing, &error);
+                match error {
+                    _ if full => problem.code = Code::Full,
+                    JournalError::Segment { .. } | JournalError::NotOffered(_) => {
+                        problem.code = Code::Invalid;
+                    }
+                    _ => {}
+                }
+                Err(problem)
+            }
+        }
+    }
+}
+
+fn unfit(vm: VmId, refusal: &Refusal) -> Problem {
+    if refusal.is_alarm() {
+        tracing::error!(%vm, %refusal, "two segments claim to be one point");
+    }
+    let thing = format!("the journal of VM {vm}");
+    Problem::new(Code::Conflict, thing, refusal.to_string(), "")
 }

@@ -1,14 +1,13 @@
-//! A segment that is on its way in: a folder named by its root.
+//! A segment that is on its way in: two files named by its root.
 //!
 //! ```text
-//!   incoming/<root>/offer.json    what it consists of, durable
-//!                   segment       its chunks, each at its place
+//!   incoming/<root>.offer      what it consists of, durable
+//!            <root>.segment    its chunks, each at its place
 //! ```
 //!
 //! No record is kept of which chunks have come: a chunk is there if the bytes at its place have
 //! the offered hash. So nothing is synced until the commit, and what a crash or a power cut left
-//! is found by reading it again. A folder whose segment is not offered again is removed by the
-//! next offer: a primary has one staged segment at a time.
+//! is found by reading it again. What is not offered again is removed by the next offer: a primary has one staged segment at a time.
 //!
 //! Everything here blocks.
 
@@ -24,13 +23,11 @@ use rustix::io::Errno;
 
 use crate::wire::{CHUNK, Digest, MAX_OFFER_BODY, Offer};
 
-const OFFER: &str = "offer.json";
-const SEGMENT: &str = "segment";
-
 /// A segment that is on its way in.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     folder: PathBuf,
+    path: PathBuf,
     offer: Offer,
     file: File,
     present: Mutex<Vec<bool>>,
@@ -53,16 +50,16 @@ fn failed(error: &io::Error) -> Problem {
 impl Incoming {
     /// Goes on receiving what `offer` names, or begins to; `incoming` holds nothing else after.
     pub(crate) fn open(incoming: &Path, offer: Offer) -> Result<Self, Problem> {
-        let folder = incoming.join(offer.root.to_string());
         durable::create_folder(incoming).map_err(|e| failed(&e))?;
-        clear(incoming, Some(&folder)).map_err(|e| failed(&e))?;
-        let known = stored(&folder).map_err(|e| failed(&e))?;
+        let path = incoming.join(format!("{}.segment", offer.root));
+        let record = incoming.join(format!("{}.offer", offer.root));
+        let known = stored(&record).map_err(|e| failed(&e))?;
         let goes_on = known.is_some_and(|known| known == offer);
+        let keep = [path.as_path(), record.as_path()];
+        clear(incoming, if goes_on { &keep } else { &[] }).map_err(|e| failed(&e))?;
         if !goes_on {
-            remove_folder(&folder).map_err(|e| failed(&e))?;
-            durable::create_folder(&folder).map_err(|e| failed(&e))?;
             let text = serde_json::to_vec(&offer).map_err(|e| failed(&e.into()))?;
-            durable::replace(&folder.join(OFFER), &text).map_err(|e| failed(&e))?;
+            durable::replace(&record, &text).map_err(|e| failed(&e))?;
         }
         let file = OpenOptions::new()
             .read(true)
@@ -70,11 +67,11 @@ impl Incoming {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(folder.join(SEGMENT))
+            .open(&path)
             .map_err(|e| failed(&e))?;
         if let Err(error) = allocate(&file, offer.file_len) {
             // Nothing of it may take the place that others need.
-            let _ = remove_folder(&folder);
+            let _ = clear(incoming, &[]);
             return Err(failed(&error));
         }
         let present = if goes_on {
@@ -83,7 +80,8 @@ impl Incoming {
             vec![false; offer.chunks.len()]
         };
         Ok(Self {
-            folder,
+            folder: incoming.to_owned(),
+            path,
             offer,
             file,
             present: Mutex::new(present),
@@ -94,8 +92,8 @@ impl Incoming {
         &self.offer
     }
 
-    pub(crate) fn file(&self) -> PathBuf {
-        self.folder.join(SEGMENT)
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Numbers of the chunks that have not come.
@@ -141,34 +139,30 @@ impl Incoming {
 
     /// Forgets it; the file may have been moved away before.
     pub(crate) fn remove(&self) -> Result<(), Problem> {
-        remove_folder(&self.folder).map_err(|e| failed(&e))
+        clear(&self.folder, &[]).map_err(|e| failed(&e))
     }
 }
 
-/// Removes everything in `incoming` but the folder `keep`.
-fn clear(incoming: &Path, keep: Option<&Path>) -> io::Result<()> {
+/// Removes everything in `incoming` but `keep`.
+fn clear(incoming: &Path, keep: &[&Path]) -> io::Result<()> {
     for entry in fs::read_dir(incoming)? {
         let path = entry?.path();
-        if keep != Some(path.as_path()) {
-            remove_folder(&path)?;
+        if keep.contains(&path.as_path()) {
+            continue;
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            outcome => outcome?,
         }
     }
     Ok(())
 }
 
-fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
-}
-
-/// The offer that `folder` was made for; none if there is none that can be read.
-fn stored(folder: &Path) -> io::Result<Option<Offer>> {
-    let path = folder.join(OFFER);
-    match fs::metadata(&path) {
+/// The offer in the file `record`; none if there is none that can be read.
+fn stored(record: &Path) -> io::Result<Option<Offer>> {
+    match fs::metadata(record) {
         Ok(meta) if meta.len() <= MAX_OFFER_BODY as u64 * 2 => {
-            Ok(serde_json::from_slice(&fs::read(path)?).ok())
+            Ok(serde_json::from_slice(&fs::read(record)?).ok())
         }
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -438,18 +438,31 @@ async fn commit<H: ReplicaHost>(
     }
     let shelf = receiver.host.shelf(bound.vm).await?;
     let taking = incoming.clone();
-    let outcome = on_shelf(shelf, move |journal| {
-        taking.sync()?;
+    let outcome = blocking(move || {
+        let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(journal) = shelf.as_mut() else {
+            return Ok(None);
+        };
         let offer = taking.offer();
-        journal.take(&taking.file(), &offer.header, offer.root)?;
-        Ok(journal.tip())
+        let taken = taking
+            .sync()
+            .and_then(|()| journal.take(taking.path(), &offer.header, offer.root));
+        let tip = journal.tip();
+        if matches!(&taken, Err(problem) if problem.code == Code::Failed) {
+            // What is on disk may not be what it has in memory: it is opened again.
+            *shelf = None;
+        }
+        taken.map(|()| Some(tip))
     })
     .await;
     if let Ok(None) = outcome {
         return Err(Refusal(taken(&bound)));
     }
-    let full = matches!(&outcome, Err(Refusal(problem)) if problem.code == Code::Full);
-    if !(full && incoming.file().exists()) {
+    let again_later = matches!(
+        &outcome,
+        Err(Refusal(problem)) if matches!(problem.code, Code::Full | Code::Failed)
+    );
+    if !(again_later && incoming.path().exists()) {
         // Committed, or not what it claimed to be: either way it is not received any more.
         *receiving = None;
         let done = incoming.clone();
