@@ -86,12 +86,30 @@ pub enum JournalError {
     /// A merge of the journal is running already.
     #[error("a merge of the journal is running")]
     Busy,
-    /// An earlier change of the index failed: which one is on disk is not known.
-    #[error("an earlier change of the journal failed; it has to be opened again")]
+    /// An earlier change of the index failed: which one is on disk is not known. See
+    /// [`Journal::reload`](crate::Journal::reload).
+    #[error("an earlier change of the journal failed; it has to be read again")]
     Stale,
 }
 
 impl JournalError {
+    /// Whether it failed for want of space: it may succeed when there is some.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let source = match self {
+            Self::Io { source, .. }
+            | Self::Segment {
+                source: SegmentError::Io { source, .. },
+                ..
+            } => source,
+            _ => return false,
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+
     pub(crate) fn io(action: &'static str, name: &str, source: io::Error) -> Self {
         Self::Io {
             action,

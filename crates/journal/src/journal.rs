@@ -121,8 +121,23 @@ impl Journal {
     /// # Errors
     /// In use, damaged, or what the operating system says.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
+        if path.is_dir() && !path.join(INDEX).exists() {
+            // Before a lock file is left there.
+            return Err(JournalError::NoIndex);
+        }
         let (folder, lock) = lock(path)?;
         Self::open_in(folder, Some(lock))
+    }
+
+    /// Finds out what became of a change that failed: syncs the folder and reads the index again.
+    /// Needed after [`JournalError::Stale`]. Points that are open stay open.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn reload(&mut self) -> Result<(), JournalError> {
+        self.index = Self::open_in(self.folder.clone(), None)?.index;
+        self.stale = false;
+        Ok(())
     }
 
     pub(crate) fn create_in(

@@ -77,8 +77,12 @@ impl Merge {
     /// A damaged segment or a failed write. The journal is whole all the same, and
     /// [`Journal::begin_merge`] begins again.
     pub fn run(self) -> Result<Merged, JournalError> {
-        let reader = SegmentReader::checked_before(self.segment, self.root)
+        // Checked as if it came from outside: what it says replaces what the base holds.
+        let reader = SegmentReader::of(self.segment)
             .map_err(|source| JournalError::segment(&self.name, source))?;
+        if reader.summary().root != self.root {
+            return Err(JournalError::NotOffered(self.name));
+        }
         lay_down(&reader, &self.name, &self.bases, &self.sizes)?;
         Ok(Merged {
             root: self.root,

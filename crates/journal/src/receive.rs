@@ -119,7 +119,8 @@ impl Journal {
     ///
     /// # Errors
     /// Nothing was published if the segment is wrong or does not fit. When a change of the index
-    /// fails the journal has to be opened again, which tells whether it took place.
+    /// fails, [`Journal::reload`] tells whether it took place. The file is gone when it could not
+    /// be synced, and has to be received again.
     pub fn commit(&mut self, name: &str, root: Root) -> Result<Tip, JournalError> {
         self.usable()?;
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
@@ -146,8 +147,12 @@ impl Journal {
         reader.verify_all().map_err(failed)?;
         match (reader.header().point(), reader.header().content) {
             (Some(point), Content::Delta { since, .. }) => {
-                file.sync()
-                    .map_err(|source| JournalError::io("sync", &incoming, source))?;
+                if let Err(source) = file.sync() {
+                    // What was not written is lost, and a second sync would say nothing of it:
+                    // it has to come again.
+                    self.discard(&incoming);
+                    return Err(JournalError::io("sync", &incoming, source));
+                }
                 self.commit_point(&incoming, &reader, point, since)?;
             }
             (_, Content::Seed { part, .. }) => self.commit_part(&incoming, &reader, part)?,

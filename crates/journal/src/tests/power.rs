@@ -69,6 +69,28 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
     );
 }
 
+#[test]
+fn a_journal_whose_creation_was_cut_is_whole_or_none_and_can_be_made_again() {
+    let (mut whole, mut none) = (0, 0);
+    for calls in 0..20 {
+        for seed in 0..60 {
+            let (folder, mut primary) = (CutFolder::new(), Primary::new());
+            folder.cut_after(calls);
+            let made = primary.create(&folder).is_ok();
+            let folder = folder.cut(seed);
+            match reopen(&folder) {
+                Ok(_) => whole += 1,
+                Err(JournalError::NoIndex) if !made => {
+                    none += 1;
+                    seeded(&folder, &mut primary);
+                }
+                other => panic!("{calls}, {seed}: {other:?}"),
+            }
+        }
+    }
+    assert!(whole > 0 && none > 0, "{whole}, {none}");
+}
+
 impl Trial {
     fn tip(&self) -> Known {
         let id = self.allowed[0].last().expect("live");

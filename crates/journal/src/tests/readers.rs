@@ -69,6 +69,7 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 1);
+    journal.merge_oldest().expect("the first one is good");
     let name = format!("segments/{}.seg", points[1].root);
     let bytes = folder.content(&name).expect("there");
     let file = folder.open(&name).expect("opened");
@@ -83,6 +84,9 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
         });
         // A frame that is hidden or not read is not looked at; here all are visible.
         assert!(read.is_err(), "byte {at}");
+        // And when it is merged: the base must not take it over.
+        let merged = journal.merge_oldest().and_then(|_| journal.merge_oldest());
+        assert!(merged.is_err(), "byte {at}");
         file.write_at(at as u64, &[bytes[at]]).expect("repaired");
     }
     assert_points(&journal, &points, "repaired");

@@ -257,3 +257,36 @@ fn a_journal_whose_files_are_missing_is_not_opened() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn after_a_failed_change_nothing_is_changed_until_the_journal_is_read_again() {
+    let mut taken = [0, 0];
+    for fault in 0..12 {
+        let (folder, mut primary) = (CutFolder::new(), Primary::new());
+        let (mut journal, mut points) = seeded(&folder, &mut primary);
+        primary.write(&mut Chance::new(fault));
+        let (known, bytes) = primary.cut(Since::Point(points[0].id), &points[0].disks);
+        let name = receive(&folder, &bytes).expect("received");
+        folder.fail_after(fault);
+        let outcome = journal.commit(name, known.root);
+        folder.fail_after(u64::MAX);
+        let Err(error) = outcome else {
+            assert!(taken[0] > 0, "no fault struck");
+            return;
+        };
+        assert!(error.is_full(), "{error:?}");
+        let again = journal.pin(points[0].id, "test");
+        if matches!(again, Err(JournalError::Stale)) {
+            journal.reload().expect("read again");
+            journal.pin(points[0].id, "test").expect("known again");
+        }
+        points.push(known.clone());
+        assert_points(&journal, &points, "read again");
+        let there = journal.points().len() == 2;
+        taken[usize::from(there)] += 1;
+        take(&mut journal, &folder, &bytes, known.root).expect("there, or taken now");
+        assert_points(&journal, &points, "committed");
+        assert_eq!(journal.points().len(), 2);
+    }
+    panic!("a fault always struck");
+}
