@@ -1,5 +1,7 @@
 //! For tests only: power-cut store and folder, a seeded executor, conformance suites.
 
+pub mod workload;
+
 mod conformance;
 mod folder;
 mod rng;
