@@ -1,1 +1,86 @@
-fn main() {}
+//! `pollux-diskd <config.json>`: serves the disks of one VM. Started by pollux-vmd.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+
+use anyhow::{Context, Result, bail};
+use pollux_diskd::config::{CONTROL_SOCKET, Config};
+use pollux_diskd::engine::{Disk, Engine};
+use pollux_diskd::stack::{Owned, run};
+use pollux_diskd::tracker::Stats;
+use pollux_diskd::{inherit, server};
+
+/// Orders that may wait for an owner.
+const ORDERS: usize = 64;
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
+    let mut sockets: HashMap<_, _> = inherit::listeners()?.into_iter().collect();
+    let mut args = std::env::args_os().skip(1);
+    let (Some(path), None) = (args.next(), args.next()) else {
+        bail!("usage: pollux-diskd <config.json>");
+    };
+    let path = PathBuf::from(path);
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config: Config = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a configuration", path.display()))?;
+    let boot = durable::boot_id().context("cannot tell which boot this is")?;
+    let control = sockets
+        .remove(CONTROL_SOCKET)
+        .with_context(|| format!("no socket named `{CONTROL_SOCKET}` was passed"))?;
+
+    let (opened, opening) = mpsc::channel();
+    let mut disks = Vec::new();
+    for disk in config.disks {
+        let name = format!("disk.{}", disk.id);
+        let listener = sockets
+            .remove(&name)
+            .with_context(|| format!("no socket named `{name}` was passed"))?;
+        let (orders, mailbox) = ring::mailbox(ORDERS);
+        let stats = Arc::new(Stats::default());
+        disks.push(Disk {
+            id: disk.id,
+            size: disk.size,
+            orders,
+            stats: Arc::clone(&stats),
+        });
+        let owned = Owned {
+            config: disk,
+            boot,
+            term: config.term,
+            listener,
+            orders: mailbox,
+            stats,
+        };
+        let opened = opened.clone();
+        std::thread::Builder::new()
+            .name("owner".to_owned())
+            .spawn(move || {
+                let ready = opened.clone();
+                let outcome = run(owned, || {
+                    let _ = ready.send(Ok(()));
+                });
+                if let Err(error) = outcome {
+                    let _ = opened.send(Err(error));
+                }
+            })
+            .context("cannot start an owner thread")?;
+    }
+    drop(opened);
+    for _ in 0..disks.len() {
+        opening.recv().context("an owner thread ended")??;
+    }
+    tracing::info!(vm = %config.vm, term = config.term, disks = disks.len(), "serving");
+    let engine = Arc::new(Engine::new(
+        config.vm,
+        config.term,
+        config.copy_budget,
+        disks,
+    ));
+    server::serve(&control, &engine).context("the control socket failed")
+}

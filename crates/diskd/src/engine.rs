@@ -1,0 +1,586 @@
+//! The disks of the VM together: what the control socket asks for.
+//!
+//! Runs on control threads. The thread that asks for an epoch is the one that compresses, hashes and
+//! writes its segment; the owners only read.
+//!
+//! ```text
+//!   Cut:  draft <file>.part -> all disks sealed -> pieces -> whole -> rename -> sealed maps cleared
+//!                  |              | late: abandoned  | a write fails, a budget is spent
+//!                  +--------------+------------------+--> part removed, marks folded back, refused
+//! ```
+//!
+//! A kill before the clearing leaves the marks in the sealed maps; the next process folds them back and
+//! removes the part. So what is not in a whole segment is marked, always.
+
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use journal::{Content, Header, SegmentReader, Summary};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, RelationshipId, VmId};
+use ring::Sender;
+
+use crate::control::{DiskStatus, Reply, Staged};
+use crate::cut::Cut;
+use crate::outbox::{Draft, Filler, OutboxError};
+use crate::owner::{Delivery, Order, SealFault, StageOrder};
+use crate::staging::Abandoned;
+use crate::tracker::Stats;
+
+/// How long a cut waits for all disks to stop issuing mutations. The guest's writes are held up
+/// meanwhile.
+const PARKING: Duration = Duration::from_secs(1);
+/// How long an owner may take to answer what it answers at once; then it is stuck.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A disk, as the engine reaches it.
+pub struct Disk {
+    /// Its identity.
+    pub id: DiskId,
+    /// Its size in bytes.
+    pub size: Bytes,
+    /// Its owner.
+    pub orders: Sender<Order>,
+    /// Its counters.
+    pub stats: Arc<Stats>,
+}
+
+/// See the module.
+pub struct Engine {
+    vm: VmId,
+    term: u64,
+    copy_budget: Bytes,
+    disks: Vec<Disk>,
+    /// Held while marks move: one epoch at a time.
+    epoch: Mutex<()>,
+}
+
+impl Engine {
+    /// The disks of `vm`, written in term `term`; at most `copy_budget` of old content per disk is
+    /// kept in memory.
+    #[must_use]
+    pub fn new(vm: VmId, term: u64, copy_budget: Bytes, disks: Vec<Disk>) -> Self {
+        Self {
+            vm,
+            term,
+            copy_budget,
+            disks,
+            epoch: Mutex::new(()),
+        }
+    }
+
+    fn problem(&self, code: Code, reason: impl std::fmt::Display, way_out: &str) -> Problem {
+        Problem::new(
+            code,
+            format!("the disks of VM {}", self.vm),
+            reason.to_string(),
+            way_out,
+        )
+    }
+
+    fn invalid(&self, reason: impl std::fmt::Display) -> Problem {
+        self.problem(Code::Invalid, reason, "")
+    }
+
+    fn alone(&self) -> Result<MutexGuard<'_, ()>, Problem> {
+        match self.epoch.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(self.problem(
+                Code::Conflict,
+                "another request works on their marks",
+                "ask again when it has been answered",
+            )),
+        }
+    }
+
+    fn order(&self, disk: &Disk, order: Order) -> Result<(), Problem> {
+        disk.orders
+            .send(order)
+            .map_err(|error| self.stuck(disk, &error.to_string()))
+    }
+
+    fn stuck(&self, disk: &Disk, why: &str) -> Problem {
+        self.problem(
+            Code::Failed,
+            format!("disk {} does not answer: {why}", disk.id),
+            "look at the log of pollux-diskd",
+        )
+    }
+
+    /// Gives an order to every one of `disks` and collects the answers.
+    fn ask<T>(
+        &self,
+        disks: &[&Disk],
+        make: impl Fn(mpsc::Sender<T>) -> Order,
+    ) -> Result<Vec<T>, Problem> {
+        let asked: Result<Vec<_>, _> = disks
+            .iter()
+            .map(|disk| {
+                let (answer, answered) = mpsc::channel();
+                self.order(disk, make(answer)).map(|()| (*disk, answered))
+            })
+            .collect();
+        asked?
+            .into_iter()
+            .map(|(disk, answered)| {
+                answered
+                    .recv_timeout(ANSWER)
+                    .map_err(|error| self.stuck(disk, &error.to_string()))
+            })
+            .collect()
+    }
+
+    fn all(&self) -> Vec<&Disk> {
+        self.disks.iter().collect()
+    }
+
+    /// How the disks are.
+    ///
+    /// # Errors
+    /// When an owner does not answer.
+    pub fn status(&self) -> Result<Reply, Problem> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let connected = self.ask(&self.all(), Order::Connected)?;
+        let disks = self.disks.iter().zip(connected);
+        let disks = disks.map(|(disk, connected)| DiskStatus {
+            id: disk.id,
+            connected,
+            dirty: Bytes(disk.stats.dirty.load(Relaxed) * BLOCK_SIZE),
+            reads: disk.stats.reads.load(Relaxed),
+            writes: disk.stats.writes.load(Relaxed),
+            flushes: disk.stats.flushes.load(Relaxed),
+            flush_failed: disk.stats.flush_failed.load(Relaxed) != 0,
+        });
+        Ok(Reply::Status {
+            pid: std::process::id(),
+            disks: disks.collect(),
+        })
+    }
+
+    /// Tracks changes for `relationship`.
+    ///
+    /// # Errors
+    /// When another request works on the marks.
+    pub fn track(&self, relationship: RelationshipId) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        let found = self.ask(&self.all(), Order::Tracking)?;
+        let exact = found.iter().all(|found| *found == Some(relationship));
+        if !exact {
+            self.ask(&self.all(), |answer| Order::TrackAll(relationship, answer))?;
+        }
+        Ok(Reply::Tracking { exact })
+    }
+
+    /// Forgets all marks.
+    ///
+    /// # Errors
+    /// When another request works on the marks.
+    pub fn untrack(&self) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        self.ask(&self.all(), Order::Untrack)?;
+        Ok(Reply::Done)
+    }
+
+    /// The disks that `header` names, in its order.
+    fn disks_of(&self, header: &Header) -> Result<Vec<&Disk>, Problem> {
+        header.check().map_err(|error| self.invalid(error))?;
+        if header.vm != self.vm {
+            return Err(self.invalid(format!("the header is that of VM {}", header.vm)));
+        }
+        let term = header.lineage.current().number;
+        if term != self.term {
+            return Err(self.problem(
+                Code::Conflict,
+                format!(
+                    "the header is of term {term}, this process may write in term {}",
+                    self.term
+                ),
+                "",
+            ));
+        }
+        header
+            .disks
+            .iter()
+            .map(|named| {
+                self.disks
+                    .iter()
+                    .find(|disk| disk.id == named.id && disk.size == named.size)
+                    .ok_or_else(|| {
+                        self.invalid(format!("there is no disk {} of {}", named.id, named.size))
+                    })
+            })
+            .collect()
+    }
+
+    /// Cuts an epoch on all disks of the header and writes its segment.
+    ///
+    /// # Errors
+    /// Why there is no segment; the marks are as if nothing had been asked.
+    pub fn cut(&self, mut header: Header, file: &Path) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        if !matches!(header.content, Content::Delta { .. }) {
+            return Err(self.invalid("a cut makes a delta, the header is of another kind"));
+        }
+        let disks = self.disks_of(&header)?;
+        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        let cut = Arc::new(Cut::new(disks.len()));
+        let (deliveries, delivered) = mpsc::channel();
+        let mut epoch = Underway::new(self, &disks, delivered);
+        for (number, disk) in (0..).zip(&disks) {
+            let stage = self.stage_order(number, &deliveries);
+            if let Err(problem) = self.order(disk, Order::Cut(Arc::clone(&cut), stage)) {
+                cut.abandon();
+                drop(deliveries);
+                epoch.give_up();
+                return Err(problem);
+            }
+        }
+        drop(deliveries);
+        epoch.await_seals(Some(&cut));
+        if let Some(time) = cut.time() {
+            header.time = time;
+        }
+        let filler = Filler::begin(file, opened, &header);
+        self.finish(epoch, draft, filler)
+    }
+
+    /// Stages a part of an initial replication.
+    ///
+    /// # Errors
+    /// Why there is no segment; the marks are as if nothing had been asked.
+    pub fn seed(
+        &self,
+        header: &Header,
+        disk: DiskId,
+        from: u64,
+        limit: Bytes,
+        file: &Path,
+    ) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        if !matches!(header.content, Content::Seed { .. }) {
+            return Err(self.invalid("a seed is asked for, the header is of another kind"));
+        }
+        if from % BLOCK_SIZE != 0 {
+            return Err(self.invalid(format!("byte {from} is not the first of a block")));
+        }
+        let disks = self.disks_of(header)?;
+        let Some(number) = disks.iter().position(|one| one.id == disk) else {
+            return Err(self.invalid(format!("the header does not name disk {disk}")));
+        };
+        let disk = disks[number];
+        let number = u16::try_from(number).map_err(|error| self.invalid(error))?;
+        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        let (deliveries, delivered) = mpsc::channel();
+        let stage = self.stage_order(number, &deliveries);
+        drop(deliveries);
+        let order = Order::Seed {
+            from: from / BLOCK_SIZE,
+            limit: limit.0.div_ceil(BLOCK_SIZE),
+            stage,
+        };
+        self.order(disk, order)?;
+        let mut epoch = Underway::new(self, &[disk], delivered);
+        epoch.await_seals(None);
+        let filler = Filler::begin(file, opened, header);
+        self.finish(epoch, draft, filler)
+    }
+
+    fn stage_order(&self, disk: u16, deliveries: &mpsc::Sender<Delivery>) -> StageOrder {
+        StageOrder {
+            disk,
+            budget: self.copy_budget.0,
+            deliveries: deliveries.clone(),
+        }
+    }
+
+    /// Writes what the owners deliver, until the segment is whole or will never be.
+    fn finish(
+        &self,
+        mut epoch: Underway<'_>,
+        draft: Draft,
+        filler: Result<Filler, OutboxError>,
+    ) -> Result<Reply, Problem> {
+        let mut filler = match filler {
+            Ok(filler) => filler,
+            Err(error) => {
+                epoch.give_up();
+                return Err(self.outbox(&error));
+            }
+        };
+        if let Err(fault) = epoch.write(&mut filler) {
+            epoch.give_up();
+            return Err(self.unfinished(&fault));
+        }
+        let published: Result<Summary, OutboxError> = filler.finish().and_then(|summary| {
+            draft.publish()?;
+            Ok(summary)
+        });
+        match published {
+            Ok(summary) => {
+                epoch.end(true)?;
+                Ok(Reply::Staged(epoch.report(&summary)))
+            }
+            Err(error) => {
+                epoch.give_up();
+                Err(self.outbox(&error))
+            }
+        }
+    }
+
+    fn unfinished(&self, fault: &EpochFault) -> Problem {
+        let tracked = "the changes stay marked; ask again";
+        match fault {
+            EpochFault::Outbox(error) => self.outbox(error),
+            EpochFault::Seal(fault @ SealFault::Late) => {
+                self.problem(Code::Conflict, fault, tracked)
+            }
+            EpochFault::Seal(fault) => self.problem(Code::Conflict, fault, "track changes first"),
+            EpochFault::Staging(fault @ Abandoned::Budget) => self.problem(
+                Code::Full,
+                format!("{fault} (copy budget {})", self.copy_budget),
+                tracked,
+            ),
+            EpochFault::Staging(fault) => self.problem(Code::Failed, fault, tracked),
+            EpochFault::Gone => self.problem(
+                Code::Failed,
+                "an owner thread ended",
+                "look at the log of pollux-diskd",
+            ),
+        }
+    }
+
+    fn outbox(&self, error: &OutboxError) -> Problem {
+        let (code, way_out) = match error {
+            OutboxError::Exists(_) => (Code::Conflict, "fold it back or remove it"),
+            error if error.is_full() => (Code::Full, "the changes stay marked; make room"),
+            _ => (Code::Failed, "the changes stay marked; ask again"),
+        };
+        self.problem(code, chain(error), way_out)
+    }
+
+    /// Marks what the segment `file` holds and removes it.
+    ///
+    /// # Errors
+    /// When it cannot be read; nothing was changed.
+    pub fn fold_back(&self, file: &Path) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        let failed = |error: &dyn std::error::Error| {
+            self.problem(
+                Code::Failed,
+                format!("cannot fold back {}: {}", file.display(), chain(error)),
+                "",
+            )
+        };
+        let segment = SegmentReader::open(file).map_err(|error| failed(&error))?;
+        let mut marks = Vec::new();
+        for named in &segment.header().disks {
+            let disk = self.disks.iter().find(|disk| disk.id == named.id);
+            let disk =
+                disk.ok_or_else(|| self.invalid(format!("there is no disk {}", named.id)))?;
+            marks.push((disk, Vec::new()));
+        }
+        for run in segment.runs() {
+            let run = run.map_err(|error| failed(&error))?;
+            if let Some((_, runs)) = marks.get_mut(usize::from(run.disk)) {
+                runs.push(run.block..run.block + u64::from(run.count));
+            }
+        }
+        for (disk, runs) in marks {
+            self.ask(&[disk], |answer| Order::Mark(runs.clone(), answer))?;
+        }
+        // Only now: a kill in between marks too much, never too little.
+        std::fs::remove_file(file).map_err(|error| failed(&error))?;
+        Ok(Reply::Done)
+    }
+
+    /// Lets every request be answered, takes no more, makes everything durable.
+    ///
+    /// # Errors
+    /// When a disk cannot be flushed.
+    pub fn close(&self) -> Result<Reply, Problem> {
+        let outcomes = self.ask(&self.all(), Order::Close)?;
+        for (disk, outcome) in self.disks.iter().zip(outcomes) {
+            outcome.map_err(|fault| {
+                self.problem(
+                    Code::Failed,
+                    format!("disk {} cannot be flushed: {fault}", disk.id),
+                    "what the guest wrote last may be lost",
+                )
+            })?;
+        }
+        Ok(Reply::Done)
+    }
+}
+
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+enum EpochFault {
+    Seal(SealFault),
+    Staging(Abandoned),
+    Outbox(OutboxError),
+    Gone,
+}
+
+/// An epoch between its request and its end.
+struct Underway<'a> {
+    engine: &'a Engine,
+    disks: Vec<&'a Disk>,
+    delivered: Receiver<Delivery>,
+    /// What came before the segment could be begun.
+    early: Vec<Delivery>,
+    /// Disks that were not heard of yet, and those that were sealed and are still staged.
+    unheard: usize,
+    staging: usize,
+    pause: Duration,
+    copied: u64,
+    next: Option<u64>,
+    fault: Option<EpochFault>,
+}
+
+impl<'a> Underway<'a> {
+    fn new(engine: &'a Engine, disks: &[&'a Disk], delivered: Receiver<Delivery>) -> Self {
+        Self {
+            engine,
+            disks: disks.to_vec(),
+            delivered,
+            early: Vec::new(),
+            unheard: disks.len(),
+            staging: 0,
+            pause: Duration::ZERO,
+            copied: 0,
+            next: None,
+            fault: None,
+        }
+    }
+
+    /// Waits until every disk was sealed or not; abandons `cut` when one takes too long.
+    fn await_seals(&mut self, cut: Option<&Cut>) {
+        let deadline = Instant::now() + PARKING;
+        while self.unheard > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let delivery = if left.is_zero() {
+                self.delivered
+                    .recv()
+                    .map_err(|_gone| RecvTimeoutError::Disconnected)
+            } else {
+                self.delivered.recv_timeout(left)
+            };
+            match delivery {
+                Ok(delivery @ Delivery::Sealed { .. }) => {
+                    self.note(&delivery);
+                }
+                Ok(delivery) => self.early.push(delivery),
+                // Every owner answers from now on: parked or not, it goes on.
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(cut) = cut {
+                        cut.abandon();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.fault.get_or_insert(EpochFault::Gone);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, delivery: &Delivery) {
+        match delivery {
+            Delivery::Sealed { outcome, pause, .. } => {
+                self.unheard -= 1;
+                self.pause = self.pause.max(*pause);
+                match outcome {
+                    Ok(next) => {
+                        self.staging += 1;
+                        self.next = *next;
+                    }
+                    Err(fault) => {
+                        self.fault.get_or_insert(EpochFault::Seal(*fault));
+                    }
+                }
+            }
+            Delivery::Staged { outcome, .. } => {
+                self.staging -= 1;
+                match outcome {
+                    Ok(report) => self.copied += report.copied,
+                    Err(fault) => {
+                        self.fault.get_or_insert(EpochFault::Staging(*fault));
+                    }
+                }
+            }
+            Delivery::Piece(_) => {}
+        }
+    }
+
+    /// Writes pieces until every disk is staged.
+    fn write(&mut self, filler: &mut Filler) -> Result<(), EpochFault> {
+        let mut early = std::mem::take(&mut self.early).into_iter();
+        loop {
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            let delivery = match early.next() {
+                Some(delivery) => delivery,
+                None if self.staging == 0 && self.unheard == 0 => return Ok(()),
+                None => match self.delivered.recv() {
+                    Ok(delivery) => delivery,
+                    Err(_) => return Err(EpochFault::Gone),
+                },
+            };
+            self.note(&delivery);
+            if let Delivery::Piece(piece) = delivery {
+                filler.push(&piece).map_err(EpochFault::Outbox)?;
+            }
+        }
+    }
+
+    /// Folds back on every disk, after its staging has ended.
+    fn give_up(&mut self) {
+        for disk in &self.disks {
+            if let Err(problem) = self.engine.order(disk, Order::Abandon) {
+                tracing::error!(%problem, "cannot abandon an epoch");
+            }
+        }
+        for delivery in std::mem::take(&mut self.early) {
+            self.note(&delivery);
+        }
+        while self.staging > 0 || self.unheard > 0 {
+            match self.delivered.recv() {
+                Ok(delivery) => self.note(&delivery),
+                Err(_) => break,
+            }
+        }
+        if let Err(problem) = self.end(false) {
+            tracing::error!(%problem, "cannot fold an epoch back");
+        }
+    }
+
+    fn end(&self, whole: bool) -> Result<(), Problem> {
+        self.engine
+            .ask(&self.disks, |answer| Order::End(whole, answer))
+            .map(drop)
+    }
+
+    fn report(&self, summary: &Summary) -> Staged {
+        Staged {
+            content: summary.content,
+            zeroes: summary.zeroes,
+            file_len: summary.file_len,
+            copied_before_write: Bytes(self.copied),
+            pause_us: u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX),
+            next: self.next.map(|block| block * BLOCK_SIZE),
+        }
+    }
+}

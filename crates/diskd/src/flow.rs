@@ -1,0 +1,122 @@
+//! How much content is on its way from an owner to the segment writer.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use block::Buffer;
+
+/// Content that staging reads ahead of the writer, per disk, in bytes.
+const WINDOW: u64 = 2 << 20;
+
+/// Why content was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was its turn. Waits while the window is full.
+    Staged,
+    /// The guest was about to overwrite it. Never waits; counts against the copy budget.
+    Copied,
+}
+
+/// Bytes handed over and not written yet.
+#[derive(Debug, Default)]
+pub struct Flow {
+    staged: AtomicU64,
+    copied: AtomicU64,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Flow {
+    fn counter(&self, cause: Cause) -> &AtomicU64 {
+        match cause {
+            Cause::Staged => &self.staged,
+            Cause::Copied => &self.copied,
+        }
+    }
+
+    /// Bytes of saved old content that are still in memory.
+    pub fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Acquire)
+    }
+
+    /// Counts `bytes` until the permit is dropped.
+    pub fn take(self: &Arc<Self>, cause: Cause, bytes: u64) -> Permit {
+        self.counter(cause).fetch_add(bytes, Ordering::AcqRel);
+        Permit {
+            flow: Arc::clone(self),
+            cause,
+            bytes,
+        }
+    }
+
+    /// Waits until staging may read on.
+    pub async fn room(&self) {
+        let has_room = || self.staged.load(Ordering::Acquire) < WINDOW;
+        poll_fn(|cx| {
+            if has_room() {
+                return Poll::Ready(());
+            }
+            self.waiters().push(cx.waker().clone());
+            // It may have come between the look and the push.
+            if has_room() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    fn waiters(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Some content counts in its [`Flow`] until this is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    flow: Arc<Flow>,
+    cause: Cause,
+    bytes: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let flow = &self.flow;
+        flow.counter(self.cause)
+            .fetch_sub(self.bytes, Ordering::AcqRel);
+        if self.cause == Cause::Staged {
+            let wakers = std::mem::take(&mut *flow.waiters());
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Content of consecutive blocks of a sealed epoch.
+pub struct Piece {
+    /// Position of the disk in the segment's header.
+    pub disk: u16,
+    /// First block.
+    pub block: u64,
+    /// The content: whole blocks.
+    pub content: Buffer,
+    /// Why it was read.
+    pub cause: Cause,
+    /// Kept until the content is written or dropped.
+    pub permit: Permit,
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} {} bytes of disk {} from block {} on",
+            self.cause,
+            self.content.len(),
+            self.disk,
+            self.block
+        )
+    }
+}

@@ -1,0 +1,252 @@
+//! A segment file on its way into the outbox: `<file>.part`, renamed when it is whole.
+//!
+//! The outbox is a cache: nothing is synced, and after an unclean boot it is dropped. Blocks that
+//! come in ones and twos share frames of 64 KiB; blocks of zeroes cost an index entry.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use journal::segment::is_zero;
+use journal::{Extent, Frame, Header, SegmentError, SegmentWriter, Summary};
+use model::BLOCK_SIZE;
+
+use crate::flow::Piece;
+
+/// Content of a full frame, in bytes.
+const FRAME: usize = journal::segment::MAX_CONTENT;
+/// A block, in bytes.
+const BLOCK: usize = FRAME / 16;
+const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
+
+/// Why a segment file cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    /// There is one of that name.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The segment cannot be written.
+    #[error("cannot write the segment {}", path.display())]
+    Segment {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: SegmentError,
+    },
+}
+
+impl OutboxError {
+    /// Whether there is no space left for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let io = match self {
+            Self::Io { source, .. }
+            | Self::Segment {
+                source: SegmentError::Io { source, .. },
+                ..
+            } => source,
+            _ => return false,
+        };
+        matches!(
+            io.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
+/// The place of a segment that is not whole yet. Removed when dropped before [`Draft::publish`].
+#[derive(Debug)]
+pub struct Draft {
+    file: PathBuf,
+    part: PathBuf,
+    published: bool,
+}
+
+impl Draft {
+    /// Makes room for `file`: parts that an earlier process left in its folder are removed.
+    ///
+    /// # Errors
+    /// [`OutboxError::Exists`] if there is such a file already.
+    pub fn begin(file: &Path) -> Result<(Self, File), OutboxError> {
+        let fail = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| OutboxError::Io {
+                action,
+                path,
+                source,
+            }
+        };
+        if file.try_exists().map_err(fail("look for", file))? {
+            return Err(OutboxError::Exists(file.to_owned()));
+        }
+        let folder = file.parent().unwrap_or(Path::new("."));
+        for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
+            let stale = entry.map_err(fail("list", folder))?.path();
+            if stale.extension() == Some(OsStr::new("part")) {
+                fs::remove_file(&stale).map_err(fail("remove", &stale))?;
+            }
+        }
+        let mut name = file.file_name().unwrap_or_default().to_owned();
+        name.push(".part");
+        let part = file.with_file_name(name);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(fail("make", &part))?;
+        let draft = Self {
+            file: file.to_owned(),
+            part,
+            published: false,
+        };
+        Ok((draft, opened))
+    }
+
+    /// The segment is whole: gives it its name.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; it is removed then.
+    pub fn publish(mut self) -> Result<(), OutboxError> {
+        fs::rename(&self.part, &self.file).map_err(|source| OutboxError::Io {
+            action: "publish",
+            path: self.file.clone(),
+            source,
+        })?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            if let Err(error) = fs::remove_file(&self.part) {
+                tracing::warn!(part = %self.part.display(), %error, "cannot remove");
+            }
+        }
+    }
+}
+
+/// Turns pieces into frames.
+pub struct Filler {
+    path: PathBuf,
+    writer: SegmentWriter<File>,
+    /// Content of the frame that is being filled, and where it belongs.
+    content: Vec<u8>,
+    extents: Vec<Extent>,
+    /// Disk, first block and number of the zero blocks seen last.
+    zeroes: (u16, u64, u64),
+}
+
+impl Filler {
+    /// Begins the segment of `header` in `file`, which is called `path` in errors.
+    ///
+    /// # Errors
+    /// [`OutboxError::Segment`]
+    pub fn begin(path: &Path, file: File, header: &Header) -> Result<Self, OutboxError> {
+        Ok(Self {
+            writer: SegmentWriter::create(file, header).map_err(|source| OutboxError::Segment {
+                path: path.to_owned(),
+                source,
+            })?,
+            path: path.to_owned(),
+            content: Vec::with_capacity(FRAME),
+            extents: Vec::new(),
+            zeroes: (0, 0, 0),
+        })
+    }
+
+    fn failed(&self) -> impl Fn(SegmentError) -> OutboxError + use<> {
+        let path = self.path.clone();
+        move |source| OutboxError::Segment {
+            path: path.clone(),
+            source,
+        }
+    }
+
+    /// Adds a piece.
+    ///
+    /// # Errors
+    /// [`OutboxError::Segment`]
+    pub fn push(&mut self, piece: &Piece) -> Result<(), OutboxError> {
+        let bytes = piece.content.to_vec();
+        for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
+            if is_zero(content) {
+                let (disk, first, count) = self.zeroes;
+                if (disk, first + count) == (piece.disk, block) {
+                    self.zeroes.2 += 1;
+                } else {
+                    self.zero_run()?;
+                    self.zeroes = (piece.disk, block, 1);
+                }
+                continue;
+            }
+            self.content.extend_from_slice(content);
+            match self.extents.last_mut() {
+                Some(last)
+                    if last.disk == piece.disk && last.block + u64::from(last.count) == block =>
+                {
+                    last.count += 1;
+                }
+                _ => self.extents.push(Extent {
+                    disk: piece.disk,
+                    block,
+                    count: 1,
+                }),
+            }
+            if self.content.len() == FRAME {
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the zero blocks seen last: a disk of them must not cost an entry each.
+    fn zero_run(&mut self) -> Result<(), OutboxError> {
+        let (disk, first, count) = std::mem::take(&mut self.zeroes);
+        if count == 0 {
+            return Ok(());
+        }
+        self.writer
+            .push_zero(disk, first, count)
+            .map_err(self.failed())
+    }
+
+    fn frame(&mut self) -> Result<(), OutboxError> {
+        let frame = Frame::encode(&self.content, Frame::LEVEL).map_err(self.failed())?;
+        self.writer
+            .push(&frame, &self.extents)
+            .map_err(self.failed())?;
+        self.content.clear();
+        self.extents.clear();
+        Ok(())
+    }
+
+    /// Completes the segment.
+    ///
+    /// # Errors
+    /// [`OutboxError::Segment`]
+    pub fn finish(mut self) -> Result<Summary, OutboxError> {
+        if !self.content.is_empty() {
+            self.frame()?;
+        }
+        self.zero_run()?;
+        let failed = self.failed();
+        let (summary, _file) = self.writer.finish().map_err(failed)?;
+        Ok(summary)
+    }
+}

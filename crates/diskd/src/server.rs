@@ -1,0 +1,148 @@
+//! Serves the control socket.
+//!
+//! A thread per connection, at most [`MAX_CONNECTIONS`]. A line that is no request is refused and the
+//! connection goes on; a line that is too long ends it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use model::{Code, Problem};
+
+use crate::control::{MAX_LINE, Reply, Request};
+use crate::engine::Engine;
+
+/// Most control connections at once; more wait in the listening queue.
+const MAX_CONNECTIONS: usize = 16;
+
+/// What to do after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Exit,
+}
+
+/// Accepts connections until the process exits. Returns when a request asks for that and was
+/// answered, or when the socket fails.
+///
+/// # Errors
+/// When the socket cannot accept.
+pub fn serve(listener: &UnixListener, engine: &Arc<Engine>) -> io::Result<()> {
+    let (slots, freed) = std::sync::mpsc::sync_channel(MAX_CONNECTIONS);
+    let (accepted, connections) = std::sync::mpsc::channel();
+    let (exit, exits) = std::sync::mpsc::channel::<io::Result<()>>();
+    for _ in 0..MAX_CONNECTIONS {
+        let _ = slots.send(());
+    }
+    let acceptor = listener.try_clone()?;
+    let failed = exit.clone();
+    std::thread::Builder::new()
+        .name("accept".to_owned())
+        .spawn(move || {
+            while freed.recv().is_ok() {
+                match acceptor.accept() {
+                    Ok((stream, _)) => {
+                        if accepted.send(stream).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        let _ = failed.send(Err(error));
+                        return;
+                    }
+                }
+            }
+        })?;
+    let engine = Arc::clone(engine);
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            for stream in connections {
+                let (engine, slots, exit) = (Arc::clone(&engine), slots.clone(), exit.clone());
+                let spawned = std::thread::Builder::new()
+                    .name("connection".to_owned())
+                    .spawn(move || {
+                        match converse(&stream, &engine) {
+                            Ok(Next::Exit) => {
+                                let _ = exit.send(Ok(()));
+                            }
+                            Ok(Next::GoOn) => {}
+                            Err(error) => {
+                                tracing::debug!(%error, "a control connection ended");
+                            }
+                        }
+                        let _ = slots.send(());
+                    });
+                if let Err(error) = spawned {
+                    tracing::error!(%error, "cannot start a thread for a control connection");
+                }
+            }
+        })?;
+    exits.recv().unwrap_or(Ok(()))
+}
+
+fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
+    let mut lines = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = MAX_LINE as u64 + 1;
+        lines.by_ref().take(limit).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(Next::GoOn);
+        }
+        if line.len() > MAX_LINE || line.last() != Some(&b'\n') {
+            let reason = format!("is not a line of at most {MAX_LINE} bytes");
+            answer(stream, &refused(reason))?;
+            return Ok(Next::GoOn);
+        }
+        let (reply, next) = match serde_json::from_slice(&line) {
+            Ok(request) => run(request, engine),
+            Err(error) => (refused(format!("is not understood: {error}")), Next::GoOn),
+        };
+        answer(stream, &reply)?;
+        if next == Next::Exit {
+            return Ok(next);
+        }
+    }
+}
+
+fn refused(reason: String) -> Reply {
+    Reply::Refused {
+        problem: Problem::new(Code::Invalid, "a request to pollux-diskd", reason, ""),
+    }
+}
+
+fn answer(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(reply)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes)
+}
+
+fn run(request: Request, engine: &Engine) -> (Reply, Next) {
+    let mut next = Next::GoOn;
+    let outcome = match request {
+        Request::Status => engine.status(),
+        Request::Track { relationship } => engine.track(relationship),
+        Request::Untrack => engine.untrack(),
+        Request::Seed {
+            header,
+            disk,
+            from,
+            limit,
+            file,
+        } => engine.seed(&header, disk, from, limit, &file),
+        Request::Cut { header, file } => engine.cut(header, &file),
+        Request::FoldBack { file } => engine.fold_back(&file),
+        Request::Shutdown => {
+            let closed = engine.close();
+            if closed.is_ok() {
+                next = Next::Exit;
+            }
+            closed
+        }
+    };
+    let reply = outcome.unwrap_or_else(|problem| Reply::Refused { problem });
+    (reply, next)
+}

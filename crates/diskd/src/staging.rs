@@ -1,0 +1,334 @@
+//! Staging: the content of a sealed epoch is read while the guest runs.
+//!
+//! ```text
+//!   blocks of the disk   |......####..####|---##--##------##------|
+//!                         read, or being    not read: a guest write to a sealed block
+//!                         read         cursor   saves the old content first
+//! ```
+//!
+//! - Readers take the sealed blocks in order, up to 64 KiB at a time, and wait for room.
+//! - A write that meets a sealed block which was not read yet reads it first (copy-before-write) and
+//!   hands it over past the queue; one that meets a block being read waits for that read.
+//! - Saved content in memory is bounded by the copy budget. Past it the epoch is abandoned: its marks
+//!   fold back and writes run free again.
+//! - A part of an initial replication is read without all that: what is written meanwhile is marked
+//!   again, and the first delta makes it consistent.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::{Buffer, Device, Fault, Op};
+use futures_util::future::join_all;
+use model::BLOCK_SIZE;
+use smallvec::SmallVec;
+
+use crate::flow::{Cause, Flow, Piece};
+use crate::state::DiskState;
+use crate::tracker::{Rule, Tracker};
+
+/// Blocks read at once: what a frame holds.
+const RUN: u64 = 16;
+/// Staging reads in flight.
+const READERS: usize = 8;
+
+/// Why an epoch was given up. Its marks are in the current map again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Abandoned {
+    /// The guest overwrote more than could be saved in time.
+    #[error("the guest overwrites its disk faster than the old content can be written")]
+    Budget,
+    /// The disk could not be read.
+    #[error("disk content cannot be read: {0}")]
+    Read(Fault),
+    /// The segment cannot be written, or another disk's part failed.
+    #[error("the segment cannot be completed")]
+    Elsewhere,
+}
+
+/// What staging did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StageReport {
+    /// Bytes of old content saved before a guest write.
+    pub copied: u64,
+}
+
+/// Takes content of sealed blocks. Called on the owner thread.
+pub type Sink = Box<dyn Fn(Piece)>;
+
+/// What an epoch needs.
+pub struct Epoch {
+    /// Position of the disk in the segment's header.
+    pub disk: u16,
+    /// Takes the content.
+    pub sink: Sink,
+    /// Counts it.
+    pub flow: Arc<Flow>,
+    /// Most bytes of saved old content in memory.
+    pub budget: u64,
+}
+
+/// A sealed epoch, until it is confirmed or folded back.
+pub(crate) struct Staging {
+    number: u64,
+    epoch: Epoch,
+    /// Whether the content is that of one instant (a cut) or just recent (seeding).
+    consistent: bool,
+    /// Sealed blocks before this one were read, or are in `reading`.
+    cursor: u64,
+    reading: SmallVec<[Range<u64>; 16]>,
+    /// Blocks that were read because of a write before the cursor came to them.
+    saved: HashSet<u64>,
+    report: StageReport,
+    abandoned: Option<Abandoned>,
+}
+
+impl Staging {
+    pub(crate) fn new(number: u64, epoch: Epoch, consistent: bool) -> Self {
+        Self {
+            number,
+            epoch,
+            consistent,
+            cursor: 0,
+            reading: SmallVec::new(),
+            saved: HashSet::new(),
+            report: StageReport::default(),
+            abandoned: None,
+        }
+    }
+
+    /// Whether `block` was read or is being read although the cursor has not come to it.
+    fn is_ahead(&self, block: u64) -> bool {
+        self.saved.contains(&block) || self.reading.iter().any(|run| run.contains(&block))
+    }
+
+    /// The next sealed blocks that nobody has read; they are being read from now on.
+    fn next_run(&mut self, state: &DiskState) -> Option<Range<u64>> {
+        let mut from = self.cursor;
+        loop {
+            let run = state.next_sealed(from..state.blocks())?;
+            let Some(start) = run.clone().find(|block| !self.is_ahead(*block)) else {
+                from = run.end;
+                continue;
+            };
+            let most = run.end.min(start + RUN);
+            let end = (start..most)
+                .find(|block| self.is_ahead(*block))
+                .unwrap_or(most);
+            self.cursor = end;
+            self.reading.push(start..end);
+            return Some(start..end);
+        }
+    }
+
+    /// The runs of `blocks` that must be saved before they change; they are being read from now
+    /// on.
+    fn runs_to_save(
+        &mut self,
+        state: &DiskState,
+        blocks: &Range<u64>,
+    ) -> Result<Vec<Range<u64>>, Abandoned> {
+        let mut left = self.epoch.budget.saturating_sub(self.epoch.flow.copied()) / BLOCK_SIZE;
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut from = blocks.start.max(self.cursor);
+        while from < blocks.end {
+            let Some(sealed) = state.next_sealed(from..blocks.end) else {
+                break;
+            };
+            from = sealed.end;
+            for block in sealed {
+                if self.saved.contains(&block) {
+                    continue;
+                }
+                if left == 0 {
+                    return Err(Abandoned::Budget);
+                }
+                left -= 1;
+                match runs.last_mut() {
+                    Some(last) if last.end == block && last.end - last.start < RUN => {
+                        last.end += 1;
+                    }
+                    _ => runs.push(block..block + 1),
+                }
+            }
+        }
+        self.reading.extend(runs.iter().cloned());
+        Ok(runs)
+    }
+}
+
+impl<D: Device> Tracker<D> {
+    /// Reads the sealed blocks into the sink.
+    ///
+    /// # Errors
+    /// Why the epoch was abandoned.
+    pub async fn stage(&self) -> Result<StageReport, Abandoned> {
+        self.changed
+            .until(|| (!self.waits_for_crossing()).then_some(()))
+            .await;
+        join_all((0..READERS).map(|_| self.read_runs())).await;
+        // Those that writes wait for.
+        self.changed
+            .until(|| {
+                let staging = self.staging.borrow();
+                let reading = staging
+                    .as_ref()
+                    .is_some_and(|staging| !staging.reading.is_empty());
+                (!reading).then_some(())
+            })
+            .await;
+        match &*self.staging.borrow() {
+            Some(staging) => staging.abandoned.map_or(Ok(staging.report), Err),
+            None => Err(Abandoned::Elsewhere),
+        }
+    }
+
+    /// Whether a mutation of the sealed epoch is still in flight.
+    fn waits_for_crossing(&self) -> bool {
+        self.keeps(Rule::WaitForCrossing)
+            && self.crossing.get() > 0
+            && self
+                .staging
+                .borrow()
+                .as_ref()
+                .is_some_and(|staging| staging.consistent && staging.abandoned.is_none())
+    }
+
+    /// Gives the epoch up; its marks go back at once, and writes don't wait for it any more.
+    pub fn abandon(&self, why: Abandoned) {
+        if let Some(staging) = &mut *self.staging.borrow_mut() {
+            if staging.abandoned.is_none() {
+                staging.abandoned = Some(why);
+                self.state.fold_back();
+            }
+        }
+        self.publish();
+        self.changed.notify();
+    }
+
+    /// Ends the epoch after [`Tracker::stage`]: forgets its marks if its segment is whole, puts them
+    /// back otherwise.
+    pub fn end(&self, whole: bool) {
+        if let Some(staging) = self.staging.take() {
+            match (whole, staging.abandoned) {
+                (true, None) => self.state.release(),
+                (false, None) => self.state.fold_back(),
+                // Folded back then.
+                (_, Some(_)) => {}
+            }
+        }
+        self.publish();
+        self.changed.notify();
+    }
+
+    async fn read_runs(&self) {
+        loop {
+            let flow = match &*self.staging.borrow() {
+                Some(staging) => Arc::clone(&staging.epoch.flow),
+                None => return,
+            };
+            flow.room().await;
+            let next = match &mut *self.staging.borrow_mut() {
+                Some(staging) if staging.abandoned.is_none() => {
+                    let number = staging.number;
+                    staging.next_run(&self.state).map(|run| (number, run))
+                }
+                _ => None,
+            };
+            let Some((number, run)) = next else {
+                return;
+            };
+            self.read_run(number, run, Cause::Staged).await;
+        }
+    }
+
+    /// Reads blocks that are in `reading` and hands them over.
+    async fn read_run(&self, number: u64, run: Range<u64>, cause: Cause) {
+        let len = (run.end - run.start) * BLOCK_SIZE;
+        let op = Op::Read {
+            at: run.start * BLOCK_SIZE,
+            into: Buffer::zeroed(usize::try_from(len).expect("64 KiB at most")),
+        };
+        let done = self.below.run(op).await;
+        let mut failed = None;
+        if let Some(staging) = &mut *self.staging.borrow_mut() {
+            // A later epoch has nothing to do with this read.
+            if staging.number == number {
+                staging.reading.retain(|one| *one != run);
+                match (done.outcome, done.buffer) {
+                    _ if staging.abandoned.is_some() => {}
+                    (Ok(()), Some(content)) => {
+                        if cause == Cause::Copied {
+                            staging.saved.extend(run.clone());
+                            staging.report.copied += len;
+                        }
+                        (staging.epoch.sink)(Piece {
+                            disk: staging.epoch.disk,
+                            block: run.start,
+                            content,
+                            cause,
+                            permit: staging.epoch.flow.take(cause, len),
+                        });
+                    }
+                    (Err(fault), _) => failed = Some(fault),
+                    (Ok(()), None) => failed = Some(Fault::Os(libc::EIO)),
+                }
+            }
+        }
+        if let Some(fault) = failed {
+            self.abandon(Abandoned::Read(fault));
+        }
+        self.changed.notify();
+    }
+
+    /// Waits until a mutation of `blocks` may be issued.
+    pub(crate) async fn admit(&self, blocks: &Range<u64>) {
+        loop {
+            self.changed
+                .until(|| (!self.is_held_up(blocks)).then_some(()))
+                .await;
+            let (number, runs) = match &mut *self.staging.borrow_mut() {
+                Some(staging) if staging.consistent && staging.abandoned.is_none() => (
+                    staging.number,
+                    if self.keeps(Rule::CopyBeforeWrite) {
+                        staging.runs_to_save(&self.state, blocks)
+                    } else {
+                        Ok(Vec::new())
+                    },
+                ),
+                _ => return,
+            };
+            match runs {
+                Ok(runs) if runs.is_empty() => return,
+                Ok(runs) => {
+                    let reads = runs.into_iter();
+                    join_all(reads.map(|run| self.read_run(number, run, Cause::Copied))).await;
+                }
+                Err(why) => {
+                    self.abandon(why);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn is_held_up(&self, blocks: &Range<u64>) -> bool {
+        let meets = |other: &Range<u64>| other.start < blocks.end && blocks.start < other.end;
+        if self.parked.get() {
+            return true;
+        }
+        if let Some(staging) = &*self.staging.borrow() {
+            let matters = staging.consistent && staging.abandoned.is_none();
+            if matters && staging.reading.iter().any(meets) {
+                return true;
+            }
+        }
+        self.keeps(Rule::WaitForCrossing)
+            && self.crossing.get() > 0
+            && self
+                .flights
+                .borrow()
+                .iter()
+                .any(|(_, flight)| flight.crossing && meets(&flight.blocks))
+    }
+}

@@ -1,0 +1,571 @@
+//! State of a disk that survives `kill -9` but not a reboot.
+//!
+//! A preallocated file on tmpfs, mapped shared: what is stored here is in the kernel at once.
+//! It is tagged with the boot id; under another boot, or for another disk, it is begun anew.
+//!
+//! ```text
+//!   | header, one page | map A | map B |      a bit a block of 4 KiB
+//!        phase: bit 0  which map is current (guest writes mark there)
+//!               bit 1  the other one is sealed: an epoch that is being staged
+//! ```
+//!
+//! - The phase is one word: exchanging the maps is one store, so no crash finds it half done.
+//! - A map that is neither current nor sealed is all zero before it becomes current.
+//! - A sealed map found at opening belonged to a process that died while it staged: its marks go
+//!   back into the current one. The union of both maps never misses a changed block.
+//! - `closed` is what the disk's file looked like when it was closed cleanly; a file that looks
+//!   otherwise at the next opening was changed behind our back, and the marks are not exact.
+//!
+//! After a reboot every block counts as changed. The write-intent log, which makes that a bounded
+//! set, comes with the hardening of the tracker.
+#![allow(unsafe_code, reason = "the file is mapped and seen as words")]
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use model::{BLOCK_SIZE, BootId, DiskId, RelationshipId};
+use rustix::fs::FallocateFlags;
+use uuid::Uuid;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"PLXSTAT1");
+const PAGE: u64 = 4096;
+const WORD_BITS: u64 = 64;
+
+/// Words of the header.
+mod word {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const PHASE: usize = 1;
+    pub(super) const SIZE: usize = 2;
+    pub(super) const TERM: usize = 3;
+    pub(super) const FLUSH_FAILED: usize = 4;
+    pub(super) const BOOT: usize = 8;
+    pub(super) const DISK: usize = 10;
+    pub(super) const RELATIONSHIP: usize = 12;
+    pub(super) const CLOSED: usize = 16;
+    pub(super) const CLOSED_WORDS: usize = 5;
+}
+
+const CURRENT: u64 = 1;
+const SEALED: u64 = 2;
+
+/// The state file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The operating system refused.
+    #[error("cannot use the state file {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The disk was written in a later term than the one granted now.
+    #[error(
+        "the disk was written in term {written}, and this host may write in term {granted} only"
+    )]
+    Term {
+        /// Highest term in which it was written since the host booted.
+        written: u64,
+        /// The term of the grant.
+        granted: u64,
+    },
+}
+
+/// What tells that a file was not touched while it was closed: device and inode, size,
+/// modification and change time in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([u64; word::CLOSED_WORDS]);
+
+impl Stamp {
+    /// Of the file at `path`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        // Only compared: that a time before 1970 wraps does no harm.
+        let nanoseconds = |seconds: i64, nanos: i64| {
+            let sum = seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
+            u64::from_ne_bytes(sum.to_ne_bytes())
+        };
+        Ok(Self([
+            meta.dev(),
+            meta.ino(),
+            meta.size(),
+            nanoseconds(meta.mtime(), meta.mtime_nsec()),
+            nanoseconds(meta.ctime(), meta.ctime_nsec()),
+        ]))
+    }
+}
+
+/// The state of one disk. Used by its owner thread only.
+pub struct DiskState {
+    map: MmapRaw,
+    blocks: u64,
+    /// Words of one map.
+    words: usize,
+    /// Marked blocks of the current map.
+    dirty: Cell<u64>,
+}
+
+impl DiskState {
+    /// Opens the state of the disk `disk` of `size` bytes (a multiple of 4 KiB) at `path`, or
+    /// begins it. `looks` is what the disk's file looks like now; `term` what this host may
+    /// write in.
+    ///
+    /// # Errors
+    /// [`StateError`]
+    pub fn open(
+        path: &Path,
+        boot: BootId,
+        disk: DiskId,
+        size: u64,
+        term: u64,
+        looks: Option<Stamp>,
+    ) -> Result<Self, StateError> {
+        let io = |source| StateError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        let blocks = size / BLOCK_SIZE;
+        let map_bytes = blocks.div_ceil(8).next_multiple_of(PAGE);
+        let state = Self::map(&file, blocks, map_bytes).map_err(io)?;
+        let ours = state.get(word::MAGIC) == MAGIC
+            && state.uuid(word::BOOT) == boot.0
+            && state.uuid(word::DISK) == disk.0
+            && state.get(word::SIZE) == size;
+        if !ours {
+            state.put(word::MAGIC, 0);
+            state.forget();
+            state.put(word::TERM, 0);
+            state.put(word::FLUSH_FAILED, 0);
+            state.put_closed(None);
+            state.put(word::SIZE, size);
+            state.put_uuid(word::BOOT, boot.0);
+            state.put_uuid(word::DISK, disk.0);
+            state.put(word::MAGIC, MAGIC);
+        }
+        let written = state.get(word::TERM);
+        if written > term {
+            return Err(StateError::Term {
+                written,
+                granted: term,
+            });
+        }
+        state.put(word::TERM, term);
+        let closed = state.closed();
+        if closed.is_some_and(|closed| looks != Some(closed)) {
+            tracing::warn!(%disk, "the disk was changed while it was closed: every block counts as changed");
+            state.forget();
+        }
+        state.put_closed(None);
+        if state.is_sealed_phase() {
+            state.fold_back();
+        } else {
+            state.clear_map(1 - state.current());
+        }
+        state.dirty.set(state.count(state.current()));
+        Ok(state)
+    }
+
+    fn map(file: &File, blocks: u64, map_bytes: u64) -> io::Result<Self> {
+        let len = PAGE + 2 * map_bytes;
+        if file.metadata()?.len() != len {
+            file.set_len(0)?;
+        }
+        // Every page is there before it is mapped: a full tmpfs refuses now, not with a signal.
+        rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)?;
+        let fits = |_| io::Error::from(io::ErrorKind::FileTooLarge);
+        let len = usize::try_from(len).map_err(fits)?;
+        Ok(Self {
+            map: MmapOptions::new().len(len).map_raw(file)?,
+            blocks,
+            words: usize::try_from(map_bytes / 8).map_err(fits)?,
+            dirty: Cell::new(0),
+        })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, a multiple of 8 bytes long, lives as long as
+        // `self`, and is only ever seen as atomic words. The file is never shortened while it is
+        // mapped: whoever maps it holds the disk's lock.
+        unsafe {
+            std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>(), self.map.len() / 8)
+        }
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        self.words()[at].load(Ordering::Relaxed)
+    }
+
+    fn put(&self, at: usize, value: u64) {
+        // Release: `kill -9` cannot reorder what the processor has done, but the compiler could.
+        self.words()[at].store(value, Ordering::Release);
+    }
+
+    fn uuid(&self, at: usize) -> Uuid {
+        Uuid::from_u64_pair(self.get(at), self.get(at + 1))
+    }
+
+    fn put_uuid(&self, at: usize, value: Uuid) {
+        let (high, low) = value.as_u64_pair();
+        self.put(at, high);
+        self.put(at + 1, low);
+    }
+
+    fn closed(&self) -> Option<Stamp> {
+        let words = std::array::from_fn(|at| self.get(word::CLOSED + at));
+        (words != [0; word::CLOSED_WORDS]).then_some(Stamp(words))
+    }
+
+    fn put_closed(&self, stamp: Option<Stamp>) {
+        let words = stamp.map_or([0; word::CLOSED_WORDS], |stamp| stamp.0);
+        for (at, value) in words.into_iter().enumerate() {
+            self.put(word::CLOSED + at, value);
+        }
+    }
+
+    /// Notes what the disk's file looks like, once nothing writes to it any more.
+    pub fn close(&self, looks: Stamp) {
+        self.put_closed(Some(looks));
+    }
+
+    /// Number of blocks of the disk.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// The relationship that changes are tracked for.
+    #[must_use]
+    pub fn relationship(&self) -> Option<RelationshipId> {
+        let id = self.uuid(word::RELATIONSHIP);
+        (!id.is_nil()).then_some(RelationshipId(id))
+    }
+
+    /// Begins to track for `relationship`, with every block marked.
+    pub fn track(&self, relationship: RelationshipId) {
+        self.forget();
+        self.mark(0..self.blocks);
+        self.put_uuid(word::RELATIONSHIP, relationship.0);
+    }
+
+    /// Tracks no longer and forgets all marks.
+    pub fn forget(&self) {
+        self.put_uuid(word::RELATIONSHIP, Uuid::nil());
+        self.put(word::PHASE, 0);
+        self.clear_map(0);
+        self.clear_map(1);
+        self.dirty.set(0);
+    }
+
+    /// Whether a flush of the disk failed.
+    #[must_use]
+    pub fn flush_failed(&self) -> bool {
+        self.get(word::FLUSH_FAILED) != 0
+    }
+
+    /// Notes whether a flush of the disk failed; set before anybody is told.
+    pub fn set_flush_failed(&self, failed: bool) {
+        self.put(word::FLUSH_FAILED, u64::from(failed));
+    }
+
+    /// Blocks marked in the current map.
+    #[must_use]
+    pub fn dirty(&self) -> u64 {
+        self.dirty.get()
+    }
+
+    fn current(&self) -> usize {
+        usize::from(self.get(word::PHASE) & CURRENT != 0)
+    }
+
+    fn is_sealed_phase(&self) -> bool {
+        self.get(word::PHASE) & SEALED != 0
+    }
+
+    fn bits(&self, map: usize) -> &[AtomicU64] {
+        let start = index(PAGE / 8) + map * self.words;
+        &self.words()[start..start + self.words]
+    }
+
+    /// Marks blocks as changed.
+    pub fn mark(&self, blocks: Range<u64>) {
+        let bits = self.bits(self.current());
+        let mut added = 0;
+        for_words(blocks, |word, mask| {
+            let old = bits[word].load(Ordering::Relaxed);
+            if old & mask != mask {
+                bits[word].store(old | mask, Ordering::Release);
+                added += u64::from((mask & !old).count_ones());
+            }
+        });
+        self.dirty.set(self.dirty.get() + added);
+    }
+
+    /// Seals the current map and makes the other one current.
+    ///
+    /// # Panics
+    /// If an epoch is sealed already.
+    pub fn seal(&self) {
+        let phase = self.get(word::PHASE);
+        assert!(phase & SEALED == 0, "one epoch is sealed at a time");
+        self.put(word::PHASE, (phase ^ CURRENT) | SEALED);
+        self.dirty.set(0);
+    }
+
+    /// Seals an empty map beside the current one, for [`DiskState::move_to_sealed`].
+    ///
+    /// # Panics
+    /// If an epoch is sealed already.
+    pub fn seal_nothing(&self) {
+        let phase = self.get(word::PHASE);
+        assert!(phase & SEALED == 0, "one epoch is sealed at a time");
+        self.put(word::PHASE, phase | SEALED);
+    }
+
+    /// Moves the marks of `blocks` from the current to the sealed map.
+    pub fn move_to_sealed(&self, blocks: Range<u64>) {
+        let (from, to) = (self.bits(self.current()), self.bits(1 - self.current()));
+        let mut moved = 0;
+        for_words(blocks, |word, mask| {
+            let old = from[word].load(Ordering::Relaxed);
+            let sealed = to[word].load(Ordering::Relaxed);
+            to[word].store(sealed | (old & mask), Ordering::Release);
+            from[word].store(old & !mask, Ordering::Release);
+            moved += u64::from((old & mask).count_ones());
+        });
+        self.dirty.set(self.dirty.get() - moved);
+    }
+
+    /// Puts the marks of the sealed epoch back: it will not be shipped.
+    pub fn fold_back(&self) {
+        let (to, from) = (self.bits(self.current()), self.bits(1 - self.current()));
+        for (to, from) in to.iter().zip(from) {
+            let back = from.load(Ordering::Relaxed);
+            if back != 0 {
+                to.store(to.load(Ordering::Relaxed) | back, Ordering::Release);
+            }
+        }
+        self.release();
+        self.dirty.set(self.count(self.current()));
+    }
+
+    /// Forgets the sealed epoch: its segment is whole and carries the marks from now on.
+    pub fn release(&self) {
+        self.put(word::PHASE, self.get(word::PHASE) & !SEALED);
+        self.clear_map(1 - self.current());
+    }
+
+    /// The first run of blocks inside `within` that are sealed.
+    #[must_use]
+    pub fn next_sealed(&self, within: Range<u64>) -> Option<Range<u64>> {
+        if !self.is_sealed_phase() {
+            return None;
+        }
+        next_run(self.bits(1 - self.current()), within)
+    }
+
+    /// The first run of blocks inside `within` that are marked in the current map.
+    #[must_use]
+    pub fn next_marked(&self, within: Range<u64>) -> Option<Range<u64>> {
+        next_run(self.bits(self.current()), within)
+    }
+
+    fn clear_map(&self, map: usize) {
+        for word in self.bits(map) {
+            // Pages that were never touched stay untouched.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    fn count(&self, map: usize) -> u64 {
+        self.bits(map)
+            .iter()
+            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
+            .sum()
+    }
+}
+
+fn index(value: u64) -> usize {
+    usize::try_from(value).expect("a part of a mapping fits into the address space")
+}
+
+/// Calls `visit(word, mask)` for every word that holds bits of `range`.
+fn for_words(range: Range<u64>, mut visit: impl FnMut(usize, u64)) {
+    let mut at = range.start;
+    while at < range.end {
+        let end = range.end.min((at / WORD_BITS + 1) * WORD_BITS);
+        let mask = (u64::MAX >> (WORD_BITS - (end - at))) << (at % WORD_BITS);
+        visit(index(at / WORD_BITS), mask);
+        at = end;
+    }
+}
+
+/// The first run of set bits inside `within`.
+fn next_run(bits: &[AtomicU64], within: Range<u64>) -> Option<Range<u64>> {
+    let seek = |from: u64, wanted: bool| {
+        let mut at = from;
+        while at < within.end {
+            let word = bits[index(at / WORD_BITS)].load(Ordering::Relaxed);
+            let word = if wanted { word } else { !word } >> (at % WORD_BITS);
+            if word != 0 {
+                return (at + u64::from(word.trailing_zeros())).min(within.end);
+            }
+            at = (at / WORD_BITS + 1) * WORD_BITS;
+        }
+        within.end
+    };
+    let start = seek(within.start, true);
+    (start < within.end).then(|| start..seek(start, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1000 * BLOCK_SIZE;
+
+    struct Scratch {
+        folder: tempfile::TempDir,
+        boot: BootId,
+        disk: DiskId,
+    }
+
+    impl Scratch {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("scratch");
+            Self {
+                folder,
+                boot: BootId::random(),
+                disk: DiskId::random(),
+            }
+        }
+
+        fn open(&self, term: u64) -> Result<DiskState, StateError> {
+            let path = self.folder.path().join("state");
+            DiskState::open(&path, self.boot, self.disk, SIZE, term, self.looks())
+        }
+
+        fn looks(&self) -> Option<Stamp> {
+            Stamp::of(&self.folder.path().join("disk")).ok()
+        }
+    }
+
+    fn marked(state: &DiskState) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut from = 0;
+        while let Some(run) = state.next_marked(from..state.blocks()) {
+            from = run.end;
+            found.extend(run);
+        }
+        assert_eq!(found.len() as u64, state.dirty());
+        found
+    }
+
+    #[test]
+    fn marks_and_a_sealed_epoch_survive_the_process_and_come_back_as_one_set() {
+        let scratch = Scratch::new();
+        let relationship = RelationshipId::random();
+        let state = scratch.open(1).expect("opened");
+        state.track(relationship);
+        assert_eq!(state.dirty(), 1000);
+        state.seal();
+        state.release();
+        state.mark(60..70);
+        state.mark(999..1000);
+        state.seal();
+        state.mark(3..5);
+        assert_eq!(state.next_sealed(0..1000), Some(60..70));
+        assert_eq!(state.next_sealed(65..68), Some(65..68));
+        drop(state);
+        let state = scratch.open(1).expect("opened again");
+        assert_eq!(state.relationship(), Some(relationship));
+        let expected: Vec<u64> = [3, 4].into_iter().chain(60..70).chain([999]).collect();
+        assert_eq!(marked(&state), expected);
+        assert_eq!(state.next_sealed(0..1000), None);
+    }
+
+    #[test]
+    fn another_boot_another_disk_or_another_size_begins_anew() {
+        let scratch = Scratch::new();
+        scratch
+            .open(1)
+            .expect("opened")
+            .track(RelationshipId::random());
+        let rebooted = Scratch {
+            boot: BootId::random(),
+            ..scratch
+        };
+        let state = rebooted.open(1).expect("opened");
+        assert_eq!((state.relationship(), state.dirty()), (None, 0));
+        state.track(RelationshipId::random());
+        drop(state);
+        let other = Scratch {
+            disk: DiskId::random(),
+            ..rebooted
+        };
+        assert_eq!(other.open(1).expect("opened").relationship(), None);
+    }
+
+    #[test]
+    fn a_lower_term_than_the_one_written_in_is_refused() {
+        let scratch = Scratch::new();
+        drop(scratch.open(3).expect("opened"));
+        assert!(matches!(
+            scratch.open(2),
+            Err(StateError::Term {
+                written: 3,
+                granted: 2
+            })
+        ));
+        assert!(scratch.open(4).is_ok());
+    }
+
+    #[test]
+    fn a_disk_that_was_changed_while_it_was_closed_is_tracked_no_longer() {
+        let scratch = Scratch::new();
+        let disk = scratch.folder.path().join("disk");
+        std::fs::write(&disk, b"before").expect("written");
+        let state = scratch.open(1).expect("opened");
+        state.track(RelationshipId::random());
+        state.close(scratch.looks().expect("there"));
+        drop(state);
+        let state = scratch.open(1).expect("opened");
+        assert!(state.relationship().is_some(), "nothing was changed");
+        state.close(scratch.looks().expect("there"));
+        drop(state);
+        std::fs::write(&disk, b"behind our back").expect("written");
+        assert_eq!(scratch.open(1).expect("opened").relationship(), None);
+    }
+
+    #[test]
+    fn moving_marks_to_the_sealed_map_loses_none() {
+        let scratch = Scratch::new();
+        let state = scratch.open(1).expect("opened");
+        state.mark(10..200);
+        state.seal_nothing();
+        state.move_to_sealed(0..100);
+        assert_eq!(state.next_sealed(0..1000), Some(10..100));
+        assert_eq!(state.next_marked(0..1000), Some(100..200));
+        state.mark(50..51);
+        state.fold_back();
+        assert_eq!(marked(&state), (10..200).collect::<Vec<u64>>());
+    }
+}
