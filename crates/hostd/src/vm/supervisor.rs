@@ -343,10 +343,7 @@ impl Supervisor {
             control: self.control(),
             diskd: Program {
                 program: programs.diskd.clone(),
-                args: vec![
-                    "--config".to_owned(),
-                    self.run.join("diskd.json").display().to_string(),
-                ],
+                args: vec![self.run.join("diskd.json").display().to_string()],
                 log: folder.path.join("diskd.log"),
             },
             sockets,
