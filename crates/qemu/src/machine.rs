@@ -260,11 +260,13 @@ impl Machine<'_> {
                 "-chardev",
                 format!("socket,id=disk{n},path={path},reconnect-ms={RECONNECT_MS}"),
             );
+            // The kernel that is booted directly has the first place already.
+            let place = n + usize::from(self.spec.direct_boot.is_some());
             args.option(
                 "-device",
                 format!(
                     "vhost-user-blk-pci,id=virtio-disk{n},chardev=disk{n},\
-                     num-queues={queues},bootindex={n}{}",
+                     num-queues={queues},bootindex={place}{}",
                     self.modern()
                 ),
             );
