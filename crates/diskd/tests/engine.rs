@@ -1,0 +1,455 @@
+//! The whole process under a guest: seeded, cut, killed, compared with a replica.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+
+use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Lineage, RelationshipId, SeedId, Since, VmId};
+use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
+use pollux_diskd::control::{Reply, Request, Staged};
+use support::{Guest, SLOTS};
+use testkit::Rng;
+
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 2048;
+const SIZE: u64 = BLOCKS * BLOCK_SIZE;
+
+/// A VM of two disks, its processes, and the replica's copies.
+struct Vm {
+    folder: tempfile::TempDir,
+    config: Config,
+    listeners: Vec<(String, UnixListener)>,
+    process: Option<Child>,
+    lineage: Lineage,
+    sequence: u64,
+    replicas: Vec<Vec<u8>>,
+}
+
+impl Vm {
+    fn new(copy_budget: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("outbox")).unwrap();
+        let disks: Vec<DiskConfig> = (0..2)
+            .map(|number| {
+                let file = path(&format!("{number}.raw"));
+                fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
+                DiskConfig {
+                    id: DiskId::random(),
+                    size: Bytes(SIZE),
+                    stack: StackSpec::Raw { file },
+                    state: path(&format!("{number}.state")),
+                }
+            })
+            .collect();
+        let names = disks.iter().map(|disk| format!("disk.{}", disk.id));
+        let listeners = std::iter::once(CONTROL_SOCKET.to_owned())
+            .chain(names)
+            .map(|name| {
+                let listener = UnixListener::bind(path(&name)).unwrap();
+                (name, listener)
+            })
+            .collect();
+        let config = Config {
+            vm: VmId::random(),
+            term: 1,
+            disks,
+            copy_budget: Bytes(copy_budget),
+        };
+        fs::write(path("diskd.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let mut vm = Self {
+            folder,
+            config,
+            listeners,
+            process: None,
+            lineage: Lineage::begin("host-a"),
+            sequence: 0,
+            replicas: vec![vec![0xee; usize::try_from(SIZE).unwrap()]; 2],
+        };
+        vm.start();
+        vm
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn spawn(&self) -> Child {
+        let names: Vec<&str> = self
+            .listeners
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        // Above those that they are to become.
+        let high: Vec<OwnedFd> = self
+            .listeners
+            .iter()
+            .map(|(_, listener)| rustix::io::fcntl_dupfd_cloexec(listener, 100).unwrap())
+            .collect();
+        let numbers: Vec<i32> = high.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
+        command
+            .arg(self.path("diskd.json"))
+            .env("RUST_BACKTRACE", "0")
+            .env("LISTEN_FDS", names.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+        #[allow(unsafe_code, reason = "descriptors are passed on")]
+        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                for (target, number) in (3..).zip(&numbers) {
+                    if libc::dup2(*number, target) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        command.spawn().unwrap()
+    }
+
+    fn start(&mut self) {
+        self.process = Some(self.spawn());
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn exit(&mut self) -> ExitStatus {
+        self.process.take().unwrap().wait().unwrap()
+    }
+
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap()
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        let mut stream = self.connect();
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        stream.write_all(&line).unwrap();
+        answer(&stream)
+    }
+
+    fn header(&self, content: Content) -> Header {
+        Header {
+            vm: self.config.vm,
+            disks: self
+                .config
+                .disks
+                .iter()
+                .map(|disk| DiskExtent {
+                    id: disk.id,
+                    size: disk.size,
+                })
+                .collect(),
+            lineage: self.lineage.clone(),
+            content,
+            time: jiff::Timestamp::now(),
+            consistency: Consistency::Crash,
+        }
+    }
+
+    fn cut_request(&mut self) -> (Request, PathBuf) {
+        self.sequence += 1;
+        let file = self.path(&format!("outbox/{}.seg", self.sequence));
+        let header = self.header(Content::Delta {
+            sequence: self.sequence,
+            since: Since::Seed(SeedId::random()),
+        });
+        let request = Request::Cut {
+            header,
+            file: file.clone(),
+        };
+        (request, file)
+    }
+
+    fn cut(&mut self) -> (Staged, PathBuf) {
+        let (request, file) = self.cut_request();
+        match self.ask(&request) {
+            Reply::Staged(staged) => (staged, file),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn track(&self, relationship: RelationshipId) -> bool {
+        match self.ask(&Request::Track { relationship }) {
+            Reply::Tracking { exact } => exact,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Applies a segment to the replica and removes it.
+    fn ship(&mut self, file: &Path) {
+        let segment = SegmentReader::open(file).unwrap();
+        for run in segment.runs() {
+            let run = run.unwrap();
+            let at = usize::try_from(run.block).unwrap() * BLOCK;
+            let len = run.count as usize * BLOCK;
+            let place = &mut self.replicas[usize::from(run.disk)][at..at + len];
+            match run.source {
+                Source::Zero => place.fill(0),
+                Source::Frame { frame, skip } => {
+                    let content = segment.read_frame(frame).unwrap();
+                    let skip = usize::from(skip) * BLOCK;
+                    place.copy_from_slice(&content[skip..skip + len]);
+                }
+            }
+        }
+        fs::remove_file(file).unwrap();
+    }
+
+    fn assert_equal(&self) {
+        for (number, replica) in self.replicas.iter().enumerate() {
+            let disk = fs::read(self.path(&format!("{number}.raw"))).unwrap();
+            let differs = disk
+                .chunks(BLOCK)
+                .zip(replica.chunks(BLOCK))
+                .position(|(left, right)| left != right);
+            assert_eq!(differs, None, "a block of disk {number} differs");
+        }
+    }
+
+    fn guest(&self, disk: usize) -> Guest {
+        let mut guest = Guest::new();
+        guest.connect(&self.path(&format!("disk.{}", self.config.disks[disk].id)));
+        guest
+    }
+
+    /// Seeds both disks in parts.
+    fn seed(&mut self, seed: SeedId) {
+        let mut part = 0;
+        for disk in 0..2 {
+            let mut from = Some(0);
+            while let Some(at) = from {
+                let file = self.path(&format!("outbox/seed-{part}.seg"));
+                let request = Request::Seed {
+                    header: self.header(Content::Seed { seed, part }),
+                    disk: self.config.disks[disk].id,
+                    from: at,
+                    limit: Bytes(3 << 20),
+                    file: file.clone(),
+                };
+                match self.ask(&request) {
+                    Reply::Staged(staged) => {
+                        assert!(staged.content <= Bytes(3 << 20));
+                        from = staged.next;
+                    }
+                    other => panic!("{other:?}"),
+                }
+                self.ship(&file);
+                part += 1;
+            }
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn answer(stream: &UnixStream) -> Reply {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+/// Offers random block writes in the free slots of `guest`.
+fn churn(guest: &mut Guest, rng: &mut Rng, blocks: u64, requests: usize) {
+    for _ in 0..requests / SLOTS {
+        for slot in 0..SLOTS {
+            guest.poke(Guest::data(slot), &rng.bytes(BLOCK));
+            // Distinct within a batch.
+            let block = rng.below(blocks / SLOTS as u64) * SLOTS as u64 + slot as u64;
+            guest.request(slot, WRITE, block * 8, BLOCK);
+        }
+        guest.wait_for(SLOTS);
+        assert!((0..SLOTS).all(|slot| guest.status(slot) == 0));
+    }
+}
+
+#[test]
+fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    assert!(!vm.track(relationship));
+    let mut guests = [vm.guest(0), vm.guest(1)];
+    let mut rng = Rng::new(5);
+    for guest in &mut guests {
+        churn(guest, &mut rng, BLOCKS, 400);
+    }
+    vm.seed(SeedId::random());
+    for life in 0..3 {
+        // Cut while both guests write.
+        let (mut done, mut epochs) = (0, 0);
+        while epochs < 4 {
+            let (request, file) = vm.cut_request();
+            let asked = {
+                let mut stream = vm.connect();
+                let mut line = serde_json::to_vec(&request).unwrap();
+                line.push(b'\n');
+                stream.write_all(&line).unwrap();
+                std::thread::spawn(move || answer(&stream))
+            };
+            while !asked.is_finished() {
+                for guest in &mut guests {
+                    churn(guest, &mut rng, BLOCKS, SLOTS);
+                }
+                done += 1;
+            }
+            match asked.join().unwrap() {
+                Reply::Staged(_) => vm.ship(&file),
+                other => panic!("{other:?}"),
+            }
+            epochs += 1;
+        }
+        assert!(done > 0);
+        // Kill with requests on their way; QEMU connects again.
+        for guest in &mut guests {
+            for slot in 0..SLOTS {
+                guest.poke(Guest::data(slot), &rng.bytes(BLOCK));
+                guest.request(slot, WRITE, (life * 100 + slot as u64) * 8, BLOCK);
+            }
+        }
+        vm.kill();
+        vm.start();
+        for (disk, guest) in guests.iter_mut().enumerate() {
+            guest.disconnect();
+            let answered = guest.answered().len();
+            guest.connect(&vm.path(&format!("disk.{}", vm.config.disks[disk].id)));
+            guest.wait_for(SLOTS - answered);
+        }
+        assert!(vm.track(relationship), "exact after kill -9");
+    }
+    let (staged, file) = vm.cut();
+    assert!(staged.content < Bytes(SIZE), "not everything again");
+    vm.ship(&file);
+    vm.assert_equal();
+    for guest in &mut guests {
+        guest.request(0, FLUSH, 0, 0);
+        guest.wait_for(1);
+    }
+    assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
+    assert!(vm.exit().success());
+}
+
+#[test]
+fn an_epoch_that_exceeds_the_copy_budget_or_is_folded_back_loses_no_mark() {
+    // No old content may be saved: the first write that meets the epoch gives it up.
+    let mut vm = Vm::new(0);
+    vm.track(RelationshipId::random());
+    let mut guest = vm.guest(0);
+    let mut rng = Rng::new(6);
+    churn(&mut guest, &mut rng, BLOCKS, 2000);
+    let (mut given_up, mut whole) = (0, 0);
+    while given_up == 0 || whole == 0 {
+        let (request, file) = vm.cut_request();
+        let mut stream = vm.connect();
+        let mut line = serde_json::to_vec(&request).unwrap();
+        line.push(b'\n');
+        stream.write_all(&line).unwrap();
+        if given_up == 0 {
+            churn(&mut guest, &mut rng, BLOCKS, 40 * SLOTS);
+        }
+        match answer(&stream) {
+            Reply::Staged(_) if whole == 0 && given_up > 0 => {
+                let fold = Request::FoldBack { file: file.clone() };
+                assert_eq!(vm.ask(&fold), Reply::Done);
+                assert!(!file.exists());
+                whole += 1;
+            }
+            Reply::Staged(_) => vm.ship(&file),
+            Reply::Refused { problem } => {
+                assert_eq!(problem.code, Code::Full, "{problem}");
+                assert!(!file.exists());
+                given_up += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fs::read_dir(vm.path("outbox")).unwrap().count(), 0);
+    }
+    let (_, file) = vm.cut();
+    vm.ship(&file);
+    vm.assert_equal();
+}
+
+#[test]
+fn what_is_asked_wrongly_is_refused_and_changes_nothing() {
+    let mut vm = Vm::new(64 << 20);
+    let refused = |reply: Reply| match reply {
+        Reply::Refused { problem } => problem.code,
+        other => panic!("{other:?}"),
+    };
+    // Not tracking.
+    let (request, file) = vm.cut_request();
+    assert_eq!(refused(vm.ask(&request)), Code::Conflict);
+    assert!(!file.exists());
+    assert_eq!(fs::read_dir(vm.path("outbox")).unwrap().count(), 0);
+    vm.track(RelationshipId::random());
+    // Another VM, another term, a file that is there, a folder that is not.
+    let (mut request, _) = vm.cut_request();
+    if let Request::Cut { header, .. } = &mut request {
+        header.vm = VmId::random();
+    }
+    assert_eq!(refused(vm.ask(&request)), Code::Invalid);
+    let (mut request, file) = vm.cut_request();
+    fs::write(&file, b"mine").unwrap();
+    assert_eq!(refused(vm.ask(&request)), Code::Conflict);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    let fold = Request::FoldBack { file: file.clone() };
+    assert_eq!(refused(vm.ask(&fold)), Code::Failed);
+    assert!(file.exists());
+    if let Request::Cut { file, .. } = &mut request {
+        *file = "/absent/1.seg".into();
+    }
+    assert_eq!(refused(vm.ask(&request)), Code::Failed);
+    // Noise, then a request on the same connection; then a line without end.
+    let mut stream = vm.connect();
+    stream
+        .write_all(b"{\"request\":\"dance\"}\n\xff\xfe\n")
+        .unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    for _ in 0..2 {
+        let reply: Reply = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(refused(reply), Code::Invalid);
+    }
+    stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+    match serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() {
+        Reply::Status { disks, .. } => {
+            assert!(disks.iter().all(|disk| disk.dirty == Bytes(SIZE)));
+        }
+        other => panic!("{other:?}"),
+    }
+    let _ = stream.write_all(&vec![b' '; (1 << 20) + 1]);
+    let reply: Reply = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(refused(reply), Code::Invalid);
+}
+
+#[test]
+fn a_second_process_is_refused_while_the_first_serves_the_disks() {
+    let mut vm = Vm::new(64 << 20);
+    assert!(matches!(vm.ask(&Request::Status), Reply::Status { .. }));
+    let mut second = vm.spawn();
+    assert!(!second.wait().unwrap().success());
+    // The first goes on.
+    assert!(matches!(vm.ask(&Request::Status), Reply::Status { .. }));
+    vm.kill();
+}
