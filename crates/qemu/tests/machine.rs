@@ -1,0 +1,158 @@
+//! The arguments of every kind of machine, taken by the installed QEMU: its disks are served
+//! over vhost-user by qemu-storage-daemon, and QMP says that the guest runs.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use model::{Bytes, DirectBoot, DiskId, DiskSpec, Generation, VmSpec};
+use pollux_qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, RunPaths};
+use tokio::process::{Child, Command};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const DISK: u64 = 64 << 20;
+
+fn spec(generation: Generation, secure_boot: bool, direct_boot: Option<DirectBoot>) -> VmSpec {
+    let disks = (0..2)
+        .map(|n| DiskSpec {
+            id: DiskId::random(),
+            file: format!("disk{n}.raw").into(),
+            size: Bytes(DISK),
+        })
+        .collect();
+    let name = "a test".parse().unwrap();
+    VmSpec::new(
+        name,
+        generation,
+        2,
+        Bytes(256 << 20),
+        secure_boot,
+        direct_boot,
+        disks,
+    )
+    .unwrap()
+}
+
+/// Serves every disk of `run` from a raw file beside its socket.
+fn serve_disks(run: &RunPaths) -> Child {
+    let mut command = Command::new("qemu-storage-daemon");
+    for (n, socket) in run.disks.iter().enumerate() {
+        let file = socket.with_extension("raw");
+        File::create(&file).unwrap().set_len(DISK).unwrap();
+        command.arg("--blockdev").arg(format!(
+            "driver=file,node-name=d{n},filename={}",
+            file.display()
+        ));
+        command.arg("--export").arg(format!(
+            "type=vhost-user-blk,id=e{n},node-name=d{n},writable=on,num-queues=2,\
+             addr.type=unix,addr.path={}",
+            socket.display()
+        ));
+    }
+    command
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+async fn exists(path: &Path) {
+    let wait = async {
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("it appears");
+}
+
+async fn runs(spec: &VmSpec) {
+    // With a comma, which QEMU's options must carry.
+    let folder = tempfile::Builder::new()
+        .prefix("pollux,qemu")
+        .tempdir()
+        .unwrap();
+    // qemu-storage-daemon's options are not escaped here.
+    let sockets = tempfile::tempdir().unwrap();
+    let mut run = RunPaths::new(folder.path(), folder.path(), 0);
+    run.disks = (0..2)
+        .map(|n| sockets.path().join(format!("disk{n}.sock")))
+        .collect();
+    let firmware = Firmware::find(spec.secure_boot).unwrap();
+    firmware.prepare_variables(&run.variables).unwrap();
+    let accelerator = Accelerator::Tcg {
+        reason: "the test says so".to_owned(),
+    };
+    let machine = Machine {
+        spec,
+        accelerator: &accelerator,
+        run: &run,
+        firmware: Some(&firmware),
+    };
+    let _daemon = serve_disks(&run);
+    for socket in &run.disks {
+        exists(socket).await;
+    }
+    let qemu = Qemu::find().await.unwrap();
+    let mut guest = Command::new(qemu.program)
+        .args(machine.arguments().unwrap())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    tokio::select! {
+        () = exists(&run.qmp) => {}
+        ended = guest.wait() => panic!("QEMU did not take the arguments: {}", ended.unwrap()),
+    }
+    let qmp = Qmp::connect(&run.qmp, LIMIT).await.unwrap();
+    assert!(qmp.query_status().await.unwrap().running);
+    let id = qmp.query_vm_generation_id().await.unwrap();
+    assert_eq!(id, spec.generation_id);
+    let block = qmp.execute("query-pci", None).await.unwrap().to_string();
+    for n in 0..2 {
+        assert!(block.contains(&format!("virtio-disk{n}")), "{block}");
+    }
+    assert!(run.serial_log.exists() && run.console.exists());
+    qmp.quit().await.unwrap();
+    assert!(guest.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn generation_1_starts() {
+    runs(&spec(Generation::One, false, None)).await;
+}
+
+#[tokio::test]
+async fn generation_2_starts_with_secure_boot() {
+    runs(&spec(Generation::Two, true, None)).await;
+}
+
+#[tokio::test]
+async fn generation_2_starts_without_secure_boot() {
+    runs(&spec(Generation::Two, false, None)).await;
+}
+
+#[tokio::test]
+async fn a_kernel_is_started_directly() {
+    let folder = tempfile::tempdir().unwrap();
+    // QEMU looks at the setup header only: what runs here is a boot sector that loops.
+    let kernel: PathBuf = folder.path().join("kernel");
+    let mut image = vec![0; 8192];
+    image[0x1f1] = 4;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&[0x0c, 0x02]);
+    image[0x211] = 1;
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+    image[0x214..0x218].copy_from_slice(&0x0010_0000_u32.to_le_bytes());
+    std::fs::write(&kernel, image).unwrap();
+    for generation in [Generation::One, Generation::Two] {
+        let direct = DirectBoot {
+            kernel: kernel.clone(),
+            initrd: None,
+            cmdline: "console=ttyS0".to_owned(),
+        };
+        runs(&spec(generation, true, Some(direct))).await;
+    }
+}
