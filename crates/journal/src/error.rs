@@ -86,10 +86,9 @@ pub enum JournalError {
     /// A merge of the journal is running already.
     #[error("a merge of the journal is running")]
     Busy,
-    /// An earlier change of the index failed: which one is on disk is not known. See
-    /// [`Journal::reload`](crate::Journal::reload).
-    #[error("an earlier change of the journal failed; it has to be read again")]
-    Stale,
+    /// The merge that is to be finished was not begun in this journal, or was finished before.
+    #[error("the journal knows nothing of this merge")]
+    NotBegun,
 }
 
 impl JournalError {

@@ -45,7 +45,7 @@ pub struct Journal {
     pub(crate) leases: Leases,
     /// Held by a running merge as well.
     pub(crate) merge: Arc<()>,
-    /// The index on disk may not be ours any more.
+    /// A replacement of the index failed: the one on disk may be another.
     stale: bool,
 }
 
@@ -130,7 +130,7 @@ impl Journal {
     }
 
     /// Finds out what became of a change that failed: syncs the folder and reads the index again.
-    /// Needed after [`JournalError::Stale`]. Points that are open stay open.
+    /// Points that are open stay open. The next change does it too.
     ///
     /// # Errors
     /// As [`Journal::open`].
@@ -325,6 +325,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::NoSuchPoint`], or the index cannot be replaced.
     pub fn pin(&mut self, point: PointId, reason: &str) -> Result<(), JournalError> {
+        self.settle()?;
         if self.index.find(point).is_none() {
             return Err(JournalError::NoSuchPoint(point));
         }
@@ -345,6 +346,7 @@ impl Journal {
     /// # Errors
     /// The index cannot be replaced.
     pub fn unpin(&mut self, point: PointId, reason: &str) -> Result<(), JournalError> {
+        self.settle()?;
         let mut next = self.index.clone();
         next.pins
             .retain(|pin| pin.point != point || pin.reason != reason);
@@ -354,9 +356,9 @@ impl Journal {
         self.publish(next)
     }
 
-    /// Makes `next` the index. What it names is durable already.
+    /// Makes `next`, which was made from the index after [`Journal::settle`], the index. What it
+    /// names is durable already.
     pub(crate) fn publish(&mut self, next: Index) -> Result<(), JournalError> {
-        self.usable()?;
         if let Err(error) = next.store(&*self.folder) {
             self.stale = true;
             return Err(error);
@@ -365,13 +367,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether changes may be made: which index is on disk is known.
-    pub(crate) fn usable(&self) -> Result<(), JournalError> {
-        if self.stale {
-            Err(JournalError::Stale)
-        } else {
-            Ok(())
-        }
+    /// Before a change: makes sure that the index is the one on disk.
+    pub(crate) fn settle(&mut self) -> Result<(), JournalError> {
+        if self.stale { self.reload() } else { Ok(()) }
     }
 
     /// The base files, in the order of the disks.

@@ -142,7 +142,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Busy`] while another merge runs; the index cannot be replaced.
     pub fn begin_merge(&mut self) -> Result<Begun, JournalError> {
-        self.usable()?;
+        self.settle()?;
         if Arc::strong_count(&self.merge) > 1 {
             return Err(JournalError::Busy);
         }
@@ -182,6 +182,7 @@ impl Journal {
     /// The index cannot be replaced, or the merge is not of this journal. A file that cannot be
     /// removed is removed when the journal is opened next.
     pub fn finish_merge(&mut self, merged: Merged) -> Result<(), JournalError> {
+        self.settle()?;
         let mut next = self.index.clone();
         let base_was_mixed = next.base == Base::Merging;
         if !base_was_mixed
@@ -190,7 +191,7 @@ impl Journal {
                 .first()
                 .is_none_or(|entry| entry.root != merged.root)
         {
-            return Err(JournalError::Stale);
+            return Err(JournalError::NotBegun);
         }
         let entry = next.segments.remove(0);
         let name = entry.file();

@@ -119,10 +119,11 @@ impl Journal {
     ///
     /// # Errors
     /// Nothing was published if the segment is wrong or does not fit. When a change of the index
-    /// fails, [`Journal::reload`] tells whether it took place. The file is gone when it could not
+    /// fails it may have taken place all the same: the next change, or [`Journal::reload`], finds
+    /// out, and then it is success to commit it again. The file is gone when it could not
     /// be synced, and has to be received again.
     pub fn commit(&mut self, name: &str, root: Root) -> Result<Tip, JournalError> {
-        self.usable()?;
+        self.settle()?;
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
             return Err(JournalError::Name(name.to_owned()));
         }
