@@ -20,8 +20,9 @@ help: ## this list
 setup: ## install what is missing on this machine
 	@scripts/setup
 
-build: setup ## build every program into target/debug
-	cargo build $(CARGO_FLAGS) --workspace --bins
+build: setup ## build every program, and the guests of the demo and the tests
+	cargo build $(CARGO_FLAGS) --workspace --exclude pollux-bench --bins
+	@scripts/guest >/dev/null
 
 demo: build ## two hosts, a guest, its twin, and the twin taking over
 	@exec target/debug/demo
