@@ -12,7 +12,7 @@
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
 //! - [`state`]: what survives `kill -9`.
 //! - [`cut`]: one instant for all disks.
-//! - [`owner`], [`stack`]: the thread of a disk, what the disk is made of.
+//! - [`owner`], [`stack`], [`point`]: the thread of a disk, what the disk is made of.
 //! - [`engine`], [`outbox`], [`server`]: what the control socket asks for, and the segment file.
 
 pub mod config;
@@ -23,6 +23,7 @@ pub mod flow;
 pub mod inherit;
 pub mod outbox;
 pub mod owner;
+pub mod point;
 pub mod server;
 pub mod stack;
 pub mod staging;

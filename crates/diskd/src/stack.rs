@@ -1,21 +1,24 @@
 //! Opens what a disk is made of, locks it, and runs its owner.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use block::Device;
+use block::{Device, Image};
 use durable::{Lock, LockError};
-use image::RawDevice;
-use model::{BootId, Bytes};
+use image::{Overlay, OverlayFiles, RawDevice, Tag};
+use journal::PointReader;
+use model::{BootId, Bytes, DiskId, PointId};
 use ring::{Mailbox, Ring, RingStore};
 
 use crate::config::{DiskConfig, StackSpec};
 use crate::owner::{self, Order};
+use crate::point::PointDevice;
 use crate::state::{DiskState, Stamp};
 use crate::tracker::{Stats, Tracker};
 use crate::vhost_user::{self, DiskInfo};
@@ -49,27 +52,97 @@ pub struct Owned {
 /// Why the disk cannot be opened; nothing of it was touched.
 pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
     let ring = Ring::new(ENTRIES)?;
-    match &owned.config.stack {
+    let DiskConfig { id, size, .. } = owned.config;
+    match owned.config.stack.clone() {
         StackSpec::Raw { file } => {
-            let file = file.clone();
-            let _lock = lock(&file)?;
-            let store = open(&ring, &file, owned.config.size)?;
-            let device = RawDevice::new(store, owned.config.size.0, false)
+            let _lock = lock(&file, false)?;
+            let store = open(&ring, &file, size)?;
+            let device = RawDevice::new(store, size.0, false)
                 .with_context(|| format!("cannot use {}", file.display()))?;
             serve(&ring, device, &file, owned, ready)
         }
-        StackSpec::Overlay { .. } => bail!("unsupported"),
+        StackSpec::Overlay {
+            file,
+            map,
+            journal,
+            point,
+        } => {
+            let _lock = lock(&file, true)?;
+            let below = below(&journal, point, id, size)?;
+            grow(&file, size)?;
+            let files = OverlayFiles {
+                data: open(&ring, &file, size)?,
+                map: RingStore::open(&ring, &map, false, true)
+                    .with_context(|| format!("cannot open {}", map.display()))?,
+                volatile: &volatile(&owned.config.state),
+            };
+            let tag = tag(point, id);
+            let device = ring
+                .block_on(Overlay::open(files, below, owned.boot, &tag))
+                .with_context(|| format!("cannot open the overlay {}", file.display()))?;
+            serve(&ring, device, &file, owned, ready)
+        }
     }
+}
+
+/// A disk of a pinned point of a journal.
+fn below(journal: &Path, point: PointId, id: DiskId, size: Bytes) -> Result<PointDevice> {
+    let opening = || format!("cannot open point {point} of {}", journal.display());
+    let image = PointReader::open_pinned(journal, point)
+        .with_context(opening)?
+        .image(id)
+        .with_context(opening)?;
+    if image.size() != size.0 {
+        bail!(
+            "the disk {id} has {} bytes in point {point}, its VM says {}",
+            image.size(),
+            size.0
+        );
+    }
+    PointDevice::new(image).context("cannot start the threads that read a point")
+}
+
+/// Gives a new overlay its size; it stays sparse.
+fn grow(path: &Path, size: Bytes) -> Result<()> {
+    let fail = || format!("cannot make room in {}", path.display());
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .with_context(fail)?;
+    if file.metadata().with_context(fail)?.len() == 0 {
+        file.set_len(size.0).with_context(fail)?;
+        file.sync_all().with_context(fail)?;
+    }
+    Ok(())
+}
+
+/// The volatile map lies beside the state.
+fn volatile(state: &Path) -> PathBuf {
+    let mut name = state.as_os_str().to_owned();
+    name.push(".presence");
+    PathBuf::from(name)
+}
+
+/// What an overlay lies above, so that it is never put above something else.
+fn tag(point: PointId, id: DiskId) -> Tag {
+    let mut tag = [0; 32];
+    tag[..16].copy_from_slice(point.term.0.as_bytes());
+    tag[16..24].copy_from_slice(&point.sequence.to_le_bytes());
+    tag[24..].copy_from_slice(&id.0.as_bytes()[..8]);
+    tag
 }
 
 /// Locks a disk's file. A predecessor that was just killed gets a moment to be gone: the kernel
 /// keeps its lock until its last write has ended.
-fn lock(path: &Path) -> Result<Lock> {
+fn lock(path: &Path, create: bool) -> Result<Lock> {
     let deadline = Instant::now() + DYING;
     loop {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
+            .create(create)
+            .truncate(false)
+            .mode(0o600)
             .open(path)
             .with_context(|| format!("cannot open the disk {}", path.display()))?;
         match Lock::of(file, path) {

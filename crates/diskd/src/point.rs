@@ -1,0 +1,145 @@
+//! A disk of a recovery point, read-only, for what lies above it.
+//!
+//! Reading a point blocks (files, decompression), and an owner must not: a few threads do it.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use block::{Buffer, Device, Done, Fault, Image, Op};
+use journal::{JournalError, PointImage};
+
+/// Threads of a disk: reads of the point that run at once.
+const THREADS: usize = 4;
+
+/// See the module. Its threads end when it is dropped.
+pub struct PointDevice {
+    size: u64,
+    jobs: Sender<Job>,
+}
+
+struct Job {
+    at: u64,
+    into: Buffer,
+    answer: Answer,
+}
+
+#[derive(Default)]
+struct Slot(Mutex<(Option<Done>, Option<Waker>)>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, (Option<Done>, Option<Waker>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the outcome goes. Dropped without one it says that the read failed.
+struct Answer(Arc<Slot>);
+
+impl Answer {
+    fn give(&self, done: Done) {
+        let waker = {
+            let mut slot = self.0.lock();
+            slot.0.get_or_insert(done);
+            slot.1.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.give(Done {
+            outcome: Err(Fault::Os(libc::EIO)),
+            buffer: None,
+        });
+    }
+}
+
+impl PointDevice {
+    /// A device that reads `image`.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(image: PointImage) -> io::Result<Self> {
+        let size = image.size();
+        let image = Arc::new(image);
+        let (jobs, queue) = mpsc::channel();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..THREADS {
+            let (image, queue) = (Arc::clone(&image), Arc::clone(&queue));
+            std::thread::Builder::new()
+                .name("point".to_owned())
+                .spawn(move || work(&image, &queue))?;
+        }
+        Ok(Self { size, jobs })
+    }
+}
+
+fn work(image: &PointImage, queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job {
+            at,
+            mut into,
+            answer,
+        }) = job
+        else {
+            return;
+        };
+        let mut bytes = vec![0; into.len()];
+        let outcome = image.read_at(at, &mut bytes).map_err(|error| {
+            tracing::error!(at, len = bytes.len(), error = %crate::engine::chain(&error), "cannot read the point");
+            fault(&error)
+        });
+        if outcome.is_ok() {
+            into.copy_from_slice(0, &bytes);
+        }
+        answer.give(Done {
+            outcome,
+            buffer: Some(into),
+        });
+    }
+}
+
+fn fault(error: &JournalError) -> Fault {
+    match error {
+        JournalError::Range { .. } => Fault::Range,
+        JournalError::Io { source, .. } => Fault::Os(source.raw_os_error().unwrap_or(libc::EIO)),
+        _ => Fault::Corrupt,
+    }
+}
+
+impl Device for PointDevice {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn run(&self, op: Op) -> Done {
+        let (outcome, buffer) = match op {
+            Op::Read { at, into } => {
+                let slot = Arc::new(Slot::default());
+                let answer = Answer(Arc::clone(&slot));
+                // With all threads gone the answer is dropped, and says so.
+                drop(self.jobs.send(Job { at, into, answer }));
+                return poll_fn(|cx| {
+                    let mut slot = slot.lock();
+                    if let Some(done) = slot.0.take() {
+                        return Poll::Ready(done);
+                    }
+                    slot.1 = Some(cx.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+            }
+            Op::Flush => (Ok(()), None),
+            Op::Write { from, .. } => (Err(Fault::ReadOnly), Some(from)),
+            Op::Discard { .. } | Op::WriteZeroes { .. } => (Err(Fault::ReadOnly), None),
+        };
+        Done { outcome, buffer }
+    }
+}
