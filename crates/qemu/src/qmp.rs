@@ -22,12 +22,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Longest line that is read, in bytes; the longest honest answer is `query-qmp-schema`'s.
 const MAX_LINE: usize = 4 << 20;
 /// How long QEMU may take to answer a command. Those that take longer are jobs with events.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How often a QEMU that does not listen yet is asked again.
+const RETRY: Duration = Duration::from_millis(20);
 const WAITING_REQUESTS: usize = 64;
 const WAITING_EVENTS: usize = 256;
 
@@ -124,19 +126,14 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path` and leaves negotiation mode, within `limit`.
+    /// Connects to the socket at `path` and leaves negotiation mode, within `limit`. A QEMU
+    /// that was just started and does not listen yet is waited for.
     ///
     /// # Errors
     /// [`QmpError`]; when QEMU serves another client for all of `limit`, [`QmpError::Late`].
     pub async fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
         let begin = async {
-            let stream = match UnixStream::connect(path).await {
-                Ok(stream) => stream,
-                Err(source) => {
-                    let path = path.to_owned();
-                    return Err(QmpError::Connect { path, source });
-                }
-            };
+            let stream = reach(path, limit).await?;
             let mut lines = Lines::new(stream);
             match lines.next().await {
                 Ok(Some(line)) if line.greeting.is_some() => {}
@@ -286,6 +283,26 @@ fn unexpected(command: &str, fault: impl std::fmt::Display) -> QmpError {
     QmpError::Protocol {
         command: command.to_owned(),
         fault: fault.to_string(),
+    }
+}
+
+/// Connects as soon as somebody listens; there is no event for that.
+async fn reach(path: &Path, limit: Duration) -> Result<UnixStream, QmpError> {
+    let give_up = Instant::now() + limit.saturating_sub(RETRY);
+    loop {
+        let source = match UnixStream::connect(path).await {
+            Ok(stream) => return Ok(stream),
+            Err(source) => source,
+        };
+        let too_early = matches!(
+            source.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        );
+        if !too_early || Instant::now() >= give_up {
+            let path = path.to_owned();
+            return Err(QmpError::Connect { path, source });
+        }
+        sleep(RETRY).await;
     }
 }
 

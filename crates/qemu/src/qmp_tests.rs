@@ -146,6 +146,20 @@ async fn a_silent_qemu_costs_no_more_than_the_limit() {
 #[tokio::test]
 async fn no_qemu_names_the_socket() {
     let path = Path::new("/nowhere/qmp");
-    let error = Qmp::connect(path, LIMIT).await.expect_err("nobody there");
+    let error = Qmp::connect(path, Duration::from_millis(50))
+        .await
+        .expect_err("nobody there");
     assert!(error.to_string().contains("/nowhere/qmp"), "{error}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_does_not_listen_yet_is_waited_for() {
+    let folder = tempfile::tempdir().expect("scratch folder");
+    let path = folder.path().join("qmp");
+    let answer = b"{\"return\": {}, \"id\": 1}\n".to_vec();
+    let (connected, ()) = tokio::join!(Qmp::connect(&path, LIMIT), async {
+        sleep(2 * RETRY).await;
+        odd_qemu(folder.path(), GREETING.to_vec(), answer).await;
+    });
+    connected.expect("it came");
 }

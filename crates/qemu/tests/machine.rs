@@ -101,11 +101,10 @@ async fn runs(spec: &VmSpec) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    tokio::select! {
-        () = exists(&run.qmp) => {}
+    let qmp = tokio::select! {
+        qmp = Qmp::connect(&run.qmp, LIMIT) => qmp.unwrap(),
         ended = guest.wait() => panic!("QEMU did not take the arguments: {}", ended.unwrap()),
-    }
-    let qmp = Qmp::connect(&run.qmp, LIMIT).await.unwrap();
+    };
     assert!(qmp.query_status().await.unwrap().running);
     let id = qmp.query_vm_generation_id().await.unwrap();
     assert_eq!(id, spec.generation_id);
