@@ -217,6 +217,17 @@ impl Standing {
     /// # Errors
     /// [`Problem`] when it may simply be started here, or `point` is not of its history.
     pub fn prepare(&self, thing: &str, point: PointId, opener: &str) -> Result<Self, Problem> {
+        self.prepare_as(thing, point, opener, TermId::random())
+    }
+
+    /// [`prepare`](Self::prepare) with the new term's id, so that a search repeats itself.
+    pub(crate) fn prepare_as(
+        &self,
+        thing: &str,
+        point: PointId,
+        opener: &str,
+        id: TermId,
+    ) -> Result<Self, Problem> {
         if self.role != Role::Replica && self.stood_down.is_none() {
             return Err(Problem::new(
                 Code::Conflict,
@@ -242,7 +253,7 @@ impl Standing {
             .ok_or_else(|| invalid("has no term number left"))?;
         terms.push(Term {
             number,
-            id: TermId::random(),
+            id,
             opener: opener.to_owned(),
             parent: Some(point),
         });

@@ -445,7 +445,7 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     for (n, body) in [
         (1, chunk.clone()),
         (4, chunk.clone()),
-        (1, Bytes::from(vec![0; CHUNK as usize + 1])),
+        (1, Bytes::from(vec![0; 3 << 20])),
     ] {
         let error = link.put(offer.root, n, body).await.unwrap_err();
         assert!(
