@@ -1,0 +1,40 @@
+//! `bench [what]`: figures of Pollux beside those of its peers, into `target/bench`.
+//!
+//! Ratios are what counts: both sides run in one process of measuring, one after the other and
+//! again, and the median of the pairs is the figure. Absolute numbers belong to the machine.
+
+mod client;
+mod dataplane;
+mod figures;
+mod scratch;
+mod servers;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures Pollux and prints the figures.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// What to measure; everything if not given.
+    what: Option<What>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// pollux-diskd against qemu-storage-daemon.
+    Dataplane,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    scratch::remove_when_interrupted()?;
+    let wanted = arguments
+        .what
+        .map_or(What::value_variants().to_vec(), |what| vec![what]);
+    for what in wanted {
+        match what {
+            What::Dataplane => dataplane::run()?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! The servers that are compared: each serves one raw file over vhost-user-blk.
+#![allow(
+    unsafe_code,
+    reason = "a child's descriptors are numbered between fork and exec"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
+use diskd::control::{Reply, Request};
+use model::{Bytes, DiskId, VmId};
+
+/// How long a server may take to start.
+const START: Duration = Duration::from_secs(10);
+/// The first inherited descriptor, sd_listen_fds(3).
+const FIRST: RawFd = 3;
+
+/// How qemu-storage-daemon does its I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aio {
+    Threads,
+    Native,
+    IoUring,
+}
+
+impl Aio {
+    /// The modes that work on a file that is opened with or without O_DIRECT.
+    pub(crate) fn modes(direct: bool) -> &'static [Self] {
+        if direct {
+            &[Self::Threads, Self::Native, Self::IoUring]
+        } else {
+            &[Self::Threads, Self::IoUring]
+        }
+    }
+
+    /// As QEMU spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Native => "native",
+            Self::IoUring => "io_uring",
+        }
+    }
+}
+
+/// A running server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    socket: PathBuf,
+    control: Option<UnixStream>,
+}
+
+impl Server {
+    /// `pollux-diskd`, found beside this program.
+    pub(crate) fn diskd(folder: &Path, file: &Path) -> Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("pollux-diskd");
+        if !program.exists() {
+            bail!(
+                "{} does not exist; `cargo build --release -p pollux-diskd` makes it",
+                program.display()
+            );
+        }
+        let id = DiskId::random();
+        let config = Config {
+            vm: VmId::random(),
+            term: 1,
+            disks: vec![DiskConfig {
+                id,
+                size: Bytes(fs::metadata(file)?.len()),
+                stack: StackSpec::Raw {
+                    file: file.to_owned(),
+                },
+                state: folder.join("state"),
+            }],
+            copy_budget: Bytes(64 << 20),
+        };
+        let (configuration, socket, control) = (
+            folder.join("diskd.json"),
+            folder.join("diskd.sock"),
+            folder.join("control.sock"),
+        );
+        fs::write(&configuration, serde_json::to_vec(&config)?)?;
+        let sockets: Vec<OwnedFd> = [&socket, &control]
+            .into_iter()
+            .map(|path| Ok(UnixListener::bind(path)?.into()))
+            .collect::<Result<_>>()?;
+        let mut command = Command::new(&program);
+        command
+            .arg(&configuration)
+            .env("LISTEN_FDS", sockets.len().to_string())
+            .env("LISTEN_FDNAMES", format!("disk.{id}:{CONTROL_SOCKET}"));
+        inherit(&mut command, &sockets);
+        let child = start(&mut command, "pollux-diskd")?;
+        // From here on the child is killed if something fails.
+        let mut server = Self {
+            child,
+            socket,
+            control: Some(UnixStream::connect(&control)?),
+        };
+        server.ask(&Request::Status)?;
+        Ok(server)
+    }
+
+    /// `qemu-storage-daemon`, with a thread of its own for the export as the better-served users
+    /// of it have.
+    pub(crate) fn qsd(folder: &Path, file: &Path, aio: Aio, direct: bool) -> Result<Self> {
+        let socket = folder.join(format!("qsd-{}.sock", aio.name()));
+        let on = |on| if on { "on" } else { "off" };
+        let mut command = Command::new("qemu-storage-daemon");
+        command.args(["--object", "iothread,id=io", "--blockdev"]);
+        command.arg(format!(
+            "driver=file,node-name=disk,filename={},aio={},cache.direct={},discard=unmap",
+            file.display(),
+            aio.name(),
+            on(direct),
+        ));
+        command.arg("--export").arg(format!(
+            "type=vhost-user-blk,id=export,node-name=disk,writable=on,iothread=io,addr.type=unix,\
+             addr.path={}",
+            socket.display()
+        ));
+        let child = match start(&mut command, "qemu-storage-daemon") {
+            Ok(child) => child,
+            Err(error) => {
+                return Err(error.context(
+                    "the peer is missing: `apt-get install qemu-system-common` or `qemu-utils` \
+                     brings qemu-storage-daemon",
+                ));
+            }
+        };
+        let mut server = Self {
+            child,
+            socket,
+            control: None,
+        };
+        let end = Instant::now() + START;
+        // It has no other way of saying that it is ready.
+        while UnixStream::connect(&server.socket).is_err() {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("qemu-storage-daemon ended at once: {status}");
+            }
+            if Instant::now() > end {
+                bail!("qemu-storage-daemon does not listen after {START:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Processor time that it has used.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        // proc(5): the name may hold anything but ends at the last parenthesis; utime and stime are
+        // the 14th and 15th field, in ticks.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().unwrap_or(0))
+            .sum();
+        // SAFETY: only asks.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+    }
+
+    /// Asks diskd over its control socket.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply> {
+        let stream = self.control.as_mut().context("only diskd can be asked")?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        let mut answer = String::new();
+        BufReader::new(&*stream).read_line(&mut answer)?;
+        match serde_json::from_str(&answer).context("diskd's answer makes no sense")? {
+            Reply::Refused { problem } => Err(problem.into()),
+            reply => Ok(reply),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(command: &mut Command, name: &str) -> Result<Child> {
+    // SAFETY: the closure only makes a system call.
+    unsafe {
+        // No server outlives this program, however that ends.
+        command.pre_exec(|| check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map(drop));
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))
+}
+
+/// Has `command` inherit `sockets` from descriptor 3 on.
+fn inherit(command: &mut Command, sockets: &[OwnedFd]) {
+    let numbers: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let above = FIRST + RawFd::try_from(numbers.len()).unwrap_or(0);
+    // SAFETY: the closure only makes system calls, on descriptors that are open in the child. They are
+    // first moved out of the way of the numbers that are wanted.
+    unsafe {
+        command.pre_exec(move || {
+            let mut moved = [0; 8];
+            for (slot, number) in moved.iter_mut().zip(&numbers) {
+                *slot = check(libc::fcntl(*number, libc::F_DUPFD_CLOEXEC, above))?;
+            }
+            for (wanted, number) in (FIRST..above).zip(moved) {
+                check(libc::dup2(number, wanted))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
