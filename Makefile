@@ -8,6 +8,9 @@ SHELL := /bin/bash
 # rustup installs where only a new login looks.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
+# Everything that is built lies in target/, which `clean` deletes.
+unexport CARGO_TARGET_DIR
+
 # Demo and tests share one build; only the benchmarks are worth an optimized second one.
 CARGO_FLAGS := --locked
 
