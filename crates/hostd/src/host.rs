@@ -9,17 +9,19 @@ use jiff::Timestamp;
 use model::{Bytes, Code, Problem, VmId, VmName};
 use replica::client::PeerClient;
 use replica::identity::Identity;
+use replica::standing::{self, Role, Standing};
 use replica::trust::Trust;
 use tokio::sync::OnceCell;
 
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
 use crate::settings::Settings;
+use crate::twin::Store;
 use crate::vm::create;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
 use crate::vm::supervisor::Programs;
-use crate::vm::{Home, Vm};
+use crate::vm::{Home, Vm, takeover};
 
 /// Everything that belongs to this polluxd.
 #[derive(Debug)]
@@ -108,6 +110,40 @@ impl Host {
             if let Err(problem) = opened {
                 tracing::error!(folder = %path.display(), %problem, "left out");
             }
+        }
+        for path in folders(&self.layout.replicas())? {
+            if let Err(problem) = self.open_twin(&path).await {
+                tracing::error!(folder = %path.display(), %problem, "left out");
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a twin, what a failover made of it, and the copy that a test failover made.
+    async fn open_twin(self: &Arc<Self>, path: &Path) -> Result<(), Problem> {
+        create::sweep(path).map_err(|error| Problem::failed(path.display().to_string(), &error))?;
+        let received = VmFolder::read(path)?;
+        let standing = Standing::load(&path.join(standing::FILE))
+            .map_err(|error| Problem::failed(received.thing(), &error))?;
+        let failed_over = standing.is_some_and(|standing| standing.role == Role::FailedOver);
+        let machine = if failed_over {
+            Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
+        } else {
+            takeover::tidy(path, &Store::new(path, received.thing()))?;
+            None
+        };
+        let spec = machine
+            .as_ref()
+            .map_or(received.spec, |machine| machine.spec.clone());
+        self.open_home(Home {
+            path: path.to_owned(),
+            spec,
+            machine,
+        })
+        .await?;
+        let test = path.join(takeover::TEST);
+        if test.exists() {
+            self.open_vm(VmFolder::read(&test)?).await?;
         }
         Ok(())
     }
@@ -279,7 +315,7 @@ impl Host {
             u64::try_from(vms.iter().filter(|view| test(view)).count()).unwrap_or(u64::MAX)
         };
         let promised = self.ledger.promised();
-        let replicas = count(&|view| view.standing.role != replica::standing::Role::Primary);
+        let replicas = count(&|view| view.standing.role != Role::Primary);
         Ok(api::HostStatus {
             name: self.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -15,6 +15,7 @@
 //! polluxd may be killed at any instant: guests, diskds and vmds run on, and the next polluxd
 //! adopts them. What must outlive it is written durably before anything rests on it.
 
+mod health;
 pub mod host;
 pub mod http;
 pub mod layout;
@@ -24,6 +25,7 @@ mod partner;
 mod receive;
 mod serve;
 mod settings;
+mod twin;
 mod vm;
 
 pub use serve::{Options, serve};

@@ -40,3 +40,30 @@ pub(crate) fn without_answer(error: &LinkError, word: Option<Override>) -> Evide
         (LinkError::Refused(problem), None) => Evidence::Refused(problem.clone()),
     }
 }
+
+/// Asks the primary to give up the right to run the VM for the lineage that was prepared.
+///
+/// A person's word counts when the primary does not answer, or does not give way for a reason
+/// other than that the VM runs there: then it is not the answer that is missing.
+pub(crate) async fn stand_down(host: &Host, view: &View, word: Option<Override>) -> Evidence {
+    let (Some(relation), Some(attempt)) = (&view.relation, &view.standing.attempt) else {
+        return word.map_or(Evidence::Unasked, Evidence::Override);
+    };
+    let link = PeerLink::new(
+        host.client(&relation.partner),
+        view.home.spec.id,
+        relation.id,
+    );
+    let error = match link.stand_down(attempt, PROBE_LIMIT).await {
+        Ok(answer) => return Evidence::StoodDown(answer.term),
+        Err(error) => error,
+    };
+    if let LinkError::Refused(_) = error {
+        if let Ok(says) = link.standing(&view.standing.lineage, PROBE_LIMIT).await {
+            if says.runs {
+                return Evidence::Says(says);
+            }
+        }
+    }
+    without_answer(&error, word)
+}

@@ -1,10 +1,18 @@
-//! The replica endpoint.
+//! The replica endpoint: polluxd as the host of other hosts' twins.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use journal::{Header, Journal, Retention, Room};
+use model::{Bytes, Code, Lineage, Problem, VmId};
+use replica::host::{Principal, Relation, ReplicaHost, Shelf};
+use replica::standing::Role;
+use replica::wire::{Enrol, PartnerStanding};
 use tokio::net::TcpListener;
 
 use crate::host::Host;
+use crate::twin;
+use crate::vm::{Home, Message, Vm};
 
 /// Serves peers until `shutdown`.
 pub(crate) async fn serve(
@@ -21,13 +29,203 @@ pub(crate) async fn serve(
         }
     };
     let limits = replica::tls::Limits::default();
-    replica::tls::serve(
-        listener,
-        config,
-        trust,
-        axum::Router::new(),
-        limits,
-        shutdown,
-    )
-    .await;
+    let router = replica::receiver::router(Arc::new(Twins(host)));
+    replica::tls::serve(listener, config, trust, router, limits, shutdown).await;
+}
+
+struct Twins(Arc<Host>);
+
+impl Twins {
+    fn vm(&self, id: VmId) -> Result<Vm, Problem> {
+        self.0.vm(id).ok_or_else(|| {
+            Problem::new(
+                Code::NotFound,
+                format!("VM {id}"),
+                "does not exist on this host",
+                "",
+            )
+        })
+    }
+
+    fn store(&self, id: VmId) -> Result<(Vm, twin::Store), Problem> {
+        let vm = self.vm(id)?;
+        match vm.store.clone() {
+            Some(store) => Ok((vm, store)),
+            None => {
+                let reason = "is no replica on this host";
+                Err(Problem::new(Code::Conflict, vm.view().thing(), reason, ""))
+            }
+        }
+    }
+}
+
+impl ReplicaHost for Twins {
+    type Receipts = Journal;
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    async fn enrol(&self, principal: &Principal, vm: VmId, enrol: Enrol) -> Result<(), Problem> {
+        let host = &self.0;
+        let trusted = host.trust.get(&principal.name)?;
+        if !trusted.peer.may_replicate_here {
+            let thing = format!("host `{}`", principal.name);
+            let reason = format!("may not replicate to host `{}`", host.name());
+            return Err(Problem::new(Code::Forbidden, thing, reason, ""));
+        }
+        if enrol.spec.id != vm {
+            let reason = "names two VMs";
+            return Err(Problem::new(Code::Invalid, "the request", reason, ""));
+        }
+        if let Some(known) = host.vm(vm) {
+            let view = known.view();
+            let same = view.relation.as_ref().is_some_and(|relation| {
+                relation.id == enrol.relationship && relation.partner == principal.name
+            });
+            if same {
+                return Ok(());
+            }
+            return Err(Problem::new(
+                Code::Conflict,
+                view.thing(),
+                format!("exists already on host `{}`", host.name()),
+                "Delete it there first, if it is not wanted any more",
+            ));
+        }
+        let _reserved = host.reserve(&enrol.spec.name)?;
+        let (replicas, partner) = (host.layout.replicas(), principal.name.clone());
+        let made = tokio::task::spawn_blocking(move || twin::make(&replicas, &partner, &enrol));
+        let (path, spec) = made
+            .await
+            .map_err(|error| Problem::failed("polluxd", &error))??;
+        let home = Home {
+            path,
+            spec,
+            machine: None,
+        };
+        host.open_home(home).await?;
+        tracing::info!(%vm, peer = principal.name, "is received from now on");
+        Ok(())
+    }
+
+    async fn relation(&self, vm: VmId) -> Option<Relation> {
+        let view = self.0.vm(vm)?.view();
+        let relation = view.relation?;
+        Some(Relation {
+            id: relation.id,
+            partner: relation.partner,
+            role: view.standing.role,
+            incoming: twin::journal_folder(&view.home.path).join(Journal::INCOMING),
+        })
+    }
+
+    async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
+        let theirs = theirs.clone();
+        let ask = |answer| Message::Contact { theirs, answer };
+        self.vm(vm)?.ask(ask).await
+    }
+
+    async fn stand_down(&self, vm: VmId, asked: &Lineage) -> Result<(), Problem> {
+        let asked = asked.clone();
+        let ask = |answer| Message::StandDown { asked, answer };
+        self.vm(vm)?.ask(ask).await
+    }
+
+    async fn admit(&self, vm: VmId, len: u64) -> Result<(), Problem> {
+        let (vm, store) = self.store(vm)?;
+        let view = vm.view();
+        let partner = view
+            .relation
+            .as_ref()
+            .map(|relation| relation.partner.clone());
+        let limit = partner
+            .as_ref()
+            .and_then(|partner| self.0.trust.get(partner).ok())
+            .and_then(|trusted| trusted.peer.store_limit);
+        let others: Vec<twin::Store> = self
+            .0
+            .vms()
+            .into_iter()
+            .filter(|other| other.id != vm.id)
+            .filter(|other| {
+                let relation = other.view().relation;
+                relation.map(|relation| relation.partner) == partner
+            })
+            .filter_map(|other| other.store)
+            .collect();
+        let reserve = self.0.settings.store_reserve;
+        let name = self.0.name().to_owned();
+        let checked = tokio::task::spawn_blocking(move || {
+            let limit = limit.map(|limit| remaining(limit, &others)).transpose()?;
+            let room = Room { limit, reserve };
+            store.with(|journal| {
+                journal.would_fit(Bytes(len), room).map_err(|error| {
+                    let way_out = format!(
+                        "Make room in the replica store of host `{name}`, or raise the limit there"
+                    );
+                    Problem::new(Code::Full, view.thing(), chain(&error), way_out)
+                })
+            })
+        });
+        checked
+            .await
+            .map_err(|error| Problem::failed("polluxd", &error))?
+    }
+
+    async fn shelf(&self, vm: VmId) -> Result<Shelf<Journal>, Problem> {
+        let (vm, store) = self.store(vm)?;
+        let opened = tokio::task::spawn_blocking(move || store.shelf(|| vm.view().standing.role));
+        opened
+            .await
+            .map_err(|error| Problem::failed("polluxd", &error))?
+    }
+
+    fn received(&self, vm: VmId, header: &Header, file_len: u64) {
+        let Ok((vm, store)) = self.store(vm) else {
+            return;
+        };
+        vm.received.fetch_add(file_len, Ordering::Relaxed);
+        tracing::debug!(vm = %vm.id, content = ?header.content, file_len, "received");
+        if header.point().is_none() || vm.view().standing.role != Role::Replica {
+            return;
+        }
+        let retention = Retention {
+            count: Some(self.0.settings.points),
+            age: None,
+        };
+        tokio::task::spawn_blocking(move || {
+            if let Err(problem) = store.retain(&retention) {
+                tracing::error!(vm = %vm.id, %problem, "points are not merged");
+            }
+        });
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<(), Problem> {
+        self.vm(vm)?.ask(|answer| Message::Removed { answer }).await
+    }
+}
+
+/// What is left of a peer's limit for one of its twins. Blocking.
+fn remaining(limit: Bytes, others: &[twin::Store]) -> Result<Bytes, Problem> {
+    let mut left = limit.0;
+    for other in others {
+        let taken = other.with(|journal| {
+            let taken = journal.committed_len();
+            taken.map_err(|error| Problem::failed("replica store", &error))
+        })?;
+        left = left.saturating_sub(taken.0);
+    }
+    Ok(Bytes(left))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
 }

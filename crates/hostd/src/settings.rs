@@ -18,6 +18,10 @@ pub struct Settings {
     /// Most memory for old content saved before a guest write, per disk; past it a cycle of
     /// replication is abandoned and its changes go with the next.
     pub copy_budget: Bytes,
+    /// Space of the replica store's file system that stays free.
+    pub store_reserve: Bytes,
+    /// Points that are kept of each twin.
+    pub points: u32,
 }
 
 impl Default for Settings {
@@ -25,6 +29,8 @@ impl Default for Settings {
         Self {
             memory_reserve: Bytes(512 << 20),
             copy_budget: Bytes(64 << 20),
+            store_reserve: Bytes(1 << 30),
+            points: 720,
         }
     }
 }

@@ -2,7 +2,10 @@
 
 mod body;
 mod console;
+mod failover;
 mod hosts;
+mod points;
+mod replication;
 mod vms;
 
 use std::sync::Arc;
@@ -30,6 +33,28 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/kill", post(vms::kill))
         .route("/v1/vms/{vm}/console", get(console::attach))
         .route("/v1/vms/{vm}/serial-log", get(console::log))
+        .route("/v1/replications", get(replication::list))
+        .route(
+            "/v1/vms/{vm}/replication",
+            get(replication::show)
+                .put(replication::enable)
+                .delete(replication::disable),
+        )
+        .route(
+            "/v1/vms/{vm}/replication/suspend",
+            post(replication::suspend),
+        )
+        .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
+        .route("/v1/vms/{vm}/points", get(points::list))
+        .route(
+            "/v1/vms/{vm}/points/{point}/disks/{disk}",
+            get(points::disk),
+        )
+        .route("/v1/vms/{vm}/failover", post(failover::start))
+        .route(
+            "/v1/vms/{vm}/test-failover",
+            post(failover::test).delete(failover::stop_test),
+        )
         .fallback(nothing)
         .method_not_allowed_fallback(not_like_that)
         .with_state(host)

@@ -127,6 +127,15 @@ pub(super) async fn kill(
 
 pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
     let vm = host.find(&vm)?;
+    if let Some(copy) = super::failover::test_of(&host, &vm) {
+        let (thing, reason) = if copy.id == vm.id {
+            (vm.view().thing(), "was made by a test failover")
+        } else {
+            (vm.view().thing(), "has a test failover")
+        };
+        let way_out = "End that with `pollux failover stop-test`";
+        return Err(Problem::new(Code::Conflict, thing, reason, way_out).into());
+    }
     vm.ask(|answer| Message::Delete { answer }).await?;
     Ok(Json(()))
 }

@@ -16,11 +16,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use model::{Code, Lineage, Problem, VmId, VmSpec, VmState};
+use model::{Code, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use replica::report::LinkReport;
 use replica::run::Evidence;
-use replica::standing::{self, Override, Standing};
+use replica::standing::{self, Override, Role, Standing};
 use replica::wire::PartnerStanding;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,10 +32,12 @@ use super::create;
 use super::folder::{self, VmFolder};
 use super::launch::{Guest, Launch};
 use super::relation::Relation;
+use super::replicate::Driver;
 use super::state::{self, Act, Event, Wish};
 use super::supervisor::{GuestRecord, Supervisor, describe};
 use crate::host::Host;
 use crate::partner;
+use crate::twin::Store;
 
 /// Wishes that wait in a mailbox; whoever sends more waits.
 const MAILBOX: usize = 32;
@@ -67,11 +71,42 @@ pub(crate) enum Message {
     },
     /// The partner wants to open this lineage.
     StandDown { asked: Lineage, answer: Answer },
+    /// The partner runs the VM in this lineage.
+    Superseded { lineage: Lineage, answer: Answer },
+    /// Replicate to `peer`; answered when it agreed.
+    Enable {
+        peer: String,
+        every_s: u32,
+        answer: Answer,
+    },
+    /// End the relationship here, and at the partner if it can be reached.
+    Disable { answer: Answer },
+    /// The partner ended the relationship.
+    Removed { answer: Answer },
+    /// Send nothing, or go on.
+    Suspend { suspended: bool, answer: Answer },
+    /// Start the twin; answered when the guest runs.
+    Failover {
+        point: PointId,
+        /// A person's word that the primary cannot be running.
+        word: Option<Override>,
+        answer: Answer,
+    },
+    /// Make a VM above a point, beside the twin; answered with its folder.
+    Test {
+        point: PointId,
+        answer: Answer<VmFolder>,
+    },
 }
 
 /// What a spawned task came to.
-enum Happening {
+pub(super) enum Happening {
+    /// For a start, or for a takeover that was prepared.
     Evidence(Evidence),
+    /// The peer agreed to be the replica, or did not.
+    Enrolled(Result<(), Problem>),
+    /// The driver ended and the partner was told.
+    Disabled(Answer),
     Launched(Result<Guest, Problem>),
     Gone {
         pid: u32,
@@ -102,12 +137,23 @@ pub(crate) struct View {
     pub(crate) guest: Option<GuestRecord>,
     pub(crate) standing: Standing,
     pub(crate) relation: Option<Relation>,
+    /// What the driver tells, on the primary while it runs.
+    pub(crate) report: Option<watch::Receiver<LinkReport>>,
+    /// The longest hold-up of the guest by a cut, in microseconds.
+    pub(crate) pause_us: Arc<AtomicU64>,
 }
 
 impl View {
     /// For messages: ``VM `web` ``.
     pub(crate) fn thing(&self) -> String {
         folder::thing(self.home.spec.name.as_str())
+    }
+
+    /// Whether its changes are sent to a twin, so that its disks are served while it is off too.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.relation.is_some()
+            && self.standing.role == Role::Primary
+            && self.standing.stood_down.is_none()
     }
 }
 
@@ -120,6 +166,10 @@ pub(crate) struct Vm {
     pub(crate) supervisor: Supervisor,
     /// QEMU serves one console at a time.
     pub(crate) console: Arc<tokio::sync::Mutex<()>>,
+    /// The journal, of a twin.
+    pub(crate) store: Option<Store>,
+    /// Bytes of segments received since polluxd started.
+    pub(crate) received: Arc<AtomicU64>,
 }
 
 impl Vm {
@@ -161,7 +211,8 @@ impl Vm {
                 )
             })?;
         let relation = Relation::read(&home.path)?;
-        let supervisor = Supervisor::new(thing, host.layout.run_of(id));
+        let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
+        let store = (standing.role != Role::Primary).then(|| Store::new(&home.path, thing));
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (happen, happenings) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {
@@ -171,6 +222,8 @@ impl Vm {
             guest: None,
             standing,
             relation,
+            report: None,
+            pause_us: Arc::default(),
         });
         let mut owner = Owner {
             host,
@@ -184,8 +237,13 @@ impl Vm {
             stopping: Vec::new(),
             deadline: None,
             killing: Vec::new(),
+            me: mailbox.clone(),
+            store: store.clone(),
+            driver: None,
+            enabling: None,
         };
         owner.adopt().await;
+        owner.drive();
         tokio::spawn(owner.run(mail, happenings));
         Ok(Self {
             id,
@@ -193,20 +251,31 @@ impl Vm {
             view,
             supervisor,
             console: Arc::default(),
+            store,
+            received: Arc::default(),
         })
     }
 }
 
-struct Owner {
-    host: Arc<Host>,
-    id: VmId,
-    supervisor: Supervisor,
+/// The state of the owner's task. How relationships and failovers change it stands in
+/// [`super::replicate`] and [`super::takeover`].
+pub(super) struct Owner {
+    pub(super) host: Arc<Host>,
+    pub(super) id: VmId,
+    pub(super) supervisor: Supervisor,
     seen: watch::Sender<View>,
     happen: mpsc::Sender<Happening>,
+    /// For those who report to the owner.
+    pub(super) me: mpsc::Sender<Message>,
+    /// The journal, of a twin.
+    pub(super) store: Option<Store>,
+    pub(super) driver: Option<Driver>,
+    /// Who waits for the peer's agreement.
+    pub(super) enabling: Option<Answer>,
     guest: Option<Guest>,
     /// Ends a launch before it is done.
     cancel: Option<oneshot::Sender<()>>,
-    starting: Vec<Answer>,
+    pub(super) starting: Vec<Answer>,
     stopping: Vec<Answer>,
     /// Until then the guest may shut itself down.
     deadline: Option<Instant>,
@@ -243,23 +312,23 @@ impl Owner {
         }
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         self.seen.borrow().clone()
     }
 
-    fn state(&self) -> VmState {
+    pub(super) fn state(&self) -> VmState {
         self.seen.borrow().state
     }
 
-    fn thing(&self) -> String {
+    pub(super) fn thing(&self) -> String {
         self.seen.borrow().thing()
     }
 
-    fn show(&self, change: impl FnOnce(&mut View)) {
+    pub(super) fn show(&self, change: impl FnOnce(&mut View)) {
         self.seen.send_modify(change);
     }
 
-    fn enter(&self, next: VmState) {
+    pub(super) fn enter(&self, next: VmState) {
         let now = self.state();
         if now == next {
             return;
@@ -269,7 +338,7 @@ impl Owner {
         self.show(|view| view.state = next);
     }
 
-    fn spawn(&self, work: impl Future<Output = Happening> + Send + 'static) {
+    pub(super) fn spawn(&self, work: impl Future<Output = Happening> + Send + 'static) {
         let happen = self.happen.clone();
         tokio::spawn(async move {
             // Fails only when the owner has ended.
@@ -289,6 +358,29 @@ impl Owner {
             }
             Message::StandDown { asked, answer } => {
                 let _ = answer.send(self.stand_down(&asked));
+            }
+            Message::Superseded { lineage, answer } => {
+                let _ = answer.send(self.superseded(&lineage).await);
+            }
+            Message::Enable {
+                peer,
+                every_s,
+                answer,
+            } => self.enable(&peer, every_s, answer),
+            Message::Disable { answer } => self.disable(answer),
+            Message::Removed { answer } => {
+                let _ = answer.send(self.removed());
+            }
+            Message::Suspend { suspended, answer } => {
+                let _ = answer.send(self.suspend(suspended));
+            }
+            Message::Failover {
+                point,
+                word,
+                answer,
+            } => self.failover(point, word, answer),
+            Message::Test { point, answer } => {
+                let _ = answer.send(self.test(point));
             }
         }
         false
@@ -343,7 +435,12 @@ impl Owner {
         if self.state() != VmState::Starting {
             return;
         }
-        let launch = self.decide(evidence).and_then(|()| self.plan());
+        let decided = if self.seen.borrow().standing.attempt.is_some() {
+            self.take_over(evidence)
+        } else {
+            self.decide(evidence)
+        };
+        let launch = decided.and_then(|()| self.plan());
         let launch = match launch {
             Ok(launch) => launch,
             Err(problem) => return self.start_failed(problem),
@@ -408,9 +505,10 @@ impl Owner {
         })
     }
 
-    fn start_failed(&mut self, problem: Problem) {
+    pub(super) fn start_failed(&mut self, problem: Problem) {
         self.cancel = None;
         self.host.ledger.release(self.id);
+        self.forget_attempt();
         tracing::warn!(vm = %self.id, %problem, "not started");
         self.show(|view| view.trouble = Some(problem.reason.clone()));
         for answer in self.starting.drain(..) {
@@ -419,16 +517,25 @@ impl Owner {
         self.settle();
     }
 
-    /// The guest is gone: nothing of a VM runs while it is off, unless it is replicated.
-    fn settle(&self) {
-        let keep = self.seen.borrow().relation.is_some();
+    /// Sees to it that nothing of a VM runs while it is off, unless its changes are sent.
+    pub(super) fn settle(&self) {
+        let view = self.view();
         let supervisor = self.supervisor.clone();
+        let host = Arc::clone(&self.host);
         let vm = self.id;
         self.spawn(async move {
-            if !keep {
-                if let Err(problem) = supervisor.shut_down().await {
-                    tracing::error!(%vm, %problem, "cannot end the supervisor");
+            let done = match view.home.machine.as_ref().filter(|_| view.is_sent()) {
+                Some(machine) => {
+                    let term = view.standing.lineage.current().number;
+                    let budget = host.settings.copy_budget;
+                    let ensured = supervisor.ensure(&host.programs, machine, term, budget);
+                    ensured.await.map(drop)
                 }
+                None if view.guest.is_some() => Ok(()),
+                None => supervisor.shut_down().await,
+            };
+            if let Err(problem) = done {
+                tracing::error!(%vm, %problem, "its processes are not as they should be");
             }
             Happening::Settled
         });
@@ -538,7 +645,7 @@ impl Owner {
     }
 
     /// Stores a standing durably, if it differs, before anything rests on it.
-    fn store(&self, next: Standing) -> Result<(), Problem> {
+    pub(super) fn store(&self, next: Standing) -> Result<(), Problem> {
         let view = self.seen.borrow();
         if view.standing == next {
             return Ok(());
@@ -562,7 +669,7 @@ impl Owner {
     }
 
     /// Holds the guest still at once; it was succeeded.
-    async fn gate(&mut self) {
+    pub(super) async fn gate(&mut self) {
         let Some(guest) = &self.guest else {
             if let Some(cancel) = self.cancel.take() {
                 let _ = cancel.send(());
@@ -600,7 +707,18 @@ impl Owner {
         let runs = view.state != VmState::Off;
         self.store(view.standing.stand_down(&view.thing(), asked, runs)?)?;
         tracing::info!(vm = %self.id, "stood down for its partner");
+        self.stop_driver();
+        self.settle();
         Ok(())
+    }
+
+    async fn superseded(&mut self, lineage: &Lineage) -> Result<(), Problem> {
+        let view = self.view();
+        let met = view.standing.superseded(&view.thing(), lineage)?;
+        if met.gate {
+            self.gate().await;
+        }
+        self.store(met.standing)
     }
 
     async fn happened(&mut self, happening: Happening) {
@@ -610,6 +728,10 @@ impl Owner {
             Happening::Launched(Err(problem)) => self.start_failed(problem),
             Happening::Gone { pid, status } => self.gone(pid, status),
             Happening::Settled => self.settled(),
+            Happening::Enrolled(agreed) => self.enrolled(agreed),
+            Happening::Disabled(answer) => {
+                let _ = answer.send(self.disabled());
+            }
         }
     }
 
@@ -662,7 +784,8 @@ impl Owner {
     }
 
     fn settled(&mut self) {
-        if self.guest.is_some() {
+        // A guest that was started meanwhile tells of itself.
+        if self.guest.is_some() || self.state() == VmState::Starting && self.cancel.is_some() {
             return;
         }
         self.enter(state::after(self.state(), Event::Gone));
@@ -683,7 +806,7 @@ impl Owner {
         };
         let view = self.view();
         let Some((machine, pid)) = view.home.machine.as_ref().zip(status.guest) else {
-            return self.settle();
+            return;
         };
         let paths = self.supervisor.qemu_paths(machine);
         let qmp = match qemu::Qmp::connect(&paths.qmp, ADOPT_LIMIT).await {
@@ -715,7 +838,7 @@ impl Owner {
     }
 }
 
-fn refuse<T>(answer: Answer<T>, problem: Problem) {
+pub(super) fn refuse<T>(answer: Answer<T>, problem: Problem) {
     // Fails only when nobody waits for it any more.
     let _ = answer.send(Err(problem));
 }

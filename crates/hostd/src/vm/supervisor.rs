@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig};
@@ -25,6 +26,7 @@ use jiff::Timestamp;
 use model::{Bytes, Code, Problem};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
 use vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
@@ -86,12 +88,18 @@ pub(crate) struct GuestRecord {
 pub(crate) struct Supervisor {
     thing: String,
     run: PathBuf,
+    /// Held while it is started or ended, so that it is done once at a time.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Supervisor {
     /// The supervisor whose files lie in the run folder `run`.
     pub(crate) fn new(thing: String, run: PathBuf) -> Self {
-        Self { thing, run }
+        Self {
+            thing,
+            run,
+            changing: Arc::default(),
+        }
     }
 
     /// The run folder.
@@ -151,7 +159,7 @@ impl Supervisor {
             if same || status.guest.is_some() {
                 return Ok(status);
             }
-            self.shut_down().await?;
+            self.end().await?;
         }
         for (path, text) in &wanted {
             durable::replace(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
@@ -233,6 +241,11 @@ impl Supervisor {
 
     /// Ends everything; diskd makes its disks durable first. No error if nothing runs.
     pub(crate) async fn shut_down(&self) -> Result<(), Problem> {
+        let _alone = self.changing.lock().await;
+        self.end().await
+    }
+
+    async fn end(&self) -> Result<(), Problem> {
         let lines = match Lines::connect(&self.control(), MAX_LINE).await {
             Ok(lines) => lines,
             Err(LineError::Io { source, .. }) if nobody(&source) => return Ok(()),

@@ -1,0 +1,271 @@
+//! A twin: what this host keeps of another host's VM.
+//!
+//! ```text
+//!   replicas/UUID/
+//!     vm.toml            as received
+//!     standing.toml replication.toml
+//!     journal/           base, segments, index
+//!     failover/  test/   VMs above a pinned point
+//! ```
+//!
+//! The journal is open while this host is the replica: on the [`Shelf`], where the receiver
+//! commits. After a failover it is opened for the moment when something is wanted of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use journal::{Begun, DiskExtent, Journal, PointInfo, Retention};
+use model::{Code, PointId, Problem, VmSpec};
+use replica::host::Shelf;
+use replica::standing::{self, Role, Standing};
+use replica::wire::Enrol;
+
+use crate::vm::View;
+use crate::vm::create::{no_space_or, publish};
+use crate::vm::folder::{VmFolder, thing};
+use crate::vm::relation::Relation;
+
+/// Folder of the journal in a twin's home.
+pub(crate) fn journal_folder(home: &Path) -> PathBuf {
+    home.join("journal")
+}
+
+/// Makes the folder of a twin below `replicas`, durably, whole or not at all.
+pub(crate) fn make(
+    replicas: &Path,
+    partner: &str,
+    enrol: &Enrol,
+) -> Result<(PathBuf, VmSpec), Problem> {
+    let spec = enrol.spec.clone();
+    let thing = thing(spec.name.as_str());
+    let disks = extents(&thing, &spec, enrol)?;
+    let temporary = replicas.join(format!(".new-{}", spec.id));
+    if temporary.exists() {
+        std::fs::remove_dir_all(&temporary).map_err(|error| no_space_or(&thing, &error))?;
+    }
+    durable::create_folder(&temporary).map_err(|error| no_space_or(&thing, &error))?;
+    let made = fill(&temporary, partner, enrol, &disks).and_then(|()| {
+        let home = replicas.join(spec.id.to_string());
+        publish(&temporary, &home).map_err(|error| no_space_or(&thing, &error))?;
+        Ok(home)
+    });
+    match made {
+        Ok(home) => Ok((home, spec)),
+        Err(problem) => {
+            // What cannot be removed now goes at the next start.
+            let _ = std::fs::remove_dir_all(&temporary);
+            Err(problem)
+        }
+    }
+}
+
+fn fill(folder: &Path, partner: &str, enrol: &Enrol, disks: &[DiskExtent]) -> Result<(), Problem> {
+    let thing = thing(enrol.spec.name.as_str());
+    let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
+    let received = VmFolder {
+        path: folder.to_owned(),
+        spec: enrol.spec.clone(),
+        origin: None,
+    };
+    received
+        .write()
+        .map_err(|error| no_space_or(&thing, &error))?;
+    Journal::create(&journal_folder(folder), enrol.spec.id, disks, enrol.seed)
+        .map_err(|error| failed(&error))?;
+    Relation::new(
+        enrol.relationship,
+        partner,
+        enrol.frequency_s,
+        enrol.seed,
+        enrol.disks.clone(),
+    )
+    .write(folder)
+    .map_err(|error| no_space_or(&thing, &error))?;
+    Standing::replica(partner, enrol.lineage.clone())
+        .store(&folder.join(standing::FILE))
+        .map_err(|error| failed(&error))
+}
+
+/// The replicated disks with their sizes.
+fn extents(thing: &str, spec: &VmSpec, enrol: &Enrol) -> Result<Vec<DiskExtent>, Problem> {
+    let size_of = |id| spec.disks.iter().find(|disk| disk.id == id);
+    enrol
+        .disks
+        .iter()
+        .map(|id| {
+            let disk = size_of(*id).ok_or_else(|| {
+                let reason = format!("is to be replicated with {id:?}, which it does not have");
+                Problem::new(Code::Invalid, thing, reason, "")
+            })?;
+            Ok(DiskExtent {
+                id: disk.id,
+                size: disk.size,
+            })
+        })
+        .collect()
+}
+
+/// The journal of one twin.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    folder: PathBuf,
+    thing: String,
+    shelf: Shelf<Journal>,
+    /// Held while points are merged, so that it is done once at a time.
+    merging: Arc<Mutex<()>>,
+}
+
+impl Store {
+    /// The journal in the folder of the twin whose home is `home`; not opened yet.
+    pub(crate) fn new(home: &Path, thing: String) -> Self {
+        Self {
+            folder: journal_folder(home),
+            thing,
+            shelf: Shelf::default(),
+            merging: Arc::default(),
+        }
+    }
+
+    /// The journal's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Journal>> {
+        // A journal that a panic left half changed notices that itself when it is used next.
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Result<Journal, Problem> {
+        Journal::open(&self.folder).map_err(|error| Problem::failed(&self.thing, &error))
+    }
+
+    /// The shelf with the journal on it, while this host is the replica. Blocking.
+    pub(crate) fn shelf(&self, role: impl FnOnce() -> Role) -> Result<Shelf<Journal>, Problem> {
+        let mut shelf = self.lock();
+        // Looked at under the lock: whoever takes over holds it while the role changes.
+        if shelf.is_none() && role() == Role::Replica {
+            *shelf = Some(self.open()?);
+        }
+        drop(shelf);
+        Ok(Arc::clone(&self.shelf))
+    }
+
+    /// Does something with the journal, wherever it is. Blocking.
+    pub(crate) fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Journal) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let mut shelf = self.lock();
+        match shelf.as_mut() {
+            Some(journal) => work(journal),
+            None => work(&mut self.open()?),
+        }
+    }
+
+    /// Changes the role while nothing can be committed; afterwards nothing is on the shelf, if
+    /// it was changed. Blocking.
+    pub(crate) fn take_over(
+        &self,
+        change: impl FnOnce() -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let mut shelf = self.lock();
+        change()?;
+        *shelf = None;
+        Ok(())
+    }
+
+    /// The points, the oldest first. Blocking.
+    pub(crate) fn points(&self) -> Result<Vec<PointInfo>, Problem> {
+        self.with(|journal| Ok(journal.points()))
+    }
+
+    /// The point that a person means: `latest`, or as it is printed.
+    pub(crate) fn find(&self, wanted: &str) -> Result<PointId, Problem> {
+        let points = self.points()?;
+        let Some(latest) = points.last() else {
+            return Err(Problem::new(
+                Code::NotFound,
+                &self.thing,
+                "has no recovery point yet: its initial replication is not complete",
+                "`pollux replication status` shows how far it is",
+            ));
+        };
+        if wanted == "latest" {
+            return Ok(latest.id);
+        }
+        let mut matching = points.iter().filter(|point| point.id.to_string() == wanted);
+        match (matching.next(), matching.next()) {
+            (Some(point), None) => Ok(point.id),
+            _ => Err(Problem::new(
+                Code::NotFound,
+                format!("point `{wanted}` of {}", self.thing),
+                "does not exist on this host",
+                "`pollux point list` shows the points, and `latest` is the newest",
+            )),
+        }
+    }
+
+    /// Keeps a point for `reason`, durably. Blocking.
+    pub(crate) fn pin(&self, point: PointId, reason: &str) -> Result<(), Problem> {
+        self.with(|journal| {
+            journal
+                .pin(point, reason)
+                .map_err(|error| Problem::failed(&self.thing, &error))
+        })
+    }
+
+    /// Keeps it no longer, durably. Blocking.
+    pub(crate) fn unpin(&self, point: PointId, reason: &str) -> Result<(), Problem> {
+        self.with(|journal| {
+            journal
+                .unpin(point, reason)
+                .map_err(|error| Problem::failed(&self.thing, &error))
+        })
+    }
+
+    /// Merges what `retention` does not keep into the base. The journal takes points in
+    /// meanwhile. Blocking.
+    pub(crate) fn retain(&self, retention: &Retention) -> Result<(), Problem> {
+        let Ok(_alone) = self.merging.try_lock() else {
+            return Ok(());
+        };
+        let failed = |error| Problem::failed(&self.thing, &error);
+        loop {
+            let begun = match self.lock().as_mut() {
+                Some(journal) if journal.is_over(retention, Timestamp::now()) => {
+                    journal.begin_merge().map_err(failed)?
+                }
+                _ => return Ok(()),
+            };
+            let Begun::Merge(merge) = begun else {
+                return Ok(());
+            };
+            let merged = merge.run().map_err(failed)?;
+            match self.lock().as_mut() {
+                Some(journal) => journal.finish_merge(merged).map_err(failed)?,
+                // Taken over meanwhile: the next to open it begins again.
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A refusal for what only a twin has.
+pub(crate) fn not_a_twin(view: &View) -> Problem {
+    match &view.relation {
+        Some(relation) => Problem::new(
+            Code::Conflict,
+            view.thing(),
+            format!("has its recovery points on host `{}`", relation.partner),
+            "Ask there",
+        ),
+        None => Problem::new(
+            Code::Conflict,
+            view.thing(),
+            "is no twin of another host's VM, so it has no recovery points",
+            "`pollux replication enable` makes a twin on another host",
+        ),
+    }
+}

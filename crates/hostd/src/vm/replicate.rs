@@ -1,0 +1,335 @@
+//! The owner's part in a relationship: agreeing on it, sending, ending it.
+//!
+//! ```text
+//!   enable: relation durable --> enrol at the peer --> partner in the standing --> drive
+//!   disable: driver ends --> partner told --> marks, outbox and relation forgotten
+//! ```
+//!
+//! A crash between the first two steps leaves a relationship of which the peer knows nothing:
+//! it shows as an error, and is disabled and enabled again.
+
+use std::sync::Arc;
+
+use journal::DiskExtent;
+use model::{Code, Problem, RelationshipId, ReplicationState, SeedId};
+use replica::client::PeerLink;
+use replica::driver::{self, Begin, COMMANDS, Command};
+use replica::report::LinkReport;
+use replica::source::{Plan, Progress};
+use replica::standing::Role;
+use replica::wire::Enrol;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::owner::{Answer, Happening, Owner, View, refuse};
+use super::progress;
+use super::relation::Relation;
+use super::source::{DiskdSource, Record};
+
+/// Longest time from one point to the next, in seconds.
+const MAX_EVERY: u32 = 3600;
+
+/// A running driver.
+pub(super) struct Driver {
+    commands: mpsc::Sender<Command>,
+    task: JoinHandle<()>,
+}
+
+impl Owner {
+    pub(super) fn enable(&mut self, peer: &str, every_s: u32, answer: Answer) {
+        let relation = match self.agree(peer, every_s) {
+            Ok(relation) => relation,
+            Err(problem) => return refuse(answer, problem),
+        };
+        self.enabling = Some(answer);
+        let view = self.view();
+        let client = self.host.client(peer);
+        let enrol = Enrol {
+            relationship: relation.id,
+            spec: view.home.spec.clone(),
+            disks: relation.disks.clone(),
+            frequency_s: relation.every_s,
+            seed: relation.seed,
+            lineage: view.standing.lineage.clone(),
+        };
+        let vm = self.id;
+        self.spawn(async move {
+            let asked = client.enrol(vm, &enrol).await;
+            if asked.is_err() {
+                // It may have agreed all the same: then it forgets it, if it can be reached.
+                let _ = PeerLink::new(client, vm, enrol.relationship).remove().await;
+            }
+            Happening::Enrolled(asked.map(drop).map_err(|error| error.problem().clone()))
+        });
+    }
+
+    /// Checks a new relationship and records it durably.
+    fn agree(&mut self, peer: &str, every_s: u32) -> Result<Relation, Problem> {
+        let view = self.view();
+        let thing = view.thing();
+        let refuse = |reason: String, way_out: &str| {
+            Err(Problem::new(Code::Conflict, &thing, reason, way_out))
+        };
+        if let Some(relation) = &view.relation {
+            let reason = format!("is replicated with host `{}` already", relation.partner);
+            return refuse(reason, "End that first with `pollux replication disable`");
+        }
+        let machine = match &view.home.machine {
+            Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
+                machine
+            }
+            _ => {
+                let reason = "lies above a recovery point and cannot be replicated yet".to_owned();
+                return refuse(reason, "Replicate the VM that it was made from");
+            }
+        };
+        if machine.spec.disks.is_empty() {
+            return refuse(
+                "has no disk, so there is nothing to replicate".to_owned(),
+                "",
+            );
+        }
+        if every_s == 0 || every_s > MAX_EVERY {
+            return Err(Problem::new(
+                Code::Invalid,
+                &thing,
+                format!("cannot be replicated every {every_s} s"),
+                format!("Choose 1 to {MAX_EVERY} seconds"),
+            ));
+        }
+        self.host.trust.get(peer)?;
+        let disks = machine.spec.disks.iter().map(|disk| disk.id).collect();
+        let (id, seed) = (RelationshipId::random(), SeedId::random());
+        let relation = Relation::new(id, peer, every_s, seed, disks);
+        let home = &view.home.path;
+        progress::write(home, Progress::begin(seed))?;
+        relation
+            .write(home)
+            .map_err(|error| super::create::no_space_or(&thing, &error))?;
+        self.show(|view| view.relation = Some(relation.clone()));
+        Ok(relation)
+    }
+
+    pub(super) fn enrolled(&mut self, agreed: Result<(), Problem>) {
+        let waiting = self.enabling.take();
+        let done = agreed.and_then(|()| {
+            let mut standing = self.view().standing;
+            standing.partner = self.view().relation.map(|relation| relation.partner);
+            self.store(standing)
+        });
+        let done = match done {
+            Ok(()) => {
+                tracing::info!(vm = %self.id, "replication enabled");
+                self.settle();
+                self.drive();
+                Ok(())
+            }
+            Err(problem) => {
+                // The first problem is the one that matters.
+                let _ = self.forget_relation();
+                Err(problem)
+            }
+        };
+        if let Some(answer) = waiting {
+            // Fails only when nobody waits for it any more.
+            let _ = answer.send(done);
+        }
+    }
+
+    /// Starts the driver, if there is anything to send.
+    pub(super) fn drive(&mut self) {
+        let view = self.view();
+        let Some(relation) = view.relation.clone().filter(|_| view.is_sent()) else {
+            return;
+        };
+        if self.driver.is_some() || self.enabling.is_some() {
+            return;
+        }
+        match self.begin(&view, &relation) {
+            Ok((source, begin)) => {
+                let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
+                let (commands, orders) = mpsc::channel(COMMANDS);
+                let first = ReplicationState::ReadyForInitialReplication;
+                let (reports, report) = watch::channel(LinkReport::new(first));
+                let (source, link) = (Arc::new(source), Arc::new(link));
+                let task = tokio::spawn(driver::run(source, link, begin, orders, reports));
+                self.driver = Some(Driver { commands, task });
+                self.show(|view| view.report = Some(report));
+            }
+            Err(problem) => {
+                tracing::error!(vm = %self.id, %problem, "cannot be replicated");
+                self.show(|view| view.trouble = Some(problem.to_string()));
+            }
+        }
+    }
+
+    fn begin(&self, view: &View, relation: &Relation) -> Result<(DiskdSource, Begin), Problem> {
+        let home = &view.home.path;
+        let disks = relation.disks.iter().filter_map(|id| {
+            let mut all = view.home.spec.disks.iter();
+            let disk = all.find(|disk| disk.id == *id)?;
+            Some(DiskExtent {
+                id: disk.id,
+                size: disk.size,
+            })
+        });
+        let recorded = progress::read(home)?;
+        let progress = recorded.unwrap_or_else(|| Progress::begin(relation.seed));
+        let source = DiskdSource {
+            vm: self.id,
+            thing: view.thing(),
+            socket: self.supervisor.diskd_socket(),
+            home: home.clone(),
+            relationship: relation.id,
+            lineage: view.standing.lineage.clone(),
+            disks: disks.collect(),
+            record: tokio::sync::Mutex::new(Record {
+                progress,
+                reserved: progress::reserved(home)?,
+            }),
+            owner: self.me.clone(),
+            longest_pause_us: Arc::clone(&view.pause_us),
+        };
+        let (chance, _) = self.id.0.as_u64_pair();
+        let begin = Begin {
+            plan: Plan {
+                thing: view.thing(),
+                partner: relation.partner.clone(),
+                disks: relation.disks.clone(),
+                lineage: view.standing.lineage.clone(),
+                frequency: std::time::Duration::from_secs(relation.every_s.into()),
+            },
+            progress,
+            suspended: relation.suspended,
+            chance,
+        };
+        Ok((source, begin))
+    }
+
+    /// Ends the driver; what it does at the moment it does to the end.
+    pub(super) fn stop_driver(&mut self) -> Option<JoinHandle<()>> {
+        let driver = self.driver.take()?;
+        // It also ends when the commands do.
+        let _ = driver.commands.try_send(Command::Stop);
+        self.show(|view| view.report = None);
+        Some(driver.task)
+    }
+
+    pub(super) fn suspend(&mut self, suspended: bool) -> Result<(), Problem> {
+        let view = self.view();
+        let mut relation = self.sending(&view)?;
+        relation.suspended = suspended;
+        relation
+            .write(&view.home.path)
+            .map_err(|error| super::create::no_space_or(&view.thing(), &error))?;
+        self.show(|view| view.relation = Some(relation));
+        self.drive();
+        let command = if suspended {
+            Command::Suspend
+        } else {
+            Command::Resume
+        };
+        if let Some(driver) = &self.driver {
+            driver.commands.try_send(command).map_err(|_| {
+                let reason = "is busy with earlier commands of this kind";
+                Problem::new(
+                    Code::Conflict,
+                    view.thing(),
+                    reason,
+                    "Try again in a moment",
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The relationship, if this host sends.
+    fn sending(&self, view: &View) -> Result<Relation, Problem> {
+        let refuse = |reason: &str, way_out: &str| {
+            Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
+        };
+        match &view.relation {
+            None => refuse(
+                "is not replicated",
+                "`pollux replication enable` replicates it",
+            ),
+            Some(_) if view.standing.role != Role::Primary => {
+                refuse("is received here", "Ask for that on its primary host")
+            }
+            Some(_) if self.enabling.is_some() => {
+                refuse("is being enabled for replication", "Wait for that first")
+            }
+            Some(relation) => Ok(relation.clone()),
+        }
+    }
+
+    pub(super) fn disable(&mut self, answer: Answer) {
+        let view = self.view();
+        let Some(relation) = view.relation.clone() else {
+            let problem = Problem::new(Code::Conflict, view.thing(), "is not replicated", "");
+            return refuse(answer, problem);
+        };
+        if self.enabling.is_some() {
+            let reason = "is being enabled for replication";
+            let way_out = "Wait for that first";
+            return refuse(
+                answer,
+                Problem::new(Code::Conflict, view.thing(), reason, way_out),
+            );
+        }
+        let driver = self.stop_driver();
+        let sent = view.standing.role == Role::Primary;
+        let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
+        let socket = self.supervisor.diskd_socket();
+        let vm = self.id;
+        self.spawn(async move {
+            if let Some(driver) = driver {
+                // It ends by itself; a panic was logged.
+                let _ = driver.await;
+            }
+            if sent {
+                if let Err(error) = link.remove().await {
+                    tracing::warn!(%vm, %error, "the partner was not told of the end");
+                }
+                if let Err(problem) = super::source::untrack(&socket).await {
+                    tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
+                }
+            }
+            Happening::Disabled(answer)
+        });
+    }
+
+    pub(super) fn disabled(&mut self) -> Result<(), Problem> {
+        self.forget_relation()?;
+        tracing::info!(vm = %self.id, "replication disabled");
+        self.settle();
+        Ok(())
+    }
+
+    /// The primary ended the relationship; the twin stays.
+    pub(super) fn removed(&mut self) -> Result<(), Problem> {
+        self.stop_driver();
+        self.disabled()
+    }
+
+    fn forget_relation(&mut self) -> Result<(), Problem> {
+        let view = self.view();
+        let home = &view.home.path;
+        let failed = |error: std::io::Error| Problem::failed(view.thing(), &error);
+        let outbox = DiskdSource::outbox(home);
+        if outbox.exists() {
+            std::fs::remove_dir_all(&outbox).map_err(failed)?;
+        }
+        progress::forget(home).map_err(failed)?;
+        Relation::remove(home).map_err(failed)?;
+        self.show(|view| view.relation = None);
+        // A VM that was taken over elsewhere stays stood down: ending a relationship is no word
+        // about who runs it.
+        let mut standing = view.standing.clone();
+        if standing.role == Role::Primary {
+            standing.partner = None;
+            standing.warrant = None;
+        }
+        self.store(standing)
+    }
+}

@@ -1,0 +1,306 @@
+//! The primary's side of a relationship: diskd tracks, cuts and stages; what must survive is
+//! recorded in the VM's folder.
+//!
+//! ```text
+//!   replica::driver --> DiskdSource --control socket--> diskd --> outbox/*.segment
+//!                            '--> progress.toml, sequence.toml
+//! ```
+//!
+//! The outbox is a cache: a segment is named by its number, `N.delta` or `N.seed`, and appears
+//! when it is whole. After a reboot everything is marked, so it is emptied.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes as Chunk;
+use diskd::control::{MAX_LINE, Reply, Request, Staged as DiskdStaged};
+use jiff::Timestamp;
+use journal::{Consistency, Content, DiskExtent, Header};
+use model::{Bytes, Code, Lineage, Problem, RelationshipId, Since, VmId};
+use replica::outbox;
+use replica::source::{Position, Progress, SeedPart, Source, Staged, StagedPart, Tracking};
+use replica::wire::Offer;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::owner::Message;
+use super::progress;
+use crate::lines::Lines;
+
+/// How much content a part of an initial replication holds.
+const PART: Bytes = Bytes(64 << 20);
+/// How long diskd may take for what it does at once.
+const AT_ONCE: Duration = Duration::from_secs(30);
+/// How long diskd may take to stage: a full disk's worth of reads at some 20 MB/s.
+const STAGING: Duration = Duration::from_secs(3600);
+
+/// diskd, seen by the driver of a relationship.
+#[derive(Debug)]
+pub(crate) struct DiskdSource {
+    pub(crate) vm: VmId,
+    pub(crate) thing: String,
+    /// diskd's control socket.
+    pub(crate) socket: PathBuf,
+    /// The VM's folder.
+    pub(crate) home: PathBuf,
+    pub(crate) relationship: RelationshipId,
+    pub(crate) lineage: Lineage,
+    pub(crate) disks: Vec<DiskExtent>,
+    /// What is recorded in the folder; held while it is changed.
+    pub(crate) record: Mutex<Record>,
+    pub(crate) owner: mpsc::Sender<Message>,
+    /// The longest hold-up of the guest by a cut, in microseconds.
+    pub(crate) longest_pause_us: Arc<AtomicU64>,
+}
+
+/// What is recorded in the folder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record {
+    pub(crate) progress: Progress,
+    pub(crate) reserved: u64,
+}
+
+impl DiskdSource {
+    pub(crate) fn outbox(home: &Path) -> PathBuf {
+        home.join("outbox")
+    }
+
+    async fn ask(&self, request: &Request, limit: Duration) -> Result<Reply, Problem> {
+        let failed = |error| Problem::failed(&self.thing, &error);
+        let lines = Lines::connect(&self.socket, MAX_LINE)
+            .await
+            .map_err(failed)?;
+        match lines.ask_within(limit, request).await.map_err(failed)? {
+            Reply::Refused { problem } => Err(problem),
+            reply => Ok(reply),
+        }
+    }
+
+    fn header(&self, content: Content) -> Header {
+        Header {
+            vm: self.vm,
+            disks: self.disks.clone(),
+            lineage: self.lineage.clone(),
+            content,
+            time: Timestamp::now(),
+            consistency: Consistency::Crash,
+        }
+    }
+
+    async fn stage(&self, request: &Request) -> Result<DiskdStaged, Problem> {
+        match self.ask(request, STAGING).await? {
+            Reply::Staged(staged) => Ok(staged),
+            _ => Err(self.confused()),
+        }
+    }
+
+    fn confused(&self) -> Problem {
+        let reason = "its diskd gave an answer to another question";
+        Problem::new(Code::Failed, &self.thing, reason, "")
+    }
+
+    fn failed(&self, error: &io::Error) -> Problem {
+        super::create::no_space_or(&self.thing, error)
+    }
+
+    /// Whole segments in the outbox, the oldest first.
+    fn staged_files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(Self::outbox(&self.home))? {
+            let path = entry?.path();
+            if let Some(number) = number_of(&path) {
+                found.push((number, path));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+
+    fn empty_outbox(&self) -> io::Result<()> {
+        for entry in fs::read_dir(Self::outbox(&self.home))? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the diskd that listens on `socket` track no longer; no error if there is none.
+pub(crate) async fn untrack(socket: &Path) -> Result<(), Problem> {
+    let Ok(lines) = Lines::<Request, Reply>::connect(socket, MAX_LINE).await else {
+        return Ok(());
+    };
+    match lines.ask_within(AT_ONCE, &Request::Untrack).await {
+        Ok(Reply::Refused { problem }) => Err(problem),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::failed("diskd", &error)),
+    }
+}
+
+/// How much is marked in all disks of the diskd that listens on `socket`; none when it does not
+/// answer.
+pub(crate) async fn pending(socket: &Path) -> Option<Bytes> {
+    let lines = Lines::connect(socket, MAX_LINE).await.ok()?;
+    let limit = Duration::from_secs(1);
+    match lines.ask_within(limit, &Request::Status).await.ok()? {
+        Reply::Status { disks, .. } => Some(Bytes(
+            disks
+                .iter()
+                .fold(0, |sum, disk| sum.saturating_add(disk.dirty.0)),
+        )),
+        _ => None,
+    }
+}
+
+/// Parts of an initial replication come before all points.
+fn number_of(path: &Path) -> Option<(bool, u64)> {
+    let number = path.file_stem()?.to_str()?.parse().ok()?;
+    match path.extension()?.to_str()? {
+        "seed" => Some((false, number)),
+        "delta" => Some((true, number)),
+        _ => None,
+    }
+}
+
+impl Source for DiskdSource {
+    async fn track(&self) -> Result<Tracking, Problem> {
+        durable::create_folder(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
+        let request = Request::Track {
+            relationship: self.relationship,
+        };
+        let exact = match self.ask(&request, AT_ONCE).await? {
+            Reply::Tracking { exact } => exact,
+            _ => return Err(self.confused()),
+        };
+        if !exact {
+            self.empty_outbox().map_err(|e| self.failed(&e))?;
+        }
+        let mut files = self.staged_files().map_err(|e| self.failed(&e))?;
+        let newest = files.pop();
+        for file in files {
+            self.ask(&Request::FoldBack { file }, AT_ONCE).await?;
+        }
+        let staged = newest.map(|file| outbox::read(&file)).transpose()?;
+        let record = *self.record.lock().await;
+        Ok(Tracking {
+            exact,
+            staged,
+            progress: record.progress,
+            reserved: record.reserved,
+        })
+    }
+
+    async fn reserve_sequence(&self) -> Result<u64, Problem> {
+        let mut record = self.record.lock().await;
+        // Never below the point that the term grew from.
+        let parent = self.lineage.current().parent;
+        let before = record
+            .reserved
+            .max(parent.map_or(0, |point| point.sequence));
+        let next = before + 1;
+        tokio::task::block_in_place(|| progress::reserve(&self.home, next))?;
+        record.reserved = next;
+        Ok(next)
+    }
+
+    async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
+        let SeedPart { seed, part, at } = part;
+        let Position { disk, from } = at;
+        let disk = self.disks.get(disk).ok_or_else(|| self.confused())?.id;
+        let header = self.header(Content::Seed { seed, part });
+        let file = Self::outbox(&self.home).join(format!("{part}.seed"));
+        let request = Request::Seed {
+            header: header.clone(),
+            disk,
+            from,
+            limit: PART,
+            file: file.clone(),
+        };
+        let staged = self.stage(&request).await?;
+        Ok(StagedPart {
+            segment: outbox::read(&file)?,
+            next: staged.next,
+        })
+    }
+
+    async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
+        let header = self.header(Content::Delta { sequence, since });
+        let file = Self::outbox(&self.home).join(format!("{sequence}.delta"));
+        let request = Request::Cut {
+            header,
+            file: file.clone(),
+        };
+        let staged = self.stage(&request).await?;
+        self.longest_pause_us
+            .fetch_max(staged.pause_us, Ordering::Relaxed);
+        tracing::debug!(
+            vm = %self.vm,
+            sequence,
+            content = %staged.content,
+            file = %staged.file_len,
+            pause_us = staged.pause_us,
+            saved = %staged.copied_before_write,
+            "cut"
+        );
+        outbox::read(&file)
+    }
+
+    async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
+        outbox::offer(staged).await
+    }
+
+    async fn chunk(&self, staged: &Staged, n: u64) -> Result<Chunk, Problem> {
+        outbox::chunk(staged, n).await
+    }
+
+    async fn confirm(&self, staged: &Staged) -> Result<(), Problem> {
+        match fs::remove_file(&staged.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn fold_back(&self, staged: &Staged) -> Result<(), Problem> {
+        if !staged.file.exists() {
+            return Ok(());
+        }
+        let request = Request::FoldBack {
+            file: staged.file.clone(),
+        };
+        self.ask(&request, STAGING).await.map(drop)
+    }
+
+    async fn persist(&self, progress: Progress) -> Result<(), Problem> {
+        let mut record = self.record.lock().await;
+        tokio::task::block_in_place(|| progress::write(&self.home, progress))?;
+        record.progress = progress;
+        Ok(())
+    }
+
+    async fn gate(&self, lineage: &Lineage) -> Result<(), Problem> {
+        let (answer, answered) = oneshot::channel();
+        let lineage = lineage.clone();
+        let message = Message::Superseded { lineage, answer };
+        let gone = || Problem::new(Code::Failed, &self.thing, "was deleted meanwhile", "");
+        self.owner.send(message).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_ordered_by_kind_and_number_and_others_are_passed_over() {
+        let numbers = |names: [&str; 2]| names.map(|name| number_of(Path::new(name)));
+        let [seed, delta] = numbers(["outbox/900.seed", "outbox/3.delta"]);
+        assert!(seed.is_some() && seed < delta);
+        let [nine, ten] = numbers(["9.delta", "10.delta"]);
+        assert!(nine < ten);
+        assert_eq!(numbers(["3.delta.new", ".3.delta.17-0.new"]), [None, None]);
+        assert_eq!(numbers(["x.delta", "7"]), [None, None]);
+    }
+}

@@ -1,0 +1,231 @@
+//! The owner's part in a failover: a VM above a point of the twin's journal.
+//!
+//! ```text
+//!   failover: point pinned, folder made --> attempt durable --> primary asked to stand down
+//!      --> refused: all undone
+//!      --> term and lineage durable, journal off the shelf --> QEMU starts
+//!   test: point pinned, folder made --> another VM, with its own owner
+//! ```
+//!
+//! Nothing is written to the journal's base: what the guest writes goes to an overlay.
+//!
+//! After a crash before the new term is durable the folder `failover` is a leftover: the role
+//! is still the replica's, and [`tidy`] removes it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use model::{
+    Code, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId, VmName, VmSpec, VmState,
+};
+use replica::run::Evidence;
+use replica::standing::{self, Override, Role, Standing};
+
+use super::create::{no_space_or, publish, remove};
+use super::folder::{Made, Origin, VmFolder};
+use super::owner::{Answer, Happening, Owner, refuse};
+use crate::partner;
+use crate::twin::{Store, not_a_twin};
+
+/// Folder of the VM that a failover made, in the twin's home; the reason of its pin.
+pub(crate) const FAILOVER: &str = "failover";
+/// Folder of the VM that a test failover made, in the twin's home; the reason of its pin.
+pub(crate) const TEST: &str = "test";
+
+impl Owner {
+    pub(super) fn failover(&mut self, point: PointId, word: Option<Override>, answer: Answer) {
+        if let Err(problem) = self.prepare(point) {
+            return refuse(answer, problem);
+        }
+        self.starting.push(answer);
+        let view = self.view();
+        let host = Arc::clone(&self.host);
+        self.spawn(
+            async move { Happening::Evidence(partner::stand_down(&host, &view, word).await) },
+        );
+    }
+
+    /// What must hold before the primary is asked; undone if it does not.
+    fn prepare(&mut self, point: PointId) -> Result<(), Problem> {
+        let view = self.view();
+        let thing = view.thing();
+        let Some(store) = self.store.clone() else {
+            return Err(not_a_twin(&view));
+        };
+        if view.state != VmState::Off {
+            let reason = format!("is {} here", view.state.to_string().to_lowercase());
+            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+        }
+        if view.standing.role == Role::FailedOver {
+            let reason = "was failed over to this host already";
+            let way_out = "Start it with `pollux vm start`";
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
+        }
+        let prepared = view.standing.prepare(&thing, point, self.host.name())?;
+        let reserve = self.host.settings.memory_reserve;
+        let spec = VmSpec {
+            generation_id: GenerationId::random(),
+            disks: overlays(&view.home.spec),
+            ..view.home.spec.clone()
+        };
+        let folder = tokio::task::block_in_place(|| {
+            make(&view.home.path, FAILOVER, &store, spec, self.id, point)
+        })?;
+        let begun = folder.check_files().and_then(|()| {
+            self.host
+                .ledger
+                .admit(self.id, &thing, folder.spec.memory, reserve)?;
+            self.store(prepared)
+        });
+        if let Err(problem) = begun {
+            self.host.ledger.release(self.id);
+            undo(&store, &folder);
+            return Err(problem);
+        }
+        self.show(|view| {
+            view.trouble = None;
+            view.home.machine = Some(folder);
+        });
+        self.enter(VmState::Starting);
+        Ok(())
+    }
+
+    /// Opens the new term, if the evidence allows it: durable before QEMU starts.
+    pub(super) fn take_over(&mut self, evidence: &Evidence) -> Result<(), Problem> {
+        let view = self.view();
+        let Some(store) = self.store.clone() else {
+            return Err(not_a_twin(&view));
+        };
+        let next = view.standing.take_over(&view.thing(), evidence)?;
+        tokio::task::block_in_place(|| store.take_over(|| self.store(next)))?;
+        if let Some(machine) = view.home.machine {
+            self.show(|view| view.home.spec = machine.spec);
+        }
+        tracing::info!(vm = %self.id, evidence = ?evidence, "taken over in a new term");
+        Ok(())
+    }
+
+    /// A failover that was not granted leaves nothing.
+    pub(super) fn forget_attempt(&mut self) {
+        let view = self.view();
+        if view.standing.role != Role::Replica {
+            return;
+        }
+        let (Some(store), Some(folder)) = (self.store.clone(), view.home.machine) else {
+            return;
+        };
+        let mut standing = view.standing;
+        standing.attempt = None;
+        if let Err(problem) = self.store(standing) {
+            // An attempt that nobody carries on opens nothing.
+            tracing::warn!(vm = %self.id, %problem, "the attempt stays recorded");
+        }
+        tokio::task::block_in_place(|| undo(&store, &folder));
+        self.show(|view| view.home.machine = None);
+    }
+
+    /// Makes a VM of its own above a point.
+    pub(super) fn test(&mut self, point: PointId) -> Result<VmFolder, Problem> {
+        let view = self.view();
+        let Some(store) = self.store.clone() else {
+            return Err(not_a_twin(&view));
+        };
+        if view.home.path.join(TEST).exists() {
+            let way_out = "End it first with `pollux failover stop-test`";
+            let reason = "has a test failover already";
+            return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
+        }
+        let name: VmName = format!("{} - Test", view.home.spec.name).parse().map_err(
+            |error: model::SpecError| {
+                let way_out = "Give the VM a shorter name";
+                Problem::new(Code::Invalid, view.thing(), error.to_string(), way_out)
+            },
+        )?;
+        let spec = VmSpec {
+            id: VmId::random(),
+            name,
+            generation_id: GenerationId::random(),
+            disks: overlays(&view.home.spec),
+            ..view.home.spec.clone()
+        };
+        tokio::task::block_in_place(|| make(&view.home.path, TEST, &store, spec, self.id, point))
+    }
+}
+
+/// The same disks, with a file for what is written above the point.
+fn overlays(spec: &VmSpec) -> Vec<DiskSpec> {
+    let disks = spec.disks.iter().enumerate().map(|(n, disk)| DiskSpec {
+        file: format!("disk{n}.overlay").into(),
+        ..disk.clone()
+    });
+    disks.collect()
+}
+
+/// Pins the point and makes the folder `kind` in `home`, whole or not at all. Blocking.
+fn make(
+    home: &Path,
+    kind: &str,
+    store: &Store,
+    spec: VmSpec,
+    twin: VmId,
+    point: PointId,
+) -> Result<VmFolder, Problem> {
+    let thing = super::folder::thing(spec.name.as_str());
+    let made = if kind == TEST {
+        Made::Test
+    } else {
+        Made::Failover
+    };
+    let temporary = home.join(format!(".{kind}"));
+    let failed = |error: std::io::Error| no_space_or(&thing, &error);
+    store.pin(point, kind)?;
+    let fill = || {
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(failed)?;
+        }
+        durable::create_folder(&temporary).map_err(failed)?;
+        let folder = VmFolder {
+            path: temporary.clone(),
+            spec,
+            origin: Some(Origin::new(made, twin, store.folder().to_owned(), point)),
+        };
+        folder.write().map_err(failed)?;
+        if made == Made::Test {
+            // It has a history of its own, which ends with it.
+            Standing::primary(Lineage::begin(kind))
+                .store(&temporary.join(standing::FILE))
+                .map_err(|error| Problem::failed(&thing, &error))?;
+        }
+        let path = home.join(kind);
+        publish(&temporary, &path).map_err(failed)?;
+        Ok(VmFolder { path, ..folder })
+    };
+    fill().inspect_err(|_| {
+        // What cannot be removed now is removed by the next attempt, or at the next start.
+        let _ = std::fs::remove_dir_all(&temporary);
+        let _ = store.unpin(point, kind);
+    })
+}
+
+/// Removes the folder of a VM above a point, and its pin. Blocking.
+fn undo(store: &Store, folder: &VmFolder) {
+    let removed = remove(&folder.path);
+    if let Err(error) = removed {
+        tracing::warn!(folder = %folder.path.display(), %error, "left behind");
+    }
+    if let Some(origin) = &folder.origin {
+        if let Err(problem) = store.unpin(origin.point, FAILOVER) {
+            tracing::warn!(%problem, "a point stays pinned");
+        }
+    }
+}
+
+/// Removes the leftovers of a failover that a crash cut short, in the home of a twin that is
+/// still the replica. Blocking.
+pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
+    let path = home.join(FAILOVER);
+    if path.exists() {
+        undo(store, &VmFolder::read(&path)?);
+    }
+    Ok(())
+}
