@@ -10,6 +10,8 @@ use pollux_diskd::engine::{Disk, Engine};
 use pollux_diskd::stack::{Owned, run};
 use pollux_diskd::tracker::Stats;
 use pollux_diskd::{inherit, server};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Orders that may wait for an owner.
 const ORDERS: usize = 64;
@@ -17,7 +19,11 @@ const ORDERS: usize = 64;
 fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_env_filter(
+            EnvFilter::builder()
+                .with_default_directive(LevelFilter::INFO.into())
+                .from_env_lossy(),
+        )
         .init();
     // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
     let mut sockets: HashMap<_, _> = inherit::listeners()?.into_iter().collect();

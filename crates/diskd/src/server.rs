@@ -34,6 +34,8 @@ pub fn serve(listener: &UnixListener, engine: &Arc<Engine>) -> io::Result<()> {
     for _ in 0..MAX_CONNECTIONS {
         let _ = slots.send(());
     }
+    // The flag belongs to the socket, which the supervisor made and others have had.
+    listener.set_nonblocking(false)?;
     let acceptor = listener.try_clone()?;
     let failed = exit.clone();
     std::thread::Builder::new()

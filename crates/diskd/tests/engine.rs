@@ -12,13 +12,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
-use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
-use model::{BLOCK_SIZE, Bytes, Code, DiskId, Lineage, RelationshipId, SeedId, Since, VmId};
+use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentReader, Source};
+use model::{
+    BLOCK_SIZE, Bytes, Code, DiskId, Lineage, PointId, RelationshipId, SeedId, Since, VmId,
+};
 use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
 use pollux_diskd::control::{Reply, Request, Staged};
 use support::{Guest, SLOTS};
 use testkit::Rng;
 
+const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 const BLOCK: usize = 4096;
@@ -33,24 +36,41 @@ struct Vm {
     process: Option<Child>,
     lineage: Lineage,
     sequence: u64,
+    seed: SeedId,
+    journal: Option<Journal>,
     replicas: Vec<Vec<u8>>,
 }
 
 impl Vm {
     fn new(copy_budget: u64) -> Self {
+        let ids = [DiskId::random(), DiskId::random()];
+        Self::of(VmId::random(), ids, copy_budget, |file, _| {
+            fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
+            StackSpec::Raw { file }
+        })
+    }
+
+    /// A VM whose disks are what `stack` makes of a file and a path for a map.
+    fn of(
+        id: VmId,
+        ids: [DiskId; 2],
+        copy_budget: u64,
+        stack: impl Fn(PathBuf, PathBuf) -> StackSpec,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("outbox")).unwrap();
-        let disks: Vec<DiskConfig> = (0..2)
-            .map(|number| {
-                let file = path(&format!("{number}.raw"));
-                fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
-                DiskConfig {
-                    id: DiskId::random(),
-                    size: Bytes(SIZE),
-                    stack: StackSpec::Raw { file },
-                    state: path(&format!("{number}.state")),
-                }
+        let disks: Vec<DiskConfig> = ids
+            .into_iter()
+            .enumerate()
+            .map(|(number, id)| DiskConfig {
+                id,
+                size: Bytes(SIZE),
+                stack: stack(
+                    path(&format!("{number}.raw")),
+                    path(&format!("{number}.map")),
+                ),
+                state: path(&format!("{number}.state")),
             })
             .collect();
         let names = disks.iter().map(|disk| format!("disk.{}", disk.id));
@@ -62,7 +82,7 @@ impl Vm {
             })
             .collect();
         let config = Config {
-            vm: VmId::random(),
+            vm: id,
             term: 1,
             disks,
             copy_budget: Bytes(copy_budget),
@@ -75,6 +95,8 @@ impl Vm {
             process: None,
             lineage: Lineage::begin("host-a"),
             sequence: 0,
+            seed: SeedId::random(),
+            journal: None,
             replicas: vec![vec![0xee; usize::try_from(SIZE).unwrap()]; 2],
         };
         vm.start();
@@ -171,7 +193,7 @@ impl Vm {
         let file = self.path(&format!("outbox/{}.seg", self.sequence));
         let header = self.header(Content::Delta {
             sequence: self.sequence,
-            since: Since::Seed(SeedId::random()),
+            since: Since::Seed(self.seed),
         });
         let request = Request::Cut {
             header,
@@ -212,7 +234,14 @@ impl Vm {
                 }
             }
         }
-        fs::remove_file(file).unwrap();
+        let Some(journal) = &mut self.journal else {
+            fs::remove_file(file).unwrap();
+            return;
+        };
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let incoming = self.folder.path().join("journal").join(Journal::INCOMING);
+        fs::rename(file, incoming.join(name)).unwrap();
+        journal.commit(name, segment.summary().root).unwrap();
     }
 
     fn assert_equal(&self) {
@@ -233,8 +262,8 @@ impl Vm {
     }
 
     /// Seeds both disks in parts.
-    fn seed(&mut self, seed: SeedId) {
-        let mut part = 0;
+    fn seed(&mut self) {
+        let (seed, mut part) = (self.seed, 0);
         for disk in 0..2 {
             let mut from = Some(0);
             while let Some(at) = from {
@@ -296,7 +325,7 @@ fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
     for guest in &mut guests {
         churn(guest, &mut rng, BLOCKS, 400);
     }
-    vm.seed(SeedId::random());
+    vm.seed();
     for life in 0..3 {
         // Cut while both guests write.
         let (mut done, mut epochs) = (0, 0);
@@ -452,4 +481,77 @@ fn a_second_process_is_refused_while_the_first_serves_the_disks() {
     // The first goes on.
     assert!(matches!(vm.ask(&Request::Status), Reply::Status { .. }));
     vm.kill();
+}
+
+/// What the guest reads of its disk.
+fn read_all(guest: &mut Guest) -> Vec<u8> {
+    let mut content = Vec::new();
+    let step = 16 * BLOCK;
+    for at in 0..usize::try_from(SIZE).unwrap() / step {
+        assert_eq!(guest.run(READ, (at * step / 512) as u64, step), 0);
+        content.extend(guest.peek(Guest::data(0), step));
+    }
+    content
+}
+
+#[test]
+fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
+    let mut primary = Vm::new(64 << 20);
+    primary.track(RelationshipId::random());
+    let extents = primary
+        .header(Content::Seed {
+            seed: primary.seed,
+            part: 0,
+        })
+        .disks;
+    let folder = primary.path("journal");
+    let vm = primary.config.vm;
+    primary.journal = Some(Journal::create(&folder, vm, &extents, primary.seed).unwrap());
+    fs::create_dir_all(folder.join(Journal::INCOMING)).unwrap();
+    let mut rng = Rng::new(8);
+    let mut guest = primary.guest(0);
+    churn(&mut guest, &mut rng, BLOCKS, 600);
+    primary.seed();
+    churn(&mut guest, &mut rng, BLOCKS, 100);
+    let (_, file) = primary.cut();
+    primary.ship(&file);
+    let point = PointId {
+        term: primary.lineage.current().id,
+        sequence: primary.sequence,
+    };
+    primary
+        .journal
+        .as_mut()
+        .unwrap()
+        .pin(point, "test")
+        .unwrap();
+
+    let ids = [primary.config.disks[0].id, primary.config.disks[1].id];
+    let mut twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
+        file,
+        map,
+        journal: folder.clone(),
+        point,
+    });
+    let socket = twin.path(&format!("disk.{}", ids[0]));
+    let mut guest = twin.guest(0);
+    let mut model = primary.replicas[0].clone();
+    assert!(read_all(&mut guest) == model, "the point");
+    for number in 0..200_u64 {
+        let sectors = 1 + rng.below(20);
+        let at = rng.below(SIZE / 512 - sectors);
+        let bytes = rng.bytes(usize::try_from(sectors * 512).unwrap());
+        guest.poke(Guest::data(0), &bytes);
+        assert_eq!(guest.run(WRITE, at, bytes.len()), 0, "write {number}");
+        let start = usize::try_from(at * 512).unwrap();
+        model[start..start + bytes.len()].copy_from_slice(&bytes);
+    }
+    assert!(read_all(&mut guest) == model, "above the point");
+    twin.kill();
+    guest.disconnect();
+    twin.start();
+    guest.connect(&socket);
+    assert!(read_all(&mut guest) == model, "after kill -9");
+    assert_eq!(twin.ask(&Request::Shutdown), Reply::Done);
+    assert!(twin.exit().success());
 }
