@@ -8,50 +8,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::until;
 
-/// Folders of a test or of the demo.
+/// Folders of a test or of the demo: state below `target/`, sockets in a short path.
 pub struct Scratch {
     state: PathBuf,
     run: tempfile::TempDir,
-    remove: bool,
 }
 
 impl Scratch {
-    /// New folders, state below `target/system`; removed at the end unless the test fails.
+    /// State in `target/<what>`, emptied first, and kept afterwards to be looked at.
     ///
     /// # Errors
-    /// They cannot be made.
+    /// The folders cannot be made.
     pub fn new(what: &str) -> Result<Self> {
-        let run = short_folder()?;
-        let unique = run
-            .path()
-            .file_name()
-            .context("a temporary folder has a name")?;
-        let state = target_folder()?.join("system").join(what).join(unique);
+        let state = target_folder()?.join(what);
+        if state.exists() {
+            fs::remove_dir_all(&state)
+                .with_context(|| format!("cannot empty {}", state.display()))?;
+        }
         fs::create_dir_all(&state)?;
         Ok(Self {
             state,
-            run,
-            remove: true,
-        })
-    }
-
-    /// State in `state`, emptied first and kept afterwards.
-    ///
-    /// # Errors
-    /// They cannot be made.
-    pub fn at(state: &Path) -> Result<Self> {
-        if state.exists() {
-            fs::remove_dir_all(state)
-                .with_context(|| format!("cannot empty {}", state.display()))?;
-        }
-        fs::create_dir_all(state)?;
-        Ok(Self {
-            state: state.to_owned(),
             run: short_folder()?,
-            remove: false,
         })
     }
 
@@ -60,14 +41,40 @@ impl Scratch {
     pub fn state(&self) -> &Path {
         &self.state
     }
-}
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.remove && !std::thread::panicking() {
-            // What is left under target/ harms nobody.
-            let _ = fs::remove_dir_all(&self.state);
-        }
+    /// When a signal asks this program to end: kills every process of its hosts, removes the
+    /// sockets, and ends with exit code 130.
+    ///
+    /// # Errors
+    /// Signals cannot be waited for.
+    pub fn clean_up_on_signals(&self) -> Result<()> {
+        let run = self.run.path().to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (mut interrupt, mut terminate) = {
+            let _entered = runtime.enter();
+            (
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            )
+        };
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            });
+            eprintln!("\ninterrupted: cleaning up");
+            if let Err(error) = kill_all_that_name(&run) {
+                eprintln!("{error:#}");
+            }
+            // What is left of it is a few sockets.
+            let _ = fs::remove_dir_all(&run);
+            std::process::exit(130);
+        });
+        Ok(())
     }
 }
 
@@ -236,22 +243,7 @@ impl Host {
     /// Something survives.
     pub fn kill_everything(&mut self) -> Result<()> {
         self.kill_daemon()?;
-        let run = self.run.clone();
-        until(
-            Duration::from_secs(30),
-            "all processes of the host are gone",
-            || {
-                let left = processes_that_name(&run)?;
-                for pid in &left {
-                    // It may be gone already; the next look tells.
-                    let _ = Command::new("kill")
-                        .args(["-9", &pid.to_string()])
-                        .stderr(Stdio::null())
-                        .status();
-                }
-                Ok(left.is_empty().then_some(()))
-            },
-        )
+        kill_all_that_name(&self.run)
     }
 
     /// The command line of this host with `args`, not run.
@@ -435,6 +427,35 @@ fn quoted(args: &[&str]) -> String {
         }
     };
     args.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// `kill -9` of every process of which the command line names something in `folder`.
+fn kill_all_that_name(folder: &Path) -> Result<()> {
+    until(
+        Duration::from_secs(30),
+        "all processes of the host are gone",
+        || {
+            let left = processes_that_name(folder)?;
+            for pid in &left {
+                // It may be gone already; the next look tells.
+                let _ = kill(*pid);
+            }
+            Ok(left.is_empty().then_some(()))
+        },
+    )
+}
+
+/// `kill -9`.
+///
+/// # Errors
+/// There is no such process.
+pub fn kill(pid: u32) -> Result<()> {
+    let status = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "there is no process {pid}");
+    Ok(())
 }
 
 /// Processes of which the command line names something in `folder`.

@@ -5,10 +5,14 @@
 //! `pollux`. Two of them on loopback, with a [`Wire`] between them that can be
 //! cut, are a primary and its replica.
 
+mod guest;
 mod host;
+mod judge;
 mod until;
 mod wire;
 
-pub use host::{Host, Refusal, Scratch, json_u64};
+pub use guest::{FIRST_WRITE, create_writer, flushed, kill_diskd, writes_on};
+pub use host::{Host, Refusal, Scratch, json_u64, kill};
+pub use judge::judge;
 pub use until::until;
 pub use wire::Wire;

@@ -1,0 +1,256 @@
+//! A twin is made, kept and started, over a network that breaks.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pollux_tests::{
+    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, until, writes_on,
+};
+use serde_json::Value;
+use testkit::workload::Cut;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Two hosts that trust each other; the primary reaches the replica through the wire.
+struct Pair {
+    castor: Host,
+    pollux: Host,
+    wire: Wire,
+    scratch: Scratch,
+}
+
+impl Pair {
+    fn new(what: &str) -> Result<Self> {
+        let scratch = Scratch::new(&format!("system/{what}"))?;
+        let castor = Host::start("castor", &scratch)?;
+        let pollux = Host::start("pollux", &scratch)?;
+        let wire = Wire::to(pollux.port())?;
+        castor.trust_each_other(&pollux, &wire.address())?;
+        Ok(Self {
+            castor,
+            pollux,
+            wire,
+            scratch,
+        })
+    }
+
+    /// A VM that writes, replicated every second.
+    fn replicate(&self) -> Result<()> {
+        create_writer(&self.castor, "web", "64MiB", 50)?;
+        self.castor.pollux(&["vm", "start", "web"])?;
+        self.castor
+            .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+        self.castor.pollux(&[
+            "replication",
+            "enable",
+            "web",
+            "--to",
+            "pollux",
+            "--every",
+            "1s",
+        ])?;
+        Ok(())
+    }
+
+    /// The points of the twin, the oldest first; none while it is being made.
+    fn points(&self) -> Vec<Value> {
+        let points = self.pollux.json(&["point", "list", "web"]);
+        points
+            .ok()
+            .and_then(|points| points.as_array().cloned())
+            .unwrap_or_default()
+    }
+
+    fn wait_for_points(&self, count: usize) -> Result<Vec<Value>> {
+        until(3 * MINUTE, &format!("the twin has {count} points"), || {
+            Ok(Some(self.points()).filter(|points| points.len() >= count))
+        })
+    }
+
+    /// Exports a point and gives how many records it proves.
+    fn committed(&self, point: &Value) -> Result<u64> {
+        let name = name(point)?;
+        let image = self.scratch.state().join(format!("{name}.raw"));
+        self.pollux.pollux(&[
+            "point",
+            "export",
+            "web",
+            &name,
+            &image.display().to_string(),
+        ])?;
+        let judged = judge(&image, Cut::Point)?;
+        std::fs::remove_file(&image)?;
+        Ok(judged.committed)
+    }
+}
+
+/// A point as it is written on the command line.
+fn name(point: &Value) -> Result<String> {
+    let term = point
+        .pointer("/id/term")
+        .and_then(Value::as_str)
+        .context("a term")?;
+    Ok(format!(
+        "{}.{}",
+        &term[..8],
+        json_u64(point, "/id/sequence")?
+    ))
+}
+
+fn generation_id(host: &Host, vm: &str) -> Result<String> {
+    let details = host.json(&["vm", "show", vm])?;
+    Ok(details
+        .pointer("/spec/generation_id")
+        .and_then(Value::as_str)
+        .context("an id")?
+        .to_owned())
+}
+
+#[test]
+fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> Result<()> {
+    let pair = Pair::new("cut")?;
+    // Every so many bytes the network breaks in the middle of whatever it carries.
+    let mut cuts = 0;
+    pair.wire.cut_after(300_000);
+    pair.replicate()?;
+    until(
+        3 * MINUTE,
+        "the first point arrives through a network that breaks",
+        || {
+            if pair.wire.is_cut() {
+                cuts += 1;
+                pair.wire.mend();
+                pair.wire.cut_after(2_000_000);
+            }
+            Ok((!pair.points().is_empty() && cuts >= 2).then_some(()))
+        },
+    )?;
+    pair.wire.mend();
+    let before = pair.wait_for_points(2)?.len();
+
+    // A network that is away for a while: the guest goes on, and so does the twin afterwards.
+    pair.wire.cut();
+    let there = name(pair.points().last().context("a point")?)?;
+    let written = writes_on(&pair.castor, "web", 500, 2 * MINUTE)?;
+    until(MINUTE, "the primary says what is wrong", || {
+        let status = pair.castor.json(&["replication", "status", "web"])?;
+        Ok(status
+            .pointer("/0/last_error")
+            .is_some_and(|error| !error.is_null())
+            .then_some(()))
+    })?;
+    assert_eq!(
+        name(pair.points().last().context("a point")?)?,
+        there,
+        "nothing arrives"
+    );
+    pair.wire.mend();
+    pair.wait_for_points(before + 2)?;
+    let latest = until(2 * MINUTE, "the twin catches up", || {
+        let latest = pair.points().last().cloned().context("a point")?;
+        let committed = pair.committed(&latest)?;
+        Ok((committed >= written).then_some(committed))
+    })?;
+    ensure!(
+        latest <= flushed(&pair.castor.serial_log("web")?).unwrap_or(0),
+        "more than was written"
+    );
+    for point in pair.points() {
+        pair.committed(&point)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<()> {
+    let pair = Pair::new("failover")?;
+    pair.replicate()?;
+    let points = pair.wait_for_points(3)?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+
+    // Nothing but a failover starts a twin, and none while the primary runs.
+    assert_eq!(pollux.refused(&["vm", "start", "web"])?.exit, 4);
+    let refused = pollux.refused(&["failover", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    assert!(refused.message.contains("castor"), "{}", refused.message);
+    let refused = pollux.refused(&["failover", "test", "web", "--point", "00000000.1"])?;
+    assert_eq!(refused.exit, 3, "{}", refused.message);
+
+    // A test of an older point runs beside the replication, with an id of its own.
+    let old = name(&points[0])?;
+    pollux.pollux(&["failover", "test", "web", "--point", &old])?;
+    assert_eq!(pollux.refused(&["failover", "test", "web"])?.exit, 4);
+    let found = pollux.serial_line("web - Test", 0, "pollux-workload: found", FIRST_WRITE)?;
+    assert!(found.ends_with(": right"), "{found}");
+    let id = generation_id(pollux, "web - Test")?;
+    assert_ne!(id, generation_id(castor, "web")?);
+    pollux.serial_line("web - Test", 0, "pollux-guest: generation-id", MINUTE)?;
+    let during = pair.points().len();
+    pair.wait_for_points(during + 2)?;
+    pollux.pollux(&["failover", "stop-test", "web"])?;
+    assert_eq!(pollux.refused(&["vm", "show", "web - Test"])?.exit, 3);
+
+    // The primary is shut down; its last changes go out; it stands down for the twin.
+    let written = flushed(&castor.serial_log("web")?).context("records")?;
+    castor.pollux(&["vm", "kill", "web"])?;
+    let latest = until(2 * MINUTE, "what was written last is at the twin", || {
+        let latest = pair.points().last().cloned().context("a point")?;
+        Ok((pair.committed(&latest)? >= written).then_some(latest))
+    })?;
+    let before = generation_id(castor, "web")?;
+    pollux.pollux(&["failover", "start", "web", "--point", &name(&latest)?])?;
+    let found = pollux.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+    assert!(found.ends_with(": right"), "{found}");
+    assert_ne!(generation_id(pollux, "web")?, before);
+    let refused = castor.refused(&["vm", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    assert!(refused.message.contains("pollux"), "{}", refused.message);
+    Ok(())
+}
+
+#[test]
+fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Result<()> {
+    let pair = Pair::new("forced")?;
+    pair.replicate()?;
+    pair.wait_for_points(2)?;
+    let (castor, mut pollux) = (pair.castor, pair.pollux);
+
+    // Neither host can reach the other, and the primary runs on.
+    pair.wire.cut();
+    let mut castor = castor;
+    castor.kill_daemon()?;
+    let refused = pollux.refused(&["failover", "start", "web"])?;
+    assert_eq!(refused.exit, 6, "{}", refused.message);
+    assert!(refused.message.contains("--force"), "{}", refused.message);
+    pollux.pollux(&[
+        "failover",
+        "start",
+        "web",
+        "--force",
+        "--because",
+        "the site of castor is dark",
+    ])?;
+    pollux.serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    // What was decided outlives the daemon that decided it.
+    pollux.kill_daemon()?;
+    pollux.start_daemon()?;
+    writes_on(&pollux, "web", 50, MINUTE)?;
+
+    // First contact: the old primary is held, and does not start again.
+    castor.start_daemon()?;
+    pair.wire.mend();
+    until(2 * MINUTE, "the old primary is held", || {
+        let status = castor.json(&["replication", "status", "web"])?;
+        Ok((status.pointer("/0/state") == Some(&"stood-down".into())).then_some(()))
+    })?;
+    let vm = castor.json(&["vm", "show", "web"])?;
+    ensure!(
+        vm.pointer("/vm/state") != Some(&"running".into()),
+        "it does not run: {vm}"
+    );
+    castor.pollux(&["vm", "kill", "web"]).ok();
+    let refused = castor.refused(&["vm", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    writes_on(&pollux, "web", 50, MINUTE)?;
+    Ok(())
+}
