@@ -446,6 +446,32 @@ fn a_queue_that_was_stopped_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_connection_that_is_lost_under_load_loses_no_request_and_repeats_no_answer() {
+    let folder = tempdir();
+    let (mut guest, server) = guest_and_server(folder.path(), false);
+    for round in 0..20u8 {
+        for slot in 0..support::SLOTS {
+            guest.poke(Guest::data(slot), &[round; 4096]);
+            guest.request(slot, WRITE_TYPE, 8 * slot as u64, 4096);
+        }
+        // Some are answered before it is lost, some run, some were not even seen.
+        let mut heads = guest.wait_for(usize::from(round) % 7);
+        guest.disconnect();
+        guest.connect(&server.socket);
+        heads.extend(guest.wait_for(support::SLOTS - heads.len()));
+        heads.sort_unstable();
+        let all = (0..support::SLOTS).map(|slot| u16::try_from(3 * slot).unwrap());
+        assert_eq!(heads, all.collect::<Vec<_>>(), "every head once");
+        for slot in 0..support::SLOTS {
+            assert_eq!(guest.status(slot), OK);
+            guest.poke(Guest::data(0), &[0; 4096]);
+            assert_eq!(guest.run(READ, 8 * slot as u64, 4096), OK);
+            assert_eq!(guest.peek(Guest::data(0), 4096), [round; 4096]);
+        }
+    }
+}
+
+#[test]
 fn shutdown_answers_what_runs() {
     let folder = tempdir();
     let (mut guest, mut server) = guest_and_server(folder.path(), false);
