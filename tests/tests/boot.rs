@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pollux_tests::{Host, Scratch};
-use testkit::guest::GuestImages;
+use testkit::guest::{FIRMWARE, GENERATION_ID, GuestImages, ROOT_UP, SECURE_BOOT};
 
 const BOOT: Duration = Duration::from_secs(300);
 
-fn boots(generation: &str, firmware: &str) -> Result<()> {
+fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {
     let images = GuestImages::build_or_get()?;
     let scratch = Scratch::new(&format!("system/boot-{generation}"))?;
     let host = Host::start("castor", &scratch)?;
@@ -26,9 +26,19 @@ fn boots(generation: &str, firmware: &str) -> Result<()> {
         &image,
     ])?;
     host.pollux(&["vm", "start", "guest"])?;
-    let line = host.serial_line("guest", 0, "pollux-guest: firmware", BOOT)?;
-    assert!(line.contains(firmware), "{line}");
-    host.serial_line("guest", 0, "pollux-guest: root up", BOOT)?;
+    let said = |marker: &str| host.serial_line("guest", 0, marker, BOOT);
+    assert!(said(FIRMWARE)?.ends_with(firmware));
+    assert!(said(SECURE_BOOT)?.ends_with(secure_boot));
+    let id = host.json(&["vm", "show", "guest"])?;
+    let id = id
+        .pointer("/spec/generation_id")
+        .and_then(|id| id.as_str())
+        .context("an id")?;
+    assert!(
+        said(GENERATION_ID)?.ends_with(id),
+        "the guest sees its VM-Generation ID {id}"
+    );
+    said(ROOT_UP)?;
     host.pollux(&["vm", "stop", "guest"])?;
     let vms = host.json(&["vm", "list"])?;
     assert_eq!(vms.pointer("/0/state"), Some(&"off".into()), "{vms}");
@@ -38,10 +48,10 @@ fn boots(generation: &str, firmware: &str) -> Result<()> {
 
 #[test]
 fn generation_1_boots_from_bios_and_shuts_down_when_asked() -> Result<()> {
-    boots("1", "bios")
+    boots("1", "bios", "off")
 }
 
 #[test]
 fn generation_2_boots_with_secure_boot_and_shuts_down_when_asked() -> Result<()> {
-    boots("2", "uefi")
+    boots("2", "uefi", "on")
 }
