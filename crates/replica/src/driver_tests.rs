@@ -685,7 +685,7 @@ fn seeds() -> u64 {
     std::env::var("POLLUX_SEEDS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(200)
+        .unwrap_or(100)
 }
 
 fn paused() -> tokio::runtime::Runtime {

@@ -71,7 +71,8 @@ pub fn rank(ours: &Lineage, theirs: &Lineage) -> Option<Rank> {
     })
 }
 
-const FORCE: &str = "if you know that it does not run there, force it and state why";
+const FORCE: &str =
+    "if you know that it does not run there, say why with --force --because STATEMENT";
 
 fn refused(thing: &str, reason: impl Into<String>, way_out: impl Into<String>) -> Problem {
     Problem::new(Code::Conflict, thing, reason, way_out)
@@ -212,7 +213,8 @@ pub fn may_stand_down(
             "has gone on in term {} (opened by host `{}`), on which the takeover does not build",
             term.number, term.opener
         );
-        let way_out = "fail over to a point of that term, or force it and state why";
+        let way_out =
+            "fail over to a point of that term, or say why not with --force --because STATEMENT";
         return Err(refused(thing, reason, way_out));
     }
     Ok(())

@@ -1,0 +1,193 @@
+//! What goes wrong, and what people ask for.
+
+use std::time::Duration;
+
+use model::{Code, Lineage, Problem};
+
+use super::{CONTRADICTIONS, FIRST_BACKOFF, LONGEST_BACKOFF};
+use super::{Event, Now, Output, Sender, State, Wait};
+use crate::link::LinkError;
+
+pub(super) enum Trouble {
+    Link(LinkError),
+    Source(Problem),
+}
+
+/// What went wrong, if `event` says so and belongs to `state`.
+pub(super) fn trouble(state: &State, event: Event) -> Option<Trouble> {
+    Some(match (state, event) {
+        (State::Asking, Event::Tip(Err(error)))
+        | (State::Offering, Event::Offered(Ok((_, Err(error)))))
+        | (State::Shipping { .. }, Event::Stored(_, Ok(Err(error))))
+        | (State::Committing, Event::Committed(Err(error))) => Trouble::Link(error),
+        (State::Starting, Event::Tracked(Err(problem)))
+        | (State::Staging, Event::SeedStaged(Err(problem)) | Event::CutStaged(Err(problem)))
+        | (State::Recording { .. }, Event::Persisted(Err(problem)))
+        | (State::Offering, Event::Offered(Err(problem)))
+        | (State::Shipping { .. }, Event::Stored(_, Err(problem)))
+        | (State::Confirming, Event::Confirmed(Err(problem)))
+        | (State::FoldingBack, Event::FoldedBack(Err(problem))) => Trouble::Source(problem),
+        _ => return None,
+    })
+}
+
+impl Sender {
+    pub(super) fn trouble(
+        &mut self,
+        now: Now,
+        state: State,
+        trouble: Trouble,
+        out: &mut Vec<Output>,
+    ) {
+        if matches!(state, State::Shipping { .. }) {
+            out.push(Output::Abandon);
+        }
+        self.report.transfer = None;
+        match trouble {
+            Trouble::Link(LinkError::Lost(problem)) => {
+                self.report.link_losses += 1;
+                self.wait(now, Wait::Link, problem, out);
+            }
+            Trouble::Link(LinkError::Refused(problem)) => match problem.code {
+                Code::Full | Code::Failed | Code::Unreachable => {
+                    self.wait(now, Wait::Link, problem, out);
+                }
+                Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
+                    self.report.last_error = Some(problem);
+                    self.state = State::Error;
+                }
+            },
+            Trouble::Source(problem) => self.wait(now, Wait::Source, problem, out),
+        }
+    }
+
+    pub(super) fn wait(&mut self, now: Now, wait: Wait, problem: Problem, out: &mut Vec<Output>) {
+        self.report.last_error = Some(problem);
+        if self.pause_now() {
+            return;
+        }
+        let until = now.since_start + self.backoff();
+        out.push(Output::Sleep(until));
+        self.state = State::Waiting { until, wait };
+    }
+
+    /// Doubles with each attempt, then anything from half of it to all of it.
+    pub(super) fn backoff(&mut self) -> Duration {
+        let full = FIRST_BACKOFF
+            .saturating_mul(1 << self.attempt.min(10))
+            .min(LONGEST_BACKOFF);
+        self.attempt = self.attempt.saturating_add(1);
+        // xorshift64: hosts that lost one replica at one instant shall not come back at one.
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        let share = u32::try_from(self.chance >> 48).unwrap_or(0);
+        full / 2 + full * share / (2 * u32::from(u16::MAX))
+    }
+
+    /// The replica's answer does not go with its last one: ask for its tip, but not for ever.
+    pub(super) fn contradicted(&mut self, problem: Problem, out: &mut Vec<Output>) {
+        self.report.transfer = None;
+        self.contradictions += 1;
+        self.report.last_error = Some(problem);
+        if self.contradictions < CONTRADICTIONS {
+            self.ask(out);
+        } else {
+            self.state = State::Error;
+        }
+    }
+
+    pub(super) fn give_up(&mut self, reason: &str) {
+        let way_out = "look at the replica first; then remove the relationship and enable it \
+                       again, which copies everything";
+        let thing = format!(
+            "the replica of {} on `{}`",
+            self.plan.thing, self.plan.partner
+        );
+        self.report.last_error = Some(Problem::new(Code::Conflict, thing, reason, way_out));
+        self.state = State::Error;
+    }
+
+    pub(super) fn gated(
+        &mut self,
+        now: Now,
+        lineage: Lineage,
+        outcome: Result<(), Problem>,
+        out: &mut Vec<Output>,
+    ) {
+        match outcome {
+            Ok(()) => self.state = State::StoodDown,
+            Err(problem) => {
+                self.report.last_error = Some(problem);
+                // The guest must not run on: no backoff.
+                let until = now.since_start + Duration::from_millis(100);
+                out.push(Output::Sleep(until));
+                self.state = State::Waiting {
+                    until,
+                    wait: Wait::Gate(lineage),
+                };
+            }
+        }
+    }
+
+    /// Between two steps: whether a person wants it to stop here.
+    pub(super) fn pause_now(&mut self) -> bool {
+        if self.suspend {
+            self.state = State::Suspended;
+        }
+        self.suspend
+    }
+
+    pub(super) fn suspend(&mut self, state: State, out: &mut Vec<Output>) {
+        match state {
+            // What the source does runs to its end.
+            State::Starting
+            | State::Staging
+            | State::Recording { .. }
+            | State::Confirming
+            | State::FoldingBack => {
+                self.suspend = true;
+                self.state = state;
+            }
+            State::Asking | State::Offering | State::Shipping { .. } | State::Committing => {
+                self.suspend = true;
+                self.report.transfer = None;
+                out.push(Output::Abandon);
+                self.state = State::Suspended;
+            }
+            State::Gating(_)
+            | State::StoodDown
+            | State::Waiting {
+                wait: Wait::Gate(_),
+                ..
+            } => {
+                self.state = state;
+            }
+            State::Waiting { .. } | State::Suspended | State::Error => {
+                self.suspend = true;
+                self.state = State::Suspended;
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self, now: Now, state: State, out: &mut Vec<Output>) {
+        self.suspend = false;
+        match state {
+            State::Suspended | State::Error => {
+                self.attempt = 0;
+                self.contradictions = 0;
+                self.due = now.since_start;
+                self.late = false;
+                self.track(out);
+            }
+            // Whoever resumes it wants it now.
+            State::Waiting {
+                wait: Wait::Link, ..
+            } => self.ask(out),
+            State::Waiting {
+                wait: Wait::Source, ..
+            } => self.track(out),
+            other => self.state = other,
+        }
+    }
+}
