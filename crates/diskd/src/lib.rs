@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod cut;
 pub mod engine;
+mod epoch;
 pub mod flow;
 pub mod inherit;
 pub mod outbox;

@@ -1,0 +1,184 @@
+//! An epoch between its request and its end, as the thread sees it that asked for it.
+//!
+//! Every disk that was asked says whether it was sealed; every one that was sealed sends its content and
+//! then says that it was staged. Only after all of them have is the epoch ended, whole or folded back.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use journal::Summary;
+use model::{BLOCK_SIZE, Bytes, Problem};
+
+use crate::control::Staged;
+use crate::cut::Cut;
+use crate::engine::{Disk, Engine};
+use crate::outbox::{Filler, OutboxError};
+use crate::owner::{Delivery, Order, SealFault};
+use crate::staging::Abandoned;
+
+/// How long a cut waits for all disks to stop issuing mutations. The guest's writes are held up
+/// meanwhile.
+const PARKING: Duration = Duration::from_secs(1);
+/// Why there will be no segment.
+pub(crate) enum EpochFault {
+    Seal(SealFault),
+    Staging(Abandoned),
+    Outbox(OutboxError),
+    Gone,
+}
+
+/// An epoch between its request and its end.
+pub(crate) struct Underway<'a> {
+    engine: &'a Engine,
+    disks: Vec<&'a Disk>,
+    delivered: Receiver<Delivery>,
+    /// What came before the segment could be begun.
+    early: Vec<Delivery>,
+    /// Disks that were not heard of yet, and those that were sealed and are still staged.
+    unheard: usize,
+    staging: usize,
+    pause: Duration,
+    copied: u64,
+    next: Option<u64>,
+    fault: Option<EpochFault>,
+}
+
+impl<'a> Underway<'a> {
+    pub(crate) fn new(
+        engine: &'a Engine,
+        disks: &[&'a Disk],
+        delivered: Receiver<Delivery>,
+    ) -> Self {
+        Self {
+            engine,
+            disks: disks.to_vec(),
+            delivered,
+            early: Vec::new(),
+            unheard: disks.len(),
+            staging: 0,
+            pause: Duration::ZERO,
+            copied: 0,
+            next: None,
+            fault: None,
+        }
+    }
+
+    /// Waits until every disk was sealed or not; abandons `cut` when one takes too long.
+    pub(crate) fn await_seals(&mut self, cut: Option<&Cut>) {
+        let deadline = Instant::now() + PARKING;
+        while self.unheard > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let delivery = if left.is_zero() {
+                self.delivered
+                    .recv()
+                    .map_err(|_gone| RecvTimeoutError::Disconnected)
+            } else {
+                self.delivered.recv_timeout(left)
+            };
+            match delivery {
+                Ok(delivery @ Delivery::Sealed { .. }) => {
+                    self.note(&delivery);
+                }
+                Ok(delivery) => self.early.push(delivery),
+                // Every owner answers from now on: parked or not, it goes on.
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(cut) = cut {
+                        cut.abandon();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.fault.get_or_insert(EpochFault::Gone);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, delivery: &Delivery) {
+        match delivery {
+            Delivery::Sealed { outcome, pause, .. } => {
+                self.unheard -= 1;
+                self.pause = self.pause.max(*pause);
+                match outcome {
+                    Ok(next) => {
+                        self.staging += 1;
+                        self.next = *next;
+                    }
+                    Err(fault) => {
+                        self.fault.get_or_insert(EpochFault::Seal(*fault));
+                    }
+                }
+            }
+            Delivery::Staged { outcome, .. } => {
+                self.staging -= 1;
+                match outcome {
+                    Ok(report) => self.copied += report.copied,
+                    Err(fault) => {
+                        self.fault.get_or_insert(EpochFault::Staging(*fault));
+                    }
+                }
+            }
+            Delivery::Piece(_) => {}
+        }
+    }
+
+    /// Writes pieces until every disk is staged.
+    pub(crate) fn write(&mut self, filler: &mut Filler) -> Result<(), EpochFault> {
+        let mut early = std::mem::take(&mut self.early).into_iter();
+        loop {
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            let delivery = match early.next() {
+                Some(delivery) => delivery,
+                None if self.staging == 0 && self.unheard == 0 => return Ok(()),
+                None => match self.delivered.recv() {
+                    Ok(delivery) => delivery,
+                    Err(_) => return Err(EpochFault::Gone),
+                },
+            };
+            self.note(&delivery);
+            if let Delivery::Piece(piece) = delivery {
+                filler.push(&piece).map_err(EpochFault::Outbox)?;
+            }
+        }
+    }
+
+    /// Folds back on every disk, after its staging has ended.
+    pub(crate) fn give_up(&mut self) {
+        for disk in &self.disks {
+            if let Err(problem) = self.engine.order(disk, Order::Abandon) {
+                tracing::error!(%problem, "cannot abandon an epoch");
+            }
+        }
+        for delivery in std::mem::take(&mut self.early) {
+            self.note(&delivery);
+        }
+        while self.staging > 0 || self.unheard > 0 {
+            match self.delivered.recv() {
+                Ok(delivery) => self.note(&delivery),
+                Err(_) => break,
+            }
+        }
+        if let Err(problem) = self.end(false) {
+            tracing::error!(%problem, "cannot fold an epoch back");
+        }
+    }
+
+    pub(crate) fn end(&self, whole: bool) -> Result<(), Problem> {
+        self.engine
+            .ask(&self.disks, |answer| Order::End(whole, answer))
+            .map(drop)
+    }
+
+    pub(crate) fn report(&self, summary: &Summary) -> Staged {
+        Staged {
+            content: summary.content,
+            zeroes: summary.zeroes,
+            file_len: summary.file_len,
+            copied_before_write: Bytes(self.copied),
+            pause_us: u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX),
+            next: self.next.map(|block| block * BLOCK_SIZE),
+        }
+    }
+}
