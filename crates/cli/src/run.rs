@@ -37,7 +37,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             match format {
-                Format::Table => eprintln!("error: {problem}"),
+                Format::Table => eprintln!("error: {}", sentences(problem.clone())),
                 Format::Json => eprintln!(
                     "{}",
                     serde_json::to_string(&problem).expect("a problem has a JSON form")
@@ -46,6 +46,15 @@ pub async fn run(arguments: Arguments) -> ExitCode {
             ExitCode::from(problem.code.exit())
         }
     }
+}
+
+/// The way out begins like a sentence, for it is one.
+fn sentences(mut problem: Problem) -> Problem {
+    let mut rest = problem.way_out.chars();
+    if let Some(first) = rest.next() {
+        problem.way_out = first.to_uppercase().chain(rest).collect();
+    }
+    problem
 }
 
 struct Command {

@@ -122,11 +122,11 @@ fn parse(text: &str, size: u64) -> Result<Range<u64>, String> {
         .strip_prefix("bytes=")
         .and_then(|range| range.split_once('-'))
         .ok_or_else(bad)?;
-    let start: u64 = start.parse().map_err(|_| bad())?;
+    let start: u64 = start.parse().map_err(|_not_a_number| bad())?;
     let end = match end {
         "" => size,
         end => {
-            let last: u64 = end.parse().map_err(|_| bad())?;
+            let last: u64 = end.parse().map_err(|_not_a_number| bad())?;
             last.saturating_add(1).min(size)
         }
     };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use api::{EnableReplication, Progress, Replication};
 use axum::Json;
@@ -18,6 +19,9 @@ use crate::health::{Look, health};
 use crate::host::Host;
 use crate::vm::relation::Relation;
 use crate::vm::{Message, View, Vm, source};
+
+/// How long the driver has to heed a command before its state is told.
+const HEED_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) async fn list(State(host): State<Arc<Host>>) -> Answered<Vec<Replication>> {
     let mut all = Vec::new();
@@ -87,6 +91,12 @@ pub(super) async fn resume(
 async fn set(vm: &Vm, suspended: bool) -> Answered<Replication> {
     vm.ask(|answer| Message::Suspend { suspended, answer })
         .await?;
+    if let Some(mut report) = vm.view().report {
+        let heeded =
+            report.wait_for(|report| (report.state == ReplicationState::Suspended) == suspended);
+        // What does not come at once shows in the next status.
+        let _ = tokio::time::timeout(HEED_LIMIT, heeded).await;
+    }
     of(vm).await
 }
 

@@ -128,13 +128,13 @@ pub(super) async fn kill(
 pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
     let vm = host.find(&vm)?;
     if let Some(copy) = super::failover::test_of(&host, &vm) {
-        let (thing, reason) = if copy.id == vm.id {
-            (vm.view().thing(), "was made by a test failover")
+        let reason = if copy.id == vm.id {
+            "was made by a test failover"
         } else {
-            (vm.view().thing(), "has a test failover")
+            "has a test failover"
         };
         let way_out = "End that with `pollux failover stop-test`";
-        return Err(Problem::new(Code::Conflict, thing, reason, way_out).into());
+        return Err(Problem::new(Code::Conflict, vm.view().thing(), reason, way_out).into());
     }
     vm.ask(|answer| Message::Delete { answer }).await?;
     Ok(Json(()))
@@ -146,10 +146,7 @@ fn summary(view: View) -> Vm {
         let seconds = Timestamp::now().duration_since(guest.started).as_secs();
         u64::try_from(seconds).unwrap_or(0)
     });
-    let status = view
-        .trouble
-        .clone()
-        .unwrap_or_else(|| "Operating normally".to_owned());
+    let status = status(&view);
     let mode = mode(&view);
     let spec = view.home.spec;
     Vm {
@@ -162,6 +159,17 @@ fn summary(view: View) -> Vm {
         uptime_s,
         mode,
         status,
+    }
+}
+
+/// One line: that all is well, or what is not.
+fn status(view: &View) -> String {
+    if let Some(trouble) = &view.trouble {
+        return trouble.clone();
+    }
+    match &view.standing.stood_down {
+        Some(theirs) => format!("stood down for host `{}`", theirs.current().opener),
+        None => "Operating normally".to_owned(),
     }
 }
 

@@ -177,6 +177,14 @@ impl VmFolder {
         Ok(())
     }
 
+    /// Checks that no process works on the disks. Only for the error message's sake: diskd takes
+    /// the lock that counts.
+    pub(crate) fn check_free(&self) -> Result<(), Problem> {
+        let disks = self.spec.disks.iter().map(|disk| self.disk_file(disk));
+        let mut made = disks.filter(|file| file.exists());
+        made.try_for_each(|file| super::create::free_to_use(&file))
+    }
+
     fn check_disk(&self, disk: &DiskSpec) -> Result<(), Problem> {
         let path = self.disk_file(disk);
         let refuse = |code, reason: String, way_out: &str| {

@@ -14,6 +14,7 @@
 //! A crash of polluxd loses only what is in this task: the next one reads the folder, finds the
 //! supervisor by its socket and adopts the guest.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -241,6 +242,8 @@ impl Vm {
             store: store.clone(),
             driver: None,
             enabling: None,
+            settling: 0,
+            deferred: VecDeque::new(),
         };
         owner.adopt().await;
         owner.drive();
@@ -272,6 +275,10 @@ pub(super) struct Owner {
     pub(super) driver: Option<Driver>,
     /// Who waits for the peer's agreement.
     pub(super) enabling: Option<Answer>,
+    /// How many times its processes are being brought in order.
+    settling: u32,
+    /// What has to wait for that.
+    deferred: VecDeque<Message>,
     guest: Option<Guest>,
     /// Ends a launch before it is done.
     cancel: Option<oneshot::Sender<()>>,
@@ -289,6 +296,11 @@ impl Owner {
         mut happenings: mpsc::Receiver<Happening>,
     ) {
         loop {
+            if let Some(message) = self.undefer() {
+                if self.asked(message).await {
+                    return;
+                }
+            }
             let deadline = self.deadline;
             let expired = async {
                 match deadline {
@@ -301,9 +313,11 @@ impl Owner {
                     let Some(happening) = happening else { return };
                     self.happened(happening).await;
                 }
-                message = mail.recv() => {
+                message = mail.recv(), if self.deferred.len() < MAILBOX => {
                     let Some(message) = message else { return };
-                    if self.asked(message).await {
+                    if self.must_wait(&message) {
+                        self.deferred.push_back(message);
+                    } else if self.asked(message).await {
                         return;
                     }
                 }
@@ -344,6 +358,23 @@ impl Owner {
             // Fails only when the owner has ended.
             let _ = happen.send(work.await).await;
         });
+    }
+
+    /// Whether a message has to wait until the processes are in order: the order to end them
+    /// may be under way.
+    fn must_wait(&self, message: &Message) -> bool {
+        let begins = matches!(
+            message,
+            Message::Start { .. } | Message::Failover { .. } | Message::Delete { .. }
+        );
+        begins && self.settling > 0 && self.state() == VmState::Off
+    }
+
+    fn undefer(&mut self) -> Option<Message> {
+        if self.settling > 0 {
+            return None;
+        }
+        self.deferred.pop_front()
     }
 
     /// Carries out a message; true when the owner ends.
@@ -440,10 +471,9 @@ impl Owner {
         } else {
             self.decide(evidence)
         };
-        let launch = decided.and_then(|()| self.plan());
-        let launch = match launch {
+        let launch = match decided.and_then(|()| self.plan()) {
             Ok(launch) => launch,
-            Err(problem) => return self.start_failed(problem),
+            Err(problem) => return self.refuse_start(problem),
         };
         let (cancel, cancelled) = oneshot::channel();
         self.cancel = Some(cancel);
@@ -506,11 +536,16 @@ impl Owner {
     }
 
     pub(super) fn start_failed(&mut self, problem: Problem) {
+        tracing::warn!(vm = %self.id, %problem, "not started");
+        self.show(|view| view.trouble = Some(problem.reason.clone()));
+        self.refuse_start(problem);
+    }
+
+    /// It may not be started: all is as it was before.
+    fn refuse_start(&mut self, problem: Problem) {
         self.cancel = None;
         self.host.ledger.release(self.id);
         self.forget_attempt();
-        tracing::warn!(vm = %self.id, %problem, "not started");
-        self.show(|view| view.trouble = Some(problem.reason.clone()));
         for answer in self.starting.drain(..) {
             refuse(answer, problem.clone());
         }
@@ -518,7 +553,8 @@ impl Owner {
     }
 
     /// Sees to it that nothing of a VM runs while it is off, unless its changes are sent.
-    pub(super) fn settle(&self) {
+    pub(super) fn settle(&mut self) {
+        self.settling += 1;
         let view = self.view();
         let supervisor = self.supervisor.clone();
         let host = Arc::clone(&self.host);
@@ -784,8 +820,9 @@ impl Owner {
     }
 
     fn settled(&mut self) {
-        // A guest that was started meanwhile tells of itself.
-        if self.guest.is_some() || self.state() == VmState::Starting && self.cancel.is_some() {
+        self.settling -= 1;
+        self.drive();
+        if self.guest.is_some() || self.settling > 0 {
             return;
         }
         self.enter(state::after(self.state(), Event::Gone));

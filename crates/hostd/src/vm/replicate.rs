@@ -121,7 +121,6 @@ impl Owner {
             Ok(()) => {
                 tracing::info!(vm = %self.id, "replication enabled");
                 self.settle();
-                self.drive();
                 Ok(())
             }
             Err(problem) => {
@@ -230,7 +229,7 @@ impl Owner {
             Command::Resume
         };
         if let Some(driver) = &self.driver {
-            driver.commands.try_send(command).map_err(|_| {
+            driver.commands.try_send(command).map_err(|_full| {
                 let reason = "is busy with earlier commands of this kind";
                 Problem::new(
                     Code::Conflict,
@@ -326,7 +325,7 @@ impl Owner {
         // A VM that was taken over elsewhere stays stood down: ending a relationship is no word
         // about who runs it.
         let mut standing = view.standing.clone();
-        if standing.role == Role::Primary {
+        if standing.role != Role::Replica {
             standing.partner = None;
             standing.warrant = None;
         }

@@ -284,8 +284,8 @@ impl Source for DiskdSource {
         let lineage = lineage.clone();
         let message = Message::Superseded { lineage, answer };
         let gone = || Problem::new(Code::Failed, &self.thing, "was deleted meanwhile", "");
-        self.owner.send(message).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        self.owner.send(message).await.map_err(|_closed| gone())?;
+        answered.await.map_err(|_closed| gone())?
     }
 }
 

@@ -168,6 +168,8 @@ impl Supervisor {
     }
 
     async fn spawn(&self, programs: &Programs, folder: &VmFolder) -> Result<Status, Problem> {
+        // diskd would wait for another's lock: its earlier self may be about to let it go.
+        folder.check_free()?;
         let log = folder.path.join("vmd.log");
         let output = OpenOptions::new()
             .create(true)

@@ -53,7 +53,7 @@ impl Owner {
             return Err(not_a_twin(&view));
         };
         if view.state != VmState::Off {
-            let reason = format!("is {} here", view.state.to_string().to_lowercase());
+            let reason = format!("is not off on this host but {}", view.state);
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         }
         if view.standing.role == Role::FailedOver {

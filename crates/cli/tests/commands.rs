@@ -1,0 +1,92 @@
+//! The command line without a polluxd: what it says and how it ends.
+
+use std::process::{Command, Output};
+
+use model::{Code, Problem};
+
+fn pollux(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pollux"))
+        .env_remove("POLLUX_SOCKET")
+        .args(["--socket", "/absent/api.sock"])
+        .args(args)
+        .output()
+        .expect("pollux runs")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_polluxd_that_is_not_there_is_unreachable_and_the_way_out_is_told() {
+    let output = pollux(&["vm", "list"]);
+    assert_eq!(
+        output.status.code(),
+        Some(i32::from(Code::Unreachable.exit()))
+    );
+    let said = stderr(&output);
+    assert!(
+        said.starts_with("error: polluxd at /absent/api.sock: "),
+        "{said}"
+    );
+    assert!(said.contains("--socket"), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn errors_are_one_json_object_when_json_is_asked_for() {
+    let output = pollux(&["-o", "json", "vm", "list"]);
+    let problem: Problem = serde_json::from_slice(&output.stderr).expect("a problem");
+    assert_eq!(problem.code, Code::Unreachable);
+    assert_eq!(output.status.code(), Some(i32::from(problem.code.exit())));
+}
+
+#[test]
+fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
+    for (args, says) in [
+        (&["vm", "create", "../web"][..], "name"),
+        (&["vm", "create", "web", "--generation", "3"], "generation"),
+        (&["vm", "create", "web", "--memory", "much"], "much"),
+        (&["vm", "create", "web", "--initrd", "x"], "--kernel"),
+        (&["vm", "fly", "web"], "fly"),
+        (&["failover", "start", "web", "--force"], "--because"),
+        (&["replication", "enable", "web"], "--to"),
+        (
+            &["replication", "enable", "web", "--to", "b", "--every", "0s"],
+            "every",
+        ),
+    ] {
+        let output = pollux(args);
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(Code::Invalid.exit())),
+            "{args:?}"
+        );
+        assert!(
+            stderr(&output).contains(says),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn help_documents_every_exit_code() {
+    let output = pollux(&["--help"]);
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for code in [
+        Code::Failed,
+        Code::Invalid,
+        Code::NotFound,
+        Code::Conflict,
+        Code::Forbidden,
+        Code::Unreachable,
+        Code::Full,
+    ] {
+        assert!(
+            text.contains(&format!("{} ", code.exit())),
+            "{code:?}: {text}"
+        );
+    }
+}

@@ -1,0 +1,366 @@
+//! A polluxd of its own in a temporary folder, asked through its socket. No guest is started.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use api::{
+    Client, CreateVm, DiskContentFrom, EnableReplication, NewDisk, StartFailover, StartVm, StopVm,
+    TestFailover, TrustPeer, VmDetails,
+};
+use model::{Bytes, Code, Generation, Problem, VmState};
+
+/// A host, ended and removed when dropped.
+struct Host {
+    folder: tempfile::TempDir,
+    daemon: Child,
+    client: Client,
+}
+
+/// polluxd beside files that stand in for the programs that it only starts with a guest.
+fn program(folder: &Path) -> PathBuf {
+    let program = folder.join("polluxd");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_polluxd"), &program).expect("copy");
+        for name in ["pollux-vmd", "pollux-diskd"] {
+            fs::write(folder.join(name), "").expect("stand-in");
+        }
+    }
+    program
+}
+
+fn command(folder: &Path, name: &str) -> Command {
+    let mut command = Command::new(program(folder));
+    command
+        .arg("--state")
+        .arg(folder.join("state"))
+        .arg("--run")
+        .arg(folder.join("run"))
+        .args(["--name", name, "--replica-listen", "127.0.0.1:0"])
+        .stdin(Stdio::null());
+    command
+}
+
+impl Host {
+    async fn start(name: &str) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("pollux-")
+            .tempdir()
+            .expect("scratch");
+        Self::start_in(folder, name).await
+    }
+
+    async fn start_in(folder: tempfile::TempDir, name: &str) -> Self {
+        let log = fs::File::create(folder.path().join("log")).expect("log");
+        let daemon = command(folder.path(), name)
+            .stderr(log)
+            .spawn()
+            .expect("spawn");
+        let client = Client::new(folder.path().join("run/api.sock"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while let Err(problem) = client.vms().await {
+            let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "{problem}: {log}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Self {
+            folder,
+            daemon,
+            client,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    async fn create(&self, name: &str, disks: Vec<NewDisk>) -> Result<VmDetails, Problem> {
+        self.client.create(&wanted(name, disks), |_| {}).await
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn wanted(name: &str, disks: Vec<NewDisk>) -> CreateVm {
+    CreateVm {
+        name: name.parse().expect("a good name"),
+        generation: Generation::Two,
+        processors: 1,
+        memory: Bytes(64 << 20),
+        secure_boot: None,
+        direct_boot: None,
+        disks,
+    }
+}
+
+fn empty(size: u64) -> NewDisk {
+    NewDisk {
+        from: DiskContentFrom::Empty,
+        size: Some(Bytes(size)),
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, Problem>, code: Code, says: &str) {
+    let problem = result.expect_err(says);
+    assert_eq!(problem.code, code, "{problem}");
+    assert!(problem.to_string().contains(says), "{problem}");
+}
+
+#[tokio::test]
+async fn a_vm_is_made_listed_found_by_name_and_prefix_and_deleted() {
+    let host = Host::start("castor").await;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    assert_eq!(made.vm.state, VmState::Off);
+    let listed = host.client.vms().await.expect("listed");
+    assert_eq!(listed, vec![made.vm.clone()]);
+    let id = made.vm.id.to_string();
+    for reference in ["web", &id, &id[..6], &id.to_uppercase()] {
+        let found = host.client.vm(reference).await.expect(reference);
+        assert_eq!(found.vm.id, made.vm.id);
+    }
+    assert!(made.folder.join("vm.toml").is_file());
+    host.client.delete("web").await.expect("deleted");
+    assert!(!made.folder.exists());
+    refused(host.client.vm("web").await, Code::NotFound, "VM `web`");
+}
+
+#[tokio::test]
+async fn vms_are_there_again_after_polluxd_was_killed() {
+    let mut host = Host::start("castor").await;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    fs::create_dir_all(host.path().join("state/vms/.new-x")).expect("half made");
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    let folder = std::mem::replace(&mut host.folder, tempfile::tempdir().expect("scratch"));
+    let again = Host::start_in(folder, "castor").await;
+    assert_eq!(again.client.vm("web").await.expect("there"), made);
+    assert!(!again.path().join("state/vms/.new-x").exists());
+}
+
+#[tokio::test]
+async fn a_second_polluxd_on_the_same_state_folder_is_refused() {
+    let host = Host::start("castor").await;
+    let output = command(host.path(), "castor").output().expect("runs");
+    assert_eq!(output.status.code(), Some(i32::from(Code::Conflict.exit())));
+    let said = stderr(&output);
+    assert!(said.contains("in use by another polluxd"), "{said}");
+    assert!(said.contains("--state"), "{said}");
+    host.client.vms().await.expect("the first is not disturbed");
+}
+
+#[test]
+fn a_run_folder_too_long_for_sockets_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().expect("scratch");
+    let state = folder.path().join("state");
+    let run = folder.path().join("x".repeat(120));
+    let output = Command::new(program(folder.path()))
+        .arg("--state")
+        .arg(&state)
+        .arg("--run")
+        .arg(&run)
+        .args(["--name", "castor", "--replica-listen", "127.0.0.1:0"])
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(i32::from(Code::Invalid.exit())));
+    assert!(stderr(&output).contains("--run"), "{}", stderr(&output));
+    assert!(!state.exists());
+}
+
+#[tokio::test]
+async fn sigterm_ends_polluxd_and_removes_its_socket() {
+    let mut host = Host::start("castor").await;
+    let pid = host.daemon.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(sent.expect("kill runs").success());
+    assert!(host.daemon.wait().expect("reaped").success());
+    assert!(!host.path().join("run/api.sock").exists());
+}
+
+#[tokio::test]
+async fn the_socket_is_only_for_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::start("castor").await;
+    let mode = fs::metadata(host.client.socket())
+        .expect("there")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_a_user_gets_wrong_with_a_vm_is_refused_and_changes_nothing() {
+    let host = Host::start("castor").await;
+    let client = &host.client;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let of = |from, size| vec![NewDisk { from, size }];
+    let file = |path: &str| DiskContentFrom::File(path.into());
+    let own = made.disks[0].file.clone();
+    for (name, disks, code, says) in [
+        ("web", vec![], Code::Conflict, "exists already"),
+        ("db", vec![empty(5000)], Code::Invalid, "disk.size"),
+        ("db", vec![empty(1 << 60)], Code::Invalid, "disk.size"),
+        (
+            "db",
+            of(DiskContentFrom::Empty, None),
+            Code::Invalid,
+            "size",
+        ),
+        ("db", of(file("/absent"), None), Code::NotFound, "/absent"),
+        (
+            "db",
+            of(DiskContentFrom::File(own), None),
+            Code::Conflict,
+            "belongs to VM `web`",
+        ),
+    ] {
+        refused(host.create(name, disks).await, code, says);
+    }
+    let mut big = wanted("big", vec![]);
+    big.memory = Bytes(11 << 40);
+    client.create(&big, |_| {}).await.expect("made");
+    let start = StartVm::default();
+    refused(
+        client.start("big", &start).await,
+        Code::Full,
+        "needs 11 TiB",
+    );
+    refused(
+        client.start("absent", &start).await,
+        Code::NotFound,
+        "VM `absent`",
+    );
+    refused(client.kill("web").await, Code::Conflict, "off already");
+    let stop = StopVm { timeout_s: 0 };
+    refused(client.stop("web", &stop).await, Code::Invalid, "timeout");
+    refused(client.console("web").await, Code::Conflict, "does not run");
+    fs::remove_file(&made.disks[0].file).expect("removed");
+    refused(
+        client.start("web", &start).await,
+        Code::NotFound,
+        "disk0.raw",
+    );
+    let listed = client.vms().await.expect("listed");
+    assert_eq!(listed.len(), 2);
+    assert!(listed.iter().all(|vm| vm.state == VmState::Off));
+}
+
+#[tokio::test]
+async fn what_a_user_gets_wrong_with_replication_is_refused() {
+    let host = Host::start("castor").await;
+    let client = &host.client;
+    host.create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let enable = EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+    };
+    let enabled = client.enable_replication("web", &enable).await;
+    refused(enabled, Code::NotFound, "host `pollux`");
+    refused(
+        client.disable_replication("web").await,
+        Code::Conflict,
+        "not replicated",
+    );
+    refused(
+        client.suspend_replication("web").await,
+        Code::Conflict,
+        "not replicated",
+    );
+    refused(
+        client.replication("web").await,
+        Code::Conflict,
+        "not replicated",
+    );
+    refused(
+        client.points("web").await,
+        Code::Conflict,
+        "no recovery points",
+    );
+    let failover = StartFailover {
+        point: None,
+        because: None,
+    };
+    refused(
+        client.failover("web", &failover).await,
+        Code::Conflict,
+        "no twin",
+    );
+    let test = TestFailover { point: None };
+    refused(
+        client.test_failover("web", &test).await,
+        Code::Conflict,
+        "no twin",
+    );
+    refused(
+        client.stop_test_failover("web").await,
+        Code::Conflict,
+        "no test failover",
+    );
+    assert!(client.replications().await.expect("listed").is_empty());
+}
+
+#[tokio::test]
+async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() {
+    let (host, other) = (Host::start("castor").await, Host::start("pollux").await);
+    let theirs = other.client.identity().await.expect("identity");
+    let mut peer = TrustPeer {
+        name: theirs.name.clone(),
+        address: theirs.address.clone(),
+        fingerprint: format!("sha256:{}", "0".repeat(64)),
+        limit: None,
+    };
+    refused(
+        host.client.trust(&peer).await,
+        Code::Forbidden,
+        &theirs.fingerprint,
+    );
+    peer.fingerprint = "nonsense".to_owned();
+    refused(host.client.trust(&peer).await, Code::Invalid, "fingerprint");
+    peer.fingerprint.clone_from(&theirs.fingerprint);
+    peer.name = "castor".to_owned();
+    refused(host.client.trust(&peer).await, Code::Invalid, "own name");
+    peer.name = "leda".to_owned();
+    refused(host.client.trust(&peer).await, Code::Forbidden, "pollux");
+    peer.name = "pollux".to_owned();
+    assert!(host.client.peers().await.expect("none yet").is_empty());
+    host.client.trust(&peer).await.expect("trusted");
+    // It does not trust us yet.
+    host.create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let enable = EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+    };
+    let enabled = host.client.enable_replication("web", &enable).await;
+    assert!(enabled.is_err(), "{enabled:?}");
+    assert!(host.client.replications().await.expect("listed").is_empty());
+    assert!(other.client.vms().await.expect("listed").is_empty());
+    host.client.untrust("pollux").await.expect("untrusted");
+    refused(
+        host.client.untrust("pollux").await,
+        Code::NotFound,
+        "pollux",
+    );
+}
