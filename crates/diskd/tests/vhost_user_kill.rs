@@ -83,6 +83,35 @@ fn what_was_in_flight_when_the_server_was_killed_is_answered_exactly_once() {
     assert!(guest.answered().is_empty());
 }
 
+#[test]
+fn killed_between_an_answer_and_its_bookkeeping_the_server_neither_repeats_nor_hides_it() {
+    let Setup {
+        socket,
+        listener,
+        file,
+        _folder,
+    } = setup();
+    let mut guest = Guest::new();
+    for slot in [5, 2, 9] {
+        let server = Process::start(&listener, &file, u64::MAX);
+        guest.connect(&socket);
+        guest.request(slot, READ, 0, BLOCK);
+        let head = u16::try_from(3 * slot).unwrap();
+        assert_eq!(guest.wait_for(1), [head]);
+        server.kill();
+        guest.disconnect();
+        guest.undo_settling(head);
+        guest.forget_notifications();
+
+        let _next = Process::start(&listener, &file, u64::MAX);
+        guest.connect(&socket);
+        // The answer may have been published without a notification.
+        guest.wait_notified();
+        assert_eq!(guest.run(READ, 0, BLOCK), 0, "and the only answer");
+        guest.disconnect();
+    }
+}
+
 /// Keeps `SLOTS` requests running on distinct blocks and kills the server at random instants.
 fn kill_under_load(seed: u64, kills: u32, per_life: usize, setup: &Setup) {
     let mut rng = Rng::new(seed);

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::future::pending;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -301,6 +302,28 @@ impl Guest {
     pub fn send_memory(&mut self) {
         let region = self.region();
         self.frontend().set_mem_table(&[region]).unwrap();
+    }
+
+    /// Makes the in-flight area of a server that is gone look as if it had been killed right after
+    /// it published its last answer, which was to `head` alone.
+    pub fn undo_settling(&mut self, head: u16) {
+        let (_, file) = self.inflight.as_ref().unwrap();
+        let before = self.used_idx().wrapping_sub(1);
+        // vhost-user specification, "Inflight I/O tracking": used_idx, then desc[head].inflight.
+        file.write_all_at(&before.to_le_bytes(), 14).unwrap();
+        file.write_all_at(&[1], 16 + 16 * u64::from(head)).unwrap();
+    }
+
+    /// Forgets the notifications that have come.
+    pub fn forget_notifications(&self) {
+        let _ = self.call.read();
+    }
+
+    pub fn wait_notified(&self) {
+        assert!(
+            wait_readable(&self.call, Instant::now() + LIMIT),
+            "no notification"
+        );
     }
 
     /// Closes the connection.
