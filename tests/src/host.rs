@@ -330,14 +330,14 @@ impl Host {
             "trust",
             &other.name,
             address,
-            text(&there, "fingerprint")?,
+            text(&there, "/fingerprint")?,
         ])?;
         other.pollux(&[
             "host",
             "trust",
             &self.name,
             &own,
-            text(&here, "fingerprint")?,
+            text(&here, "/fingerprint")?,
         ])?;
         Ok(())
     }
@@ -399,11 +399,15 @@ impl Drop for Host {
     }
 }
 
-/// Field `name` of a JSON object, as text.
-fn text<'a>(object: &'a Value, name: &str) -> Result<&'a str> {
-    object[name]
-        .as_str()
-        .with_context(|| format!("no text `{name}` in {object}"))
+/// Field at `path` (a JSON pointer) as text.
+///
+/// # Errors
+/// There is none.
+pub fn text<'a>(object: &'a Value, path: &str) -> Result<&'a str> {
+    object
+        .pointer(path)
+        .and_then(Value::as_str)
+        .with_context(|| format!("no text at {path} in {object}"))
 }
 
 /// Field at `path` (a JSON pointer) as a number.

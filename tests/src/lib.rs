@@ -12,7 +12,7 @@ mod until;
 mod wire;
 
 pub use guest::{FIRST_WRITE, create_writer, flushed, kill_diskd, writes_on};
-pub use host::{Host, Refusal, Scratch, json_u64, kill};
+pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
 pub use judge::judge;
 pub use until::until;
 pub use wire::Wire;

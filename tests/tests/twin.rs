@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, until, writes_on,
+    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, text, until,
+    writes_on,
 };
 use serde_json::Value;
 use testkit::workload::Cut;
@@ -86,10 +87,7 @@ impl Pair {
 
 /// A point as it is written on the command line.
 fn name(point: &Value) -> Result<String> {
-    let term = point
-        .pointer("/id/term")
-        .and_then(Value::as_str)
-        .context("a term")?;
+    let term = text(point, "/id/term")?;
     Ok(format!(
         "{}.{}",
         &term[..8],
@@ -99,11 +97,7 @@ fn name(point: &Value) -> Result<String> {
 
 fn generation_id(host: &Host, vm: &str) -> Result<String> {
     let details = host.json(&["vm", "show", vm])?;
-    Ok(details
-        .pointer("/spec/generation_id")
-        .and_then(Value::as_str)
-        .context("an id")?
-        .to_owned())
+    Ok(text(&details, "/spec/generation_id")?.to_owned())
 }
 
 #[test]
