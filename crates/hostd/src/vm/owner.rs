@@ -246,7 +246,7 @@ impl Vm {
             deferred: VecDeque::new(),
         };
         owner.adopt().await;
-        owner.drive();
+        owner.settle();
         tokio::spawn(owner.run(mail, happenings));
         Ok(Self {
             id,
