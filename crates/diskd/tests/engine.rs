@@ -38,6 +38,8 @@ struct Vm {
     sequence: u64,
     seed: SeedId,
     journal: Option<Journal>,
+    /// Parts of the initial replication that were shipped.
+    parts: u64,
     replicas: Vec<Vec<u8>>,
 }
 
@@ -97,6 +99,7 @@ impl Vm {
             sequence: 0,
             seed: SeedId::random(),
             journal: None,
+            parts: 0,
             replicas: vec![vec![0xee; usize::try_from(SIZE).unwrap()]; 2],
         };
         vm.start();
@@ -193,7 +196,10 @@ impl Vm {
         let file = self.path(&format!("outbox/{}.seg", self.sequence));
         let header = self.header(Content::Delta {
             sequence: self.sequence,
-            since: Since::Seed(self.seed),
+            since: Since::Seed {
+                seed: self.seed,
+                parts: self.parts,
+            },
         });
         let request = Request::Cut {
             header,
@@ -263,13 +269,16 @@ impl Vm {
 
     /// Seeds both disks in parts.
     fn seed(&mut self) {
-        let (seed, mut part) = (self.seed, 0);
+        let seed = self.seed;
         for disk in 0..2 {
             let mut from = Some(0);
             while let Some(at) = from {
-                let file = self.path(&format!("outbox/seed-{part}.seg"));
+                let file = self.path(&format!("outbox/seed-{}.seg", self.parts));
                 let request = Request::Seed {
-                    header: self.header(Content::Seed { seed, part }),
+                    header: self.header(Content::Seed {
+                        seed,
+                        part: self.parts,
+                    }),
                     disk: self.config.disks[disk].id,
                     from: at,
                     limit: Bytes(3 << 20),
@@ -283,7 +292,7 @@ impl Vm {
                     other => panic!("{other:?}"),
                 }
                 self.ship(&file);
-                part += 1;
+                self.parts += 1;
             }
         }
     }

@@ -154,6 +154,14 @@ pub enum Refusal {
     /// A part of an initial replication for a journal that holds points already.
     #[error("the initial replication is complete: the journal is at point {0}")]
     Complete(PointId),
+    /// The first point builds on another number of parts than were received.
+    #[error("it builds on {needs} parts of the initial replication, and {has} were received")]
+    Parts {
+        /// What it builds on.
+        needs: u64,
+        /// What the journal has.
+        has: u64,
+    },
     /// Nothing that it builds on was received.
     #[error("it builds on a point, and the initial replication is not complete")]
     Seeding,

@@ -289,7 +289,7 @@ fn judge_delta(
             Err(Refusal::OtherRoot(point))
         };
     }
-    if let Since::Seed(seed) = since {
+    if let Since::Seed { seed, .. } = since {
         if seed != index.seed {
             return Err(Refusal::OtherSeed(seed));
         }
@@ -297,10 +297,14 @@ fn judge_delta(
     let tip = match index.newest() {
         Some(tip) => tip,
         None => {
-            return match since {
-                // The primary cuts its first point when every part was acknowledged.
-                Since::Seed(_) => grown(index, header, None).map(|()| Verdict::Fits),
-                Since::Point(_) => Err(Refusal::Seeding),
+            return match (since, &index.base) {
+                (Since::Seed { parts: needs, .. }, Base::Seeding { parts: has, .. }) => {
+                    if needs != *has {
+                        return Err(Refusal::Parts { needs, has: *has });
+                    }
+                    grown(index, header, None).map(|()| Verdict::Fits)
+                }
+                _ => Err(Refusal::Seeding),
             };
         }
     };

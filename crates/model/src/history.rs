@@ -28,10 +28,15 @@ pub struct PointId {
 
 /// What a segment builds on: it holds every block that changed after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Since {
     /// The content shipped by an initial replication.
-    Seed(SeedId),
+    Seed {
+        /// The initial replication.
+        seed: SeedId,
+        /// The number of its parts: whoever has fewer, or more, has another content.
+        parts: u64,
+    },
     /// An earlier point.
     Point(PointId),
 }

@@ -234,11 +234,14 @@ impl World {
             }
             (
                 Content::Delta {
-                    since: Since::Seed(seed),
+                    since: Since::Seed { seed, parts },
                     ..
                 },
-                Tip::Seeding { seed: s, .. },
-            ) => seed == s,
+                Tip::Seeding {
+                    seed: s,
+                    parts: has,
+                },
+            ) => seed == s && parts == has,
             (
                 Content::Delta {
                     since: Since::Point(since),

@@ -382,7 +382,7 @@ impl Sender {
         self.late = false;
         self.due = now.since_start + self.plan.frequency;
         let since = match self.progress {
-            Progress::Seeding { seed, .. } => Since::Seed(seed),
+            Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },
             Progress::Live { acknowledged } => Since::Point(acknowledged),
         };
         out.push(Output::Cut { since });

@@ -485,7 +485,10 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     // The first point, and what it reads as.
     let delta = Content::Delta {
         sequence: 1,
-        since: Since::Seed(ask.seed),
+        since: Since::Seed {
+            seed: ask.seed,
+            parts: 1,
+        },
     };
     let staged = segment(&a.path, header(&spec, &ask.lineage, delta), 16, 2);
     let offer = outbox::offer(&staged).await.unwrap();

@@ -26,7 +26,10 @@ fn header(disks: usize) -> Header {
         lineage: Lineage::begin("host-a"),
         content: Content::Delta {
             sequence: 1,
-            since: Since::Seed(SeedId::random()),
+            since: Since::Seed {
+                seed: SeedId::random(),
+                parts: 1,
+            },
         },
         time: Timestamp::UNIX_EPOCH,
         consistency: Consistency::Crash,
@@ -290,6 +293,27 @@ fn what_cannot_be_in_a_segment_is_refused_when_it_is_pushed() {
 }
 
 #[test]
+fn what_a_delta_builds_on_reads_as_the_format_says_and_no_other_way() {
+    let header = header(1);
+    let Content::Delta {
+        since: Since::Seed { seed, .. },
+        ..
+    } = header.content
+    else {
+        panic!("it builds on a seed")
+    };
+    let text = |parts: &str| {
+        format!(r#"{{"delta":{{"sequence":1,"since":{{"seed":{{"seed":"{seed}"{parts}}}}}}}}}"#)
+    };
+    let good = serde_json::to_string(&header.content).expect("made");
+    assert_eq!(good, text(r#","parts":1"#));
+    for bad in ["", r#","parts":1,"part":1"#, r#","parts":-1"#] {
+        let read = serde_json::from_str::<Content>(&text(bad));
+        assert!(read.is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn a_header_that_contradicts_itself_is_refused() {
     let good = header(2);
     let refused = |change: &dyn Fn(&mut Header)| {
@@ -308,7 +332,15 @@ fn a_header_that_contradicts_itself_is_refused() {
         term: good.lineage.current().id,
         sequence,
     };
-    refused(&|bad| bad.content = delta(0, Since::Seed(SeedId::random())));
+    refused(&|bad| {
+        bad.content = delta(
+            0,
+            Since::Seed {
+                seed: SeedId::random(),
+                parts: 1,
+            },
+        )
+    });
     refused(&|bad| bad.content = delta(5, Since::Point(point(5))));
     let mut stray = point(4);
     stray.term = model::TermId::random();

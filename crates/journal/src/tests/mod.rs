@@ -160,6 +160,14 @@ impl Primary {
         (bytes, summary.root)
     }
 
+    /// The initial replication in this many parts.
+    fn seeded(&self, parts: u64) -> Since {
+        Since::Seed {
+            seed: self.seed,
+            parts,
+        }
+    }
+
     /// The next point, with everything that changed since `since` had the content `before`.
     fn cut(&mut self, since: Since, before: &[Vec<u8>]) -> (Known, Vec<u8>) {
         self.sequence += 1;
@@ -232,13 +240,8 @@ fn seeded(folder: &CutFolder, primary: &mut Primary) -> (Journal, Vec<Known>) {
     let (bytes, root) = primary.segment(&header, &empty);
     let before = primary.disks.clone();
     take(&mut journal, folder, &bytes, root).expect("the first part");
-    let known = follow(
-        &mut journal,
-        folder,
-        primary,
-        Since::Seed(primary.seed),
-        &before,
-    );
+    let since = primary.seeded(1);
+    let known = follow(&mut journal, folder, primary, since, &before);
     (journal, vec![known])
 }
 

@@ -129,7 +129,8 @@ impl Trial {
         self.primary.write(&mut self.chance);
         if self.next_part == PARTS {
             let before = self.sent.clone();
-            let (known, bytes) = self.primary.cut(Since::Seed(seed), &before);
+            let since = self.primary.seeded(PARTS);
+            let (known, bytes) = self.primary.cut(since, &before);
             return self.commit(journal, known, &bytes);
         }
         // The part as it is now; an earlier attempt may have been written in part.

@@ -70,7 +70,7 @@ fn a_point_is_accepted_only_above_what_it_builds_on() {
     // The tip is 3.
     assert_eq!(check(&delta(4, since(3))), Verdict::Fits);
     assert_eq!(check(&delta(9, since(2))), Verdict::Fits);
-    assert_eq!(check(&delta(9, Since::Seed(primary.seed))), Verdict::Fits);
+    assert_eq!(check(&delta(9, primary.seeded(1))), Verdict::Fits);
     let unfit = Verdict::Unfit;
     assert_eq!(check(&delta(3, since(2))), unfit(Refusal::OtherRoot(at(3))));
     assert!(Refusal::OtherRoot(at(3)).is_alarm());
@@ -113,9 +113,42 @@ fn a_point_is_accepted_only_above_what_it_builds_on() {
     later.lineage = Lineage::begin("host-c");
     later.content = Content::Delta {
         sequence: 4,
-        since: Since::Seed(primary.seed),
+        since: primary.seeded(1),
     };
     assert_eq!(check(&later), unfit(Refusal::Diverged(at(3))));
+}
+
+#[test]
+fn the_first_point_needs_exactly_the_parts_that_it_builds_on() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made");
+    primary.write(&mut Chance::new(1));
+    let sent = primary.disks.clone();
+    for part in 0..3 {
+        for parts in [0, 1, 2, 3, 4, u64::MAX] {
+            let since = primary.seeded(parts);
+            let header = primary.header(Content::Delta { sequence: 1, since });
+            let expected = if parts == part {
+                Verdict::Fits
+            } else {
+                let (needs, has) = (parts, part);
+                Verdict::Unfit(Refusal::Parts { needs, has })
+            };
+            assert_eq!(journal.check(&header, Root([7; 32])), expected);
+        }
+        let seed = primary.seed;
+        let header = primary.header(Content::Seed { seed, part });
+        let (bytes, root) = primary.segment(&header, &sent);
+        take(&mut journal, &folder, &bytes, root).expect("the next part");
+    }
+    // Nor when it was not offered first.
+    let since = primary.seeded(2);
+    let (known, bytes) = primary.cut(since, &sent);
+    let refused = take(&mut journal, &folder, &bytes, known.root).expect_err("a part too many");
+    assert!(matches!(
+        refused,
+        JournalError::Refused(Refusal::Parts { needs: 2, has: 3 })
+    ));
 }
 
 #[test]
@@ -128,7 +161,7 @@ fn a_point_that_was_merged_away_is_not_taken_again() {
     }
     let header = primary.header(Content::Delta {
         sequence: 1,
-        since: Since::Seed(primary.seed),
+        since: primary.seeded(1),
     });
     let verdict = journal.check(&header, points[0].root);
     assert_eq!(verdict, Verdict::Unfit(Refusal::NotNewer(points[2].id)));
@@ -216,7 +249,8 @@ fn a_folder_of_the_operating_system_holds_a_journal_that_is_locked_and_not_made_
     assert!(matches!(Journal::open(&path), Err(JournalError::Locked(_))));
     let empty = primary.disks.clone();
     primary.write(&mut Chance::new(1));
-    let (known, bytes) = primary.cut(Since::Seed(primary.seed), &empty);
+    let since = primary.seeded(0);
+    let (known, bytes) = primary.cut(since, &empty);
     std::fs::write(path.join("incoming/offered"), &bytes).expect("received");
     journal.commit("offered", known.root).expect("committed");
     std::fs::write(path.join("segments/stray.seg"), b"stray").expect("written");

@@ -51,7 +51,7 @@ impl Sender {
         let this_part = Content::Seed { seed, part };
         let first_delta = matches!(
             staged,
-            Some(Content::Delta { since, .. }) if since == Since::Seed(seed)
+            Some(Content::Delta { since, .. }) if since == Since::Seed { seed, parts: part }
         );
         let next = |at| Progress::Seeding {
             seed,
