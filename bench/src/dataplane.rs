@@ -12,7 +12,7 @@ use diskd::control::Request;
 use model::RelationshipId;
 
 use crate::client::{Client, Load, Pattern};
-use crate::figures::{Figure, Goal, publish};
+use crate::figures::{Figure, Goal, publish, target};
 use crate::scratch::Scratch;
 use crate::servers::{Aio, Server};
 
@@ -44,11 +44,7 @@ struct Sample {
 
 /// Measures and publishes.
 pub(crate) fn run() -> Result<()> {
-    let target = std::env::current_exe()?
-        .ancestors()
-        .nth(2)
-        .context("this program does not lie in a target folder")?
-        .to_owned();
+    let target = target()?;
     let places = [
         Place {
             name: "tmpfs",
@@ -76,7 +72,7 @@ pub(crate) fn run() -> Result<()> {
         }
         tracking(place, &file, &mut figures)?;
     }
-    publish(&target.join("bench"), "dataplane", &figures)
+    publish("dataplane", &figures)
 }
 
 /// A file whose blocks are all there.

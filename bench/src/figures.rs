@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -86,11 +86,21 @@ fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// Writes `<folder>/<name>.json` and prints the table.
-pub(crate) fn publish(folder: &Path, name: &str, figures: &[Figure]) -> Result<()> {
+/// The target folder that this program was built into.
+pub(crate) fn target() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2);
+    Ok(target
+        .context("this program does not lie in a target folder")?
+        .to_owned())
+}
+
+/// Writes `target/bench/<name>.json` and prints the table.
+pub(crate) fn publish(name: &str, figures: &[Figure]) -> Result<()> {
+    let folder = target()?.join("bench");
     let path = folder.join(format!("{name}.json"));
     let json = serde_json::to_vec_pretty(figures).context("figures have no JSON form")?;
-    fs::create_dir_all(folder)
+    fs::create_dir_all(&folder)
         .and_then(|()| fs::write(&path, json))
         .with_context(|| format!("cannot write {}", path.display()))?;
     let mut table = Table::new();

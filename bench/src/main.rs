@@ -5,6 +5,7 @@
 
 mod client;
 mod dataplane;
+mod failover;
 mod figures;
 mod scratch;
 mod servers;
@@ -23,6 +24,8 @@ struct Arguments {
 enum What {
     /// pollux-diskd against qemu-storage-daemon.
     Dataplane,
+    /// A twin that takes over.
+    Failover,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     for what in wanted {
         match what {
             What::Dataplane => dataplane::run()?,
+            What::Failover => failover::run()?,
         }
     }
     Ok(())

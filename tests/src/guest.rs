@@ -16,12 +16,27 @@ pub const FIRST_WRITE: Duration = Duration::from_secs(180);
 /// # Errors
 /// The guest images cannot be built, or the host refuses.
 pub fn create_writer(host: &Host, name: &str, size: &str, pause_ms: u32) -> Result<()> {
+    create(
+        host,
+        name,
+        size,
+        &format!(" pollux.workload=/dev/vda:pause-ms={pause_ms}"),
+    )
+}
+
+/// Makes the VM `name` with a disk of `size` which its guest only looks at.
+///
+/// # Errors
+/// The guest images cannot be built, or the host refuses.
+pub fn create_idle(host: &Host, name: &str, size: &str) -> Result<()> {
+    create(host, name, size, "")
+}
+
+fn create(host: &Host, name: &str, size: &str, option: &str) -> Result<()> {
     let images = GuestImages::build_or_get()?;
-    let (kernel, initrd) = (
-        images.kernel.display().to_string(),
-        images.initrd.display().to_string(),
-    );
-    let cmdline = format!("console=ttyS0 quiet pollux.workload=/dev/vda:pause-ms={pause_ms}");
+    let kernel = images.kernel.display().to_string();
+    let initrd = images.initrd.display().to_string();
+    let cmdline = format!("console=ttyS0 quiet{option}");
     host.pollux(&[
         "vm",
         "create",

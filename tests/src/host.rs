@@ -175,6 +175,12 @@ impl Host {
         &self.state
     }
 
+    /// The control socket of the diskd of the VM with this id.
+    #[must_use]
+    pub fn diskd_socket(&self, vm: &str) -> PathBuf {
+        self.run.join(&vm.replace('-', "")[..12]).join("diskd.sock")
+    }
+
     /// polluxd with this host's folders, not started.
     ///
     /// # Errors
