@@ -4,6 +4,8 @@ use model::{Health, ReplicationState};
 
 /// More than this part of the points missed is a warning, in percent.
 const MISSED: u64 = 20;
+/// Of fewer points than this a part says nothing.
+const FEW: u64 = 10;
 /// So long without success is a warning, in seconds.
 const LONG: u64 = 3600;
 
@@ -28,7 +30,8 @@ pub(crate) fn health(look: &Look) -> Health {
         StoodDown, Suspended,
     };
     let late = look.since_success_s.is_some_and(|seconds| seconds > LONG);
-    let missed = look.missed.saturating_mul(100) > look.due.saturating_mul(MISSED);
+    let many = look.missed.saturating_mul(100) > look.due.saturating_mul(MISSED);
+    let missed = look.due >= FEW && many;
     match look.state {
         Error | StoodDown => Health::Critical,
         Replicating | InitialReplicationInProgress | ReadyForInitialReplication
@@ -64,6 +67,8 @@ mod tests {
         assert_eq!(health(&now), Health::Normal);
         now.missed = 21;
         assert_eq!(health(&now), Health::Warning);
+        (now.missed, now.due) = (2, 3);
+        assert_eq!(health(&now), Health::Normal, "too few to tell");
     }
 
     #[test]

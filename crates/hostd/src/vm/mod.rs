@@ -2,14 +2,17 @@
 
 pub(crate) mod create;
 pub(crate) mod folder;
+mod handle;
 pub(crate) mod launch;
 mod owner;
+mod power;
 mod progress;
 pub(crate) mod relation;
 mod replicate;
+mod rights;
 pub(crate) mod source;
 mod state;
 pub(crate) mod supervisor;
 pub(crate) mod takeover;
 
-pub(crate) use owner::{Home, Message, View, Vm};
+pub(crate) use handle::{Home, Message, View, Vm};

@@ -20,8 +20,10 @@ use replica::standing::Role;
 use replica::wire::Enrol;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
-use super::owner::{Answer, Happening, Owner, View, refuse};
+use super::handle::{Answer, View};
+use super::owner::{Happening, Owner, refuse};
 use super::progress;
 use super::relation::Relation;
 use super::source::{DiskdSource, Record};
@@ -144,14 +146,16 @@ impl Owner {
         if self.driver.is_some() || self.enabling.is_some() {
             return;
         }
-        match self.begin(&view, &relation) {
+        match self.sender(&view, &relation) {
             Ok((source, begin)) => {
                 let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
                 let (commands, orders) = mpsc::channel(COMMANDS);
                 let first = ReplicationState::ReadyForInitialReplication;
                 let (reports, report) = watch::channel(LinkReport::new(first));
                 let (source, link) = (Arc::new(source), Arc::new(link));
-                let task = tokio::spawn(driver::run(source, link, begin, orders, reports));
+                let span = tracing::info_span!("replication", vm = %self.id);
+                let run = driver::run(source, link, begin, orders, reports);
+                let task = tokio::spawn(run.instrument(span));
                 self.driver = Some(Driver { commands, task });
                 self.show(|view| view.report = Some(report));
             }
@@ -162,7 +166,8 @@ impl Owner {
         }
     }
 
-    fn begin(&self, view: &View, relation: &Relation) -> Result<(DiskdSource, Begin), Problem> {
+    /// What the driver needs to send.
+    fn sender(&self, view: &View, relation: &Relation) -> Result<(DiskdSource, Begin), Problem> {
         let home = &view.home.path;
         let disks = relation.disks.iter().filter_map(|id| {
             let mut all = view.home.spec.disks.iter();

@@ -26,7 +26,7 @@ use replica::source::{Position, Progress, SeedPart, Source, Staged, StagedPart, 
 use replica::wire::Offer;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::owner::Message;
+use super::handle::Message;
 use super::progress;
 use crate::lines::Lines;
 

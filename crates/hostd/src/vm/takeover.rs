@@ -23,7 +23,8 @@ use replica::standing::{self, Override, Role, Standing};
 
 use super::create::{no_space_or, publish, remove};
 use super::folder::{Made, Origin, VmFolder};
-use super::owner::{Answer, Happening, Owner, refuse};
+use super::handle::Answer;
+use super::owner::{Happening, Owner, refuse};
 use crate::partner;
 use crate::twin::{Store, not_a_twin};
 
@@ -40,9 +41,10 @@ impl Owner {
         self.starting.push(answer);
         let view = self.view();
         let host = Arc::clone(&self.host);
-        self.spawn(
-            async move { Happening::Evidence(partner::stand_down(&host, &view, word).await) },
-        );
+        let round = self.round;
+        self.spawn(async move {
+            Happening::Evidence(round, partner::stand_down(&host, &view, word).await)
+        });
     }
 
     /// What must hold before the primary is asked; undone if it does not.
@@ -86,6 +88,7 @@ impl Owner {
             view.trouble = None;
             view.home.machine = Some(folder);
         });
+        self.round += 1;
         self.enter(VmState::Starting);
         Ok(())
     }

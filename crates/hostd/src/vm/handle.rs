@@ -1,0 +1,205 @@
+//! A VM as the rest of polluxd holds it: its mailbox, and what there is to see.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use model::{Code, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use replica::report::LinkReport;
+use replica::standing::{self, Override, Role, Standing};
+use replica::wire::PartnerStanding;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::folder::{self, VmFolder};
+use super::owner::Owner;
+use super::relation::Relation;
+use super::supervisor::{GuestRecord, Supervisor};
+use crate::host::Host;
+use crate::twin::Store;
+
+/// Wishes that wait in a mailbox; whoever sends more waits.
+pub(super) const MAILBOX: usize = 32;
+
+/// The answer to a message.
+pub(crate) type Answer<T = ()> = oneshot::Sender<Result<T, Problem>>;
+
+/// What is asked of an owner.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Run; answered when the guest runs.
+    Start {
+        /// A person's word that it does not run elsewhere.
+        word: Option<Override>,
+        answer: Answer,
+    },
+    /// Shut down; answered when the VM is off.
+    Stop { timeout: Duration, answer: Answer },
+    /// End the guest; answered when the VM is off.
+    Kill { answer: Answer },
+    /// Remove the folder and end the owner.
+    Delete { answer: Answer },
+    /// The partner told its lineage.
+    Contact {
+        theirs: Lineage,
+        answer: Answer<PartnerStanding>,
+    },
+    /// The partner wants to open this lineage.
+    StandDown { asked: Lineage, answer: Answer },
+    /// The partner runs the VM in this lineage.
+    Superseded { lineage: Lineage, answer: Answer },
+    /// Replicate to `peer`; answered when it agreed.
+    Enable {
+        peer: String,
+        every_s: u32,
+        answer: Answer,
+    },
+    /// End the relationship here, and at the partner if it can be reached.
+    Disable { answer: Answer },
+    /// The partner ended the relationship.
+    Removed { answer: Answer },
+    /// Send nothing, or go on.
+    Suspend { suspended: bool, answer: Answer },
+    /// Start the twin; answered when the guest runs.
+    Failover {
+        point: PointId,
+        /// A person's word that the primary cannot be running.
+        word: Option<Override>,
+        answer: Answer,
+    },
+    /// Make a VM above a point, beside the twin; answered with its folder.
+    Test {
+        point: PointId,
+        answer: Answer<VmFolder>,
+    },
+}
+
+/// Where a VM is at home, and what it is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    /// The folder that holds its standing and its relationship.
+    pub(crate) path: PathBuf,
+    /// What it is.
+    pub(crate) spec: VmSpec,
+    /// What can be started; none for a twin that was not failed over.
+    pub(crate) machine: Option<VmFolder>,
+}
+
+/// What everybody may see of a VM.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) home: Home,
+    pub(crate) state: VmState,
+    /// Why it is not as it should be.
+    pub(crate) trouble: Option<String>,
+    pub(crate) guest: Option<GuestRecord>,
+    pub(crate) standing: Standing,
+    pub(crate) relation: Option<Relation>,
+    /// What the driver tells, on the primary while it runs.
+    pub(crate) report: Option<watch::Receiver<LinkReport>>,
+    /// The longest hold-up of the guest by a cut, in microseconds.
+    pub(crate) pause_us: Arc<AtomicU64>,
+}
+
+impl View {
+    /// For messages: ``VM `web` ``.
+    pub(crate) fn thing(&self) -> String {
+        folder::thing(self.home.spec.name.as_str())
+    }
+
+    /// Whether its changes are sent to a twin, so that its disks are served while it is off too.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.relation.is_some()
+            && self.standing.role == Role::Primary
+            && self.standing.stood_down.is_none()
+    }
+}
+
+/// A VM, as the rest of polluxd holds it.
+#[derive(Debug, Clone)]
+pub(crate) struct Vm {
+    pub(crate) id: VmId,
+    mailbox: mpsc::Sender<Message>,
+    view: watch::Receiver<View>,
+    pub(crate) supervisor: Supervisor,
+    /// QEMU serves one console at a time.
+    pub(crate) console: Arc<tokio::sync::Mutex<()>>,
+    /// The journal, of a twin.
+    pub(crate) store: Option<Store>,
+    /// Bytes of segments received since polluxd started.
+    pub(crate) received: Arc<AtomicU64>,
+}
+
+impl Vm {
+    /// What there is to see now.
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Sends a message made of an answer's sender, and waits for the answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        message: impl FnOnce(Answer<T>) -> Message,
+    ) -> Result<T, Problem> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || {
+            let reason = "was deleted meanwhile";
+            Problem::new(Code::NotFound, self.view.borrow().thing(), reason, "")
+        };
+        if self.mailbox.send(message(answer)).await.is_err() {
+            return Err(gone());
+        }
+        answered.await.unwrap_or_else(|_closed| Err(gone()))
+    }
+
+    /// Reads what is durable, adopts what runs, and starts the owner.
+    pub(crate) async fn open(host: Arc<Host>, home: Home) -> Result<Self, Problem> {
+        let id = home.spec.id;
+        let thing = folder::thing(home.spec.name.as_str());
+        let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
+        let standing = Standing::load(&home.path.join(standing::FILE))
+            .map_err(|error| failed(&error))?
+            .ok_or_else(|| {
+                let reason = format!("{} has no {}", home.path.display(), standing::FILE);
+                Problem::new(
+                    Code::Failed,
+                    &thing,
+                    reason,
+                    "Restore the folder from a backup",
+                )
+            })?;
+        let relation = Relation::read(&home.path)?;
+        let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
+        let store = (standing.role != Role::Primary).then(|| Store::new(&home.path, thing));
+        let (mailbox, mail) = mpsc::channel(MAILBOX);
+        let (seen, view) = watch::channel(View {
+            home,
+            state: VmState::Off,
+            trouble: None,
+            guest: None,
+            standing,
+            relation,
+            report: None,
+            pause_us: Arc::default(),
+        });
+        Owner::begin(
+            host,
+            id,
+            supervisor.clone(),
+            seen,
+            mailbox.clone(),
+            mail,
+            store.clone(),
+        )
+        .await;
+        Ok(Self {
+            id,
+            mailbox,
+            view,
+            supervisor,
+            console: Arc::default(),
+            store,
+            received: Arc::default(),
+        })
+    }
+}

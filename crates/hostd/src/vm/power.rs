@@ -1,0 +1,345 @@
+//! The owner's part in power: starting, stopping, killing, deleting, adopting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Code, Problem, VmState};
+use replica::run::Evidence;
+use replica::standing::Override;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use vmd::control::Status;
+
+use super::create;
+use super::handle::Answer;
+use super::launch::{Engine, Guest, Launch};
+use super::owner::{Happening, Owner, refuse};
+use super::state::{self, Act, Event, Wish};
+use super::supervisor::{GuestRecord, describe};
+use crate::partner;
+
+/// How long a QEMU that was found has to answer.
+const ADOPT_LIMIT: Duration = Duration::from_secs(10);
+
+impl Owner {
+    pub(super) fn granted(&self, wish: Wish) -> Result<(VmState, Act), Problem> {
+        let view = self.seen.borrow();
+        state::wish(&view.thing(), view.state, wish, view.relation.is_some())
+    }
+
+    pub(super) fn start(&mut self, word: Option<Override>, answer: Answer) {
+        match self.granted(Wish::Start) {
+            Err(problem) => return refuse(answer, problem),
+            Ok((_, Act::Launch)) => {}
+            Ok(_) => return self.starting.push(answer),
+        }
+        if let Err(problem) = self.begin_start() {
+            return refuse(answer, problem);
+        }
+        self.starting.push(answer);
+        let view = self.view();
+        let host = Arc::clone(&self.host);
+        let round = self.round;
+        self.spawn(async move {
+            Happening::Evidence(round, partner::evidence(&host, &view, word).await)
+        });
+    }
+
+    /// What must hold before anybody is asked.
+    pub(super) fn begin_start(&mut self) -> Result<(), Problem> {
+        let view = self.view();
+        let thing = view.thing();
+        let Some(machine) = &view.home.machine else {
+            // Says that it is a twin, of which host, and how to start it.
+            view.standing.start(&thing, &Evidence::Unasked)?;
+            return Err(Problem::new(
+                Code::Conflict,
+                thing,
+                "is the replica of another host's VM",
+                "Fail it over to start it here",
+            ));
+        };
+        machine.check_files()?;
+        let reserve = self.host.settings.memory_reserve;
+        self.host
+            .ledger
+            .admit(self.id, &thing, machine.spec.memory, reserve)?;
+        self.show(|view| view.trouble = None);
+        self.round += 1;
+        self.enter(VmState::Starting);
+        Ok(())
+    }
+
+    /// Decides on the evidence, makes the decision durable, then starts QEMU.
+    pub(super) fn launch(&mut self, round: u64, evidence: &Evidence) {
+        if self.state() != VmState::Starting || round != self.round {
+            return;
+        }
+        let decided = if self.seen.borrow().standing.attempt.is_some() {
+            self.take_over(evidence)
+        } else {
+            self.decide(evidence)
+        };
+        let launch = match decided.and_then(|()| self.plan()) {
+            Ok(launch) => launch,
+            Err(problem) => return self.refuse_start(problem),
+        };
+        let (cancel, cancelled) = oneshot::channel();
+        self.cancel = Some(cancel);
+        let host = Arc::clone(&self.host);
+        let supervisor = self.supervisor.clone();
+        let thing = self.thing();
+        self.spawn(async move {
+            let work = async {
+                let engine = host.engine().await?;
+                launch(engine).run().await
+            };
+            tokio::select! {
+                result = work => Happening::Launched(result),
+                _ = cancelled => {
+                    // What runs is found and reaped by the shutdown that follows.
+                    let _ = supervisor.kill_guest().await;
+                    Happening::Launched(Err(Problem::new(
+                        Code::Conflict,
+                        thing,
+                        "was killed while it was being started",
+                        "",
+                    )))
+                }
+            }
+        });
+    }
+
+    pub(super) fn plan(
+        &self,
+    ) -> Result<impl FnOnce(Arc<Engine>) -> Launch + Send + 'static, Problem> {
+        let view = self.view();
+        let folder =
+            view.home.machine.clone().ok_or_else(|| {
+                Problem::new(Code::Conflict, view.thing(), "has no disks here", "")
+            })?;
+        let supervisor = self.supervisor.clone();
+        let programs = Arc::clone(&self.host.programs);
+        let term = view.standing.lineage.current().number;
+        let copy_budget = self.host.settings.copy_budget;
+        Ok(move |engine| Launch {
+            folder,
+            supervisor,
+            programs,
+            engine,
+            term,
+            copy_budget,
+        })
+    }
+
+    pub(super) fn start_failed(&mut self, problem: Problem) {
+        tracing::warn!(vm = %self.id, %problem, "not started");
+        self.show(|view| view.trouble = Some(problem.reason.clone()));
+        self.refuse_start(problem);
+    }
+
+    /// It may not be started: all is as it was before.
+    pub(super) fn refuse_start(&mut self, problem: Problem) {
+        self.cancel = None;
+        self.host.ledger.release(self.id);
+        self.forget_attempt();
+        for answer in self.starting.drain(..) {
+            refuse(answer, problem.clone());
+        }
+        self.settle();
+    }
+
+    pub(super) async fn stop(&mut self, limit: Duration, answer: Answer) {
+        let next = match self.granted(Wish::Stop) {
+            Err(problem) => return refuse(answer, problem),
+            Ok((next, _)) => next,
+        };
+        let Some(guest) = &self.guest else {
+            let problem = Problem::new(Code::Conflict, self.thing(), "is ending already", "");
+            return refuse(answer, problem);
+        };
+        let Some(qmp) = &guest.qmp else {
+            let reason = "has a QEMU that does not answer";
+            let way_out = "End it with `pollux vm kill`";
+            return refuse(
+                answer,
+                Problem::new(Code::Failed, self.thing(), reason, way_out),
+            );
+        };
+        if let Err(error) = qmp.system_powerdown().await {
+            return refuse(answer, Problem::failed(self.thing(), &error));
+        }
+        self.enter(next);
+        self.stopping.push(answer);
+        self.deadline = Some(Instant::now() + limit);
+    }
+
+    pub(super) fn stop_expired(&mut self) {
+        self.deadline = None;
+        self.enter(state::after(self.state(), Event::StopExpired));
+        let problem = Problem::new(
+            Code::Conflict,
+            self.thing(),
+            "was asked to shut down, but its guest did not do so in time",
+            "Give it longer with `pollux vm stop --timeout`, or end it with `pollux vm kill`",
+        );
+        for answer in self.stopping.drain(..) {
+            refuse(answer, problem.clone());
+        }
+    }
+
+    pub(super) fn kill(&mut self, answer: Answer) {
+        if let Err(problem) = self.granted(Wish::Kill) {
+            return refuse(answer, problem);
+        }
+        self.killing.push(answer);
+        if self.state() == VmState::Starting {
+            match self.cancel.take() {
+                // Fails only when the launch is done, and then the guest is killed below.
+                Some(cancel) => drop(cancel.send(())),
+                None => {
+                    let problem = Problem::new(
+                        Code::Conflict,
+                        self.thing(),
+                        "was killed while it was being started",
+                        "",
+                    );
+                    self.start_failed(problem);
+                }
+            }
+            return;
+        }
+        let supervisor = self.supervisor.clone();
+        let vm = self.id;
+        // The waiter for the guest's end tells the rest.
+        tokio::spawn(async move {
+            if let Err(problem) = supervisor.kill_guest().await {
+                tracing::error!(%vm, %problem, "cannot kill the guest");
+            }
+        });
+    }
+
+    pub(super) async fn delete(&mut self, answer: Answer) -> bool {
+        if let Err(problem) = self.granted(Wish::Delete) {
+            refuse(answer, problem);
+            return false;
+        }
+        let path = self.seen.borrow().home.path.clone();
+        let run = self.supervisor.run().to_owned();
+        let supervisor = self.supervisor.clone();
+        let thing = self.thing();
+        let done = async {
+            supervisor.shut_down().await?;
+            let removed = tokio::task::spawn_blocking(move || {
+                if run.exists() {
+                    std::fs::remove_dir_all(&run)?;
+                }
+                create::remove(&path)
+            });
+            match removed.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(Problem::failed(&thing, &error)),
+                Err(error) => Err(Problem::failed(&thing, &error)),
+            }
+        };
+        let done = done.await;
+        let ended = done.is_ok();
+        if ended {
+            tracing::info!(vm = %self.id, "deleted");
+            self.host.forget(self.id);
+        }
+        let _ = answer.send(done);
+        ended
+    }
+
+    pub(super) fn launched(&mut self, guest: Guest) {
+        self.cancel = None;
+        self.enter(state::after(self.state(), Event::Launched));
+        self.watch(guest);
+        for answer in self.starting.drain(..) {
+            let _ = answer.send(Ok(()));
+        }
+    }
+
+    /// From now on the guest's end is noticed.
+    pub(super) fn watch(&mut self, guest: Guest) {
+        let pid = guest.record.pid;
+        self.show(|view| view.guest = Some(guest.record.clone()));
+        self.guest = Some(guest);
+        let supervisor = self.supervisor.clone();
+        self.spawn(async move {
+            let status = supervisor.wait_guest(pid).await;
+            Happening::Gone { pid, status }
+        });
+    }
+
+    pub(super) fn gone(&mut self, pid: u32, status: Result<Status, Problem>) {
+        if self
+            .guest
+            .as_ref()
+            .is_none_or(|guest| guest.record.pid != pid)
+        {
+            return;
+        }
+        self.guest = None;
+        self.deadline = None;
+        let trouble = match status {
+            Ok(status) if self.killing.is_empty() => describe(status.last_exit),
+            Ok(_) => None,
+            // The guest dies with its supervisor.
+            Err(problem) => Some(format!("its supervisor died: {}", problem.reason)),
+        };
+        if let Some(trouble) = &trouble {
+            tracing::warn!(vm = %self.id, trouble, "the guest is gone");
+        }
+        self.show(|view| {
+            view.guest = None;
+            view.trouble = trouble;
+        });
+        self.host.ledger.release(self.id);
+        self.settle();
+    }
+
+    /// Finds what runs of this VM already.
+    pub(super) async fn adopt(&mut self) {
+        let status = match self.supervisor.status().await {
+            Ok(Some(status)) => status,
+            Ok(None) => return,
+            Err(problem) => {
+                tracing::error!(vm = %self.id, %problem, "cannot ask its supervisor");
+                return;
+            }
+        };
+        let view = self.view();
+        let Some((machine, pid)) = view.home.machine.as_ref().zip(status.guest) else {
+            return;
+        };
+        let paths = self.supervisor.qemu_paths(machine);
+        let qmp = match qemu::Qmp::connect(&paths.qmp, ADOPT_LIMIT).await {
+            Ok(qmp) => Some(qmp),
+            Err(error) => {
+                tracing::error!(vm = %self.id, %error, "its QEMU does not answer");
+                self.show(|view| view.trouble = Some(error.to_string()));
+                None
+            }
+        };
+        let record = self.supervisor.recorded(pid).unwrap_or(GuestRecord {
+            pid,
+            started: jiff::Timestamp::now(),
+            accelerator: api::Accelerator::Tcg,
+        });
+        let running = match &qmp {
+            Some(qmp) => qmp.query_status().await.is_ok_and(|status| status.running),
+            None => true,
+        };
+        self.host.ledger.adopt(self.id, machine.spec.memory);
+        self.enter(VmState::Starting);
+        self.enter(if running {
+            VmState::Running
+        } else {
+            VmState::Paused
+        });
+        tracing::info!(vm = %self.id, pid, running, "adopted");
+        self.watch(Guest { record, qmp });
+    }
+}
