@@ -4,16 +4,16 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::folder::{Folder, OsFolder};
 
 /// Gives the file at `path` the content `bytes`, with mode 0600.
 ///
 /// After a crash at any instant it has its old content (or is absent still) or
-/// the new one. A temporary file `.NAME.PID-N.new` may be left beside it by a
-/// crash; nothing reads it.
+/// the new one. A temporary file `.NAME.new` may be left beside it by a crash;
+/// nothing reads it, and the next replacement takes it up. So whoever owns the
+/// file sees to it that one thread at a time replaces it: two at once could
+/// publish a mixture.
 ///
 /// # Errors
 /// What the operating system says. The file may have either content then.
@@ -27,11 +27,8 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_in(folder: &dyn Folder, name: &str, bytes: &[u8]) -> io::Result<()> {
-    // Unique, so that two writers at once cannot publish a mixture.
-    static COUNT: AtomicU64 = AtomicU64::new(0);
     let (parent, file_name) = name.rsplit_once('/').unwrap_or(("", name));
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = format!(".{file_name}.{}-{count}.new", process::id());
+    let mut temporary = format!(".{file_name}.new");
     if !parent.is_empty() {
         temporary = format!("{parent}/{temporary}");
     }

@@ -250,9 +250,8 @@ impl Journal {
         };
         let bases: Vec<_> = self.index.disks.iter().map(BaseDisk::file).collect();
         for name in list("")? {
-            let old_index = name.starts_with(".index.") && name.ends_with(".new");
             let old_base = name.starts_with("base-") && name.ends_with(".raw");
-            if old_index || (old_base && !bases.contains(&name)) {
+            if old_base && !bases.contains(&name) {
                 remove(&name)?;
             }
         }
