@@ -1,11 +1,10 @@
 //! What the receiver needs of the host it runs on.
 
 use std::future::Future;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use journal::{Header, Journal, JournalError, Refusal, Root};
+use journal::{Header, Journal, JournalError, Refusal, Root, SegmentError};
 use model::{Code, Lineage, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
@@ -143,27 +142,39 @@ impl Receipts for Journal {
     }
 
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem> {
-        let thing = format!("the journal of VM {}", header.vm);
         let name = file.file_name().and_then(|name| name.to_str());
-        match self.commit(name.unwrap_or_default(), root) {
-            Ok(_) => Ok(()),
-            Err(JournalError::Refused(refusal)) => Err(unfit(header.vm, &refusal)),
-            Err(error) => {
-                let full = matches!(
-                    &error,
-                    JournalError::Io { source, .. } if source.kind() == ErrorKind::StorageFull
-                );
-                let mut problem = Problem::failed(thing, &error);
-                match error {
-                    _ if full => problem.code = Code::Full,
-                    JournalError::Segment { .. } | JournalError::NotOffered(_) => {
-                        problem.code = Code::Invalid;
-                    }
-                    _ => {}
-                }
-                Err(problem)
-            }
-        }
+        self.commit(name.unwrap_or_default(), root)
+            .map(drop)
+            .map_err(|error| not_taken(header.vm, &error))
+    }
+}
+
+/// What the sender of a segment is told that could not be committed.
+fn not_taken(vm: VmId, error: &JournalError) -> Problem {
+    let thing = format!("the journal of VM {vm}");
+    match error {
+        JournalError::Refused(refusal) => unfit(vm, refusal),
+        error if error.is_full() => full(thing, error),
+        // It was not read: nobody knows what is in it.
+        JournalError::Segment {
+            source: SegmentError::Io { .. },
+            ..
+        } => Problem::failed(thing, error),
+        JournalError::Segment { .. } | JournalError::NotOffered(_) => Problem {
+            code: Code::Invalid,
+            ..Problem::failed(thing, error)
+        },
+        error => Problem::failed(thing, error),
+    }
+}
+
+/// No space is left for `thing` on this host.
+pub(crate) fn full(thing: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem {
+        code: Code::Full,
+        way_out: "free space on the replica host, or give it more; it goes on by itself then"
+            .to_owned(),
+        ..Problem::failed(thing, error)
     }
 }
 
@@ -173,4 +184,51 @@ fn unfit(vm: VmId, refusal: &Refusal) -> Problem {
     }
     let thing = format!("the journal of VM {vm}");
     Problem::new(Code::Conflict, thing, refusal.to_string(), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use journal::segment::Site;
+
+    use super::*;
+
+    fn segment(source: SegmentError) -> JournalError {
+        JournalError::Segment {
+            name: "incoming/x".to_owned(),
+            source,
+        }
+    }
+
+    fn reading(kind: io::ErrorKind) -> SegmentError {
+        SegmentError::Io {
+            action: "read",
+            site: Site::Frame(0),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn want_of_space_has_a_way_out_wherever_it_struck_and_is_told_from_damage() {
+        let vm = VmId::random();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let base = JournalError::Io {
+                action: "write the base from",
+                name: "incoming/x".to_owned(),
+                source: kind.into(),
+            };
+            for error in [base, segment(reading(kind))] {
+                let problem = not_taken(vm, &error);
+                assert_eq!(problem.code, Code::Full, "{error:?}");
+                assert!(!problem.way_out.is_empty(), "{error:?}");
+            }
+        }
+        let unread = segment(reading(io::ErrorKind::PermissionDenied));
+        assert_eq!(not_taken(vm, &unread).code, Code::Failed);
+        let damaged = segment(SegmentError::Damaged(Site::Frame(0)));
+        assert_eq!(not_taken(vm, &damaged).code, Code::Invalid);
+        let other = JournalError::Refused(Refusal::Vm);
+        assert_eq!(not_taken(vm, &other).code, Code::Conflict);
+    }
 }

@@ -21,6 +21,7 @@ use model::{Code, Problem};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
+use crate::host::full;
 use crate::wire::{CHUNK, Digest, MAX_OFFER_BODY, Offer};
 
 /// A segment that is on its way in.
@@ -36,13 +37,7 @@ pub(crate) struct Incoming {
 fn failed(error: &io::Error) -> Problem {
     let thing = "the segment that is being received";
     if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
-        let way_out = "free space on the replica host, or give it more";
-        return Problem::new(
-            Code::Full,
-            thing,
-            "does not fit on the replica's disk",
-            way_out,
-        );
+        return full(thing, error);
     }
     Problem::failed(thing, error)
 }
