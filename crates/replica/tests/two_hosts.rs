@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentWriter};
+use journal::{Consistency, Content, DiskExtent, Header, Journal, Root, SegmentWriter};
 use model::{
     Code, DiskId, DiskSpec, Generation, Lineage, PointId, Problem, RelationshipId, SeedId, Since,
     VmId, VmSpec,
 };
 use pollux_replica::client::{PeerClient, PeerLink};
-use pollux_replica::host::{Principal, Relation, ReplicaHost, Shelf};
+use pollux_replica::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use pollux_replica::identity::Identity;
 use pollux_replica::link::{Link, LinkError};
 use pollux_replica::outbox;
@@ -28,7 +28,7 @@ use pollux_replica::wire::{
 };
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -118,7 +118,32 @@ struct Enrolled {
     vm: VmId,
     relation: Relation,
     standing: Standing,
-    shelf: Shelf<Journal>,
+    shelf: Shelf<Paced>,
+}
+
+/// A journal that takes a segment in only when the test lets it, if the test wants that.
+struct Paced {
+    journal: Journal,
+    /// Says that it is about to take one in, and waits.
+    hold: Option<(mpsc::UnboundedSender<()>, std::sync::mpsc::Receiver<()>)>,
+}
+
+impl Receipts for Paced {
+    fn tip(&self) -> Tip {
+        Receipts::tip(&self.journal)
+    }
+
+    fn check(&self, header: &Header, root: Root) -> Verdict {
+        Receipts::check(&self.journal, header, root)
+    }
+
+    fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem> {
+        if let Some((begun, go_on)) = &self.hold {
+            begun.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        self.journal.take(file, header, root)
+    }
 }
 
 impl Replicas {
@@ -139,7 +164,7 @@ impl Replicas {
 }
 
 impl ReplicaHost for Replicas {
-    type Receipts = Journal;
+    type Receipts = Paced;
 
     fn name(&self) -> &str {
         "host-b"
@@ -164,7 +189,10 @@ impl ReplicaHost for Replicas {
                 incoming: self.path.join(Journal::INCOMING),
             },
             standing: Standing::replica(&principal.name, enrol.lineage),
-            shelf: Arc::new(Mutex::new(Some(journal))),
+            shelf: Arc::new(Mutex::new(Some(Paced {
+                journal,
+                hold: None,
+            }))),
         });
         Ok(())
     }
@@ -195,7 +223,7 @@ impl ReplicaHost for Replicas {
         Ok(())
     }
 
-    async fn shelf(&self, vm: VmId) -> Result<Shelf<Journal>, Problem> {
+    async fn shelf(&self, vm: VmId) -> Result<Shelf<Paced>, Problem> {
         self.with(vm, |enrolled| enrolled.shelf.clone())
     }
 
@@ -504,7 +532,8 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     assert_eq!(link.commit(offer.root).await.unwrap(), committed);
     let shelf = replicas.shelf(spec.id).await.unwrap();
     let shelf = shelf.lock().unwrap();
-    let reader = shelf.as_ref().unwrap().open_point(point).unwrap();
+    let journal = &shelf.as_ref().unwrap().journal;
+    let reader = journal.open_point(point).unwrap();
     let mut content = vec![0; 2000 * 4096];
     reader.read_at(spec.disks[0].id, 0, &mut content).unwrap();
     let mut expected = noise(1, 2000 * 4096);
@@ -602,4 +631,47 @@ async fn what_does_not_fit_or_is_not_what_it_says_is_refused_and_changes_nothing
         parts: 0,
     };
     assert_eq!(link.tip(&ask.lineage).await.unwrap(), TipAnswer::At { tip });
+}
+
+#[tokio::test]
+async fn a_commit_that_outlasts_its_caller_is_found_by_the_next_questions() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let (begins, mut begun) = mpsc::unbounded_channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let shelf = replicas.shelf(spec.id).await.unwrap();
+    shelf.lock().unwrap().as_mut().unwrap().hold = Some((begins, goes_on));
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 16, 5);
+    let offer = outbox::offer(&staged).await.unwrap();
+    link.offer(&offer).await.unwrap();
+    let chunk = outbox::chunk(&staged, 0).await.unwrap();
+    link.put(offer.root, 0, chunk).await.unwrap();
+    // As when the limit of the request is over: the caller hangs up.
+    tokio::select! {
+        answer = link.commit(offer.root) => panic!("answered: {answer:?}"),
+        _ = begun.recv() => {}
+    }
+    // It asks again while the first one is still at it.
+    let asking = {
+        let (link, offer) = (link.clone(), offer.clone());
+        tokio::spawn(async move { link.offer(&offer).await })
+    };
+    go_on.send(()).unwrap();
+    let tip = Tip::Seeding {
+        seed: ask.seed,
+        parts: 1,
+    };
+    let committed = OfferAnswer::Committed { tip };
+    let answer = tokio::time::timeout(LIMIT, asking).await.unwrap();
+    assert_eq!(answer.unwrap().unwrap(), committed);
+    assert_eq!(link.tip(&ask.lineage).await.unwrap(), TipAnswer::At { tip });
+    let left = std::fs::read_dir(replicas.path.join(Journal::INCOMING)).unwrap();
+    assert_eq!(left.count(), 0, "the first request ran to its end");
 }
