@@ -34,6 +34,9 @@ pub struct RingStore {
     ring: Ring,
     file: Rc<OwnedFd>,
     alignment: u64,
+    /// On tmpfs the kernel would hand every operation of the ring to a worker thread; a call
+    /// costs less, and waits for no device.
+    in_memory: bool,
 }
 
 impl RingStore {
@@ -52,26 +55,21 @@ impl RingStore {
                 .custom_flags(flags)
                 .open(path)
         };
-        let buffered = |file| Self::over(ring, file, 1);
-        let file = match open(libc::O_DIRECT) {
-            Ok(file) => file,
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                return Ok(buffered(open(0)?));
-            }
+        let direct = match open(libc::O_DIRECT) {
+            Ok(file) => direct_alignment(&file)?.map(|alignment| (file, alignment)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
             Err(error) => return Err(error),
         };
-        match direct_alignment(&file)? {
-            Some(alignment) => Ok(Self::over(ring, file, alignment)),
-            None => Ok(buffered(open(0)?)),
-        }
-    }
-
-    fn over(ring: &Ring, file: File, alignment: u64) -> Self {
-        Self {
+        let (file, alignment) = match direct {
+            Some(direct) => direct,
+            None => (open(0)?, 1),
+        };
+        Ok(Self {
             ring: ring.clone(),
+            in_memory: is_in_memory(&file)?,
             file: Rc::new(file.into()),
             alignment,
-        }
+        })
     }
 
     /// Length of the file in bytes.
@@ -104,17 +102,22 @@ impl RingStore {
             let Some(offset) = at.checked_add(done as u64) else {
                 return (Err(Fault::Range), buffer);
             };
-            let (entry, pieces) = self.entry(offset, &buffer, done, write);
-            let payload = Payload::Bytes {
-                buffer,
-                _pieces: pieces,
-                _file: Rc::clone(&self.file),
+            let result = if self.in_memory {
+                self.call(offset, &buffer, done, write)
+            } else {
+                let (entry, pieces) = self.entry(offset, &buffer, done, write);
+                let payload = Payload::Bytes {
+                    buffer,
+                    _pieces: pieces,
+                    _file: Rc::clone(&self.file),
+                };
+                let (result, payload) = self.ring.start(entry, payload, Cancel::Never).await;
+                let Payload::Bytes { buffer: back, .. } = payload else {
+                    unreachable!("an operation gives back the payload it was started with")
+                };
+                buffer = back;
+                result
             };
-            let (result, payload) = self.ring.start(entry, payload, Cancel::Never).await;
-            let Payload::Bytes { buffer: back, .. } = payload else {
-                unreachable!("an operation gives back the payload it was started with")
-            };
-            buffer = back;
             match result {
                 // A write that moves nothing and says nothing would be retried for ever.
                 0 if write => return (Err(Fault::Os(libc::EIO)), buffer),
@@ -131,6 +134,31 @@ impl RingStore {
             }
         }
         (Ok(done), buffer)
+    }
+
+    /// Moves what is left of `buffer` after `done` bytes at once; the result is that of a
+    /// completion: bytes moved, or a negative `errno`.
+    fn call(&self, at: u64, buffer: &Buffer, done: usize, write: bool) -> i32 {
+        let pieces = rest(buffer.pieces(), done);
+        let (fd, first) = (self.file.as_raw_fd(), pieces.as_ptr());
+        let count = i32::try_from(pieces.len()).expect("1024 at most");
+        let Ok(at) = i64::try_from(at) else {
+            return -libc::EFBIG;
+        };
+        // SAFETY: `buffer` lives through the call, and its pieces are valid for as long as it.
+        let moved = unsafe {
+            if write {
+                libc::pwritev(fd, first, count, at)
+            } else {
+                libc::preadv(fd, first, count, at)
+            }
+        };
+        match i32::try_from(moved) {
+            Ok(moved @ 0..) => moved,
+            _ => -io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EIO),
+        }
     }
 
     /// A submission for what is left of `buffer` after `done` bytes.
@@ -231,14 +259,18 @@ fn rest(pieces: &[libc::iovec], mut done: usize) -> Box<[libc::iovec]> {
     taken.into_boxed_slice()
 }
 
-/// What O_DIRECT needs of offsets, lengths and addresses; none where it is of no use.
-fn direct_alignment(file: &File) -> io::Result<Option<u64>> {
+fn is_in_memory(file: &File) -> io::Result<bool> {
     #[allow(
         clippy::unnecessary_cast,
         reason = "f_type differs between architectures"
     )]
     let kind = fstatfs(file)?.f_type as i64;
-    if IN_MEMORY.contains(&kind) {
+    Ok(IN_MEMORY.contains(&kind))
+}
+
+/// What O_DIRECT needs of offsets, lengths and addresses; none where it is of no use.
+fn direct_alignment(file: &File) -> io::Result<Option<u64>> {
+    if is_in_memory(file)? {
         return Ok(None);
     }
     let Ok(told) = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) else {
