@@ -82,6 +82,8 @@ struct File {
     staged: Staged,
     content: Vec<((usize, u64), u64)>,
     root: Root,
+    /// A frame of it does not verify.
+    damaged: bool,
 }
 
 /// Everything that outlives a driver, on both hosts.
@@ -99,6 +101,8 @@ struct World {
     sequence: u64,
     exact: bool,
     lie: Option<Lie>,
+    /// So many of the next staged segments are damaged.
+    damage: u32,
     written: u64,
     /// What the disks held at each cut.
     cuts: BTreeMap<u64, Disks>,
@@ -140,6 +144,7 @@ impl World {
             sequence: 0,
             exact: true,
             lie: None,
+            damage: 0,
             written: 1,
             cuts: BTreeMap::new(),
             gated: None,
@@ -191,7 +196,9 @@ impl World {
             staged: staged.clone(),
             content: held,
             root: Root(Digest::of(&number.to_le_bytes()).0),
+            damaged: self.damage > 0,
         });
+        self.damage = self.damage.saturating_sub(1);
         staged
     }
 
@@ -308,7 +315,17 @@ impl World {
         }
     }
 
-    fn on_commit(&mut self, root: Root) -> CommitAnswer {
+    fn on_commit(&mut self, root: Root) -> Result<CommitAnswer, LinkError> {
+        let staged = self.outbox.as_ref().filter(|file| file.root == root);
+        if staged.is_some_and(|file| file.damaged) {
+            self.pending = None;
+            let problem = problem(Code::Invalid, "a frame does not verify");
+            return Err(LinkError::Refused(problem));
+        }
+        Ok(self.publish(root))
+    }
+
+    fn publish(&mut self, root: Root) -> CommitAnswer {
         if let Some(lineage) = self.taken_over.clone() {
             return CommitAnswer::Superseded { lineage };
         }
@@ -556,7 +573,7 @@ impl Link for Shared {
     }
 
     async fn commit(&self, root: Root) -> Result<CommitAnswer, LinkError> {
-        self.remote(move |world| world.on_commit(root)).await
+        self.remote(move |world| world.on_commit(root)).await?
     }
 }
 
@@ -831,6 +848,35 @@ fn a_replica_that_lost_points_or_has_strange_ones_is_not_written_to() {
             .await;
             let problem = running.reports.borrow().last_error.clone().expect("why");
             assert!(!problem.way_out.is_empty(), "{problem}");
+        });
+    }
+}
+
+#[test]
+fn a_damaged_segment_is_folded_back_and_cut_anew_until_it_is_clear_that_all_are() {
+    for seed in 1..20 {
+        paused().block_on(async move {
+            let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+            // Parts of the initial replication first.
+            shared.world().damage = 2;
+            let running = start(&shared);
+            wait_for(&running, "the first point", |report| report.cycles >= 1).await;
+            shared.world().write();
+            shared.world().damage = 1;
+            wait_for(&running, "two more", |report| report.cycles >= 3).await;
+            assert_eq!(running.reports.borrow().last_error, None);
+            check_points(&shared.world());
+            shared.world().damage = u32::MAX;
+            wait_for(&running, "an error", |report| {
+                report.state == ReplicationState::Error
+            })
+            .await;
+            let problem = running.reports.borrow().last_error.clone().expect("why");
+            assert!(problem.way_out.contains("resume"), "{problem}");
+            shared.world().damage = 0;
+            let _ = running.commands.send(Command::Resume).await;
+            wait_for(&running, "one more", |report| report.cycles >= 4).await;
+            check_points(&shared.world());
         });
     }
 }

@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use journal::SegmentReader;
+use journal::{SegmentError, SegmentReader};
 use model::{Code, Problem};
+use rustix::io::Errno;
 
 use crate::source::Staged;
 use crate::wire::{CHUNK, Digest, MAX_CHUNKS, Offer};
@@ -19,9 +20,21 @@ fn failed(path: &Path, error: &(dyn std::error::Error + 'static)) -> Problem {
 /// The staged segment in `file`, by what its header says. Blocking.
 ///
 /// # Errors
-/// [`Problem`] when it cannot be read or is not a whole segment.
+/// [`Code::Invalid`] when it is not a whole segment, and so nobody can tell which blocks it
+/// holds; another [`Problem`] when it cannot be read now.
 pub fn read(file: &Path) -> Result<Staged, Problem> {
-    let reader = SegmentReader::open(file).map_err(|e| failed(file, &e))?;
+    let reader = SegmentReader::open(file).map_err(|error| {
+        let damaged = match &error {
+            SegmentError::Io { source, .. } => {
+                source.kind() == io::ErrorKind::UnexpectedEof
+                    || source.raw_os_error() == Some(Errno::IO.raw_os_error())
+            }
+            _ => true,
+        };
+        let problem = failed(file, &error);
+        let code = if damaged { Code::Invalid } else { problem.code };
+        Problem { code, ..problem }
+    })?;
     Ok(Staged {
         file: file.to_owned(),
         header: reader.header().clone(),
@@ -94,5 +107,47 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(move || work(&file)).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Problem::failed("the outbox", &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use journal::{Consistency, Content, DiskExtent, Header, SegmentWriter};
+    use model::{Bytes, DiskId, Lineage, SeedId, VmId};
+
+    use super::*;
+
+    #[test]
+    fn a_segment_that_nobody_can_read_is_told_from_one_that_is_not_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("1.delta");
+        let error = read(&path).expect_err("absent");
+        assert_eq!(error.code, Code::Failed, "{error}");
+        let header = Header {
+            vm: VmId::random(),
+            disks: vec![DiskExtent {
+                id: DiskId::random(),
+                size: Bytes(1 << 20),
+            }],
+            lineage: Lineage::begin("host-a"),
+            content: Content::Seed {
+                seed: SeedId::random(),
+                part: 0,
+            },
+            time: Timestamp::UNIX_EPOCH,
+            consistency: Consistency::Crash,
+        };
+        let out = File::create(&path).expect("made");
+        let mut writer = SegmentWriter::create(out, &header).expect("a good header");
+        writer.push_frame(0, 0, &[7; 4096]).expect("fits");
+        writer.finish().expect("finished");
+        assert_eq!(read(&path).expect("whole").header, header);
+        let bytes = std::fs::read(&path).expect("there");
+        for damaged in [&bytes[..bytes.len() - 1], &[0; 4096][..], b""] {
+            std::fs::write(&path, damaged).expect("written");
+            let error = read(&path).expect_err("damaged");
+            assert_eq!(error.code, Code::Invalid, "{error}");
+        }
     }
 }

@@ -271,9 +271,10 @@ impl Sender {
                 self.offered(now, &offer, answer, out);
             }
             (State::Shipping { .. }, Event::Stored(_, Ok(Err(LinkError::Refused(problem)))))
-                if problem.code == Code::NotFound =>
+                if matches!(problem.code, Code::NotFound | Code::Invalid) =>
             {
-                // The replica's polluxd was restarted and waits for the offer.
+                // The replica's polluxd was restarted and waits for the offer, or the file does
+                // not read as it did when it was offered.
                 out.push(Output::Abandon);
                 self.contradicted(problem, out);
             }
@@ -286,6 +287,14 @@ impl Sender {
             }
             (State::Committing, Event::Committed(Ok(CommitAnswer::Again { problem }))) => {
                 self.contradicted(problem, out);
+            }
+            (State::Committing, Event::Committed(Err(LinkError::Refused(problem))))
+                if problem.code == Code::Invalid =>
+            {
+                // It is damaged: its blocks are read from the disk again.
+                if self.doubt(problem) {
+                    self.drop_staged(out);
+                }
             }
             (State::Confirming, Event::Confirmed(Ok(()))) => {
                 self.staged = None;

@@ -106,8 +106,9 @@ pub struct Tracking {
 /// with [`track`](Source::track).
 pub trait Source: Send + Sync + 'static {
     /// Lets diskd track for this relationship, and looks what the outbox holds. More than one
-    /// segment there: all but the newest are folded back first. Not exact: the outbox may be
-    /// emptied, since every block is marked.
+    /// segment there: all but the newest are folded back first. One that is not whole is as in
+    /// [`fold_back`](Source::fold_back). Not exact: the outbox may be emptied, since every block
+    /// is marked.
     fn track(&self) -> impl Future<Output = Result<Tracking, Problem>> + Send;
 
     /// The next sequence number: above all before, recorded durably before it is given.
@@ -134,6 +135,8 @@ pub trait Source: Send + Sync + 'static {
     fn confirm(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// It will not be shipped: mark its blocks again, then remove the file. No error if it is gone.
+    /// If it is damaged so that nobody can tell what it holds ([`crate::outbox::read`] says
+    /// [`Code::Invalid`](model::Code::Invalid)), every block of every disk is marked.
     fn fold_back(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// Records progress durably.

@@ -119,6 +119,21 @@ impl DiskdSource {
         Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
+    /// Marks every block of every disk and empties the outbox: nobody can tell which blocks a
+    /// segment there holds.
+    async fn mark_all(&self, why: &Problem) -> Result<(), Problem> {
+        tracing::error!(vm = %self.vm, %why, "every block is marked");
+        // A kill in between: the next `Track` finds nothing tracked, and marks every block too.
+        self.ask(&Request::Untrack, AT_ONCE).await?;
+        let request = Request::Track {
+            relationship: self.relationship,
+        };
+        match self.ask(&request, AT_ONCE).await? {
+            Reply::Tracking { exact: false } => self.empty_outbox().map_err(|e| self.failed(&e)),
+            _ => Err(self.confused()),
+        }
+    }
+
     fn empty_outbox(&self) -> io::Result<()> {
         for entry in fs::read_dir(Self::outbox(&self.home))? {
             fs::remove_file(entry?.path())?;
@@ -170,7 +185,7 @@ impl Source for DiskdSource {
         let request = Request::Track {
             relationship: self.relationship,
         };
-        let exact = match self.ask(&request, AT_ONCE).await? {
+        let mut exact = match self.ask(&request, AT_ONCE).await? {
             Reply::Tracking { exact } => exact,
             _ => return Err(self.confused()),
         };
@@ -179,10 +194,19 @@ impl Source for DiskdSource {
         }
         let mut files = self.staged_files().map_err(|e| self.failed(&e))?;
         let newest = files.pop();
-        for file in files {
-            self.ask(&Request::FoldBack { file }, AT_ONCE).await?;
+        let mut staged = None;
+        for file in files.iter().chain(&newest) {
+            match outbox::read(file) {
+                Ok(read) if newest.as_ref() == Some(file) => staged = Some(read),
+                Ok(read) => self.fold_back(&read).await?,
+                Err(problem) if problem.code == Code::Invalid => {
+                    self.mark_all(&problem).await?;
+                    (exact, staged) = (false, None);
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            }
         }
-        let staged = newest.map(|file| outbox::read(&file)).transpose()?;
         let record = *self.record.lock().await;
         Ok(Tracking {
             exact,
@@ -266,6 +290,11 @@ impl Source for DiskdSource {
         if !staged.file.exists() {
             return Ok(());
         }
+        match outbox::read(&staged.file) {
+            Ok(_) => {}
+            Err(problem) if problem.code == Code::Invalid => return self.mark_all(&problem).await,
+            Err(problem) => return Err(problem),
+        }
         let request = Request::FoldBack {
             file: staged.file.clone(),
         };
@@ -291,7 +320,93 @@ impl Source for DiskdSource {
 
 #[cfg(test)]
 mod tests {
+    use model::SeedId;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
     use super::*;
+
+    fn source(home: &Path) -> DiskdSource {
+        fs::create_dir(DiskdSource::outbox(home)).expect("made");
+        DiskdSource {
+            vm: VmId::random(),
+            thing: "VM `web`".to_owned(),
+            socket: home.join("diskd.sock"),
+            home: home.to_owned(),
+            relationship: RelationshipId::random(),
+            lineage: Lineage::begin("host-a"),
+            disks: Vec::new(),
+            record: Mutex::new(Record {
+                progress: Progress::begin(SeedId::random()),
+                reserved: 0,
+            }),
+            owner: mpsc::channel(1).0,
+            longest_pause_us: Arc::default(),
+        }
+    }
+
+    /// Answers as a diskd does that tracks already; gives what it was asked.
+    fn diskd(socket: &Path) -> mpsc::UnboundedReceiver<Request> {
+        let listener = UnixListener::bind(socket).expect("bound");
+        let (asked, requests) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut exact = true;
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                stream.read_line(&mut line).await.expect("a request");
+                let request: Request = serde_json::from_str(&line).expect("one that it knows");
+                let reply = match request {
+                    Request::Track { .. } => Reply::Tracking { exact },
+                    _ => Reply::Done,
+                };
+                exact = request != Request::Untrack;
+                asked.send(request).expect("the test listens");
+                let mut reply = serde_json::to_string(&reply).expect("made");
+                reply.push('\n');
+                let written = stream.get_mut().write_all(reply.as_bytes()).await;
+                written.expect("answered");
+            }
+        });
+        requests
+    }
+
+    #[tokio::test]
+    async fn when_nobody_can_tell_what_a_staged_segment_holds_every_block_is_marked() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let source = source(scratch.path());
+        let mut requests = diskd(&source.socket);
+        let file = DiskdSource::outbox(scratch.path()).join("3.delta");
+        let track = Request::Track {
+            relationship: source.relationship,
+        };
+        fs::write(&file, b"torn").expect("written");
+        let tracking = source.track().await.expect("it goes on");
+        assert_eq!((tracking.exact, tracking.staged), (false, None));
+        assert!(!file.exists());
+        for expected in [&track, &Request::Untrack, &track] {
+            assert_eq!(requests.recv().await.as_ref(), Some(expected));
+        }
+
+        fs::write(&file, b"torn").expect("written");
+        let staged = Staged {
+            file: file.clone(),
+            header: source.header(Content::Delta {
+                sequence: 3,
+                since: Since::Seed {
+                    seed: SeedId::random(),
+                    parts: 1,
+                },
+            }),
+        };
+        source.fold_back(&staged).await.expect("it goes on");
+        assert!(!file.exists());
+        for expected in [&Request::Untrack, &track] {
+            assert_eq!(requests.recv().await.as_ref(), Some(expected));
+        }
+        source.fold_back(&staged).await.expect("gone already");
+        assert!(requests.is_empty());
+    }
 
     #[test]
     fn segments_are_ordered_by_kind_and_number_and_others_are_passed_over() {

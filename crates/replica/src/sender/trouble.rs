@@ -53,8 +53,7 @@ impl Sender {
                     self.wait(now, Wait::Link, problem, out);
                 }
                 Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
-                    self.report.last_error = Some(problem);
-                    self.state = State::Error;
+                    self.fail(problem);
                 }
             },
             Trouble::Source(problem) => self.wait(now, Wait::Source, problem, out),
@@ -87,14 +86,34 @@ impl Sender {
 
     /// The replica's answer does not go with its last one: ask for its tip, but not for ever.
     pub(super) fn contradicted(&mut self, problem: Problem, out: &mut Vec<Output>) {
+        if self.doubt(problem) {
+            self.ask(out);
+        }
+    }
+
+    /// The replica's answer should not have come. Whether to try again; it is an error if not.
+    pub(super) fn doubt(&mut self, problem: Problem) -> bool {
         self.report.transfer = None;
         self.contradictions += 1;
-        self.report.last_error = Some(problem);
-        if self.contradictions < CONTRADICTIONS {
-            self.ask(out);
+        let again = self.contradictions < CONTRADICTIONS;
+        if again {
+            self.report.last_error = Some(problem);
         } else {
-            self.state = State::Error;
+            self.fail(problem);
         }
+        again
+    }
+
+    /// Stops until a person resumes it.
+    fn fail(&mut self, mut problem: Problem) {
+        if problem.way_out.is_empty() {
+            problem.way_out = "look at the replica host first; `pollux replication resume` tries \
+                               again, and if it ends here again, disable the replication and \
+                               enable it anew, which copies everything"
+                .to_owned();
+        }
+        self.report.last_error = Some(problem);
+        self.state = State::Error;
     }
 
     pub(super) fn give_up(&mut self, reason: &str) {
@@ -104,8 +123,7 @@ impl Sender {
             "the replica of {} on `{}`",
             self.plan.thing, self.plan.partner
         );
-        self.report.last_error = Some(Problem::new(Code::Conflict, thing, reason, way_out));
-        self.state = State::Error;
+        self.fail(Problem::new(Code::Conflict, thing, reason, way_out));
     }
 
     pub(super) fn gated(
