@@ -252,6 +252,34 @@ impl Host {
         kill_all_that_name(&self.run)
     }
 
+    /// The processes that the host runs now but for its polluxd, each by its id and its program.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn processes(&self) -> Result<Vec<(u32, String)>> {
+        let daemon = self.daemon.as_ref().map(Child::id);
+        let mut found = Vec::new();
+        for pid in processes_that_name(&self.run)? {
+            // One that ended meanwhile has no name.
+            let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
+                continue;
+            };
+            let name = name.trim().to_owned();
+            // The command line of a user is none of the host's processes.
+            if Some(pid) != daemon && name != "pollux" {
+                found.push((pid, name));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Whether polluxd was started and not killed.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     /// The command line of this host with `args`, not run.
     ///
     /// # Errors
