@@ -9,8 +9,11 @@
 //!                  +--------------+------------------+--> part removed, marks folded back, refused
 //! ```
 //!
-//! A kill before the clearing leaves the marks in the sealed maps; the next process folds them back and
-//! removes the part. So what is not in a whole segment is marked, always.
+//! - A kill before the clearing leaves the marks in the sealed maps; the next process folds them back and
+//!   removes the part. So what is not in a whole segment is marked, always.
+//! - A refusal means that there is no segment file, and that all marks are kept. Once the file has its
+//!   name nothing can go wrong any more: an owner that is slow to clear its sealed map is not waited for.
+//! - No answer at all (this process was killed) says nothing: whoever asked looks into the outbox.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -29,7 +32,7 @@ use crate::owner::{Delivery, Order, SealFault, StageOrder};
 use crate::staging::Abandoned;
 use crate::tracker::Stats;
 
-/// How long an owner may take to answer what it answers at once; then it is stuck.
+/// See [`Engine::patience`].
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// A disk, as the engine reaches it.
@@ -50,6 +53,8 @@ pub struct Engine {
     term: u64,
     copy_budget: Bytes,
     disks: Vec<Disk>,
+    /// How long an owner may take to answer what it answers at once; then it is stuck.
+    patience: Duration,
     /// Held while marks move: one epoch at a time.
     epoch: Mutex<()>,
 }
@@ -64,6 +69,7 @@ impl Engine {
             term,
             copy_budget,
             disks,
+            patience: ANSWER,
             epoch: Mutex::new(()),
         }
     }
@@ -99,6 +105,13 @@ impl Engine {
             .map_err(|error| self.stuck(disk, &error.to_string()))
     }
 
+    /// Gives an order that ends something, though the owner be far behind.
+    pub(crate) fn insist(&self, disk: &Disk, order: Order) -> Result<(), Problem> {
+        disk.orders
+            .insist(order)
+            .map_err(|error| self.stuck(disk, &error.to_string()))
+    }
+
     fn stuck(&self, disk: &Disk, why: &str) -> Problem {
         self.problem(
             Code::Failed,
@@ -107,27 +120,46 @@ impl Engine {
         )
     }
 
-    /// Gives an order to every one of `disks` and collects the answers.
+    /// Gives an order to every one of `disks`, whatever becomes of the others, and collects the
+    /// answers.
     pub(crate) fn ask<T>(
         &self,
         disks: &[&Disk],
         make: impl Fn(mpsc::Sender<T>) -> Order,
     ) -> Result<Vec<T>, Problem> {
-        let asked: Result<Vec<_>, _> = disks
+        let asked: Vec<_> = disks
             .iter()
             .map(|disk| {
                 let (answer, answered) = mpsc::channel();
                 self.order(disk, make(answer)).map(|()| (*disk, answered))
             })
             .collect();
-        asked?
-            .into_iter()
-            .map(|(disk, answered)| {
-                answered
-                    .recv_timeout(ANSWER)
-                    .map_err(|error| self.stuck(disk, &error.to_string()))
+        let answers: Vec<_> = asked.into_iter().map(|asked| self.answer(asked?)).collect();
+        answers.into_iter().collect()
+    }
+
+    fn answer<T>(&self, (disk, answered): (&Disk, mpsc::Receiver<T>)) -> Result<T, Problem> {
+        answered
+            .recv_timeout(self.patience)
+            .map_err(|error| self.stuck(disk, &error.to_string()))
+    }
+
+    /// Ends an epoch on every one of `disks`. An owner that does not answer now does it when it goes
+    /// on, before any later order; if it never does, the next process folds back what is sealed.
+    pub(crate) fn end_epoch(&self, disks: &[&Disk], whole: bool) {
+        let asked: Vec<_> = disks
+            .iter()
+            .map(|disk| {
+                let (answer, answered) = mpsc::channel();
+                self.insist(disk, Order::End(whole, answer))
+                    .map(|()| (*disk, answered))
             })
-            .collect()
+            .collect();
+        for asked in asked {
+            if let Err(problem) = asked.and_then(|asked| self.answer(asked)) {
+                tracing::error!(%problem, whole, "the end of an epoch is not carried out yet");
+            }
+        }
     }
 
     fn all(&self) -> Vec<&Disk> {
@@ -215,7 +247,7 @@ impl Engine {
     /// Cuts an epoch on all disks of the header and writes its segment.
     ///
     /// # Errors
-    /// Why there is no segment; the marks are as if nothing had been asked.
+    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
     pub fn cut(&self, mut header: Header, file: &Path) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         if !matches!(header.content, Content::Delta { .. }) {
@@ -247,7 +279,7 @@ impl Engine {
     /// Stages a part of an initial replication.
     ///
     /// # Errors
-    /// Why there is no segment; the marks are as if nothing had been asked.
+    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
     pub fn seed(
         &self,
         header: &Header,
@@ -317,7 +349,8 @@ impl Engine {
         });
         match published {
             Ok(summary) => {
-                epoch.end(true)?;
+                // From here on nothing is an error: the file is there, with all that is sealed.
+                epoch.end(true);
                 Ok(Reply::Staged(epoch.report(&summary)))
             }
             Err(error) => {
@@ -423,3 +456,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -3,11 +3,12 @@
 //! Every disk that was asked says whether it was sealed; every one that was sealed sends its content and
 //! then says that it was staged. Only after all of them have is the epoch ended, whole or folded back.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use journal::Summary;
-use model::{BLOCK_SIZE, Bytes, Problem};
+use model::{BLOCK_SIZE, Bytes};
 
 use crate::control::Staged;
 use crate::cut::Cut;
@@ -33,7 +34,7 @@ pub(crate) struct Underway<'a> {
     disks: Vec<&'a Disk>,
     delivered: Receiver<Delivery>,
     /// What came before the segment could be begun.
-    early: Vec<Delivery>,
+    early: VecDeque<Delivery>,
     /// Disks that were not heard of yet, and those that were sealed and are still staged.
     unheard: usize,
     staging: usize,
@@ -53,7 +54,7 @@ impl<'a> Underway<'a> {
             engine,
             disks: disks.to_vec(),
             delivered,
-            early: Vec::new(),
+            early: VecDeque::new(),
             unheard: disks.len(),
             staging: 0,
             pause: Duration::ZERO,
@@ -69,6 +70,10 @@ impl<'a> Underway<'a> {
         while self.unheard > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             let delivery = if left.is_zero() {
+                // Every owner answers from now on: parked or not, it goes on.
+                if let Some(cut) = cut {
+                    cut.abandon();
+                }
                 self.delivered
                     .recv()
                     .map_err(|_gone| RecvTimeoutError::Disconnected)
@@ -79,13 +84,8 @@ impl<'a> Underway<'a> {
                 Ok(delivery @ Delivery::Sealed { .. }) => {
                     self.note(&delivery);
                 }
-                Ok(delivery) => self.early.push(delivery),
-                // Every owner answers from now on: parked or not, it goes on.
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Some(cut) = cut {
-                        cut.abandon();
-                    }
-                }
+                Ok(delivery) => self.early.push_back(delivery),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     self.fault.get_or_insert(EpochFault::Gone);
                     return;
@@ -124,12 +124,12 @@ impl<'a> Underway<'a> {
 
     /// Writes pieces until every disk is staged.
     pub(crate) fn write(&mut self, filler: &mut Filler) -> Result<(), EpochFault> {
-        let mut early = std::mem::take(&mut self.early).into_iter();
         loop {
             if let Some(fault) = self.fault.take() {
                 return Err(fault);
             }
-            let delivery = match early.next() {
+            // What is left when this ends early is noted by `give_up`.
+            let delivery = match self.early.pop_front() {
                 Some(delivery) => delivery,
                 None if self.staging == 0 && self.unheard == 0 => return Ok(()),
                 None => match self.delivered.recv() {
@@ -147,7 +147,7 @@ impl<'a> Underway<'a> {
     /// Folds back on every disk, after its staging has ended.
     pub(crate) fn give_up(&mut self) {
         for disk in &self.disks {
-            if let Err(problem) = self.engine.order(disk, Order::Abandon) {
+            if let Err(problem) = self.engine.insist(disk, Order::Abandon) {
                 tracing::error!(%problem, "cannot abandon an epoch");
             }
         }
@@ -160,15 +160,11 @@ impl<'a> Underway<'a> {
                 Err(_) => break,
             }
         }
-        if let Err(problem) = self.end(false) {
-            tracing::error!(%problem, "cannot fold an epoch back");
-        }
+        self.end(false);
     }
 
-    pub(crate) fn end(&self, whole: bool) -> Result<(), Problem> {
-        self.engine
-            .ask(&self.disks, |answer| Order::End(whole, answer))
-            .map(drop)
+    pub(crate) fn end(&self, whole: bool) {
+        self.engine.end_epoch(&self.disks, whole);
     }
 
     pub(crate) fn report(&self, summary: &Summary) -> Staged {

@@ -58,12 +58,25 @@ impl<T: Send> Sender<T> {
     /// # Errors
     /// [`SendError`] gives the message back.
     pub fn send(&self, message: T) -> Result<(), SendError<T>> {
+        self.deliver(message, false)
+    }
+
+    /// Delivers `message` though the mailbox be full: for what ends something that the receiver has
+    /// begun, so that there are never more of these than of those.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] gives the message back.
+    pub fn insist(&self, message: T) -> Result<(), SendError<T>> {
+        self.deliver(message, true)
+    }
+
+    fn deliver(&self, message: T, insist: bool) -> Result<(), SendError<T>> {
         let waker = {
             let mut inner = self.0.lock();
             if !inner.open {
                 return Err(SendError::Closed(message));
             }
-            if inner.queue.len() >= inner.capacity {
+            if inner.queue.len() >= inner.capacity && !insist {
                 return Err(SendError::Full(message));
             }
             inner.queue.push_back(message);
