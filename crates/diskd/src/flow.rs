@@ -20,7 +20,7 @@ pub enum Cause {
     Copied,
 }
 
-/// Bytes handed over and not written yet.
+/// Bytes that are being read, or were handed over and are not written yet.
 #[derive(Debug, Default)]
 pub struct Flow {
     staged: AtomicU64,
@@ -36,7 +36,7 @@ impl Flow {
         }
     }
 
-    /// Bytes of saved old content that are still in memory.
+    /// Bytes of saved old content that are in memory, or about to be.
     pub fn copied(&self) -> u64 {
         self.copied.load(Ordering::Acquire)
     }

@@ -9,8 +9,8 @@
 //! - Readers take the sealed blocks in order, up to 64 KiB at a time, and wait for room.
 //! - A write that meets a sealed block which was not read yet reads it first (copy-before-write) and
 //!   hands it over past the queue; one that meets a block being read waits for that read.
-//! - Saved content in memory is bounded by the copy budget. Past it the epoch is abandoned: its marks
-//!   fold back and writes run free again.
+//! - Saved content in memory, from the decision to read it on, is bounded by the copy budget. Past it
+//!   the epoch is abandoned: its marks fold back and writes run free again.
 //! - A part of an initial replication is read without all that: what is written meanwhile is marked
 //!   again, and the first delta makes it consistent.
 
@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use model::BLOCK_SIZE;
 use smallvec::SmallVec;
 
-use crate::flow::{Cause, Flow, Piece};
+use crate::flow::{Cause, Flow, Permit, Piece};
 use crate::state::DiskState;
 use crate::tracker::{Rule, Tracker};
 
@@ -102,8 +102,21 @@ impl Staging {
         self.saved.contains(&block) || self.reading.iter().any(|run| run.contains(&block))
     }
 
+    /// Counts the content of `run`, which is about to be read.
+    fn read(&mut self, run: Range<u64>, cause: Cause) -> Read {
+        let len = (run.end - run.start) * BLOCK_SIZE;
+        self.reading.push(run.clone());
+        Read {
+            number: self.number,
+            permit: self.epoch.flow.take(cause, len),
+            run,
+            len,
+            cause,
+        }
+    }
+
     /// The next sealed blocks that nobody has read; they are being read from now on.
-    fn next_run(&mut self, state: &DiskState) -> Option<Range<u64>> {
+    fn next_run(&mut self, state: &DiskState) -> Option<Read> {
         let mut from = self.cursor;
         loop {
             let run = state.next_sealed(from..state.blocks())?;
@@ -116,8 +129,7 @@ impl Staging {
                 .find(|block| self.is_ahead(*block))
                 .unwrap_or(most);
             self.cursor = end;
-            self.reading.push(start..end);
-            return Some(start..end);
+            return Some(self.read(start..end, Cause::Staged));
         }
     }
 
@@ -127,7 +139,7 @@ impl Staging {
         &mut self,
         state: &DiskState,
         blocks: &Range<u64>,
-    ) -> Result<Vec<Range<u64>>, Abandoned> {
+    ) -> Result<Vec<Read>, Abandoned> {
         let mut left = self.epoch.budget.saturating_sub(self.epoch.flow.copied()) / BLOCK_SIZE;
         let mut runs: Vec<Range<u64>> = Vec::new();
         let mut from = blocks.start.max(self.cursor);
@@ -152,9 +164,20 @@ impl Staging {
                 }
             }
         }
-        self.reading.extend(runs.iter().cloned());
-        Ok(runs)
+        let runs = runs.into_iter();
+        Ok(runs.map(|run| self.read(run, Cause::Copied)).collect())
     }
+}
+
+/// Blocks that are being read. They count from the moment at which that was decided, so that reads in
+/// flight are inside the budget too.
+struct Read {
+    /// Of the epoch.
+    number: u64,
+    run: Range<u64>,
+    len: u64,
+    cause: Cause,
+    permit: Permit,
 }
 
 impl<D: Device> Tracker<D> {
@@ -229,22 +252,25 @@ impl<D: Device> Tracker<D> {
             };
             flow.room().await;
             let next = match &mut *self.staging.borrow_mut() {
-                Some(staging) if staging.abandoned.is_none() => {
-                    let number = staging.number;
-                    staging.next_run(&self.state).map(|run| (number, run))
-                }
+                Some(staging) if staging.abandoned.is_none() => staging.next_run(&self.state),
                 _ => None,
             };
-            let Some((number, run)) = next else {
+            let Some(read) = next else {
                 return;
             };
-            self.read_run(number, run, Cause::Staged).await;
+            self.read_run(read).await;
         }
     }
 
     /// Reads blocks that are in `reading` and hands them over.
-    async fn read_run(&self, number: u64, run: Range<u64>, cause: Cause) {
-        let len = (run.end - run.start) * BLOCK_SIZE;
+    async fn read_run(&self, read: Read) {
+        let Read {
+            number,
+            run,
+            len,
+            cause,
+            permit,
+        } = read;
         let op = Op::Read {
             at: run.start * BLOCK_SIZE,
             into: Buffer::zeroed(usize::try_from(len).expect("64 KiB at most")),
@@ -267,7 +293,7 @@ impl<D: Device> Tracker<D> {
                             block: run.start,
                             content,
                             cause,
-                            permit: staging.epoch.flow.take(cause, len),
+                            permit,
                         });
                     }
                     (Err(fault), _) => failed = Some(fault),
@@ -287,22 +313,20 @@ impl<D: Device> Tracker<D> {
             self.changed
                 .until(|| (!self.is_held_up(blocks)).then_some(()))
                 .await;
-            let (number, runs) = match &mut *self.staging.borrow_mut() {
-                Some(staging) if staging.consistent && staging.abandoned.is_none() => (
-                    staging.number,
+            let reads = match &mut *self.staging.borrow_mut() {
+                Some(staging) if staging.consistent && staging.abandoned.is_none() => {
                     if self.keeps(Rule::CopyBeforeWrite) {
                         staging.runs_to_save(&self.state, blocks)
                     } else {
                         Ok(Vec::new())
-                    },
-                ),
+                    }
+                }
                 _ => return,
             };
-            match runs {
-                Ok(runs) if runs.is_empty() => return,
-                Ok(runs) => {
-                    let reads = runs.into_iter();
-                    join_all(reads.map(|run| self.read_run(number, run, Cause::Copied))).await;
+            match reads {
+                Ok(reads) if reads.is_empty() => return,
+                Ok(reads) => {
+                    join_all(reads.into_iter().map(|read| self.read_run(read))).await;
                 }
                 Err(why) => {
                     self.abandon(why);

@@ -430,3 +430,41 @@ fn a_parked_disk_reads_and_flushes_and_writes_when_it_is_released() {
     tracker.unpark();
     assert_eq!((schedule.run(), done.get()), (0, 3));
 }
+
+#[test]
+fn old_content_that_is_still_being_read_is_inside_the_copy_budget() {
+    let (world, tracker, schedule) = quiet(4);
+    let pieces = Pieces::default();
+    tracker.mark(0..4);
+    let (inner, kept) = (Rc::clone(&tracker), Rc::clone(&pieces));
+    schedule.spawn(async move {
+        inner.seal(epoch(kept, 2 * BLOCK_SIZE)).expect("tracking");
+    });
+    assert_eq!(schedule.run(), 0);
+    // None of the reads that save old content ends.
+    world.store.hold(true);
+    let write = |block: u64| {
+        let inner = Rc::clone(&tracker);
+        schedule.spawn(async move {
+            let at = block * BLOCK_SIZE;
+            let op = Op::Discard { at, len: 512 };
+            assert_eq!(inner.run(op).await.outcome, Ok(()));
+        });
+        for _ in 0..50 {
+            schedule.step();
+        }
+    };
+    (0..2).for_each(write);
+    assert_eq!(tracker.state().next_sealed(0..BLOCKS), Some(0..4), "room");
+    write(2);
+    assert_eq!(tracker.state().next_sealed(0..BLOCKS), None, "given up");
+    world.store.hold(false);
+    assert_eq!(schedule.run(), 0);
+    assert!(pieces.borrow().is_empty(), "nobody wants them any more");
+    let stage = Rc::clone(&tracker);
+    schedule.spawn(async move {
+        assert_eq!(stage.stage().await, Err(Abandoned::Budget));
+    });
+    assert_eq!(schedule.run(), 0);
+    assert_eq!(tracker.state().dirty(), 4);
+}
