@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -488,12 +489,9 @@ fn kill_all_that_name(folder: &Path) -> Result<()> {
 /// # Errors
 /// There is no such process.
 pub fn kill(pid: u32) -> Result<()> {
-    let status = Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .stderr(Stdio::null())
-        .status()?;
-    ensure!(status.success(), "there is no process {pid}");
-    Ok(())
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = process.with_context(|| format!("{pid} is no process id"))?;
+    kill_process(process, Signal::KILL).with_context(|| format!("there is no process {pid}"))
 }
 
 /// Processes of which the command line names something in `folder`.

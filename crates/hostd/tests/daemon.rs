@@ -10,6 +10,7 @@ use api::{
     TestFailover, TrustPeer, VmDetails,
 };
 use model::{Bytes, Code, Generation, Problem, VmState};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A host, ended and removed when dropped.
 struct Host {
@@ -187,9 +188,8 @@ fn a_run_folder_too_long_for_sockets_is_refused_before_anything_is_made() {
 #[tokio::test]
 async fn sigterm_ends_polluxd_and_removes_its_socket() {
     let mut host = Host::start("castor").await;
-    let pid = host.daemon.id().to_string();
-    let sent = Command::new("kill").args(["-TERM", &pid]).status();
-    assert!(sent.expect("kill runs").success());
+    let pid = i32::try_from(host.daemon.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process id"), Signal::TERM).expect("it runs");
     assert!(host.daemon.wait().expect("reaped").success());
     assert!(!host.path().join("run/api.sock").exists());
 }
