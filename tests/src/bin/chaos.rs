@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   chaos --seed N --rounds M      exit 0: every promise held
+//!         --only STEP              draws only steps of which the name begins so
 //!
 //!   round: some steps, each breaks something and may leave it broken
 //!          after each: every point that is listed is exported and judged
@@ -30,7 +31,7 @@ use testkit::workload::{Cut, Verified};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Points that the twin keeps: few, so that merging never rests.
-const POINTS: u32 = 12;
+const POINTS: u32 = 8;
 /// Records of a batch: so far may the serial log lag behind the disk.
 const BATCH: u64 = 64;
 /// A twin that lost its primary for a while asks again within half of this.
@@ -39,14 +40,15 @@ const CATCH_UP: Duration = MINUTE;
 const BAD_NEWS: [&str; 3] = ["FAILED", "FOUND DAMAGE", "I/O error"];
 
 fn main() -> ExitCode {
-    let (seed, rounds) = match arguments() {
-        Ok(arguments) => arguments,
+    let options = match arguments() {
+        Ok(options) => options,
         Err(error) => {
-            eprintln!("{error:#}\nusage: chaos [--seed N] [--rounds M]");
+            eprintln!("{error:#}\nusage: chaos [--seed N] [--rounds M] [--only STEP]");
             return ExitCode::from(2);
         }
     };
-    match chaos(seed, rounds) {
+    let seed = options.seed;
+    match chaos(&options) {
         Ok(()) => {
             println!("seed {seed}: every promise held");
             ExitCode::SUCCESS
@@ -58,30 +60,41 @@ fn main() -> ExitCode {
     }
 }
 
-fn arguments() -> Result<(u64, u32)> {
-    let (mut seed, mut rounds) = (1, 5);
+struct Options {
+    seed: u64,
+    rounds: u32,
+    only: String,
+}
+
+fn arguments() -> Result<Options> {
+    let mut options = Options {
+        seed: 1,
+        rounds: 5,
+        only: String::new(),
+    };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         let value = args
             .next()
             .with_context(|| format!("{name} has no value"))?;
         match name.as_str() {
-            "--seed" => seed = value.parse()?,
-            "--rounds" => rounds = value.parse()?,
+            "--seed" => options.seed = value.parse()?,
+            "--rounds" => options.rounds = value.parse()?,
+            "--only" => options.only = value,
             _ => bail!("{name} is unknown"),
         }
     }
-    Ok((seed, rounds))
+    Ok(options)
 }
 
-fn chaos(seed: u64, rounds: u32) -> Result<()> {
-    let mut rng = Rng::new(seed);
-    let mut pair = Pair::new(seed)?;
+fn chaos(options: &Options) -> Result<()> {
+    let mut rng = Rng::new(options.seed);
+    let mut pair = Pair::new(options.seed)?;
     pair.scratch.clean_up_on_signals()?;
     pair.begin(&mut rng)?;
-    for round in 1..=rounds {
+    for round in 1..=options.rounds {
         for _ in 0..=rng.below(3) {
-            let step = Step::draw(&mut rng);
+            let step = Step::draw(&mut rng, &options.only)?;
             pair.say(format_args!("round {round}: {step:?}"));
             pair.take(step)
                 .with_context(|| format!("round {round}: {step:?}"))?;
@@ -124,6 +137,8 @@ enum Step {
     KillDaemon(Side, Option<u64>),
     /// `kill -9` of a process of the VM; with it, of the polluxd.
     Kill(Part, bool),
+    /// `kill -9` of both polluxd and of a process of the VM; so long until they are back.
+    KillAll(Part, u64),
     /// `kill -9` of the primary's polluxd while the VM is being started for so long.
     KillInStart(u64),
     /// `kill -9` of a process of the VM while the guest is off.
@@ -138,13 +153,24 @@ enum Step {
     Suspend(Option<u64>),
     /// The guest shuts down, and starts again.
     Restart,
+    /// The oldest point is exported to somebody slow while newer ones come; from a polluxd that
+    /// was just started, or not.
+    SlowExport(bool),
     /// Test failover of the point at this part of the list (of 1000); meanwhile the replica's
     /// polluxd or the test's diskd may be killed.
     Test(u64, bool, bool),
 }
 
 impl Step {
-    fn draw(rng: &mut Rng) -> Self {
+    /// One of which the name begins with `only`.
+    fn draw(rng: &mut Rng, only: &str) -> Result<Self> {
+        let mut steps = std::iter::repeat_with(|| Self::any(rng)).take(1000);
+        steps
+            .find(|step| format!("{step:?}").starts_with(only))
+            .with_context(|| format!("no step begins with {only}"))
+    }
+
+    fn any(rng: &mut Rng) -> Self {
         let side = if rng.once_in(2) {
             Side::Primary
         } else {
@@ -153,7 +179,7 @@ impl Step {
         let part = [Part::Vmd, Part::Diskd, Part::Diskd, Part::Guest][rng.index(4)];
         let short = rng.below(3000);
         let lasting = (!rng.once_in(3)).then_some(short);
-        match rng.below(14) {
+        match rng.below(16) {
             0..=2 => Self::KillDaemon(side, lasting),
             3 | 4 => Self::Kill(part, rng.once_in(2)),
             5 => Self::KillInStart(short / 3),
@@ -163,6 +189,8 @@ impl Step {
             10 => Self::FlickerAndKill(1 + rng.below(400_000)),
             11 => Self::Suspend(lasting),
             12 => Self::Restart,
+            13 => Self::KillAll(part, short),
+            14 => Self::SlowExport(rng.once_in(2)),
             _ => Self::Test(rng.below(1000), rng.once_in(2), rng.once_in(2)),
         }
     }
@@ -244,6 +272,7 @@ impl Pair {
                 Ok(())
             }
             Step::Kill(part, daemon) => self.kill_part(part, daemon),
+            Step::KillAll(part, ms) => self.kill_all(part, ms),
             Step::KillInStart(ms) => self.kill_in_start(ms),
             Step::KillWhileOff(part) => self.kill_while_off(part),
             Step::Cut(lasting) => {
@@ -269,6 +298,7 @@ impl Pair {
             }
             Step::Suspend(lasting) => self.suspend(lasting),
             Step::Restart => self.restart(),
+            Step::SlowExport(daemon) => self.slow_export(daemon),
             Step::Test(part, daemon, diskd) => self.test(part, daemon, diskd),
         }
     }
@@ -327,6 +357,23 @@ impl Pair {
             }
         }
         Ok(())
+    }
+
+    fn kill_all(&mut self, part: Part, ms: u64) -> Result<()> {
+        self.up(Side::Primary)?;
+        self.running()?;
+        let pid = self
+            .process(part)?
+            .with_context(|| format!("{part:?} runs"))?;
+        self.pollux.kill_daemon()?;
+        self.castor.kill_daemon()?;
+        kill(pid)?;
+        sleep(Duration::from_millis(ms));
+        self.connected()?;
+        if part != Part::Diskd {
+            self.becomes("off")?;
+        }
+        self.running()
     }
 
     fn kill_in_start(&mut self, ms: u64) -> Result<()> {
@@ -392,6 +439,52 @@ impl Pair {
             self.state()?
         );
         self.running()
+    }
+
+    fn slow_export(&mut self, daemon: bool) -> Result<()> {
+        self.connected()?;
+        self.resume()?;
+        self.running()?;
+        self.wire.cut();
+        if daemon {
+            self.pollux.kill_daemon()?;
+            self.up(Side::Replica)?;
+        }
+        let points = self.points()?;
+        let newest = |points: &[Value]| -> Result<u64> {
+            json_u64(points.last().context("there are points")?, "/id/sequence")
+        };
+        let (oldest, before) = (
+            name(points.first().context("there are points")?)?,
+            newest(&points)?,
+        );
+        let image = self.scratch.state().join("slow.raw");
+        let file = image.display().to_string();
+        let mut export = self
+            .pollux
+            .command(&["point", "export", "web", &oldest, &file])?
+            .stdout(Stdio::null())
+            .spawn()?;
+        until(MINUTE, "the export begins", || {
+            Ok(image.exists().then_some(()))
+        })?;
+        signal(export.id(), "STOP")?;
+        self.wire.mend();
+        let more = before + u64::from(POINTS) + 3;
+        let came = until(2 * MINUTE, "newer points come", || {
+            Ok((newest(&self.points()?)? >= more).then_some(()))
+        });
+        signal(export.id(), "CONT")?;
+        ensure!(export.wait()?.success(), "the export of {oldest} failed");
+        came?;
+        let judged = judge(&image, Cut::Point).with_context(|| format!("point {oldest}"))?;
+        std::fs::remove_file(&image)?;
+        let first = *self.judged.entry(oldest.clone()).or_insert(judged);
+        ensure!(
+            first == judged,
+            "point {oldest} was {first:?} and is {judged:?}"
+        );
+        Ok(())
     }
 
     fn test(&mut self, part: u64, daemon: bool, diskd: bool) -> Result<()> {
@@ -793,6 +886,14 @@ fn name(point: &Value) -> Result<String> {
     let term = text(point, "/id/term")?;
     let number = json_u64(point, "/id/sequence")?;
     Ok(format!("{}.{number}", &term[..8]))
+}
+
+fn signal(pid: u32, name: &str) -> Result<()> {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status()?;
+    ensure!(sent.success(), "process {pid} takes no SIG{name}");
+    Ok(())
 }
 
 fn hex(bytes: [u8; 16]) -> String {
