@@ -56,7 +56,9 @@ pub enum Request {
         /// The segment file.
         file: PathBuf,
     },
-    /// Make everything durable and exit. Answered by [`Reply::Done`] before the exit.
+    /// Make everything durable and exit, as SIGTERM does. Answered before the exit: by
+    /// [`Reply::Done`], or by [`Reply::Refused`] if a disk could not be flushed; it exits all the
+    /// same.
     Shutdown,
 }
 
@@ -81,7 +83,8 @@ pub enum Reply {
     Staged(Staged),
     /// Done.
     Done,
-    /// Refused or failed; nothing was changed.
+    /// Refused or failed; nothing was changed. To a cut or a seed: there is no segment file, and what
+    /// was marked is marked. (No reply at all says nothing: look into the outbox.)
     Refused {
         /// Why.
         problem: Problem,
@@ -104,7 +107,8 @@ pub struct DiskStatus {
     pub writes: u64,
     /// Completed since this diskd started.
     pub flushes: u64,
-    /// Whether a flush failed; the disk takes no more writes until it is reopened.
+    /// Whether a flush failed: the disk takes no more writes until it is reopened, by a shutdown
+    /// after the guest is gone and another start. Every block counts as changed then.
     pub flush_failed: bool,
 }
 

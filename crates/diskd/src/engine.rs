@@ -426,22 +426,41 @@ impl Engine {
         Ok(Reply::Done)
     }
 
-    /// Lets every request be answered, takes no more, makes everything durable.
+    /// Lets every request be answered, takes no more, makes everything durable; for as long as that
+    /// takes. Afterwards the process must end, whatever the outcome.
     ///
     /// # Errors
     /// When a disk cannot be flushed.
     pub fn close(&self) -> Result<Reply, Problem> {
-        let outcomes = self.ask(&self.all(), Order::Close)?;
-        for (disk, outcome) in self.disks.iter().zip(outcomes) {
-            outcome.map_err(|fault| {
-                self.problem(
+        let asked: Vec<_> = self
+            .disks
+            .iter()
+            .map(|disk| {
+                let (answer, answered) = mpsc::channel();
+                self.insist(disk, Order::Close(answer))
+                    .map(|()| (disk, answered))
+            })
+            .collect();
+        let mut outcome = Ok(Reply::Done);
+        for asked in asked {
+            let closed = asked.and_then(|(disk, answered)| match answered.recv() {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(fault)) => Err(self.problem(
                     Code::Failed,
-                    format!("disk {} cannot be flushed: {fault}", disk.id),
-                    "what the guest wrote last may be lost",
-                )
-            })?;
+                    format!(
+                        "disk {} cannot be flushed, what the guest wrote last may be lost: {fault}",
+                        disk.id
+                    ),
+                    "check the storage below it, then start the VM again: its disks are reopened",
+                )),
+                Err(gone) => Err(self.stuck(disk, &gone.to_string())),
+            });
+            if let Err(problem) = closed {
+                tracing::error!(%problem, "closed, but not in order");
+                outcome = Err(problem);
+            }
         }
-        Ok(Reply::Done)
+        outcome
     }
 }
 

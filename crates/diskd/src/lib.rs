@@ -14,6 +14,7 @@
 //! - [`cut`]: one instant for all disks.
 //! - [`owner`], [`stack`], [`point`]: the thread of a disk, what the disk is made of.
 //! - [`engine`], [`outbox`], [`server`]: what the control socket asks for, and the segment file.
+//! - [`signals`]: the supervisor asks for an end in order.
 
 pub mod config;
 pub mod control;
@@ -26,6 +27,8 @@ pub mod outbox;
 pub mod owner;
 pub mod point;
 pub mod server;
+pub mod signals;
+mod sparse;
 pub mod stack;
 pub mod staging;
 pub mod state;

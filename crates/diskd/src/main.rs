@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 use anyhow::{Context, Result, bail};
 use pollux_diskd::config::{CONTROL_SOCKET, Config};
 use pollux_diskd::engine::{Disk, Engine};
+use pollux_diskd::signals::Termination;
 use pollux_diskd::stack::{Owned, run};
 use pollux_diskd::tracker::Stats;
 use pollux_diskd::{inherit, server};
@@ -16,15 +17,28 @@ use tracing_subscriber::filter::LevelFilter;
 /// Orders that may wait for an owner.
 const ORDERS: usize = 64;
 
+/// A thread that panics takes everything down, in every build: half a diskd would leave the guest
+/// hanging, a dead one is started again.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> Result<()> {
+    abort_on_panic();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_env_filter(
             EnvFilter::builder()
                 .with_default_directive(LevelFilter::INFO.into())
                 .from_env_lossy(),
         )
         .init();
+    let termination = Termination::take().context("cannot take SIGTERM")?;
     // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
     let mut sockets: HashMap<_, _> = inherit::listeners()?.into_iter().collect();
     let mut args = std::env::args_os().skip(1);
@@ -88,5 +102,7 @@ fn main() -> Result<()> {
         config.copy_budget,
         disks,
     ));
-    server::serve(&control, &engine).context("the control socket failed")
+    server::serve(&control, &engine, termination)
+        .context("the control socket failed")?
+        .context("not all is durable")
 }

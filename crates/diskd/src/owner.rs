@@ -49,7 +49,8 @@ pub enum Order {
     Abandon,
     /// The epoch's segment is whole (true) or will never be.
     End(bool, mpsc::Sender<()>),
-    /// Answer what runs, take nothing more, make everything durable.
+    /// Answer what runs, take nothing more, make everything durable. If that fails, and the guest is
+    /// gone, the next process reopens the disk.
     Close(mpsc::Sender<Result<(), Fault>>),
 }
 
@@ -141,12 +142,17 @@ pub async fn obey<D: Device + 'static>(
                 let _ = answer.send(());
             }
             Order::Close(answer) => {
+                let mut guest = false;
                 if let Some(front) = front.take() {
+                    guest = front.guest_is_there();
                     front.shutdown().await;
                 }
                 let outcome = tracker.run(Op::Flush).await.outcome;
-                if outcome.is_ok() {
-                    close(tracker.state(), &file);
+                match outcome {
+                    Ok(()) => close(tracker.state(), &file),
+                    // Whose writes may be lost goes on: it must not be told that all is well.
+                    Err(_) if guest => tracing::warn!("closed under a guest that runs"),
+                    Err(_) => tracker.state().close_failed(),
                 }
                 let _ = answer.send(outcome);
             }
@@ -154,9 +160,8 @@ pub async fn obey<D: Device + 'static>(
     }
 }
 
-/// The disk was closed in order: a failed flush is forgotten, and what the file looks like is noted.
+/// The disk was closed in order and is durable: notes what its file looks like.
 fn close(state: &DiskState, file: &Path) {
-    state.set_flush_failed(false);
     match Stamp::of(file) {
         Ok(looks) => state.close(looks),
         // The next process then finds it as after a kill: exact.

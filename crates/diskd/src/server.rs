@@ -11,26 +11,31 @@ use model::{Code, Problem};
 
 use crate::control::{MAX_LINE, Reply, Request};
 use crate::engine::Engine;
+use crate::signals::Termination;
 
 /// Most control connections at once; more wait in the listening queue.
 const MAX_CONNECTIONS: usize = 16;
 
 /// What to do after an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Next {
     GoOn,
-    Exit,
+    Exit(Result<(), Problem>),
 }
 
-/// Accepts connections until the process exits. Returns when a request asks for that and was
-/// answered, or when the socket fails.
+/// Accepts connections until a request or a signal asks for the end. Returns what came of closing the
+/// disks; a request was answered then.
 ///
 /// # Errors
 /// When the socket cannot accept.
-pub fn serve(listener: &UnixListener, engine: &Arc<Engine>) -> io::Result<()> {
+pub fn serve(
+    listener: &UnixListener,
+    engine: &Arc<Engine>,
+    termination: Termination,
+) -> io::Result<Result<(), Problem>> {
     let (slots, freed) = std::sync::mpsc::sync_channel(MAX_CONNECTIONS);
     let (accepted, connections) = std::sync::mpsc::channel();
-    let (exit, exits) = std::sync::mpsc::channel::<io::Result<()>>();
+    let (exit, exits) = std::sync::mpsc::channel::<io::Result<Result<(), Problem>>>();
     for _ in 0..MAX_CONNECTIONS {
         let _ = slots.send(());
     }
@@ -56,18 +61,26 @@ pub fn serve(listener: &UnixListener, engine: &Arc<Engine>) -> io::Result<()> {
                 }
             }
         })?;
-    let engine = Arc::clone(engine);
+    let (ending, engine) = (Arc::clone(engine), Arc::clone(engine));
+    let ended = exit.clone();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let outcome = termination.wait().map(|()| ending.close().map(drop));
+            let _ = ended.send(outcome);
+        })?;
     std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
             for stream in connections {
                 let (engine, slots, exit) = (Arc::clone(&engine), slots.clone(), exit.clone());
+                let freeing = slots.clone();
                 let spawned = std::thread::Builder::new()
                     .name("connection".to_owned())
                     .spawn(move || {
                         match converse(&stream, &engine) {
-                            Ok(Next::Exit) => {
-                                let _ = exit.send(Ok(()));
+                            Ok(Next::Exit(closed)) => {
+                                let _ = exit.send(Ok(closed));
                             }
                             Ok(Next::GoOn) => {}
                             Err(error) => {
@@ -78,10 +91,11 @@ pub fn serve(listener: &UnixListener, engine: &Arc<Engine>) -> io::Result<()> {
                     });
                 if let Err(error) = spawned {
                     tracing::error!(%error, "cannot start a thread for a control connection");
+                    let _ = freeing.send(());
                 }
             }
         })?;
-    exits.recv().unwrap_or(Ok(()))
+    exits.recv().unwrap_or(Ok(Ok(())))
 }
 
 fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
@@ -103,10 +117,12 @@ fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
             Ok(request) => run(request, engine),
             Err(error) => (refused(format!("is not understood: {error}")), Next::GoOn),
         };
-        answer(stream, &reply)?;
-        if next == Next::Exit {
+        let answered = answer(stream, &reply);
+        if let Next::Exit(_) = next {
+            // Whether or not anybody hears of it.
             return Ok(next);
         }
+        answered?;
     }
 }
 
@@ -139,9 +155,7 @@ fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         Request::FoldBack { file } => engine.fold_back(&file),
         Request::Shutdown => {
             let closed = engine.close();
-            if closed.is_ok() {
-                next = Next::Exit;
-            }
+            next = Next::Exit(closed.clone().map(drop));
             closed
         }
     };

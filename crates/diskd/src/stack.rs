@@ -15,6 +15,7 @@ use image::{Overlay, OverlayFiles, RawDevice, Tag};
 use journal::PointReader;
 use model::{BootId, Bytes, DiskId, PointId};
 use ring::{Mailbox, Ring, RingStore};
+use rustix::fs::Advice;
 
 use crate::config::{DiskConfig, StackSpec};
 use crate::owner::{self, Order};
@@ -53,13 +54,20 @@ pub struct Owned {
 pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
     let ring = Ring::new(ENTRIES)?;
     let DiskConfig { id, size, .. } = owned.config;
+    // On every line that this thread logs.
+    let _span = tracing::error_span!("disk", %id).entered();
     match owned.config.stack.clone() {
         StackSpec::Raw { file } => {
             let _lock = lock(&file, false)?;
             let store = open(&ring, &file, size)?;
             let device = RawDevice::new(store, size.0, false)
                 .with_context(|| format!("cannot use {}", file.display()))?;
-            serve(&ring, device, &file, owned, ready)
+            let state = open_state(&owned, &file)?;
+            if state.is_reopening() {
+                forget_cached(&file)?;
+                state.reopened();
+            }
+            serve(&ring, device, state, file, owned, ready)
         }
         StackSpec::Overlay {
             file,
@@ -70,19 +78,46 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
             let _lock = lock(&file, true)?;
             let below = below(&journal, point, id, size)?;
             grow(&file, size)?;
+            let data = open(&ring, &file, size)?;
+            let state = open_state(&owned, &file)?;
+            let volatile = volatile(&owned.config.state);
+            if state.is_reopening() {
+                // As after a power cut: what the durable map lacks did not reach the disk for sure.
+                durable::remove(&volatile)
+                    .with_context(|| format!("cannot remove {}", volatile.display()))?;
+                forget_cached(&file)?;
+                state.reopened();
+            }
             let files = OverlayFiles {
-                data: open(&ring, &file, size)?,
+                data,
                 map: RingStore::open(&ring, &map, false, true)
                     .with_context(|| format!("cannot open {}", map.display()))?,
-                volatile: &volatile(&owned.config.state),
+                volatile: &volatile,
             };
             let tag = tag(point, id);
             let device = ring
                 .block_on(Overlay::open(files, below, owned.boot, &tag))
                 .with_context(|| format!("cannot open the overlay {}", file.display()))?;
-            serve(&ring, device, &file, owned, ready)
+            serve(&ring, device, state, file, owned, ready)
         }
     }
+}
+
+fn open_state(owned: &Owned, file: &Path) -> Result<DiskState> {
+    let looks = Stamp::of(file).with_context(|| format!("cannot look at {}", file.display()))?;
+    let DiskConfig {
+        id, size, state, ..
+    } = &owned.config;
+    let state = DiskState::open(state, owned.boot, *id, size.0, owned.term, Some(looks))?;
+    Ok(state)
+}
+
+/// After a failed flush the kernel may hold content that it could not write, and take it for
+/// written: what is read from now on is what the disk has.
+fn forget_cached(file: &Path) -> Result<()> {
+    let fail = || format!("cannot read {} afresh", file.display());
+    let opened = std::fs::File::open(file).with_context(fail)?;
+    rustix::fs::fadvise(&opened, 0, None, Advice::DontNeed).with_context(fail)
 }
 
 /// A disk of a pinned point of a journal.
@@ -177,29 +212,20 @@ fn open(ring: &Ring, path: &Path, size: Bytes) -> Result<RingStore> {
 fn serve<D: Device + 'static>(
     ring: &Ring,
     device: D,
-    file: &Path,
+    state: DiskState,
+    file: PathBuf,
     owned: Owned,
     ready: impl FnOnce(),
 ) -> Result<()> {
-    let DiskConfig { id, state, .. } = &owned.config;
-    let looks = Stamp::of(file).with_context(|| format!("cannot look at {}", file.display()))?;
-    let state = DiskState::open(
-        state,
-        owned.boot,
-        *id,
-        device.size(),
-        owned.term,
-        Some(looks),
-    )?;
+    let id = owned.config.id;
     let tracker = Rc::new(Tracker::new(device, state, owned.stats));
     let info = DiskInfo {
-        id: *id,
+        id,
         read_only: false,
     };
     let front = vhost_user::serve(ring, Rc::clone(&tracker), owned.listener, info)
         .context("cannot start the vhost-user front end")?;
     ready();
-    let file = file.to_owned();
     ring.block_on(owner::obey(
         ring.clone(),
         tracker,

@@ -13,6 +13,9 @@
 //! - A map that is neither current nor sealed is all zero before it becomes current.
 //! - A sealed map found at opening belonged to a process that died while it staged: its marks go
 //!   back into the current one. The union of both maps never misses a changed block.
+//! - A failed flush is sticky: no process takes writes any more until the disk was closed in order
+//!   and is opened again. Nobody knows then which blocks reached the disk, so none of the marks is
+//!   worth anything: every block counts as changed.
 //! - `closed` is what the disk's file looked like when it was closed cleanly; a file that looks
 //!   otherwise at the next opening was changed behind our back, and the marks are not exact.
 //!
@@ -43,12 +46,22 @@ mod word {
     pub(super) const PHASE: usize = 1;
     pub(super) const SIZE: usize = 2;
     pub(super) const TERM: usize = 3;
+    /// One of [`super::flush`].
     pub(super) const FLUSH_FAILED: usize = 4;
     pub(super) const BOOT: usize = 8;
     pub(super) const DISK: usize = 10;
     pub(super) const RELATIONSHIP: usize = 12;
     pub(super) const CLOSED: usize = 16;
     pub(super) const CLOSED_WORDS: usize = 5;
+}
+
+/// What became of the flushes of the disk.
+mod flush {
+    pub(super) const NONE_FAILED: u64 = 0;
+    /// It takes no more writes.
+    pub(super) const FAILED: u64 = 1;
+    /// One failed, and the disk was closed in order since: the next opening is the reopening.
+    pub(super) const FAILED_AND_CLOSED: u64 = 2;
 }
 
 const CURRENT: u64 = 1;
@@ -152,7 +165,7 @@ impl DiskState {
             state.put(word::MAGIC, 0);
             state.forget();
             state.put(word::TERM, 0);
-            state.put(word::FLUSH_FAILED, 0);
+            state.put(word::FLUSH_FAILED, flush::NONE_FAILED);
             state.put_closed(None);
             state.put(word::SIZE, size);
             state.put_uuid(word::BOOT, boot.0);
@@ -167,6 +180,10 @@ impl DiskState {
             });
         }
         state.put(word::TERM, term);
+        if state.is_reopening() {
+            tracing::warn!(%disk, "a flush failed before the disk was closed: every block counts as changed");
+            state.forget();
+        }
         let closed = state.closed();
         if closed.is_some_and(|closed| looks != Some(closed)) {
             tracing::warn!(%disk, "the disk was changed while it was closed: every block counts as changed");
@@ -276,12 +293,34 @@ impl DiskState {
     /// Whether a flush of the disk failed.
     #[must_use]
     pub fn flush_failed(&self) -> bool {
-        self.get(word::FLUSH_FAILED) != 0
+        self.get(word::FLUSH_FAILED) == flush::FAILED
     }
 
-    /// Notes whether a flush of the disk failed; set before anybody is told.
-    pub fn set_flush_failed(&self, failed: bool) {
-        self.put(word::FLUSH_FAILED, u64::from(failed));
+    /// Notes that a flush of the disk failed, before anybody is told. It stays so until the disk is
+    /// reopened: [`DiskState::close_failed`], a new process, [`DiskState::reopened`].
+    pub fn fail_flush(&self) {
+        self.put(word::FLUSH_FAILED, flush::FAILED);
+    }
+
+    /// Notes that the disk, of which a flush failed, was closed in order.
+    pub fn close_failed(&self) {
+        if self.flush_failed() {
+            self.put(word::FLUSH_FAILED, flush::FAILED_AND_CLOSED);
+        }
+    }
+
+    /// Whether this opening ends a failed flush. What may hide that a block did not reach the disk
+    /// must be forgotten; then [`DiskState::reopened`].
+    #[must_use]
+    pub fn is_reopening(&self) -> bool {
+        self.get(word::FLUSH_FAILED) == flush::FAILED_AND_CLOSED
+    }
+
+    /// The failed flush is over.
+    pub fn reopened(&self) {
+        if self.is_reopening() {
+            self.put(word::FLUSH_FAILED, flush::NONE_FAILED);
+        }
     }
 
     /// Blocks marked in the current map.
@@ -553,6 +592,37 @@ mod tests {
         drop(state);
         std::fs::write(&disk, b"behind our back").expect("written");
         assert_eq!(scratch.open(1).expect("opened").relationship(), None);
+    }
+
+    #[test]
+    fn a_failed_flush_ends_with_an_opening_after_a_close_and_then_every_block_counts_as_changed() {
+        let scratch = Scratch::new();
+        let state = scratch.open(1).expect("opened");
+        state.track(RelationshipId::random());
+        state.close_failed();
+        assert!(!state.is_reopening(), "none failed");
+        state.fail_flush();
+        drop(state);
+        let state = scratch.open(1).expect("after a kill");
+        assert!(state.flush_failed() && !state.is_reopening());
+        assert!(state.relationship().is_some());
+        state.reopened();
+        assert!(state.flush_failed(), "it was not closed");
+        state.close_failed();
+        drop(state);
+        // Killed before it was done: the next one begins again.
+        for _ in 0..2 {
+            let state = scratch.open(1).expect("after a close");
+            assert!(state.is_reopening() && !state.flush_failed());
+            assert_eq!((state.relationship(), state.dirty()), (None, 0));
+        }
+        let state = scratch.open(1).expect("after a close");
+        state.reopened();
+        state.track(RelationshipId::random());
+        drop(state);
+        let state = scratch.open(1).expect("once more");
+        assert!(!state.is_reopening() && !state.flush_failed());
+        assert!(state.relationship().is_some(), "only once");
     }
 
     #[test]

@@ -17,7 +17,8 @@
 //! - A mutation in flight when marks move is marked in both maps.
 //! - Reads and flushes are never held up. Mutations wait for reads of this disk and for the end of a
 //!   cut, never for the writer of the segment.
-//! - A failed flush is noted in the state file before it is answered.
+//! - A failed flush is noted in the state file before it is answered. From then on nothing is
+//!   written, until the disk is reopened.
 //!
 //! After `kill -9` the maps are what they were ([`DiskState`]): the marks of everything issued, a
 //! superset of what changed. A sealed epoch folds back.
@@ -31,6 +32,7 @@ use block::{Device, Done, Fault, Op, Waiters};
 use model::{BLOCK_SIZE, RelationshipId, SECTOR_SIZE};
 use slab::Slab;
 
+use crate::sparse::Sparse;
 use crate::staging::{Epoch, Staging};
 use crate::state::DiskState;
 
@@ -85,6 +87,7 @@ pub struct Tracker<D> {
     /// Epochs begun.
     epochs: Cell<u64>,
     pub(crate) changed: Waiters,
+    faults: Sparse,
     /// A rule that a test breaks on purpose.
     #[cfg(test)]
     pub(crate) broken: Cell<Option<Rule>>,
@@ -112,6 +115,7 @@ impl<D: Device> Tracker<D> {
             staging: RefCell::new(None),
             epochs: Cell::new(0),
             changed: Waiters::default(),
+            faults: Sparse::default(),
             #[cfg(test)]
             broken: Cell::new(None),
         };
@@ -268,8 +272,13 @@ impl<D: Device> Tracker<D> {
                 crossing: false,
             }),
         };
+        let kind = match op {
+            Op::Write { .. } => "write",
+            _ => "clear",
+        };
         let done = self.below.run(op).await;
         drop(flight);
+        self.note_fault(kind, at, len, done.outcome);
         if tracked && late {
             self.state.mark(blocks);
         }
@@ -279,13 +288,28 @@ impl<D: Device> Tracker<D> {
         done
     }
 
+    /// Says what the guest could not do, sparingly: it may try again and again.
+    fn note_fault(&self, kind: &'static str, at: u64, len: u64, outcome: Result<(), Fault>) {
+        let Err(fault) = outcome else { return };
+        if let (Some(so_far), false) = (self.faults.next(), fault == Fault::Range) {
+            tracing::error!(at, len, %fault, so_far, "the guest cannot {kind} its disk");
+        }
+    }
+
     async fn flush(&self) -> Done {
         if self.state.flush_failed() {
             return refused(Op::Flush, Fault::FlushFailed);
         }
         let done = self.below.run(Op::Flush).await;
-        if done.outcome.is_err() {
-            self.state.set_flush_failed(true);
+        if let Err(fault) = done.outcome {
+            if !self.state.flush_failed() {
+                tracing::error!(
+                    %fault,
+                    "a flush failed: the disk takes no more writes; check the storage below it, then stop \
+                     the VM and start it again"
+                );
+            }
+            self.state.fail_flush();
             self.publish();
         }
         count(&self.stats.flushes);
@@ -329,7 +353,9 @@ impl<D: Device> Device for Tracker<D> {
     async fn run(&self, op: Op) -> Done {
         match op {
             Op::Read { .. } => {
+                let (at, len) = op.range();
                 let done = self.below.run(op).await;
+                self.note_fault("read", at, len, done.outcome);
                 count(&self.stats.reads);
                 done
             }

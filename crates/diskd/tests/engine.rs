@@ -7,8 +7,9 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
@@ -18,6 +19,7 @@ use model::{
 };
 use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
 use pollux_diskd::control::{Reply, Request, Staged};
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Guest, SLOTS};
 use testkit::Rng;
 
@@ -34,6 +36,8 @@ struct Vm {
     config: Config,
     listeners: Vec<(String, UnixListener)>,
     process: Option<Child>,
+    /// Longest file that diskd may write.
+    file_limit: Option<u64>,
     lineage: Lineage,
     sequence: u64,
     seed: SeedId,
@@ -95,6 +99,7 @@ impl Vm {
             config,
             listeners,
             process: None,
+            file_limit: None,
             lineage: Lineage::begin("host-a"),
             sequence: 0,
             seed: SeedId::random(),
@@ -123,8 +128,15 @@ impl Vm {
             .map(|(_, listener)| rustix::io::fcntl_dupfd_cloexec(listener, 100).unwrap())
             .collect();
         let numbers: Vec<i32> = high.iter().map(AsRawFd::as_raw_fd).collect();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("diskd.log"))
+            .unwrap();
+        let limit = self.file_limit;
         let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
         command
+            .stderr(log)
             .arg(self.path("diskd.json"))
             .env("RUST_BACKTRACE", "0")
             .env("LISTEN_FDS", names.len().to_string())
@@ -133,6 +145,11 @@ impl Vm {
         // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
         unsafe {
             command.pre_exec(move || {
+                if let Some(limit) = limit {
+                    // Of what it exceeds it is told by an error, and not by a signal.
+                    libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                    limit_files(0, limit)?;
+                }
                 for (target, number) in (3..).zip(&numbers) {
                     if libc::dup2(*number, target) < 0 {
                         return Err(std::io::Error::last_os_error());
@@ -154,6 +171,26 @@ impl Vm {
             process.kill().unwrap();
             process.wait().unwrap();
         }
+    }
+
+    /// Asks for an end as vmd does.
+    fn terminate(&self) {
+        let pid = Pid::from_child(self.process.as_ref().unwrap());
+        kill_process(pid, Signal::TERM).unwrap();
+    }
+
+    /// What it has logged.
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("diskd.log")).unwrap_or_default()
+    }
+
+    /// Stores a word of the state file of disk `disk`, which diskd has mapped.
+    fn poke_state(&self, disk: usize, word: u64, value: u64) {
+        let file = fs::File::options()
+            .write(true)
+            .open(self.path(&format!("{disk}.state")))
+            .unwrap();
+        file.write_all_at(&value.to_le_bytes(), 8 * word).unwrap();
     }
 
     fn exit(&mut self) -> ExitStatus {
@@ -301,7 +338,32 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
     }
+}
+
+/// Sets how long files may become that the process `pid` (0: this one) writes.
+fn limit_files(pid: i32, limit: u64) -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: limit,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    #[allow(unsafe_code, reason = "rustix has no prlimit for another process")]
+    // SAFETY: the new limit is valid for the call; the old one is not wanted.
+    let outcome = unsafe {
+        libc::prlimit(
+            pid,
+            libc::RLIMIT_FSIZE,
+            &raw const limit,
+            std::ptr::null_mut(),
+        )
+    };
+    if outcome < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn answer(stream: &UnixStream) -> Reply {
@@ -563,4 +625,147 @@ fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
     assert!(read_all(&mut guest) == model, "after kill -9");
     assert_eq!(twin.ask(&Request::Shutdown), Reply::Done);
     assert!(twin.exit().success());
+}
+
+#[test]
+fn sigterm_closes_in_order_and_the_marks_are_exact_unless_the_disk_is_changed_meanwhile() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    vm.terminate();
+    assert!(vm.exit().success());
+    vm.start();
+    assert!(vm.track(relationship), "nothing was changed");
+    vm.terminate();
+    assert!(vm.exit().success());
+    let disk = fs::File::options()
+        .write(true)
+        .open(vm.path("0.raw"))
+        .unwrap();
+    disk.write_all_at(b"behind", 0).unwrap();
+    vm.start();
+    assert!(!vm.track(relationship), "it was changed");
+}
+
+#[test]
+fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
+    /// Word of the state file that says that a flush failed.
+    const FLUSH_FAILED: u64 = 4;
+    const IO_ERROR: u8 = 1;
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    let socket = vm.path(&format!("disk.{}", vm.config.disks[0].id));
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    vm.poke_state(0, FLUSH_FAILED, 1);
+    let refuses = |guest: &mut Guest, when: &str| {
+        assert_eq!(guest.run(WRITE, 0, BLOCK), IO_ERROR, "{when}");
+        assert_eq!(guest.run(FLUSH, 0, 0), IO_ERROR, "{when}");
+        assert_eq!(guest.run(READ, 0, BLOCK), 0, "{when}");
+    };
+    refuses(&mut guest, "at once");
+    vm.kill();
+    vm.start();
+    guest.disconnect();
+    guest.connect(&socket);
+    refuses(&mut guest, "after a kill");
+    assert!(vm.track(relationship), "a kill loses no mark");
+    // Closed under a guest that runs on: it must not be told that all is well.
+    match vm.ask(&Request::Shutdown) {
+        Reply::Refused { problem } => {
+            assert!(problem.reason.contains("may be lost"), "{problem}");
+            assert!(problem.way_out.contains("start the VM"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!vm.exit().success());
+    vm.start();
+    guest.disconnect();
+    guest.connect(&socket);
+    refuses(&mut guest, "after a close under the guest");
+    // The guest is gone: this is the end of it.
+    guest.disconnect();
+    vm.terminate();
+    assert!(!vm.exit().success(), "not all is durable");
+    vm.start();
+    assert!(!vm.track(relationship), "every block counts as changed");
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(guest.run(FLUSH, 0, 0), 0);
+    match vm.ask(&Request::Status) {
+        Reply::Status { disks, .. } => {
+            assert!(disks.iter().all(|disk| disk.dirty == Bytes(SIZE)));
+            assert!(disks.iter().all(|disk| !disk.flush_failed));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
+    assert!(vm.exit().success());
+    assert!(vm.log().contains("every block counts as changed"));
+}
+
+#[test]
+fn an_owner_that_panics_takes_the_process_down() {
+    let mut vm = Vm::new(64 << 20);
+    vm.track(RelationshipId::random());
+    // The owner finds an epoch sealed that it has not begun.
+    vm.poke_state(1, 1, 2);
+    let (request, _) = vm.cut_request();
+    let mut stream = vm.connect();
+    let mut line = serde_json::to_vec(&request).unwrap();
+    line.push(b'\n');
+    stream.write_all(&line).unwrap();
+    assert_eq!(vm.exit().signal(), Some(libc::SIGABRT));
+    assert!(vm.log().contains("one epoch is sealed at a time"));
+    vm.start();
+    vm.cut();
+}
+
+#[test]
+fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_touched() {
+    let mut vm = Vm::new(64 << 20);
+    vm.kill();
+    // Enough for the disks, too little for a segment with both.
+    vm.file_limit = Some(SIZE + (1 << 20));
+    vm.start();
+    vm.track(RelationshipId::random());
+    let mut rng = Rng::new(9);
+    let mut guests = [vm.guest(0), vm.guest(1)];
+    for guest in &mut guests {
+        for block in (0..BLOCKS).step_by(16) {
+            guest.poke(Guest::data(0), &rng.bytes(16 * BLOCK));
+            assert_eq!(guest.run(WRITE, block * 8, 16 * BLOCK), 0);
+        }
+    }
+    for _ in 0..2 {
+        let (request, file) = vm.cut_request();
+        let mut stream = vm.connect();
+        let mut line = serde_json::to_vec(&request).unwrap();
+        line.push(b'\n');
+        stream.write_all(&line).unwrap();
+        let asked = std::thread::spawn(move || answer(&stream));
+        while !asked.is_finished() {
+            for guest in &mut guests {
+                churn(guest, &mut rng, BLOCKS, SLOTS);
+            }
+        }
+        match asked.join().unwrap() {
+            Reply::Refused { problem } => {
+                assert_eq!(problem.code, Code::Full, "{problem}");
+                assert!(problem.way_out.contains("stay marked"), "{problem}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(!file.exists());
+        assert_eq!(fs::read_dir(vm.path("outbox")).unwrap().count(), 0);
+    }
+    let pid = i32::try_from(vm.process.as_ref().unwrap().id()).unwrap();
+    limit_files(pid, libc::RLIM_INFINITY).unwrap();
+    let (staged, file) = vm.cut();
+    assert_eq!(staged.content, Bytes(2 * SIZE), "every mark is back");
+    vm.ship(&file);
+    vm.assert_equal();
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::Sender;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -44,6 +44,24 @@ impl Stopper {
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
         if let Some(stream) = state.stream.take() {
             let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether the other end of the connection is open, though its last messages were not read yet.
+    pub(super) fn peer_is_there(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = &state.stream else {
+            return false;
+        };
+        let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => fds[0].revents().is_empty(),
+            // It cannot be told: as if it were.
+            Err(_) => true,
         }
     }
 

@@ -207,6 +207,12 @@ impl<D: Device + 'static> Handle<D> {
         self.front.connected()
     }
 
+    /// Whether a front end is connected that has not hung up.
+    #[must_use]
+    pub fn guest_is_there(&self) -> bool {
+        self.connected() && self.stopper.peer_is_there()
+    }
+
     /// Answers every request that runs, closes the connection and stops accepting.
     pub async fn shutdown(self) {
         self.front.close().await;
