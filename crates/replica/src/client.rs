@@ -26,8 +26,8 @@ use crate::link::{Link, LinkError};
 use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
-    self, CHUNK_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Contact, Enrol, Enrolled, Hello, Offer,
-    OfferAnswer, PartnerStanding, StandDown, StoodDownFor, TipAnswer,
+    self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Contact, Enrol, Enrolled,
+    Hello, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -166,6 +166,8 @@ impl PeerClient {
         let answer = match tokio::time::timeout(call.limit, self.send(&call)).await {
             Ok(answer) => answer?,
             Err(_) => {
+                // The others may lead nowhere as well, and each would cost its own wait.
+                self.forget_idle();
                 let limit = call.limit.as_secs();
                 return Err(self.lost(format!("gave no answer within {limit} s")));
             }
@@ -205,6 +207,11 @@ impl PeerClient {
         // What was connected under another trust, or closed since, is dropped.
         idle.retain(|open| Arc::ptr_eq(&open.peer, peer) && !open.sender.is_closed());
         idle.pop()
+    }
+
+    fn forget_idle(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.clear();
     }
 
     fn keep(&self, open: Open) {
@@ -350,6 +357,10 @@ impl PeerLink {
 }
 
 impl Link for PeerLink {
+    async fn contact(&self, lineage: &Lineage) -> Result<PartnerStanding, LinkError> {
+        self.standing(lineage, CONTACT_TIMEOUT).await
+    }
+
     async fn tip(&self, lineage: &Lineage) -> Result<TipAnswer, LinkError> {
         let contact = Contact {
             lineage: lineage.clone(),

@@ -71,6 +71,7 @@ pub async fn run<S: Source, L: Link>(
         started: Instant::now(),
         local: FuturesUnordered::new(),
         remote: FuturesUnordered::new(),
+        contact: FuturesUnordered::new(),
         wake: None,
         offering: None,
         offered: None,
@@ -108,6 +109,7 @@ pub async fn run<S: Source, L: Link>(
             },
             Some(event) = driver.local.next() => event,
             Some(event) = driver.remote.next() => event,
+            Some(event) = driver.contact.next() => event,
             () = sleep(wake), if wake.is_some() => {
                 driver.wake = None;
                 Event::Tick
@@ -133,6 +135,8 @@ struct Driver<S, L> {
     local: FuturesUnordered<Task>,
     /// Requests to the partner; dropped when abandoned.
     remote: FuturesUnordered<Task>,
+    /// At most one.
+    contact: FuturesUnordered<Task>,
     wake: Option<Instant>,
     /// The segment that is being offered.
     offering: Option<Staged>,
@@ -215,6 +219,12 @@ impl<S: Source, L: Link> Driver<S, L> {
                 };
                 let root = offer.root;
                 self.remote(async move { Event::Committed(link.commit(root).await) });
+            }
+            Output::Contact => {
+                let lineage = self.lineage.clone();
+                self.contact.push(Box::pin(async move {
+                    Event::Contacted(link.contact(&lineage).await)
+                }));
             }
             Output::Abandon => self.remote.clear(),
             Output::Sleep(since_start) => self.wake = Some(self.started + since_start),

@@ -12,8 +12,10 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::link::LinkError;
+use crate::sender::LONGEST_CONTACT;
 use crate::source::{Position, SeedPart, StagedPart, Tracking};
-use crate::wire::{CHUNK, CommitAnswer, Digest, OfferAnswer, Tip, TipAnswer};
+use crate::standing::Role;
+use crate::wire::{CHUNK, CommitAnswer, Digest, OfferAnswer, PartnerStanding, Tip, TipAnswer};
 
 const DISKS: usize = 2;
 const BLOCKS: u64 = 24;
@@ -99,6 +101,9 @@ struct World {
     outbox: Option<File>,
     progress: Progress,
     sequence: u64,
+    frequency: Duration,
+    /// Staging takes this long.
+    staging: Duration,
     exact: bool,
     lie: Option<Lie>,
     /// So many of the next staged segments are damaged.
@@ -116,6 +121,7 @@ struct World {
     /// Chunks on the replica's disk, by root.
     store: BTreeMap<Root2, BTreeMap<u64, Bytes>>,
     taken_over: Option<Lineage>,
+    contacts: u64,
     /// Chunks that were put though the last offer's answer did not ask for them.
     unasked: u64,
     puts: u64,
@@ -142,6 +148,8 @@ impl World {
             outbox: None,
             progress: Progress::begin(SeedId::random()),
             sequence: 0,
+            frequency: Duration::from_secs(5),
+            staging: Duration::ZERO,
             exact: true,
             lie: None,
             damage: 0,
@@ -154,6 +162,7 @@ impl World {
             pending: None,
             store: BTreeMap::new(),
             taken_over: None,
+            contacts: 0,
             unasked: 0,
             puts: 0,
             asked: BTreeSet::new(),
@@ -477,6 +486,8 @@ impl Source for Shared {
     }
 
     async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
+        let staging = self.world().staging;
+        tokio::time::sleep(staging).await;
         self.local(|world| {
             let blocks = world.marks.iter().copied().collect();
             let now = world.content.clone();
@@ -554,6 +565,23 @@ fn encode(file: &File, n: u64) -> Bytes {
 }
 
 impl Link for Shared {
+    async fn contact(&self, _: &Lineage) -> Result<PartnerStanding, LinkError> {
+        self.remote(|world| {
+            world.contacts += 1;
+            let (role, lineage) = match world.taken_over.clone() {
+                Some(lineage) => (Role::FailedOver, lineage),
+                None => (Role::Replica, world.lineage.clone()),
+            };
+            PartnerStanding {
+                role,
+                lineage,
+                runs: role != Role::Replica,
+                stood_down: None,
+            }
+        })
+        .await
+    }
+
     async fn tip(&self, _: &Lineage) -> Result<TipAnswer, LinkError> {
         self.remote(|world| match world.taken_over.clone() {
             Some(lineage) => TipAnswer::Superseded { lineage },
@@ -591,7 +619,7 @@ fn start(shared: &Shared) -> Running {
             partner: "host-b".to_owned(),
             disks: world.disks.clone(),
             lineage: world.lineage.clone(),
-            frequency: Duration::from_secs(5),
+            frequency: world.frequency,
         };
         (plan, world.progress, world.chance.next())
     };
@@ -825,6 +853,121 @@ fn when_the_replica_took_over_the_guest_is_stopped_and_nothing_more_is_sent() {
     }
 }
 
+/// What the driver is at when the replica takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Idle,
+    Suspended,
+    Error,
+    Staging,
+    Partition,
+}
+
+#[test]
+fn the_guest_is_stopped_a_second_after_the_first_contact_whatever_the_driver_is_at() {
+    for at in [
+        At::Idle,
+        At::Suspended,
+        At::Error,
+        At::Staging,
+        At::Partition,
+    ] {
+        for seed in 1..20 {
+            paused().block_on(superseded(at, seed));
+        }
+    }
+}
+
+async fn superseded(at: At, seed: u64) {
+    let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+    shared.world().frequency = Duration::from_secs(300);
+    let running = start(&shared);
+    wait_for(&running, "a point", |report| report.cycles >= 1).await;
+    match at {
+        At::Idle => {}
+        At::Suspended => {
+            let _ = running.commands.send(Command::Suspend).await;
+            wait_for(&running, "a pause", |report| {
+                report.state == ReplicationState::Suspended
+            })
+            .await;
+        }
+        At::Error => {
+            shared.world().damage = u32::MAX;
+            wait_for(&running, "an error", |report| {
+                report.state == ReplicationState::Error
+            })
+            .await;
+        }
+        At::Staging => {
+            shared.world().staging = Duration::from_secs(3600);
+            let before = shared.world().sequence;
+            while shared.world().sequence == before {
+                shared.pause(1000).await;
+            }
+        }
+        At::Partition => {
+            shared.world().weather.cut = true;
+            shared.pause(600_000).await;
+        }
+    }
+    shared.pause(5000).await;
+    {
+        let mut world = shared.world();
+        let Tip::Point { point } = world.tip else {
+            panic!("a point was acknowledged")
+        };
+        let theirs = world.lineage.branch(point, "host-b").expect("on it");
+        world.taken_over = Some(theirs);
+    }
+    let healed = Instant::now();
+    shared.world().weather.cut = false;
+    while shared.world().gated.is_none() {
+        assert!(healed.elapsed() < Duration::from_secs(60), "{at:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Contact takes up to 400 ms and an answer that just missed the takeover as long again.
+    let pause = match at {
+        At::Partition => LONGEST_CONTACT,
+        _ => crate::sender::CONTACT,
+    };
+    let limit = pause + Duration::from_millis(900);
+    assert!(healed.elapsed() < limit, "{at:?}: {:?}", healed.elapsed());
+    running.task.await.expect("ends without a panic");
+    let state = running.reports.borrow().state;
+    assert_eq!(state, ReplicationState::StoodDown);
+}
+
+#[test]
+fn contact_is_made_every_second_and_no_measure_knows_of_it() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(5))));
+        shared.world().frequency = Duration::from_secs(300);
+        let running = start(&shared);
+        wait_for(&running, "a point", |report| report.cycles >= 1).await;
+        let before = running.reports.borrow().clone();
+        shared.world().contacts = 0;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let contacts = shared.world().contacts;
+        assert!((60..=100).contains(&contacts), "{contacts}");
+        shared.world().weather.cut = true;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        // One may have been on its way.
+        assert!(shared.world().contacts <= contacts + 1);
+        let after = running.reports.borrow().clone();
+        let measures = |r: &LinkReport| (r.cycles, r.missed, r.link_losses, r.shipped);
+        assert_eq!(measures(&after), measures(&before));
+        assert_eq!(
+            (after.last_error, after.state),
+            (None, ReplicationState::Replicating)
+        );
+        shared.world().weather.cut = false;
+        wait_for(&running, "5 points", |report| report.cycles >= 6).await;
+        let report = running.reports.borrow().clone();
+        assert_eq!((report.missed, report.link_losses), (0, 0));
+    });
+}
+
 #[test]
 fn a_replica_that_lost_points_or_has_strange_ones_is_not_written_to() {
     for strange in [false, true] {
@@ -850,6 +993,28 @@ fn a_replica_that_lost_points_or_has_strange_ones_is_not_written_to() {
             assert!(!problem.way_out.is_empty(), "{problem}");
         });
     }
+}
+
+#[test]
+fn a_replica_that_restarts_again_and_again_is_no_error() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(13))));
+        let running = start(&shared);
+        wait_for(&running, "the first point", |report| report.cycles >= 1).await;
+        // Every block changes; what it holds of them is kept over most of its restarts.
+        shared.world().power_cut();
+        for _ in 0..12 {
+            let puts = shared.world().puts;
+            wait_for(&running, "some chunks", |report| {
+                report.transfer.is_some_and(|t| t.sent.0 < t.total.0) && shared.world().puts > puts
+            })
+            .await;
+            shared.world().replica_restart();
+        }
+        let cycles = running.reports.borrow().cycles;
+        wait_for(&running, "the point", |report| report.cycles > cycles).await;
+        check_points(&shared.world());
+    });
 }
 
 #[test]
@@ -904,7 +1069,8 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
         since_start: Duration::ZERO,
         wall: Timestamp::UNIX_EPOCH,
     };
-    assert_eq!(sender.apply(now, Event::Resume), [Output::Track]);
+    let outputs = sender.apply(now, Event::Resume);
+    assert_eq!(outputs.first(), Some(&Output::Track));
     let tracking = Tracking {
         exact: true,
         staged: None,

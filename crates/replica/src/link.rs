@@ -6,7 +6,7 @@ use bytes::Bytes;
 use journal::Root;
 use model::{Lineage, Problem};
 
-use crate::wire::{CommitAnswer, Offer, OfferAnswer, TipAnswer};
+use crate::wire::{CommitAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
 
 /// Why a request to the partner has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +32,12 @@ impl LinkError {
 /// Requests about one relationship, each idempotent. Real: [`crate::client::PeerLink`]. A future
 /// that is dropped may or may not have been carried out.
 pub trait Link: Send + Sync + 'static {
+    /// How the VM stands on the partner; tells it our lineage. Given up soon, for it is made again.
+    fn contact(
+        &self,
+        lineage: &Lineage,
+    ) -> impl Future<Output = Result<PartnerStanding, LinkError>> + Send;
+
     /// What the replica has; tells it our lineage.
     fn tip(&self, lineage: &Lineage) -> impl Future<Output = Result<TipAnswer, LinkError>> + Send;
 

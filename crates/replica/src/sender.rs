@@ -16,9 +16,12 @@
 //!   that tip;
 //! - progress is durable before the marks of what it confirms are dropped, so that a restart at
 //!   any instant finds either the segment or its acknowledgement;
-//! - at most one thing is under way, but for chunks.
+//! - at most one thing is under way, but for chunks and contact;
+//! - the partner is asked every second how it stands, whatever else goes on, also while nothing
+//!   is sent: an answer that says that it took over stops the guest at once.
 
 mod answers;
+mod contact;
 mod trouble;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -30,7 +33,10 @@ use model::{Code, Lineage, Problem, ReplicationState, Since};
 use crate::link::LinkError;
 use crate::report::LinkReport;
 use crate::source::{Plan, Progress, SeedPart, Staged, StagedPart, Tracking};
-use crate::wire::{CommitAnswer, Offer, OfferAnswer, TipAnswer};
+use crate::wire::{CommitAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
+use contact::Contact;
+
+pub use contact::{CONTACT, LONGEST_CONTACT};
 
 /// Chunks on their way at one time.
 pub const WINDOW: usize = 4;
@@ -75,14 +81,16 @@ pub enum Event {
     FoldedBack(Result<(), Problem>),
     /// [`Output::Gate`] ended.
     Gated(Result<(), Problem>),
+    /// [`Output::Contact`] ended.
+    Contacted(Result<PartnerStanding, LinkError>),
     /// A person wants it to stop for a while.
     Suspend,
     /// A person wants it to go on; also out of [`ReplicationState::Error`].
     Resume,
 }
 
-/// What to do now. Each but `Abandon`, `Sleep` and `Put` ends with its event before the next
-/// is given.
+/// What to do now. Each but `Abandon`, `Sleep`, `Put` and `Contact` ends with its event before
+/// the next is given; `Gate` may come beside anything else of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// [`Source::track`](crate::source::Source::track).
@@ -110,7 +118,9 @@ pub enum Output {
     FoldBack(Staged),
     /// [`Source::gate`](crate::source::Source::gate).
     Gate(Lineage),
-    /// Drop every request to the partner that is under way; no event comes of them.
+    /// [`Link::contact`](crate::link::Link::contact); beside everything else, one at a time.
+    Contact,
+    /// Drop every request to the partner that is under way but contact; no event comes of them.
     Abandon,
     /// Give [`Event::Tick`] when this much time has passed since the start, unless another
     /// `Sleep` came before.
@@ -178,6 +188,11 @@ pub struct Sender {
     due: Duration,
     /// Whether a due time passed unused.
     late: bool,
+    contact: Contact,
+    /// Contacts in a row that were not answered.
+    unanswered: u32,
+    /// What the last [`Output::Sleep`] said, until its tick.
+    asleep: Option<Duration>,
     /// A person asked to stop; done when the source has nothing under way.
     suspend: bool,
     attempt: u32,
@@ -199,6 +214,10 @@ impl Sender {
             reserved: 0,
             due: Duration::ZERO,
             late: false,
+            // Not all relationships of a host at one instant.
+            contact: Contact::Due(CONTACT / 16 * u32::try_from(chance % 16).unwrap_or(0)),
+            unanswered: 0,
+            asleep: None,
             suspend: false,
             attempt: 0,
             contradictions: 0,
@@ -223,7 +242,12 @@ impl Sender {
     pub fn apply(&mut self, now: Now, event: Event) -> Vec<Output> {
         let mut outputs = Vec::new();
         self.count_missed(now);
-        self.step(now, event, &mut outputs);
+        let ticked = matches!(event, Event::Tick);
+        match event {
+            Event::Contacted(answer) => self.contacted(now, answer, &mut outputs),
+            event => self.step(now, event, &mut outputs),
+        }
+        self.keep_time(now, ticked, &mut outputs);
         self.describe();
         outputs
     }
@@ -271,12 +295,21 @@ impl Sender {
                 self.offered(now, &offer, answer, out);
             }
             (State::Shipping { .. }, Event::Stored(_, Ok(Err(LinkError::Refused(problem)))))
-                if matches!(problem.code, Code::NotFound | Code::Invalid) =>
+                if problem.code == Code::Invalid =>
             {
-                // The replica's polluxd was restarted and waits for the offer, or the file does
-                // not read as it did when it was offered.
+                // The file does not read as it did when it was offered.
                 out.push(Output::Abandon);
                 self.contradicted(problem, out);
+            }
+            (State::Shipping { .. }, Event::Stored(_, Ok(Err(LinkError::Refused(problem)))))
+            | (State::Committing, Event::Committed(Ok(CommitAnswer::Again { problem })))
+                if problem.code == Code::NotFound =>
+            {
+                // The replica's polluxd was restarted and waits for the offer. That is no fault,
+                // however often it happens to a long one.
+                out.push(Output::Abandon);
+                self.report.transfer = None;
+                self.wait(now, Wait::Link, problem);
             }
             (State::Shipping { waiting, flying }, Event::Stored(n, Ok(Ok(())))) => {
                 self.stored(n, waiting, flying, out);
@@ -305,7 +338,7 @@ impl Sender {
                 self.ask(out);
             }
             (State::Gating(lineage), Event::Gated(outcome)) => {
-                self.gated(now, lineage, outcome, out);
+                self.gated(now, lineage, outcome);
             }
             (state, Event::Suspend) => self.suspend(state, out),
             (state, Event::Resume) => self.resume(now, state, out),
@@ -378,7 +411,6 @@ impl Sender {
                 self.cut(now, out);
             }
             Progress::Live { .. } => {
-                out.push(Output::Sleep(self.due));
                 self.state = State::Waiting {
                     until: self.due,
                     wait: Wait::Due,

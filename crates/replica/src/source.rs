@@ -143,7 +143,8 @@ pub trait Source: Send + Sync + 'static {
     fn persist(&self, progress: Progress) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// The partner runs the VM in `lineage`: stop the guest at once, then record it durably
-    /// ([`Standing::superseded`](crate::standing::Standing::superseded)). Tried again until it succeeds.
+    /// ([`Standing::superseded`](crate::standing::Standing::superseded)). Tried again until it
+    /// succeeds. May be called while another method is at work.
     fn gate(&self, lineage: &Lineage) -> impl Future<Output = Result<(), Problem>> + Send;
 }
 

@@ -44,6 +44,9 @@ pub const MAX_BODY: usize = 1 << 20;
 pub const MAX_OFFER_BODY: usize = 12 << 20;
 /// After this long a control request counts as lost.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
+/// After this long a contact counts as lost: the next one is made on a new connection, which a
+/// network that was cut meanwhile does not hold up.
+pub const CONTACT_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this long a chunk counts as lost: 2 MiB at some 35 KiB/s.
 pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 

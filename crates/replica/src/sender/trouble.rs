@@ -46,27 +46,26 @@ impl Sender {
         match trouble {
             Trouble::Link(LinkError::Lost(problem)) => {
                 self.report.link_losses += 1;
-                self.wait(now, Wait::Link, problem, out);
+                self.wait(now, Wait::Link, problem);
             }
             Trouble::Link(LinkError::Refused(problem)) => match problem.code {
                 Code::Full | Code::Failed | Code::Unreachable => {
-                    self.wait(now, Wait::Link, problem, out);
+                    self.wait(now, Wait::Link, problem);
                 }
                 Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
                     self.fail(problem);
                 }
             },
-            Trouble::Source(problem) => self.wait(now, Wait::Source, problem, out),
+            Trouble::Source(problem) => self.wait(now, Wait::Source, problem),
         }
     }
 
-    pub(super) fn wait(&mut self, now: Now, wait: Wait, problem: Problem, out: &mut Vec<Output>) {
+    pub(super) fn wait(&mut self, now: Now, wait: Wait, problem: Problem) {
         self.report.last_error = Some(problem);
         if self.pause_now() {
             return;
         }
         let until = now.since_start + self.backoff();
-        out.push(Output::Sleep(until));
         self.state = State::Waiting { until, wait };
     }
 
@@ -126,20 +125,13 @@ impl Sender {
         self.fail(Problem::new(Code::Conflict, thing, reason, way_out));
     }
 
-    pub(super) fn gated(
-        &mut self,
-        now: Now,
-        lineage: Lineage,
-        outcome: Result<(), Problem>,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn gated(&mut self, now: Now, lineage: Lineage, outcome: Result<(), Problem>) {
         match outcome {
             Ok(()) => self.state = State::StoodDown,
             Err(problem) => {
                 self.report.last_error = Some(problem);
                 // The guest must not run on: no backoff.
                 let until = now.since_start + Duration::from_millis(100);
-                out.push(Output::Sleep(until));
                 self.state = State::Waiting {
                     until,
                     wait: Wait::Gate(lineage),
