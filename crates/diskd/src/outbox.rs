@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -141,10 +141,17 @@ impl Drop for Draft {
     }
 }
 
+fn failed(path: &Path) -> impl Fn(SegmentError) -> OutboxError {
+    move |source| OutboxError::Segment {
+        path: path.to_owned(),
+        source,
+    }
+}
+
 /// Turns pieces into frames.
-pub struct Filler {
+pub struct Filler<W: Write = File> {
     path: PathBuf,
-    writer: SegmentWriter<File>,
+    writer: SegmentWriter<W>,
     /// Content of the frame that is being filled, and where it belongs.
     content: Vec<u8>,
     extents: Vec<Extent>,
@@ -152,30 +159,19 @@ pub struct Filler {
     zeroes: (u16, u64, u64),
 }
 
-impl Filler {
+impl<W: Write> Filler<W> {
     /// Begins the segment of `header` in `file`, which is called `path` in errors.
     ///
     /// # Errors
     /// [`OutboxError::Segment`]
-    pub fn begin(path: &Path, file: File, header: &Header) -> Result<Self, OutboxError> {
+    pub fn begin(path: &Path, file: W, header: &Header) -> Result<Self, OutboxError> {
         Ok(Self {
-            writer: SegmentWriter::create(file, header).map_err(|source| OutboxError::Segment {
-                path: path.to_owned(),
-                source,
-            })?,
+            writer: SegmentWriter::create(file, header).map_err(failed(path))?,
             path: path.to_owned(),
             content: Vec::with_capacity(FRAME),
             extents: Vec::new(),
             zeroes: (0, 0, 0),
         })
-    }
-
-    fn failed(&self) -> impl Fn(SegmentError) -> OutboxError + use<> {
-        let path = self.path.clone();
-        move |source| OutboxError::Segment {
-            path: path.clone(),
-            source,
-        }
     }
 
     /// Adds a piece.
@@ -223,14 +219,14 @@ impl Filler {
         }
         self.writer
             .push_zero(disk, first, count)
-            .map_err(self.failed())
+            .map_err(failed(&self.path))
     }
 
     fn frame(&mut self) -> Result<(), OutboxError> {
-        let frame = Frame::encode(&self.content, Frame::LEVEL).map_err(self.failed())?;
+        let frame = Frame::encode(&self.content, Frame::LEVEL).map_err(failed(&self.path))?;
         self.writer
             .push(&frame, &self.extents)
-            .map_err(self.failed())?;
+            .map_err(failed(&self.path))?;
         self.content.clear();
         self.extents.clear();
         Ok(())
@@ -245,8 +241,76 @@ impl Filler {
             self.frame()?;
         }
         self.zero_run()?;
-        let failed = self.failed();
-        let (summary, _file) = self.writer.finish().map_err(failed)?;
+        let (summary, _file) = self.writer.finish().map_err(failed(&self.path))?;
         Ok(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use block::Buffer;
+    use journal::{Consistency, Content, DiskExtent};
+    use model::{Bytes, DiskId, Lineage, SeedId, VmId};
+
+    use super::*;
+    use crate::flow::{Cause, Flow};
+
+    /// A file on a file system with so much space left, in bytes.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Ok(taken)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Writes a segment of 64 blocks that cannot be compressed.
+    fn fill(space: usize) -> Result<Summary, OutboxError> {
+        let header = Header {
+            vm: VmId::random(),
+            disks: vec![DiskExtent {
+                id: DiskId::random(),
+                size: Bytes(64 * BLOCK_SIZE),
+            }],
+            lineage: Lineage::begin("host-a"),
+            content: Content::Seed {
+                seed: SeedId::random(),
+                part: 0,
+            },
+            time: jiff::Timestamp::UNIX_EPOCH,
+            consistency: Consistency::Crash,
+        };
+        let mut filler = Filler::begin(Path::new("1.seed"), Full(space), &header)?;
+        let mut rng = testkit::Rng::new(1);
+        for block in 0..64 {
+            filler.push(&Piece {
+                disk: 0,
+                block,
+                content: Buffer::from_slice(&rng.bytes(BLOCK)),
+                cause: Cause::Staged,
+                permit: Arc::new(Flow::default()).take(Cause::Staged, BLOCK_SIZE),
+            })?;
+        }
+        filler.finish()
+    }
+
+    #[test]
+    fn a_file_system_that_is_full_at_any_byte_of_a_segment_is_told_as_such() {
+        let needed = usize::try_from(fill(usize::MAX).expect("room").file_len.0).expect("small");
+        for space in (0..needed).step_by(997).chain([needed - 1]) {
+            let error = fill(space).expect_err("no room");
+            assert!(error.is_full(), "{space} of {needed}: {error:?}");
+        }
+        assert!(fill(needed).is_ok());
     }
 }

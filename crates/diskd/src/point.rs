@@ -10,6 +10,9 @@ use std::task::{Poll, Waker};
 
 use block::{Buffer, Device, Done, Fault, Image, Op};
 use journal::{JournalError, PointImage};
+use tracing::Span;
+
+use crate::sparse::Sparse;
 
 /// Threads of a disk: reads of the point that run at once.
 const THREADS: usize = 4;
@@ -18,6 +21,14 @@ const THREADS: usize = 4;
 pub struct PointDevice {
     size: u64,
     jobs: Sender<Job>,
+}
+
+/// What the threads share.
+struct Reader {
+    image: PointImage,
+    faults: Sparse,
+    /// That of the owner thread: says which disk it is.
+    span: Span,
 }
 
 struct Job {
@@ -67,20 +78,24 @@ impl PointDevice {
     /// When a thread cannot be started.
     pub fn new(image: PointImage) -> io::Result<Self> {
         let size = image.size();
-        let image = Arc::new(image);
+        let reader = Arc::new(Reader {
+            image,
+            faults: Sparse::default(),
+            span: Span::current(),
+        });
         let (jobs, queue) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
-            let (image, queue) = (Arc::clone(&image), Arc::clone(&queue));
+            let (reader, queue) = (Arc::clone(&reader), Arc::clone(&queue));
             std::thread::Builder::new()
                 .name("point".to_owned())
-                .spawn(move || work(&image, &queue))?;
+                .spawn(move || reader.span.in_scope(|| work(&reader, &queue)))?;
         }
         Ok(Self { size, jobs })
     }
 }
 
-fn work(image: &PointImage, queue: &Mutex<Receiver<Job>>) {
+fn work(reader: &Reader, queue: &Mutex<Receiver<Job>>) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job {
@@ -92,8 +107,11 @@ fn work(image: &PointImage, queue: &Mutex<Receiver<Job>>) {
             return;
         };
         let mut bytes = vec![0; into.len()];
-        let outcome = image.read_at(at, &mut bytes).map_err(|error| {
-            tracing::error!(at, len = bytes.len(), error = %crate::engine::chain(&error), "cannot read the point");
+        let outcome = reader.image.read_at(at, &mut bytes).map_err(|error| {
+            if let Some(so_far) = reader.faults.next() {
+                let (len, error) = (bytes.len(), crate::engine::chain(&error));
+                tracing::error!(at, len, error, so_far, "cannot read the point");
+            }
             fault(&error)
         });
         if outcome.is_ok() {

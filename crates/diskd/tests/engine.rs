@@ -565,45 +565,73 @@ fn read_all(guest: &mut Guest) -> Vec<u8> {
     content
 }
 
+/// A VM that was replicated up to a point, and its twin above that point.
+struct Pair {
+    primary: Vm,
+    twin: Vm,
+    /// The journal.
+    folder: PathBuf,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        let mut primary = Vm::new(64 << 20);
+        primary.track(RelationshipId::random());
+        let extents = primary
+            .header(Content::Seed {
+                seed: primary.seed,
+                part: 0,
+            })
+            .disks;
+        let folder = primary.path("journal");
+        let vm = primary.config.vm;
+        primary.journal = Some(Journal::create(&folder, vm, &extents, primary.seed).unwrap());
+        fs::create_dir_all(folder.join(Journal::INCOMING)).unwrap();
+        let mut rng = Rng::new(seed);
+        let mut guest = primary.guest(0);
+        churn(&mut guest, &mut rng, BLOCKS, 600);
+        primary.seed();
+        churn(&mut guest, &mut rng, BLOCKS, 100);
+        let (_, file) = primary.cut();
+        primary.ship(&file);
+        let point = PointId {
+            term: primary.lineage.current().id,
+            sequence: primary.sequence,
+        };
+        primary
+            .journal
+            .as_mut()
+            .unwrap()
+            .pin(point, "test")
+            .unwrap();
+
+        let ids = [primary.config.disks[0].id, primary.config.disks[1].id];
+        let twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
+            file,
+            map,
+            journal: folder.clone(),
+            point,
+        });
+        Self {
+            primary,
+            twin,
+            folder,
+        }
+    }
+}
+
 #[test]
 fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
-    let mut primary = Vm::new(64 << 20);
-    primary.track(RelationshipId::random());
-    let extents = primary
-        .header(Content::Seed {
-            seed: primary.seed,
-            part: 0,
-        })
-        .disks;
-    let folder = primary.path("journal");
-    let vm = primary.config.vm;
-    primary.journal = Some(Journal::create(&folder, vm, &extents, primary.seed).unwrap());
-    fs::create_dir_all(folder.join(Journal::INCOMING)).unwrap();
-    let mut rng = Rng::new(8);
-    let mut guest = primary.guest(0);
-    churn(&mut guest, &mut rng, BLOCKS, 600);
-    primary.seed();
-    churn(&mut guest, &mut rng, BLOCKS, 100);
-    let (_, file) = primary.cut();
-    primary.ship(&file);
-    let point = PointId {
-        term: primary.lineage.current().id,
-        sequence: primary.sequence,
-    };
-    primary
-        .journal
-        .as_mut()
-        .unwrap()
-        .pin(point, "test")
-        .unwrap();
-
-    let ids = [primary.config.disks[0].id, primary.config.disks[1].id];
-    let mut twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
-        file,
-        map,
-        journal: folder.clone(),
-        point,
-    });
+    let Pair {
+        primary, mut twin, ..
+    } = Pair::new(8);
+    let mut rng = Rng::new(9);
+    let ids = twin
+        .config
+        .disks
+        .iter()
+        .map(|disk| disk.id)
+        .collect::<Vec<_>>();
     let socket = twin.path(&format!("disk.{}", ids[0]));
     let mut guest = twin.guest(0);
     let mut model = primary.replicas[0].clone();
@@ -768,4 +796,66 @@ fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_
     assert_eq!(staged.content, Bytes(2 * SIZE), "every mark is back");
     vm.ship(&file);
     vm.assert_equal();
+}
+
+#[test]
+fn what_a_point_lost_or_holds_corrupt_is_an_error_for_the_guest_and_said_in_the_log() {
+    const IO_ERROR: u8 = 1;
+    let Pair {
+        primary,
+        twin,
+        folder,
+    } = Pair::new(10);
+    let point = &primary.replicas[0];
+    let mut guest = twin.guest(0);
+    // How many blocks could not be read; the others must be right.
+    let mut lost = || {
+        let mut lost = 0;
+        for (block, expected) in (0..).zip(point.chunks(BLOCK)) {
+            match guest.run(READ, block * 8, BLOCK) {
+                0 => assert!(
+                    guest.peek(Guest::data(0), BLOCK) == expected,
+                    "block {block} is wrong"
+                ),
+                status => {
+                    assert_eq!(status, IO_ERROR);
+                    // Nor can a part of it be written: the rest has to come from below.
+                    assert_eq!(guest.run(WRITE, block * 8, 512), IO_ERROR);
+                    lost += 1;
+                }
+            }
+        }
+        lost
+    };
+    let segments: Vec<PathBuf> = fs::read_dir(folder.join("segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let [segment] = &segments[..] else {
+        panic!("{segments:?}");
+    };
+    let name = segment.file_name().unwrap().to_str().unwrap();
+
+    let away = folder.join("away");
+    fs::rename(segment, &away).unwrap();
+    let gone = lost();
+    assert!(gone > 10, "{gone}: the point builds on it");
+    let log = twin.log();
+    assert!(log.contains("cannot read the point") && log.contains(name));
+    assert!(log.contains(&twin.config.disks[0].id.to_string()));
+    fs::rename(&away, segment).unwrap();
+
+    let content = fs::read(segment).unwrap();
+    let file = fs::File::options().write(true).open(segment).unwrap();
+    let middle = content.len() / 2;
+    file.write_all_at(&[!content[middle]], middle as u64)
+        .unwrap();
+    let corrupt = lost();
+    assert!(
+        corrupt > 0 && corrupt <= 16 && corrupt < gone,
+        "{corrupt}: those of one frame"
+    );
+    file.write_all_at(&content, 0).unwrap();
+    assert_eq!(lost(), 0, "nothing was done to it");
+    assert!(twin.log().lines().count() < 60, "sparingly");
 }

@@ -267,7 +267,14 @@ impl PointReader {
         let segment = &self.segments[number as usize];
         let file = match self.folder.open_read(&segment.name) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A file goes only after the index no longer names it.
+                let index = Index::load(&*self.folder)?;
+                if index.segments.iter().any(|one| one.file() == segment.name) {
+                    return Err(JournalError::Missing(segment.name.clone()));
+                }
+                return Ok(None);
+            }
             Err(source) => return Err(JournalError::io("open", &segment.name, source)),
         };
         let reader = SegmentReader::checked_before(file, segment.root)
