@@ -37,7 +37,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             match format {
-                Format::Table => eprintln!("error: {}", sentences(problem.clone())),
+                Format::Table => eprintln!("error: {}", problem),
                 Format::Json => eprintln!(
                     "{}",
                     serde_json::to_string(&problem).expect("a problem has a JSON form")
@@ -46,15 +46,6 @@ pub async fn run(arguments: Arguments) -> ExitCode {
             ExitCode::from(problem.code.exit())
         }
     }
-}
-
-/// The way out begins like a sentence, for it is one.
-fn sentences(mut problem: Problem) -> Problem {
-    let mut rest = problem.way_out.chars();
-    if let Some(first) = rest.next() {
-        problem.way_out = first.to_uppercase().chain(rest).collect();
-    }
-    problem
 }
 
 struct Command {

@@ -102,11 +102,14 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// `thing: reason. Way out`
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.thing, self.reason)?;
-        if !self.way_out.is_empty() {
-            write!(f, ". {}", self.way_out)?;
+        let mut rest = self.way_out.chars();
+        if let Some(first) = rest.next() {
+            // It begins like a sentence, for it is one.
+            write!(f, ". {}{}", first.to_uppercase(), rest.as_str())?;
         }
         Ok(())
     }
