@@ -143,9 +143,7 @@ fn disk_specification(thing: &str, n: usize, new: &NewDisk) -> Result<DiskSpec, 
         }
         DiskContentFrom::Image(image) => {
             let len = length_of(image)?;
-            let size = new
-                .size
-                .unwrap_or(Bytes(len.div_ceil(BLOCK_SIZE).saturating_mul(BLOCK_SIZE)));
+            let size = new.size.unwrap_or(whole_blocks(len));
             if size.0 < len {
                 return Err(Problem::new(
                     Code::Invalid,
@@ -264,9 +262,20 @@ fn make_disk(
         .map_err(fail)?;
     if let DiskContentFrom::Image(image) = &new.from {
         free_to_use(image)?;
-        let source =
-            File::open(image).map_err(|e| Problem::failed(image.display().to_string(), &e))?;
+        let failed = |error: io::Error| Problem::failed(image.display().to_string(), &error);
+        let source = File::open(image).map_err(failed)?;
+        let before = end(&source).map_err(failed)?;
         copy(thing, &source, &file, progress)?;
+        let shared = end(&file).map_err(fail)?;
+        let after = end(&source).map_err(failed)?;
+        // The disk's size was decided on an earlier look at the image.
+        let as_decided = match new.size {
+            Some(size) => before <= size.0,
+            None => whole_blocks(before) == disk.size,
+        };
+        if !as_decided || after != before || shared > before {
+            return Err(changed(image));
+        }
     }
     file.set_len(disk.size.0).map_err(|error| {
         Problem::new(
@@ -277,6 +286,25 @@ fn make_disk(
         )
     })?;
     file.sync_all().map_err(fail)
+}
+
+fn whole_blocks(len: u64) -> Bytes {
+    Bytes(len.div_ceil(BLOCK_SIZE).saturating_mul(BLOCK_SIZE))
+}
+
+/// Length in bytes of a file or block device.
+fn end(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// The copy would be neither what the image was nor what it is.
+fn changed(image: &Path) -> Problem {
+    Problem::new(
+        Code::Conflict,
+        format!("image {}", image.display()),
+        "changed its length while it was being copied",
+        "Wait until nothing writes it, and try again",
+    )
 }
 
 /// Copies the parts of `source` that hold data; shares them where the file system can.
@@ -319,7 +347,7 @@ fn copy(
         let mut part = io::Read::take(source, at - start);
         let copied = io::copy(&mut part, &mut target).map_err(fail)?;
         if copied == 0 {
-            // Cut short while it was copied.
+            // Cut short while it was copied; its length tells.
             break;
         }
         done += copied;

@@ -121,3 +121,35 @@ fn what_a_crash_left_half_done_is_swept() {
     remove(&made.path).expect("removed");
     assert!(left(scratch.path()).is_empty());
 }
+
+#[test]
+fn an_image_that_changes_its_length_while_it_is_copied_makes_no_vm() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let source = scratch.path().join("image");
+    let vms = scratch.path().join("vms");
+    fs::create_dir(&vms).expect("vms");
+    for (size, len) in [
+        (None, 2 * PART),
+        (Some(Bytes(8 * PART)), 2 * PART),
+        (None, 5 * PART),
+    ] {
+        // On a file system that shares, nothing is copied and nothing can change meanwhile.
+        let file = File::create(&source).expect("create");
+        for part in 0..4 {
+            let at = part * PART;
+            std::os::unix::fs::FileExt::write_all_at(&file, b"castor", at).expect("write");
+        }
+        file.set_len(4 * PART).expect("size");
+        let mut told = false;
+        let made = create(&vms, "host-a", &wanted(vec![image(&source, size)]), |_| {
+            told = true;
+            file.set_len(len).expect("cut short, or grown");
+            true
+        });
+        if told {
+            let problem = made.expect_err("refused");
+            assert!(problem.reason.contains("changed its length"), "{problem}");
+            assert_eq!(left(&vms), Vec::<PathBuf>::new());
+        }
+    }
+}
