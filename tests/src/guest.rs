@@ -79,6 +79,19 @@ pub fn writes_on(host: &Host, vm: &str, more: u64, limit: Duration) -> Result<u6
     })
 }
 
+/// Waits until the twin of `vm`, which does not write any more, lacks nothing.
+///
+/// # Errors
+/// Changes still wait after two minutes.
+pub fn nothing_pending(host: &Host, vm: &str) -> Result<()> {
+    until(Duration::from_secs(120), "all changes went out", || {
+        let status = host.json(&["replication", "status", vm])?;
+        let pending = status.pointer("/0/pending").context("a size")?;
+        let none = pending == "0" || *pending == 0;
+        Ok(none.then_some(()))
+    })
+}
+
 /// `kill -9` of the diskd of `vm`; returns when another one runs.
 ///
 /// # Errors

@@ -11,7 +11,9 @@ mod judge;
 mod until;
 mod wire;
 
-pub use guest::{FIRST_WRITE, create_idle, create_writer, flushed, kill_diskd, writes_on};
+pub use guest::{
+    FIRST_WRITE, create_idle, create_writer, flushed, kill_diskd, nothing_pending, writes_on,
+};
 pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
 pub use judge::judge;
 pub use until::until;

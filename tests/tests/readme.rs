@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::{Host, Scratch, text, until};
+use pollux_tests::{Host, Scratch, nothing_pending, text, until};
 use testkit::guest::{GuestImages, ROOT_UP};
 
 const README: &str = include_str!("../../README.md");
@@ -56,6 +56,7 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
         // What a reader sees happen before the next command.
         match words[..] {
             ["vm", "start", vm] => drop(host.serial_line(vm, 0, ROOT_UP, LIMIT)?),
+            ["vm", "stop", vm] => nothing_pending(host, vm)?,
             ["replication", "enable", ..] => until(LIMIT, "there is a point", || {
                 let points = pollux.json(&["point", "list", "web"]);
                 Ok(points

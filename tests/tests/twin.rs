@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, text, until,
-    writes_on,
+    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, nothing_pending,
+    text, until, writes_on,
 };
 use serde_json::Value;
 use testkit::workload::Cut;
@@ -184,9 +184,19 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     pollux.pollux(&["failover", "stop-test", "web"])?;
     assert_eq!(pollux.refused(&["vm", "show", "web - Test"])?.exit, 3);
 
-    // The primary is shut down; its last changes go out; it stands down for the twin.
-    let written = flushed(&castor.serial_log("web")?).context("records")?;
+    // The primary is shut down while its last changes cannot go out: they are not given up.
+    pair.wire.cut();
+    let written = writes_on(castor, "web", 100, MINUTE)?;
     castor.pollux(&["vm", "kill", "web"])?;
+    let refused = pollux.refused(&["failover", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    let said = "that the twin does not have yet";
+    assert!(refused.message.contains(said), "{}", refused.message);
+    assert!(refused.message.contains("--force"), "{}", refused.message);
+
+    // They go out; the primary stands down for the twin.
+    pair.wire.mend();
+    nothing_pending(castor, "web")?;
     let latest = until(2 * MINUTE, "what was written last is at the twin", || {
         let latest = pair.points().last().cloned().context("a point")?;
         Ok((pair.committed(&latest)? >= written).then_some(latest))
@@ -231,8 +241,8 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     writes_on(&pollux, "web", 50, MINUTE)?;
 
     // First contact: the old primary is held, and does not start again.
+    // It cannot reach the twin itself, but is told.
     castor.start_daemon()?;
-    pair.wire.mend();
     until(2 * MINUTE, "the old primary is held", || {
         let status = castor.json(&["replication", "status", "web"])?;
         Ok((status.pointer("/0/state") == Some(&"stood-down".into())).then_some(()))
@@ -242,6 +252,7 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
         vm.pointer("/vm/state") != Some(&"running".into()),
         "it does not run: {vm}"
     );
+    pair.wire.mend();
     castor.pollux(&["vm", "kill", "web"]).ok();
     let refused = castor.refused(&["vm", "start", "web"])?;
     assert_eq!(refused.exit, 4, "{}", refused.message);

@@ -156,6 +156,66 @@ async fn vms_are_there_again_after_polluxd_was_killed() {
     assert!(!again.path().join("state/vms/.new-x").exists());
 }
 
+/// A supervisor that hangs up on whoever asks, until it is dropped.
+struct Mute {
+    socket: PathBuf,
+}
+
+impl Mute {
+    fn listen(socket: &Path) -> Self {
+        let listener = std::os::unix::net::UnixListener::bind(socket).expect("bind");
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+        let socket = socket.to_owned();
+        Self { socket }
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+#[tokio::test]
+async fn a_vm_counts_as_running_until_it_is_certain_that_no_supervisor_runs_its_guest() {
+    let mut host = Host::start("castor").await;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    let run = host.path().join("run");
+    let run = run.join(&made.vm.id.0.simple().to_string()[..12]);
+    fs::create_dir_all(&run).expect("run folder");
+    let mute = Mute::listen(&run.join("vmd.sock"));
+    let alive = durable::Lock::exclusive(&run.join("vmd.sock.lock")).expect("lock");
+    let folder = std::mem::replace(&mut host.folder, tempfile::tempdir().expect("scratch"));
+    let again = Host::start_in(folder, "castor").await;
+    let client = &again.client;
+    let is_unsure = async |what: &str| {
+        let vm = client.vm("web").await.expect("shown").vm;
+        assert_eq!(vm.state, VmState::Running, "{what}");
+        assert!(vm.status.contains("counts as running"), "{}", vm.status);
+        let start = client.start("web", &StartVm::default()).await;
+        refused(start, Code::Conflict, "runs already");
+        refused(client.delete("web").await, Code::Conflict, "not off");
+        let stop = client.stop("web", &StopVm { timeout_s: 5 }).await;
+        refused(stop, Code::Conflict, "does not answer");
+    };
+    is_unsure("it hangs up").await;
+    assert!(client.kill("web").await.is_err(), "nobody ends it");
+    drop(mute);
+    is_unsure("nobody listens, but it lives").await;
+    drop(alive);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while client.vm("web").await.expect("shown").vm.state != VmState::Off {
+        assert!(Instant::now() < deadline, "it is known to be off");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    client.delete("web").await.expect("deleted");
+}
+
 #[tokio::test]
 async fn a_second_polluxd_on_the_same_state_folder_is_refused() {
     let host = Host::start("castor").await;

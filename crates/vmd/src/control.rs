@@ -3,10 +3,14 @@
 //! A stream of JSON lines, one [`Request`] answered by one [`Reply`], any number of connections.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use model::Problem;
 use serde::{Deserialize, Serialize};
 
+/// How long diskd may take to make everything durable before it is killed: so much longer than
+/// the other requests [`Request::Shutdown`] may take.
+pub const DISKD_LIMIT: Duration = Duration::from_secs(60);
 /// Longest line in bytes, either way.
 pub const MAX_LINE: usize = 1 << 20;
 

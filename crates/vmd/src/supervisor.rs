@@ -21,15 +21,13 @@ use rustix::process::Signal;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, Waiting};
-use crate::control::{Exit, Program, Reply, Request, Status};
+use crate::control::{DISKD_LIMIT, Exit, Program, Reply, Request, Status};
 use crate::process::Process;
 use crate::signals::Signals;
 use crate::sockets::{Inherited, listen};
 
 /// More than polluxd and a few curious people need.
 const MAX_CONNECTIONS: usize = 32;
-/// How long diskd may take to make everything durable before it is killed.
-const DISKD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why vmd cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -18,7 +18,7 @@ use super::body::Json as Body;
 use crate::health::{Look, health};
 use crate::host::Host;
 use crate::vm::relation::Relation;
-use crate::vm::{Message, View, Vm, source};
+use crate::vm::{Message, View, Vm, unsent};
 
 /// How long the driver has to heed a command before its state is told.
 const HEED_LIMIT: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
     } else {
         report.state
     };
-    let pending = source::pending(&vm.supervisor.diskd_socket()).await;
+    let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
     let error = report.last_error.as_ref().map(ToString::to_string);
     let lag_s = seconds_since(report.acknowledged_cut);
     let health = health(&Look {

@@ -191,7 +191,8 @@ fn mode(view: &View) -> Option<Mode> {
 /// Everything about a VM.
 pub(super) async fn details(vm: &vm::Vm) -> Answered<VmDetails> {
     let view = vm.view();
-    let status = vm.supervisor.status().await?;
+    // One that does not answer is told of by the VM's status line.
+    let status = vm.supervisor.status().await.unwrap_or(None);
     let processes = status.map(|status| Processes {
         vmd: status.pid,
         diskd: status.diskd,

@@ -1,6 +1,6 @@
 //! Starting QEMU, step by step; whatever fails leaves nothing running.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, QmpError};
 use tokio::time::{Instant, sleep};
 use vmd::control::Program;
 
+use super::ended::{describe, log_tail};
 use super::folder::VmFolder;
-use super::supervisor::{GuestRecord, Programs, Supervisor, describe, log_tail};
+use super::supervisor::{GuestRecord, Programs, Supervisor};
 
 /// How long QEMU may take until the guest's processors run.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -100,18 +101,30 @@ impl Launch {
         for socket in [&paths.qmp, &paths.console] {
             let _ = std::fs::remove_file(socket);
         }
-        let log = self.folder.path.join("qemu.log");
-        let start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
         let program = Program {
             program: self.engine.qemu.program.clone(),
             args,
-            log: log.clone(),
+            log: self.folder.path.join("qemu.log"),
         };
+        let begun = self.begin(program, &paths.qmp).await;
+        if begun.is_err() {
+            // The first problem is the one that matters; that nothing runs is made sure of by
+            // whoever hears of it.
+            let _ = self.supervisor.kill_guest().await;
+        }
+        begun
+    }
+
+    /// Starts QEMU; may leave it running when it fails.
+    async fn begin(&self, program: Program, qmp: &Path) -> Result<Guest, Problem> {
+        let thing = self.folder.thing();
+        let log = program.log.clone();
+        let start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
         let status = self.supervisor.launch(program).await?;
         let gone = || Problem::new(Code::Failed, &thing, "QEMU ended at once", "");
         let pid = status.guest.ok_or_else(gone)?;
-        let started = tokio::select! {
-            started = reach(&paths.qmp) => started.map_err(|error| Problem::failed(&thing, &error)),
+        let qmp = tokio::select! {
+            started = reach(qmp) => started.map_err(|error| Problem::failed(&thing, &error)),
             ended = self.supervisor.wait_guest(pid) => {
                 let exit = ended.ok().and_then(|status| describe(status.last_exit));
                 let exit = exit.unwrap_or_else(|| "QEMU ended before the guest ran".to_owned());
@@ -119,15 +132,7 @@ impl Launch {
                 let way_out = format!("All it said is in {}", log.display());
                 Err(Problem::new(Code::Failed, &thing, format!("{exit}{said}"), way_out))
             }
-        };
-        let qmp = match started {
-            Ok(qmp) => qmp,
-            Err(problem) => {
-                // The first problem is the one that matters.
-                let _ = self.supervisor.kill_guest().await;
-                return Err(problem);
-            }
-        };
+        }?;
         let record = GuestRecord {
             pid,
             started: Timestamp::now(),
@@ -154,7 +159,7 @@ impl Launch {
 }
 
 /// Connects to QMP and waits until the guest's processors run.
-async fn reach(socket: &std::path::Path) -> Result<Qmp, QmpError> {
+async fn reach(socket: &Path) -> Result<Qmp, QmpError> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
         match Qmp::connect(socket, START_LIMIT).await {

@@ -1,7 +1,9 @@
 //! Virtual machines: their folders, their processes, and the task that owns each of them.
 
 pub(crate) mod create;
+mod ended;
 pub(crate) mod folder;
+mod guest;
 mod handle;
 pub(crate) mod launch;
 mod owner;
@@ -14,5 +16,6 @@ pub(crate) mod source;
 mod state;
 pub(crate) mod supervisor;
 pub(crate) mod takeover;
+pub(crate) mod unsent;
 
 pub(crate) use handle::{Home, Message, View, Vm};

@@ -16,20 +16,26 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Problem, VmId, VmState};
 use replica::run::Evidence;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use vmd::control::Status;
 
+use super::guest::Found;
 use super::handle::{Answer, MAILBOX, Message, View};
 use super::launch::Guest;
 use super::replicate::Driver;
+use super::rights::Yielding;
 use super::state::{self, Event};
 use super::supervisor::Supervisor;
 use crate::host::Host;
 use crate::twin::Store;
+
+/// After a takeover the partner is told this often, until it knows.
+const TELL: Duration = Duration::from_secs(5);
 
 /// What a spawned task came to.
 pub(super) enum Happening {
@@ -44,8 +50,22 @@ pub(super) enum Happening {
         pid: u32,
         status: Result<Status, Problem>,
     },
-    /// The processes of a VM that is off are as they should be.
-    Settled,
+    /// No supervisor can be running a guest, or one answered again.
+    Found(Option<Found>),
+    /// The processors of the guest run, or do not; why not.
+    Processors {
+        pid: u32,
+        running: bool,
+        why: Option<&'static str>,
+    },
+    Killed(Result<(), Problem>),
+    /// What keeps the VM from standing down, if anything, is known.
+    Sent(Yielding),
+    /// What the partner says to the takeover.
+    Told(Evidence),
+    /// The processes are as they should be, as far as that can be had. An error: nobody can tell
+    /// whether a guest runs.
+    Settled(Result<(), Problem>),
 }
 
 /// The state of the owner's task. How relationships and failovers change it stands in
@@ -68,6 +88,10 @@ pub(super) struct Owner {
     /// What has to wait for that.
     pub(super) deferred: VecDeque<Message>,
     pub(super) guest: Option<Guest>,
+    /// Whether the partner is being told of a takeover.
+    pub(super) telling: bool,
+    /// Whether nobody can tell if a guest runs.
+    pub(super) doubt: bool,
     /// Counts the starts: what was asked for one says nothing about the next.
     pub(super) round: u64,
     /// Ends a launch before it is done.
@@ -103,6 +127,8 @@ impl Owner {
             settling: 0,
             deferred: VecDeque::new(),
             guest: None,
+            telling: false,
+            doubt: false,
             round: 0,
             cancel: None,
             starting: Vec::new(),
@@ -120,8 +146,10 @@ impl Owner {
         mut mail: mpsc::Receiver<Message>,
         mut happenings: mpsc::Receiver<Happening>,
     ) {
+        let mut tell = interval(TELL);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if let Some(message) = self.undefer() {
+            while let Some(message) = self.undefer() {
                 if self.asked(message).await {
                     return;
                 }
@@ -147,6 +175,7 @@ impl Owner {
                     }
                 }
                 () = expired => self.stop_expired(),
+                _ = tell.tick(), if self.must_tell() => self.tell_partner(),
             }
         }
     }
@@ -192,7 +221,12 @@ impl Owner {
             message,
             Message::Start { .. } | Message::Failover { .. } | Message::Delete { .. }
         );
-        begins && self.settling > 0 && self.state() == VmState::Off
+        begins && self.settling > 0 && self.guest.is_none() && !self.is_launching()
+    }
+
+    /// Whether a start is under way.
+    fn is_launching(&self) -> bool {
+        !self.starting.is_empty()
     }
 
     fn undefer(&mut self) -> Option<Message> {
@@ -212,9 +246,7 @@ impl Owner {
             Message::Contact { theirs, answer } => {
                 let _ = answer.send(self.contact(&theirs).await);
             }
-            Message::StandDown { asked, answer } => {
-                let _ = answer.send(self.stand_down(&asked));
-            }
+            Message::StandDown { asked, answer } => self.stand_down(asked, answer),
             Message::Superseded { lineage, answer } => {
                 let _ = answer.send(self.superseded(&lineage).await);
             }
@@ -242,9 +274,14 @@ impl Owner {
         false
     }
 
-    /// Sees to it that nothing of a VM runs while it is off, unless its changes are sent.
+    /// Sees to it that nothing of a VM runs while it is off, unless its changes are sent, and no
+    /// guest in any case. A launch or a doubt that ends settles anew.
     pub(super) fn settle(&mut self) {
+        if self.is_launching() || self.doubt {
+            return;
+        }
         self.settling += 1;
+        let off = self.guest.is_none();
         let view = self.view();
         let supervisor = self.supervisor.clone();
         let host = Arc::clone(&self.host);
@@ -255,15 +292,26 @@ impl Owner {
                     let term = view.standing.lineage.current().number;
                     let budget = host.settings.copy_budget;
                     let ensured = supervisor.ensure(&host.programs, machine, term, budget);
-                    ensured.await.map(drop)
+                    match ensured.await {
+                        Ok(status) if off && status.guest.is_some() => {
+                            supervisor.kill_guest().await.map(drop)
+                        }
+                        ensured => ensured.map(drop),
+                    }
                 }
-                None if view.guest.is_some() => Ok(()),
+                None if !off => Ok(()),
                 None => supervisor.shut_down().await,
             };
-            if let Err(problem) = done {
-                tracing::error!(%vm, %problem, "its processes are not as they should be");
-            }
-            Happening::Settled
+            let Err(problem) = done else {
+                return Happening::Settled(Ok(()));
+            };
+            tracing::error!(%vm, %problem, "its processes are not as they should be");
+            let certain = if off {
+                supervisor.no_guest().await
+            } else {
+                Ok(())
+            };
+            Happening::Settled(certain)
         });
     }
 
@@ -273,7 +321,14 @@ impl Owner {
             Happening::Launched(Ok(guest)) => self.launched(guest),
             Happening::Launched(Err(problem)) => self.start_failed(problem),
             Happening::Gone { pid, status } => self.gone(pid, status),
-            Happening::Settled => self.settled(),
+            Happening::Found(found) => self.found(found).await,
+            Happening::Processors { pid, running, why } => {
+                self.processors(pid, running, why).await;
+            }
+            Happening::Killed(done) => self.killed(done),
+            Happening::Sent(yielding) => self.sent(yielding),
+            Happening::Told(evidence) => self.told(evidence).await,
+            Happening::Settled(certain) => self.settled(certain),
             Happening::Enrolled(agreed) => self.enrolled(agreed),
             Happening::Disabled(answer) => {
                 let _ = answer.send(self.disabled());
@@ -281,11 +336,14 @@ impl Owner {
         }
     }
 
-    fn settled(&mut self) {
+    fn settled(&mut self, certain: Result<(), Problem>) {
         self.settling -= 1;
         self.drive();
-        if self.guest.is_some() || self.settling > 0 {
+        if self.guest.is_some() || self.doubt || self.is_launching() || self.settling > 0 {
             return;
+        }
+        if let Err(problem) = certain {
+            return self.doubt(&problem);
         }
         self.enter(state::after(self.state(), Event::Gone));
         for answer in self.stopping.drain(..).chain(self.killing.drain(..)) {

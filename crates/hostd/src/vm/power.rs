@@ -8,18 +8,13 @@ use replica::run::Evidence;
 use replica::standing::Override;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use vmd::control::Status;
 
 use super::create;
 use super::handle::Answer;
 use super::launch::{Engine, Guest, Launch};
 use super::owner::{Happening, Owner, refuse};
 use super::state::{self, Act, Event, Wish};
-use super::supervisor::{GuestRecord, describe};
 use crate::partner;
-
-/// How long a QEMU that was found has to answer.
-const ADOPT_LIMIT: Duration = Duration::from_secs(10);
 
 impl Owner {
     pub(super) fn granted(&self, wish: Wish) -> Result<(VmState, Act), Problem> {
@@ -154,17 +149,15 @@ impl Owner {
             Err(problem) => return refuse(answer, problem),
             Ok((next, _)) => next,
         };
-        let Some(guest) = &self.guest else {
-            let problem = Problem::new(Code::Conflict, self.thing(), "is ending already", "");
+        let Some(qmp) = self.guest.as_ref().and_then(|guest| guest.qmp.as_ref()) else {
+            let (reason, way_out) = if self.guest.is_some() || self.doubt {
+                let reason = "has a QEMU that does not answer";
+                (reason, "End it with `pollux vm kill`")
+            } else {
+                ("is ending already", "")
+            };
+            let problem = Problem::new(Code::Conflict, self.thing(), reason, way_out);
             return refuse(answer, problem);
-        };
-        let Some(qmp) = &guest.qmp else {
-            let reason = "has a QEMU that does not answer";
-            let way_out = "End it with `pollux vm kill`";
-            return refuse(
-                answer,
-                Problem::new(Code::Failed, self.thing(), reason, way_out),
-            );
         };
         if let Err(error) = qmp.system_powerdown().await {
             return refuse(answer, Problem::failed(self.thing(), &error));
@@ -209,14 +202,7 @@ impl Owner {
             }
             return;
         }
-        let supervisor = self.supervisor.clone();
-        let vm = self.id;
-        // The waiter for the guest's end tells the rest.
-        tokio::spawn(async move {
-            if let Err(problem) = supervisor.kill_guest().await {
-                tracing::error!(%vm, %problem, "cannot kill the guest");
-            }
-        });
+        self.end_guest();
     }
 
     pub(super) async fn delete(&mut self, answer: Answer) -> bool {
@@ -259,87 +245,6 @@ impl Owner {
         for answer in self.starting.drain(..) {
             let _ = answer.send(Ok(()));
         }
-    }
-
-    /// From now on the guest's end is noticed.
-    pub(super) fn watch(&mut self, guest: Guest) {
-        let pid = guest.record.pid;
-        self.show(|view| view.guest = Some(guest.record.clone()));
-        self.guest = Some(guest);
-        let supervisor = self.supervisor.clone();
-        self.spawn(async move {
-            let status = supervisor.wait_guest(pid).await;
-            Happening::Gone { pid, status }
-        });
-    }
-
-    pub(super) fn gone(&mut self, pid: u32, status: Result<Status, Problem>) {
-        if self
-            .guest
-            .as_ref()
-            .is_none_or(|guest| guest.record.pid != pid)
-        {
-            return;
-        }
-        self.guest = None;
-        self.deadline = None;
-        let trouble = match status {
-            Ok(status) if self.killing.is_empty() => describe(status.last_exit),
-            Ok(_) => None,
-            // The guest dies with its supervisor.
-            Err(problem) => Some(format!("its supervisor died: {}", problem.reason)),
-        };
-        if let Some(trouble) = &trouble {
-            tracing::warn!(vm = %self.id, trouble, "the guest is gone");
-        }
-        self.show(|view| {
-            view.guest = None;
-            view.trouble = trouble;
-        });
-        self.host.ledger.release(self.id);
         self.settle();
-    }
-
-    /// Finds what runs of this VM already.
-    pub(super) async fn adopt(&mut self) {
-        let status = match self.supervisor.status().await {
-            Ok(Some(status)) => status,
-            Ok(None) => return,
-            Err(problem) => {
-                tracing::error!(vm = %self.id, %problem, "cannot ask its supervisor");
-                return;
-            }
-        };
-        let view = self.view();
-        let Some((machine, pid)) = view.home.machine.as_ref().zip(status.guest) else {
-            return;
-        };
-        let paths = self.supervisor.qemu_paths(machine);
-        let qmp = match qemu::Qmp::connect(&paths.qmp, ADOPT_LIMIT).await {
-            Ok(qmp) => Some(qmp),
-            Err(error) => {
-                tracing::error!(vm = %self.id, %error, "its QEMU does not answer");
-                self.show(|view| view.trouble = Some(error.to_string()));
-                None
-            }
-        };
-        let record = self.supervisor.recorded(pid).unwrap_or(GuestRecord {
-            pid,
-            started: jiff::Timestamp::now(),
-            accelerator: api::Accelerator::Tcg,
-        });
-        let running = match &qmp {
-            Some(qmp) => qmp.query_status().await.is_ok_and(|status| status.running),
-            None => true,
-        };
-        self.host.ledger.adopt(self.id, machine.spec.memory);
-        self.enter(VmState::Starting);
-        self.enter(if running {
-            VmState::Running
-        } else {
-            VmState::Paused
-        });
-        tracing::info!(vm = %self.id, pid, running, "adopted");
-        self.watch(Guest { record, qmp });
     }
 }

@@ -35,6 +35,44 @@ const MAX_EVERY: u32 = 3600;
 pub(super) struct Driver {
     commands: mpsc::Sender<Command>,
     task: JoinHandle<()>,
+    report: watch::Receiver<LinkReport>,
+}
+
+/// Ends a driver that somebody else holds, and waits for its end.
+pub(super) struct DriverHandle {
+    commands: mpsc::Sender<Command>,
+    report: watch::Receiver<LinkReport>,
+}
+
+impl Driver {
+    pub(super) fn handle(&self) -> DriverHandle {
+        DriverHandle {
+            commands: self.commands.clone(),
+            report: self.report.clone(),
+        }
+    }
+}
+
+impl DriverHandle {
+    /// Sends nothing more; what it does at the moment it does to the end.
+    pub(super) fn stop(&self) {
+        // Full of commands that are heeded first, or ended already.
+        let _ = self.commands.try_send(Command::Stop);
+    }
+
+    /// Waits until it has come further, or ended.
+    pub(super) async fn moved(&mut self) {
+        // An error means that the reporter is gone, and nothing more comes.
+        if self.report.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) {
+        // An error means that the reporter is gone.
+        let _ = self.report.clone().wait_for(|_| false).await;
+    }
 }
 
 impl Owner {
@@ -156,8 +194,12 @@ impl Owner {
                 let span = tracing::info_span!("replication", vm = %self.id);
                 let run = driver::run(source, link, begin, orders, reports);
                 let task = tokio::spawn(run.instrument(span));
-                self.driver = Some(Driver { commands, task });
-                self.show(|view| view.report = Some(report));
+                self.show(|view| view.report = Some(report.clone()));
+                self.driver = Some(Driver {
+                    commands,
+                    task,
+                    report,
+                });
             }
             Err(problem) => {
                 tracing::error!(vm = %self.id, %problem, "cannot be replicated");

@@ -1,19 +1,41 @@
 //! The owner's part in the question who may run: the standing, stored before anything rests
 //! on it, and the guest held still when the partner took over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Lineage, Problem, VmState};
+use model::{Code, Lineage, Problem, RelationshipId, VmState};
 use replica::run::Evidence;
-use replica::standing::{self, Standing};
+use replica::standing::{self, Role, Standing, Warrant};
 use replica::wire::PartnerStanding;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::owner::Owner;
+use super::handle::Answer;
+use super::owner::{Happening, Owner, refuse};
+use super::replicate::Driver;
 use super::state::{self, Event};
+use super::unsent::Unsent;
+use crate::partner;
 
 /// A superseded guest is held still within this time, or killed.
 const HOLD_LIMIT: Duration = Duration::from_millis(500);
+/// How long the driver has to send the last when this host is asked to stand down: less
+/// than [`partner::PROBE_LIMIT`], so that the asker hears of it.
+const SEND_LIMIT: Duration = Duration::from_secs(2);
+
+/// A request to stand down, when it is known whether everything was sent.
+pub(super) struct Yielding {
+    asked: Lineage,
+    /// What it was when the request came.
+    round: u64,
+    relationship: RelationshipId,
+    begun: Instant,
+    /// None when it was refused already.
+    answer: Option<Answer>,
+    /// Whether the twin has everything.
+    sent: Result<(), Problem>,
+    driver_ended: bool,
+}
 
 impl Owner {
     /// Who may run, decided and durable.
@@ -58,6 +80,9 @@ impl Owner {
             if let Some(cancel) = self.cancel.take() {
                 let _ = cancel.send(());
             }
+            if self.doubt {
+                self.end_guest();
+            }
             return;
         };
         if self.state() == VmState::Paused {
@@ -86,7 +111,83 @@ impl Owner {
         }
     }
 
-    pub(super) fn stand_down(&mut self, asked: &Lineage) -> Result<(), Problem> {
+    /// Stands down, unless something would be lost: what the twin does not have is made sure of
+    /// first, without disturbing the driver as long as it has something to send.
+    pub(super) fn stand_down(&mut self, asked: Lineage, answer: Answer) {
+        let view = self.view();
+        let runs = view.state != VmState::Off;
+        if let Err(problem) = view.standing.stand_down(&view.thing(), &asked, runs) {
+            return refuse(answer, problem);
+        }
+        let Some(relation) = view.relation.as_ref().filter(|_| view.is_sent()) else {
+            let _ = answer.send(self.give_way(&asked));
+            return;
+        };
+        let unsent = Unsent {
+            thing: view.thing(),
+            socket: self.supervisor.diskd_socket(),
+            home: view.home.path.clone(),
+            relationship: relation.id,
+        };
+        let mut yielding = Yielding {
+            asked,
+            round: self.round,
+            relationship: relation.id,
+            begun: Instant::now(),
+            answer: Some(answer),
+            sent: Ok(()),
+            driver_ended: false,
+        };
+        let mut driver = self.driver.as_ref().map(Driver::handle);
+        self.spawn(async move {
+            yielding.sent = unsent
+                .seen_by(yielding.begun + SEND_LIMIT, driver.as_mut())
+                .await;
+            if yielding.sent.is_err() {
+                return Happening::Sent(yielding);
+            }
+            if let Some(driver) = driver {
+                driver.stop();
+                let limit = yielding.begun + SEND_LIMIT;
+                if timeout_at(limit, driver.ended()).await.is_err() {
+                    if let Some(answer) = yielding.answer.take() {
+                        refuse(answer, unsent.unknown("some is being read"));
+                    }
+                    driver.ended().await;
+                }
+            }
+            yielding.driver_ended = true;
+            yielding.sent = unsent.counted().await;
+            Happening::Sent(yielding)
+        });
+    }
+
+    /// It is known whether the twin has everything.
+    pub(super) fn sent(&mut self, yielding: Yielding) {
+        if yielding.driver_ended {
+            self.stop_driver();
+        }
+        if let Some(answer) = yielding.answer {
+            let view = self.view();
+            let relationship = view.relation.map(|relation| relation.id);
+            let same = yielding.round == self.round
+                && relationship == Some(yielding.relationship)
+                && yielding.begun.elapsed() < partner::PROBE_LIMIT;
+            let meanwhile = || {
+                let reason = "was changed, or was too slow, while it was asked to stand down";
+                Problem::new(Code::Conflict, self.thing(), reason, "Try again")
+            };
+            let done = yielding
+                .sent
+                .and_then(|()| if same { Ok(()) } else { Err(meanwhile()) })
+                .and_then(|()| self.give_way(&yielding.asked));
+            // Fails only when nobody waits for it any more.
+            let _ = answer.send(done);
+        }
+        self.drive();
+    }
+
+    fn give_way(&mut self, asked: &Lineage) -> Result<(), Problem> {
         let view = self.view();
         let runs = view.state != VmState::Off;
         self.store(view.standing.stand_down(&view.thing(), asked, runs)?)?;
@@ -94,6 +195,48 @@ impl Owner {
         self.stop_driver();
         self.settle();
         Ok(())
+    }
+
+    /// Whether the partner may not know yet that this host took over.
+    pub(super) fn must_tell(&self) -> bool {
+        let view = self.seen.borrow();
+        view.standing.role == Role::FailedOver
+            && view.relation.is_some()
+            && view.standing.warrant != Some(Warrant::StoodDown)
+            && !self.telling
+    }
+
+    /// Tells the partner that this host took over: it may have no reason of its own to ask soon.
+    pub(super) fn tell_partner(&mut self) {
+        self.telling = true;
+        let view = self.view();
+        let host = Arc::clone(&self.host);
+        self.spawn(async move { Happening::Told(partner::evidence(&host, &view, None).await) });
+    }
+
+    pub(super) async fn told(&mut self, evidence: Evidence) {
+        self.telling = false;
+        let Evidence::Says(theirs) = evidence else {
+            tracing::debug!(vm = %self.id, ?evidence, "the partner does not know of the takeover");
+            return;
+        };
+        let view = self.view();
+        let stood_down = theirs.stood_down.as_ref();
+        let met = view
+            .standing
+            .meet(&view.thing(), &theirs.lineage, stood_down);
+        let stored = match met {
+            Ok(met) => {
+                if met.gate {
+                    self.gate().await;
+                }
+                self.store(met.standing)
+            }
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = stored {
+            tracing::error!(vm = %self.id, %problem, "the partner's answer is of no use");
+        }
     }
 
     pub(super) async fn superseded(&mut self, lineage: &Lineage) -> Result<(), Problem> {

@@ -106,19 +106,6 @@ impl DiskdSource {
         super::create::no_space_or(&self.thing, error)
     }
 
-    /// Whole segments in the outbox, the oldest first.
-    fn staged_files(&self) -> io::Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(Self::outbox(&self.home))? {
-            let path = entry?.path();
-            if let Some(number) = number_of(&path) {
-                found.push((number, path));
-            }
-        }
-        found.sort();
-        Ok(found.into_iter().map(|(_, path)| path).collect())
-    }
-
     /// Marks every block of every disk and empties the outbox: nobody can tell which blocks a
     /// segment there holds.
     async fn mark_all(&self, why: &Problem) -> Result<(), Problem> {
@@ -154,19 +141,17 @@ pub(crate) async fn untrack(socket: &Path) -> Result<(), Problem> {
     }
 }
 
-/// How much is marked in all disks of the diskd that listens on `socket`; none when it does not
-/// answer.
-pub(crate) async fn pending(socket: &Path) -> Option<Bytes> {
-    let lines = Lines::connect(socket, MAX_LINE).await.ok()?;
-    let limit = Duration::from_secs(1);
-    match lines.ask_within(limit, &Request::Status).await.ok()? {
-        Reply::Status { disks, .. } => Some(Bytes(
-            disks
-                .iter()
-                .fold(0, |sum, disk| sum.saturating_add(disk.dirty.0)),
-        )),
-        _ => None,
+/// Whole segments in the folder `outbox`, the oldest first.
+pub(super) fn segments(outbox: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(outbox)? {
+        let path = entry?.path();
+        if let Some(number) = number_of(&path) {
+            found.push((number, path));
+        }
     }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Parts of an initial replication come before all points.
@@ -192,7 +177,7 @@ impl Source for DiskdSource {
         if !exact {
             self.empty_outbox().map_err(|e| self.failed(&e))?;
         }
-        let mut files = self.staged_files().map_err(|e| self.failed(&e))?;
+        let mut files = segments(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
         let newest = files.pop();
         let mut staged = None;
         for file in files.iter().chain(&newest) {

@@ -44,6 +44,8 @@ pub(crate) enum Event {
     StopExpired,
     /// QEMU holds the guest still.
     Held,
+    /// QEMU holds it no longer.
+    GoesOn,
 }
 
 /// Whether a wish is granted in `state`: the state from now on, and what to do.
@@ -102,6 +104,7 @@ pub(crate) fn after(state: VmState, event: Event) -> VmState {
         (Event::Gone, _) => Off,
         (Event::StopExpired, Stopping) => Running,
         (Event::Held, Running | Stopping) => Paused,
+        (Event::GoesOn, Paused) => Running,
         // Too late to matter: the state has moved on since.
         (_, state) => state,
     }
@@ -135,6 +138,7 @@ mod tests {
                 Event::Gone,
                 Event::StopExpired,
                 Event::Held,
+                Event::GoesOn,
             ] {
                 let next = after(state, event);
                 let good = next == state || state.is_transition_valid(next);

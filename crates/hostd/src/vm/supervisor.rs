@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig};
+use durable::{Lock, LockError};
 use jiff::Timestamp;
 use model::{Bytes, Code, Problem};
 use serde::{Deserialize, Serialize};
@@ -29,15 +30,17 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
-use vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
+use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 
+use super::ended::log_tail;
 use super::folder::VmFolder;
 use crate::lines::{LineError, Lines};
 
 /// How long vmd may take for what it does at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// How long vmd may take to be reachable after it was started, and to end everything.
-const SLOW: Duration = Duration::from_secs(60);
+/// How long vmd may take to be reachable after it was started, and to end everything: longer
+/// than it waits itself for diskd, so that it is vmd that gives up first and tells.
+const SLOW: Duration = Duration::from_secs(DISKD_LIMIT.as_secs() + 15);
 /// Nothing tells when another process begins to listen, so it is asked this often.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -134,6 +137,47 @@ impl Supervisor {
         }
     }
 
+    /// As [`status`](Self::status), but none only when none can be running: nobody listens, and
+    /// nobody holds the lock that a vmd holds to its end. A guest dies with its vmd.
+    pub(crate) async fn look(&self) -> Result<Option<Status>, Problem> {
+        // A vmd that is being started would be refused the lock.
+        let _alone = self.changing.lock().await;
+        self.look_alone().await
+    }
+
+    async fn look_alone(&self) -> Result<Option<Status>, Problem> {
+        if let Some(status) = self.status().await? {
+            return Ok(Some(status));
+        }
+        let mut lock = self.control().into_os_string();
+        lock.push(".lock");
+        let lock = PathBuf::from(lock);
+        if !lock.exists() {
+            return Ok(None);
+        }
+        match Lock::exclusive(&lock) {
+            Ok(_free) => Ok(None),
+            Err(LockError::Held { .. }) => Err(Problem::new(
+                Code::Failed,
+                &self.thing,
+                "its supervisor lives and does not listen",
+                "",
+            )),
+            Err(error) => Err(Problem::failed(&self.thing, &error)),
+        }
+    }
+
+    /// Makes sure that no guest runs, without ending one.
+    pub(crate) async fn no_guest(&self) -> Result<(), Problem> {
+        match self.look().await?.and_then(|status| status.guest) {
+            None => Ok(()),
+            Some(pid) => {
+                let reason = format!("its QEMU (process {pid}) could not be ended");
+                Err(Problem::new(Code::Failed, &self.thing, reason, ""))
+            }
+        }
+    }
+
     /// Makes sure that vmd and diskd run as `folder` says, in the term `term`. The guest must
     /// be off if they do not.
     pub(crate) async fn ensure(
@@ -143,6 +187,7 @@ impl Supervisor {
         term: u64,
         copy_budget: Bytes,
     ) -> Result<Status, Problem> {
+        let _alone = self.changing.lock().await;
         durable::create_folder(&self.run).map_err(|error| Problem::failed(&self.thing, &error))?;
         let diskd = serde_json::to_vec_pretty(&self.diskd_config(folder, term, copy_budget))
             .expect("a configuration has a JSON form");
@@ -248,30 +293,29 @@ impl Supervisor {
     }
 
     async fn end(&self) -> Result<(), Problem> {
-        let lines = match Lines::connect(&self.control(), MAX_LINE).await {
-            Ok(lines) => lines,
-            Err(LineError::Io { source, .. }) if nobody(&source) => return Ok(()),
-            Err(error) => return Err(self.failed(&error)),
-        };
-        match lines.ask_within(SLOW, &Request::Shutdown).await {
-            Ok(Reply::Refused { problem }) => return Err(problem),
-            Ok(_) | Err(LineError::Closed(_)) => {}
+        match Lines::connect(&self.control(), MAX_LINE).await {
+            Ok(lines) => match lines.ask_within(SLOW, &Request::Shutdown).await {
+                Ok(Reply::Refused { problem }) => return Err(problem),
+                Ok(_) | Err(LineError::Closed(_)) => {}
+                Err(error) => return Err(self.failed(&error)),
+            },
+            Err(LineError::Io { source, .. }) if nobody(&source) => {}
             Err(error) => return Err(self.failed(&error)),
         }
         // The answer comes before the exit; the next vmd needs the lock and the sockets.
         let deadline = Instant::now() + AT_ONCE;
-        while self.status().await?.is_some() {
-            if Instant::now() > deadline {
-                return Err(Problem::new(
-                    Code::Failed,
-                    &self.thing,
-                    "its supervisor does not end",
-                    "",
-                ));
+        loop {
+            let late = Instant::now() > deadline;
+            match self.look_alone().await {
+                Ok(None) => return Ok(()),
+                Err(problem) if late => return Err(problem),
+                Ok(Some(_)) if late => {
+                    let reason = "its supervisor does not end";
+                    return Err(Problem::new(Code::Failed, &self.thing, reason, ""));
+                }
+                _ => sleep(POLL).await,
             }
-            sleep(POLL).await;
         }
-        Ok(())
     }
 
     /// Records what only polluxd knows of the QEMU that runs.
@@ -372,48 +416,4 @@ fn nobody(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// For people: how a QEMU ended; none when it simply exited.
-pub(crate) fn describe(exit: Option<Exit>) -> Option<String> {
-    match exit {
-        None | Some(Exit::Code(0)) => None,
-        Some(Exit::Code(code)) => Some(format!("QEMU ended with exit code {code}")),
-        Some(Exit::Signal(signal)) => Some(format!("QEMU was ended by signal {signal}")),
-    }
-}
-
-/// The last few lines of a log, of what was written from byte `start` on.
-pub(crate) fn log_tail(log: &Path, start: u64) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    const MOST: u64 = 4096;
-    let mut file = fs::File::open(log).ok()?;
-    let len = file.metadata().ok()?.len();
-    let from = start.max(len.saturating_sub(MOST));
-    file.seek(SeekFrom::Start(from)).ok()?;
-    let mut bytes = Vec::new();
-    file.take(MOST).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let tail = lines[lines.len().saturating_sub(3)..].join("; ");
-    (!tail.is_empty()).then_some(tail)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_of_a_log_leaves_out_what_an_earlier_run_wrote() {
-        let folder = tempfile::tempdir().expect("scratch");
-        let log = folder.path().join("log");
-        fs::write(&log, "old\n").expect("write");
-        assert_eq!(log_tail(&log, 4), None);
-        fs::write(&log, "old\none\n\ntwo\nthree\nfour\n").expect("write");
-        assert_eq!(log_tail(&log, 4).as_deref(), Some("two; three; four"));
-    }
 }
