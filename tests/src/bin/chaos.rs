@@ -465,8 +465,10 @@ impl Pair {
             .command(&["point", "export", "web", &oldest, &file])?
             .stdout(Stdio::null())
             .spawn()?;
+        let partial = format!(".slow.raw.{}.partial", export.id());
+        let partial = self.scratch.state().join(partial);
         until(MINUTE, "the export begins", || {
-            Ok(image.exists().then_some(()))
+            Ok(partial.exists().then_some(()))
         })?;
         signal(export.id(), "STOP")?;
         self.wire.mend();
@@ -474,9 +476,11 @@ impl Pair {
         let came = until(2 * MINUTE, "newer points come", || {
             Ok((newest(&self.points()?)? >= more).then_some(()))
         });
+        let whole = image.exists();
         signal(export.id(), "CONT")?;
         ensure!(export.wait()?.success(), "the export of {oldest} failed");
         came?;
+        ensure!(!whole, "the export was over before it was held up");
         let judged = judge(&image, Cut::Point).with_context(|| format!("point {oldest}"))?;
         std::fs::remove_file(&image)?;
         let first = *self.judged.entry(oldest.clone()).or_insert(judged);
