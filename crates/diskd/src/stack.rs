@@ -77,7 +77,7 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
         } => {
             let _lock = lock(&file, true)?;
             let below = below(&journal, point, id, size)?;
-            grow(&file, size)?;
+            grow(&file, &map, size)?;
             let data = open(&ring, &file, size)?;
             let state = open_state(&owned, &file)?;
             let volatile = volatile(&owned.config.state);
@@ -94,6 +94,11 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
                     .with_context(|| format!("cannot open {}", map.display()))?,
                 volatile: &volatile,
             };
+            // New files are as durable as what is flushed into them.
+            for name in [&file, &map] {
+                sync_folder_of(name)
+                    .with_context(|| format!("cannot sync the folder of {}", name.display()))?;
+            }
             let tag = tag(point, id);
             let device = ring
                 .block_on(Overlay::open(files, below, owned.boot, &tag))
@@ -137,18 +142,34 @@ fn below(journal: &Path, point: PointId, id: DiskId, size: Bytes) -> Result<Poin
     PointDevice::new(image).context("cannot start the threads that read a point")
 }
 
-/// Gives a new overlay its size; it stays sparse.
-fn grow(path: &Path, size: Bytes) -> Result<()> {
+/// Gives a new overlay its size; it stays sparse. Its map comes later: one that is there already tells
+/// of content that is gone.
+fn grow(path: &Path, map: &Path, size: Bytes) -> Result<()> {
     let fail = || format!("cannot make room in {}", path.display());
     let file = OpenOptions::new()
         .write(true)
         .open(path)
         .with_context(fail)?;
     if file.metadata().with_context(fail)?.len() == 0 {
+        if std::fs::metadata(map).is_ok_and(|map| map.len() > 0) {
+            bail!(
+                "the disk {} is new or empty, but {} says that it has content: put the file back, or \
+                 remove both to begin again at the point",
+                path.display(),
+                map.display()
+            );
+        }
         file.set_len(size.0).with_context(fail)?;
         file.sync_all().with_context(fail)?;
     }
     Ok(())
+}
+
+fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The volatile map lies beside the state.

@@ -859,3 +859,18 @@ fn what_a_point_lost_or_holds_corrupt_is_an_error_for_the_guest_and_said_in_the_
     assert_eq!(lost(), 0, "nothing was done to it");
     assert!(twin.log().lines().count() < 60, "sparingly");
 }
+
+#[test]
+fn an_overlay_whose_content_is_gone_is_not_served_as_zeroes() {
+    let mut pair = Pair::new(11);
+    let twin = &mut pair.twin;
+    let mut guest = twin.guest(0);
+    guest.poke(Guest::data(0), &[7; BLOCK]);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(guest.run(FLUSH, 0, 0), 0);
+    twin.kill();
+    fs::remove_file(twin.path("0.raw")).unwrap();
+    twin.start();
+    assert!(!twin.exit().success());
+    assert!(twin.log().contains("put the file back"), "{}", twin.log());
+}

@@ -200,3 +200,27 @@ fn an_overlay_is_not_put_above_another_point() {
         ));
     });
 }
+
+#[test]
+fn a_new_overlay_does_not_take_over_what_an_earlier_one_held() {
+    let boot = BootId::random();
+    let world = World::new(1, noise(1));
+    let earlier = Rc::clone(&world);
+    drive(1, async move {
+        let overlay = earlier.open(boot).await;
+        let (at, len) = (0, 8 * BLOCK_SIZE);
+        let done = overlay.run(Op::Discard { at, len }).await;
+        assert_eq!(done.outcome, Ok(()));
+    });
+    // Its files are gone; the volatile map, in the run folder, is not.
+    let world = Rc::into_inner(world).expect("nobody else");
+    let world = World {
+        data: PowerCutStore::new(0, 512, 2),
+        map: PowerCutStore::new(0, 512, 3),
+        ..world
+    };
+    drive(2, async move {
+        let overlay = world.open(boot).await;
+        assert!(read(&overlay).await == noise(1), "what is below");
+    });
+}

@@ -1,8 +1,9 @@
 //! Which blocks an overlay holds: a bit for each block of 4 KiB, twice.
 //!
 //! The *volatile* map is a mapped file in the run folder: a bit set there survives `kill -9` and is
-//! ignored after a reboot. The *durable* map is a file beside the data. Bits are only ever added, so
-//! that a torn write of a page of the durable map leaves an older, valid one.
+//! ignored after a reboot, or when there is no durable map yet. The *durable* map is a file beside the
+//! data. Bits are only ever added, so that a torn write of a page of the durable map leaves an older,
+//! valid one.
 //!
 //! ```text
 //!   both files   | header, 4 KiB: magic, tag, size, boot (volatile only) | bits ...
@@ -86,6 +87,9 @@ impl<M: Store> Presence<M> {
         let wanted = header(DURABLE, tag, size, (0, 0));
         let found = presence.read_page(0).await?;
         if found.iter().all(|word| *word == 0) {
+            // A new overlay: what an earlier one at this place held is none of its business. Before
+            // it is begun, so that a kill in between leaves no doubt.
+            presence.word(0).store(0, Ordering::Release);
             presence.begin(&wanted).await?;
         } else if found[..wanted.len()] != wanted {
             return Err(PresenceError::Foreign);
