@@ -1,6 +1,8 @@
 //! Both generations boot from firmware through a boot loader and a kernel to a root file system
 //! on a Pollux disk.
 
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -39,7 +41,20 @@ fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {
         "the guest sees its VM-Generation ID {id}"
     );
     said(ROOT_UP)?;
+
+    // The shell on the serial port is up; what is typed there is run there.
+    said("BusyBox v")?;
+    let mut console = host
+        .command(&["vm", "console", "guest"])?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let keyboard = console.stdin.as_mut().context("a pipe")?;
+    keyboard.write_all(b"echo typed-$((40 + 2))\n")?;
+    said("typed-42")?;
+
     host.pollux(&["vm", "stop", "guest"])?;
+    assert!(console.wait()?.success(), "the console ends with the guest");
     let vms = host.json(&["vm", "list"])?;
     assert_eq!(vms.pointer("/0/state"), Some(&"off".into()), "{vms}");
     host.pollux(&["vm", "delete", "guest"])?;
