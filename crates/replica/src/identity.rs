@@ -4,7 +4,8 @@
 //!   identity/authority.pem   key and self-signed certificate, made once: its fingerprint is
 //!                            what a peer's administrator compares
 //!   identity/host.pem        key and certificate for the host's name, from that authority;
-//!                            renewed at start when less than a third of its life is left
+//!                            renewed, also while it is in use, when less than a third of its
+//!                            life is left
 //! ```
 //!
 //! Each file is replaced as a whole, so that a key never stands beside another key's certificate.
@@ -13,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -28,6 +30,7 @@ const HOST: &str = "host.pem";
 const AUTHORITY_DAYS: i64 = 30 * 365;
 const HOST_DAYS: i64 = 2 * 365;
 const DAY_S: i64 = 86_400;
+const HOUR_S: i64 = 3600;
 const MAX_FILE: usize = 64 * 1024;
 
 /// SHA-256 of an authority's certificate in DER. Text form: `sha256:` and 64 hex digits; colons
@@ -143,10 +146,35 @@ pub fn check_host_name(name: &str) -> Result<(), HostNameError> {
 
 /// This host's authority and its certificate.
 pub struct Identity {
+    folder: PathBuf,
     name: String,
     authority: CertificateDer<'static>,
-    chain: Vec<CertificateDer<'static>>,
+    leaf: Mutex<Arc<Leaf>>,
+}
+
+/// What a host presents to its peers.
+pub struct Leaf {
+    /// The host's certificate and the authority's.
+    pub chain: Vec<CertificateDer<'static>>,
     key: PrivatePkcs8KeyDer<'static>,
+    /// From when on it is to be renewed, in seconds of Unix time.
+    renew: i64,
+}
+
+impl Leaf {
+    fn new(host: &Pair, authority: &CertificateDer<'static>) -> Self {
+        Self {
+            chain: vec![host.certificate.clone(), authority.clone()],
+            key: PrivatePkcs8KeyDer::from(host.key.serialize_der()),
+            renew: renew(&host.certificate).unwrap_or(i64::MIN),
+        }
+    }
+
+    /// The key of the host's certificate.
+    #[must_use]
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    }
 }
 
 impl fmt::Debug for Identity {
@@ -228,11 +256,49 @@ impl Identity {
             }
         };
         Ok(Self {
+            folder: folder.to_owned(),
             name: name.to_owned(),
-            chain: vec![host.certificate, authority.certificate.clone()],
+            leaf: Mutex::new(Arc::new(Leaf::new(&host, &authority.certificate))),
             authority: authority.certificate,
-            key: PrivatePkcs8KeyDer::from(host.key.serialize_der()),
         })
+    }
+
+    /// What to present at `now`. Blocks for a moment when it has to be renewed; if that fails, the
+    /// old one serves on and it is tried again an hour later.
+    #[must_use]
+    pub fn leaf(&self, now: Timestamp) -> Arc<Leaf> {
+        let mut leaf = self.leaf.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.as_second() >= leaf.renew {
+            match self.renewed(now) {
+                Ok(renewed) => {
+                    tracing::info!(name = self.name, "the host's certificate was renewed");
+                    *leaf = Arc::new(renewed);
+                }
+                Err(error) => {
+                    let reason: &dyn std::error::Error = &error;
+                    tracing::error!(reason, "the host's certificate cannot be renewed");
+                    *leaf = Arc::new(Leaf {
+                        chain: leaf.chain.clone(),
+                        key: leaf.key.clone_key(),
+                        renew: now.as_second().saturating_add(HOUR_S),
+                    });
+                }
+            }
+        }
+        leaf.clone()
+    }
+
+    fn renewed(&self, now: Timestamp) -> Result<Leaf, IdentityError> {
+        let path = self.folder.join(AUTHORITY);
+        // Its key is not kept in memory for the years in between.
+        let authority = Pair::load(&path)?.filter(|pair| pair.certificate == self.authority);
+        let authority = authority.ok_or_else(|| IdentityError::Damaged {
+            path,
+            reason: "it is not the authority that peers were told of".to_owned(),
+        })?;
+        let host = make_host(&authority, &self.name, now)?;
+        host.store(&self.folder.join(HOST))?;
+        Ok(Leaf::new(&host, &self.authority))
     }
 
     /// The host's name.
@@ -251,18 +317,6 @@ impl Identity {
     #[must_use]
     pub fn authority_pem(&self) -> String {
         pem(&self.authority)
-    }
-
-    /// The host's certificate and the authority's, as they are presented.
-    #[must_use]
-    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.chain.clone()
-    }
-
-    /// The key of the host's certificate.
-    #[must_use]
-    pub fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(self.key.clone_key())
     }
 }
 
@@ -355,14 +409,17 @@ fn serves(
     name: &str,
     now: Timestamp,
 ) -> bool {
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
-        return false;
-    };
+    let now = now.as_second();
+    let fresh = renew(certificate).is_some_and(|renew| now < renew);
+    fresh && crate::trust::chains(certificate, &[], authority, name, now)
+}
+
+/// From when on less than a third of a certificate's life is left, in seconds of Unix time.
+fn renew(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let from = parsed.validity().not_before.timestamp();
     let to = parsed.validity().not_after.timestamp();
-    let now = now.as_second();
-    let fresh = from <= now && to.saturating_sub(now) * 3 >= to.saturating_sub(from);
-    fresh && crate::trust::chains(certificate, &[], authority, name, now)
+    Some(to - to.saturating_sub(from) / 3)
 }
 
 #[cfg(test)]
@@ -376,16 +433,47 @@ mod tests {
     #[test]
     fn an_identity_stays_the_same_and_its_certificate_is_renewed_in_time() {
         let folder = tempfile::tempdir().expect("a folder");
-        let open = |name, day| Identity::open(folder.path(), name, at(day)).expect("opens");
+        let open = |name, day| {
+            let identity = Identity::open(folder.path(), name, at(day)).expect("opens");
+            let chain = identity.leaf(at(day)).chain.clone();
+            (identity.fingerprint(), chain)
+        };
         let first = open("host-a", 0);
         let again = open("host-a", 400);
-        assert_eq!(first.chain(), again.chain());
+        assert_eq!(first, again);
         let later = open("host-a", 600);
-        assert_eq!(first.fingerprint(), later.fingerprint());
-        assert_ne!(first.chain(), later.chain(), "less than a third is left");
+        assert_eq!(first.0, later.0);
+        assert_ne!(first.1, later.1, "less than a third is left");
         let renamed = open("host-b", 601);
-        assert_ne!(later.chain(), renamed.chain());
-        assert_eq!(first.fingerprint(), renamed.fingerprint());
+        assert_ne!(later.1, renamed.1);
+        assert_eq!(first.0, renamed.0);
+    }
+
+    #[test]
+    fn a_certificate_in_use_is_renewed_and_serves_on_when_it_cannot_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = Identity::open(folder.path(), "host-a", at(0)).expect("opens");
+        let chain = |day| identity.leaf(at(day)).chain.clone();
+        let first = chain(0);
+        assert_eq!(chain(400), first);
+        let authority = std::fs::read(folder.path().join(AUTHORITY)).expect("there");
+        std::fs::remove_file(folder.path().join(AUTHORITY)).expect("removed");
+        assert_eq!(chain(600), first, "it cannot be renewed");
+        std::fs::write(folder.path().join(AUTHORITY), authority).expect("written");
+        let second = chain(601);
+        assert_ne!(second, first);
+        let now = at(1200).as_second();
+        let good = crate::trust::chains(&second[0], &[], &second[1], "host-a", now);
+        assert!(good, "it serves beyond the life of the first");
+        assert_eq!(chain(700), second);
+        let again = Identity::open(folder.path(), "host-a", at(700)).expect("opens");
+        assert_eq!(again.leaf(at(700)).chain, second, "it was stored");
+        let signs = rcgen::KeyPair::try_from(&PrivatePkcs8KeyDer::from(
+            again.leaf(at(700)).key().secret_der().to_vec(),
+        ));
+        let (_, parsed) = x509_parser::parse_x509_certificate(&second[0]).expect("a certificate");
+        let public = parsed.public_key().subject_public_key.data.as_ref();
+        assert_eq!(signs.expect("a key").public_key_raw(), public);
     }
 
     #[test]

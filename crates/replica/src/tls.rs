@@ -15,12 +15,14 @@ use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use model::{Code, Problem};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     ServerConfig, SignatureScheme,
@@ -123,12 +125,38 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
+/// Presents the certificate of the moment: it is renewed while the server runs.
+#[derive(Debug)]
+struct Presents {
+    identity: Arc<Identity>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Presents {
+    fn now(&self) -> Result<CertifiedKey, Error> {
+        let leaf = self.identity.leaf(Timestamp::now());
+        CertifiedKey::from_der(leaf.chain.clone(), leaf.key(), &self.provider)
+    }
+}
+
+impl ResolvesServerCert for Presents {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        match self.now() {
+            Ok(key) => Some(Arc::new(key)),
+            Err(error) => {
+                tracing::error!(%error, "the host's certificate is of no use");
+                None
+            }
+        }
+    }
+}
+
 /// What the server end presents and whom it lets in.
 ///
 /// # Errors
 /// [`TlsError`] when the identity is of no use to TLS.
 pub fn server_config(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     trust: Arc<Trust>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = provider();
@@ -136,10 +164,15 @@ pub fn server_config(
         trust,
         provider: provider.clone(),
     });
+    let presents = Presents {
+        identity: identity.clone(),
+        provider: provider.clone(),
+    };
+    presents.now()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())?;
+        .with_cert_resolver(Arc::new(presents));
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
@@ -151,6 +184,7 @@ pub fn server_config(
 /// [`TlsError`] when the identity or the peer's authority is of no use to TLS.
 pub fn client_config(identity: &Identity, peer: &Trusted) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
+    let leaf = identity.leaf(Timestamp::now());
     let mut roots = RootCertStore::empty();
     roots.add(peer.authority.clone())?;
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
@@ -160,7 +194,7 @@ pub fn client_config(identity: &Identity, peer: &Trusted) -> Result<Arc<ClientCo
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(identity.chain(), identity.key())?;
+        .with_client_auth_cert(leaf.chain.clone(), leaf.key())?;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
