@@ -139,7 +139,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) memory: Bytes,
     /// UEFI Secure Boot; on for generation 2 unless switched off
-    #[arg(long, value_name = "on|off", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, value_name = "on|off", value_parser = on_or_off)]
     pub(crate) secure_boot: Option<bool>,
     /// An empty disk of that size, such as 20GiB; may be repeated
     #[arg(long, value_name = "SIZE")]
@@ -277,6 +277,14 @@ pub(crate) enum HostVerb {
     },
 }
 
+fn on_or_off(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it must be `on` or `off`"),
+    }
+}
+
 /// A time such as `30s`, `5min` or `1h`, in seconds.
 fn seconds(text: &str) -> Result<u64, String> {
     let digits = text
@@ -317,6 +325,17 @@ mod tests {
         for bad in ["", "s", "0s", "-5s", "5 parsecs", "99999999999999999999s"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn secure_boot_is_on_or_off() {
+        let create = |word: &str| {
+            Arguments::try_parse_from(["pollux", "vm", "create", "web", "--secure-boot", word])
+        };
+        assert!(create("on").is_ok());
+        assert!(create("off").is_ok());
+        let refused = create("true").expect_err("not a word of its help");
+        assert!(refused.to_string().contains("`on` or `off`"), "{refused}");
     }
 
     #[test]

@@ -28,7 +28,11 @@ pub(crate) async fn attach(client: &Client, vm: &str) -> Result<(), Problem> {
         tokio::select! {
             read = from_guest.read(&mut buffer) => match read {
                 Ok(0) => break Ok("the guest is gone"),
-                Ok(len) => write_out(&buffer[..len])?,
+                Ok(len) => {
+                    if !write_out(&buffer[..len])? {
+                        break Ok("nobody reads any more");
+                    }
+                }
                 Err(error) => break Err(Problem::failed("console", &error)),
             },
             typed = keys.recv(), if typing => match typed {

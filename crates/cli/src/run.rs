@@ -37,7 +37,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             match format {
-                Format::Table => eprintln!("error: {}", problem),
+                Format::Table => eprintln!("error: {}", harmless(&problem.to_string())),
                 Format::Json => eprintln!(
                     "{}",
                     serde_json::to_string(&problem).expect("a problem has a JSON form")
@@ -89,7 +89,7 @@ impl Command {
             }
             VmVerb::Console { vm, log: true } => {
                 let text = client.serial_log(&vm).await?;
-                write_out(&text)
+                write_out(&text).map(drop)
             }
             VmVerb::Console { vm, log: false } => console::attach(client, &vm).await,
         }
@@ -143,7 +143,9 @@ impl Command {
                 // Home, then clear what is below.
                 print!("\x1b[H\x1b[J");
             }
-            self.print(&all)?;
+            if !write_out(self.text(&all).as_bytes())? {
+                return Ok(());
+            }
             if let Some(initial) = all.iter().find_map(|one| one.initial.as_ref()) {
                 bar.show(initial);
             } else {
@@ -240,31 +242,46 @@ impl Command {
     }
 
     fn print<T: Shown + serde::Serialize>(&self, what: &T) -> Result<(), Problem> {
-        let text = match self.format {
-            Format::Table => what.table(),
-            Format::Json => show::json(what),
-        };
-        write_out(format!("{text}\n").as_bytes())
+        write_out(self.text(what).as_bytes()).map(drop)
+    }
+
+    fn text<T: Shown + serde::Serialize>(&self, what: &T) -> String {
+        match self.format {
+            Format::Table => what.table() + "\n",
+            Format::Json => show::json(what) + "\n",
+        }
     }
 
     /// What was done, when there is nothing to show.
     fn say(&self, text: &str) -> Result<(), Problem> {
         match self.format {
-            Format::Table => write_out(format!("{text}\n").as_bytes()),
-            Format::Json => write_out(b"null\n"),
+            Format::Table => write_out(format!("{text}\n").as_bytes()).map(drop),
+            Format::Json => write_out(b"null\n").map(drop),
         }
     }
 }
 
-/// Writes to standard output; that nobody reads it is no error.
-pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Problem> {
+/// Writes to standard output, and says whether anybody reads it; that nobody does is no error.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<bool, Problem> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Problem::failed("standard output", &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Problem::failed("standard output", &error)),
     }
+}
+
+/// Without what would steer a terminal: names in errors come from anywhere.
+fn harmless(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            all.extend(c.escape_default());
+        } else {
+            all.push(c);
+        }
+    }
+    all
 }
 
 fn statement(force: Force) -> Option<String> {

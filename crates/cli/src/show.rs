@@ -145,17 +145,9 @@ impl Shown for VmDetails {
 impl Shown for Vec<Replication> {
     fn table(&self) -> String {
         let mut table = columns(&[
-            "VM",
-            "State",
-            "Health",
-            "Mode",
-            "Every",
-            "Peer",
-            "Lag",
-            "Points",
-            "Pending",
-            "Last error",
+            "VM", "State", "Health", "Mode", "Every", "Peer", "Lag", "Points", "Pending",
         ]);
+        let mut errors = String::new();
         for one in self {
             let state = match &one.initial {
                 Some(initial) if initial.total.0 > 0 => {
@@ -174,16 +166,19 @@ impl Shown for Vec<Replication> {
                 or_dash(one.lag_s.map(|lag| format!("{lag} s"))),
                 one.points.to_string(),
                 one.pending.to_string(),
-                or_dash(one.last_error.clone()),
             ]);
+            // Below, for a sentence in a narrow column cannot be read.
+            if let Some(error) = &one.last_error {
+                errors.push_str(&format!("\n\n{}: {error}", one.name));
+            }
         }
-        finish(&table)
+        finish(&table) + &errors
     }
 }
 
 impl Shown for Vec<Point> {
     fn table(&self) -> String {
-        let mut table = columns(&["Point", "Time", "Consistency", "Size", "Held"]);
+        let mut table = columns(&["Point", "Time (UTC)", "Consistency", "Size", "Held"]);
         for point in self {
             let consistency = match point.consistency {
                 journal::Consistency::Crash => "crash",
@@ -191,7 +186,7 @@ impl Shown for Vec<Point> {
             };
             table.add_row([
                 point.id.to_string(),
-                point.time.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string(),
+                point.time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
                 consistency.to_owned(),
                 point.size.to_string(),
                 if point.pinned { "yes" } else { "-" }.to_owned(),
@@ -290,6 +285,21 @@ mod tests {
         assert_eq!(interval(30), "30 s");
         assert_eq!(interval(300), "5 min");
         assert_eq!(interval(90), "90 s");
+    }
+
+    #[test]
+    fn an_error_of_a_relationship_stands_on_its_own_line() {
+        let error = "the journal takes 14.2 MiB of its 20 MiB. Raise the limit there";
+        let one: Replication = serde_json::from_value(serde_json::json!({
+            "vm": "3113a526-618a-457f-a413-8ba96208dae2", "name": "web",
+            "relationship": "010f5aab-6fd3-412c-9ad7-62c75531cf74",
+            "state": "suspended", "health": "warning", "mode": "primary", "every_s": 5,
+            "peer": "pollux", "lag_s": null, "latest": null, "points": 0, "pending": "0 B",
+            "shipped": "0 B", "longest_pause_us": 0, "initial": null, "last_error": error,
+        }))
+        .expect("a relationship");
+        let text = vec![one].table();
+        assert_eq!(text.lines().last(), Some(format!("web: {error}").as_str()));
     }
 
     #[test]

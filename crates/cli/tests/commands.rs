@@ -71,6 +71,14 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
 }
 
 #[test]
+fn what_would_steer_a_terminal_is_escaped_in_errors() {
+    let output = pollux(&["vm", "create", "a\u{1b}[31mb"]);
+    let said = stderr(&output);
+    assert!(said.contains("a\\u{1b}[31mb"), "{said:?}");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
 fn help_documents_every_exit_code() {
     let output = pollux(&["--help"]);
     assert!(output.status.success());
