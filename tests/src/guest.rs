@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use model::Bytes;
 use testkit::guest::GuestImages;
 
-use crate::{Host, json_u64, kill, until};
+use crate::{Host, json_u64, kill, text, until};
 
 /// Until a guest that boots its kernel directly writes its first records.
 pub const FIRST_WRITE: Duration = Duration::from_secs(180);
@@ -86,9 +87,8 @@ pub fn writes_on(host: &Host, vm: &str, more: u64, limit: Duration) -> Result<u6
 pub fn nothing_pending(host: &Host, vm: &str) -> Result<()> {
     until(Duration::from_secs(120), "all changes went out", || {
         let status = host.json(&["replication", "status", vm])?;
-        let pending = status.pointer("/0/pending").context("a size")?;
-        let none = pending == "0" || *pending == 0;
-        Ok(none.then_some(()))
+        let pending: Bytes = text(&status, "/0/pending")?.parse()?;
+        Ok((pending == Bytes(0)).then_some(()))
     })
 }
 
