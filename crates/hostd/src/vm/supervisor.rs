@@ -201,15 +201,26 @@ impl Supervisor {
             let same = wanted
                 .iter()
                 .all(|(path, text)| fs::read(path).is_ok_and(|found| found == *text));
-            if same || status.guest.is_some() {
+            if status.guest.is_some() || (same && !self.flush_failed().await) {
                 return Ok(status);
             }
+            // Ended in order after its guest, a diskd lets the next one reopen the disks.
             self.end().await?;
         }
         for (path, text) in &wanted {
             durable::replace(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
         }
         self.spawn(programs, folder).await
+    }
+
+    /// Whether the diskd that runs takes no more writes on some disk because a flush failed.
+    async fn flush_failed(&self) -> bool {
+        use diskd::control::{MAX_LINE, Reply, Request};
+        let Ok(lines) = Lines::connect(&self.diskd_socket(), MAX_LINE).await else {
+            return false;
+        };
+        let reply = lines.ask_within(AT_ONCE, &Request::Status).await;
+        matches!(reply, Ok(Reply::Status { disks, .. }) if disks.iter().any(|disk| disk.flush_failed))
     }
 
     async fn spawn(&self, programs: &Programs, folder: &VmFolder) -> Result<Status, Problem> {
