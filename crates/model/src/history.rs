@@ -83,6 +83,9 @@ pub struct Lineage(Vec<Term>);
 impl Lineage {
     /// More takeovers than a VM sees in its life; bounds what a reader allocates.
     pub const MAX_TERMS: usize = 4096;
+    /// Longest name of an opener in bytes: host names are shorter. With the number of terms it
+    /// bounds what a partner can make this host store.
+    pub const MAX_OPENER: usize = 255;
 
     /// The lineage of a new VM, opened by the host `opener`.
     #[must_use]
@@ -176,6 +179,9 @@ impl TryFrom<Vec<Term>> for Lineage {
                 fault,
             })
         };
+        if let Some(term) = terms.iter().find(|t| t.opener.len() > Self::MAX_OPENER) {
+            return fault(term, "names an opener that is no host name");
+        }
         if first.parent.is_some() {
             return fault(first, "is the first and names a parent point");
         }
@@ -257,6 +263,9 @@ mod tests {
         assert_eq!(Lineage::try_from(good.clone()), Ok(second));
         assert_eq!(Lineage::try_from(vec![]), Err(LineageError::Empty));
         assert!(Lineage::try_from(vec![good[1].clone()]).is_err());
+        let mut long = good.clone();
+        long[0].opener = "x".repeat(Lineage::MAX_OPENER + 1);
+        assert!(Lineage::try_from(long).is_err());
         assert!(Lineage::try_from(vec![good[0].clone(), good[0].clone()]).is_err());
         let mut stray = good.clone();
         stray[1].parent = Some(PointId {

@@ -33,7 +33,8 @@ use crate::wire::PartnerStanding;
 pub const FILE: &str = "standing.toml";
 
 const VERSION: u32 = 1;
-const MAX_FILE: u64 = 4 << 20;
+/// Three of the longest lineages that a partner can tell fit; the rest is small.
+const MAX_FILE: u64 = 16 << 20;
 const MAX_STATEMENT: usize = 1000;
 
 /// What this host is for a VM.

@@ -135,3 +135,30 @@ fn a_vm_without_a_common_first_term_is_refused() {
     assert!(primary.meet(VM, &other, None).is_err());
     assert!(primary.stand_down(VM, &other, false).is_err());
 }
+
+#[test]
+fn the_longest_lineage_that_a_partner_can_tell_loads_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(FILE);
+    let opener = "x".repeat(Lineage::MAX_OPENER);
+    let mut terms: Vec<Term> = Vec::with_capacity(Lineage::MAX_TERMS);
+    for number in 1..=Lineage::MAX_TERMS as u64 {
+        let parent = terms.last().map(|term| PointId {
+            term: term.id,
+            sequence: number,
+        });
+        terms.push(Term {
+            number: u64::from(u32::MAX) + number,
+            id: TermId::random(),
+            opener: opener.clone(),
+            parent,
+        });
+    }
+    let lineage = Lineage::try_from(terms).expect("the longest");
+    let mut standing = Standing::replica("host-b", lineage.clone());
+    standing.stood_down = Some(lineage.clone());
+    standing.attempt = Some(lineage);
+    standing.store(&path).expect("stored");
+    let loaded = Standing::load(&path).expect("loads");
+    assert_eq!(loaded, Some(standing));
+}
