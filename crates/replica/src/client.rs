@@ -53,6 +53,9 @@ struct Open {
     sender: SendRequest<Full<Bytes>>,
 }
 
+/// How a connection ended.
+type Ended = tokio::task::JoinHandle<Result<(), hyper::Error>>;
+
 struct Answer {
     status: StatusCode,
     body: Bytes,
@@ -193,13 +196,39 @@ impl PeerClient {
                 Err(error) => tracing::debug!(peer = self.name, %error, "an idle connection"),
             }
         }
-        let mut sender = self.connect(&peer).await?;
-        let answer = self
-            .exchange(&mut sender, call)
-            .await
-            .map_err(|e| self.lost(format!("the connection failed: {e}")))?;
-        self.keep(Open { peer, sender });
-        Ok(answer)
+        let (mut sender, ended) = self.connect(&peer).await?;
+        match self.exchange(&mut sender, call).await {
+            Ok(answer) => {
+                self.keep(Open { peer, sender });
+                Ok(answer)
+            }
+            Err(error) => {
+                // The connection ends without its sender, and knows better what happened.
+                drop(sender);
+                Err(match ended.await {
+                    Ok(Err(end)) => self.broken("the connection failed", &end),
+                    Ok(Ok(())) | Err(_) => self.broken("the connection failed", &*error),
+                })
+            }
+        }
+    }
+
+    /// What a failed connection means: that nobody can be asked, or that the peer refused us.
+    fn broken(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> LinkError {
+        if !refuses_certificate(error) {
+            return self.lost(format!("{what}: {}", chain(error)));
+        }
+        let way_out = format!(
+            "run `pollux host trust {} <address> {}` there",
+            self.identity.name(),
+            self.identity.fingerprint()
+        );
+        LinkError::Lost(Problem::new(
+            Code::Forbidden,
+            self.thing(),
+            "does not trust this host",
+            way_out,
+        ))
     }
 
     fn take_idle(&self, peer: &Arc<Trusted>) -> Option<Open> {
@@ -221,7 +250,11 @@ impl PeerClient {
         }
     }
 
-    async fn connect(&self, peer: &Trusted) -> Result<SendRequest<Full<Bytes>>, LinkError> {
+    /// A new connection, and how it will have ended.
+    async fn connect(
+        &self,
+        peer: &Trusted,
+    ) -> Result<(SendRequest<Full<Bytes>>, Ended), LinkError> {
         let address = &peer.peer.address;
         let failed = |reason: String| self.lost(reason);
         let config = client_config(&self.identity, peer).map_err(|e| failed(e.to_string()))?;
@@ -233,19 +266,21 @@ impl PeerClient {
         };
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(stream) => {
-                stream.map_err(|e| failed(format!("cannot be reached at {address}: {e}")))?
+                stream.map_err(|e| self.broken(&format!("cannot be reached at {address}"), &e))?
             }
             Err(_) => return Err(failed(format!("does not answer at {address}"))),
         };
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| failed(e.to_string()))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let ended = tokio::spawn(async move {
+            let outcome = connection.await;
+            if let Err(error) = &outcome {
                 tracing::debug!(%error, "a connection to a peer ended");
             }
+            outcome
         });
-        Ok(sender)
+        Ok((sender, ended))
     }
 
     async fn exchange(
@@ -275,6 +310,37 @@ impl PeerClient {
             body: body.to_bytes(),
         })
     }
+}
+
+/// Whether the other side refused our certificate. In TLS 1.3 that comes after the handshake
+/// ended here, as an alert in place of the first answer.
+fn refuses_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::{AlertDescription as Alert, Error};
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        // An `io::Error` is not the source of what it wraps: it stands for it.
+        let alert = match error.downcast_ref::<std::io::Error>() {
+            Some(io) => io.get_ref().and_then(|inner| inner.downcast_ref()),
+            None => error.downcast_ref(),
+        };
+        matches!(
+            alert,
+            Some(Error::AlertReceived(
+                Alert::UnknownCA
+                    | Alert::BadCertificate
+                    | Alert::CertificateUnknown
+                    | Alert::CertificateExpired
+                    | Alert::AccessDenied
+            ))
+        )
+    })
+}
+
+/// `error` and its sources.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let texts: Vec<String> = std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect();
+    texts.join(": ")
 }
 
 /// One relationship with a peer.

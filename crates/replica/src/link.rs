@@ -11,7 +11,8 @@ use crate::wire::{CommitAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
 /// Why a request to the partner has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// Nobody knows whether it was carried out: no connection, no answer in time.
+    /// Nobody knows whether it was carried out: no connection, no answer in time,
+    /// or the partner does not trust this host ([`model::Code::Forbidden`]).
     #[error("{0}")]
     Lost(Problem),
     /// The partner answered and refused.

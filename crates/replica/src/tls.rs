@@ -28,6 +28,7 @@ use rustls::{
     ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -270,7 +271,13 @@ impl Connection {
         let address = stream.peer_addr().ok();
         let _ = stream.set_nodelay(true);
         let handshake = async {
-            let stream = self.acceptor.accept(stream).await?;
+            let stream = match self.acceptor.accept(stream).into_fallible().await {
+                Ok(stream) => stream,
+                Err((error, stream)) => {
+                    see_off(stream).await;
+                    return Err(error);
+                }
+            };
             let place = self.places.clone().acquire_owned().await;
             Ok::<_, std::io::Error>((stream, place))
         };
@@ -305,13 +312,14 @@ impl Connection {
         let (trust, router) = (self.trust.clone(), self.router.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let known = trust.still(&peer);
-            request.extensions_mut().insert(peer.principal());
+            let principal = peer.principal();
+            request.extensions_mut().insert(principal.clone());
             let router = TowerToHyperService::new(router.clone());
             async move {
                 if known {
                     router.call(request).await
                 } else {
-                    Ok(refusal().into_response())
+                    Ok(refusal(&principal.name).into_response())
                 }
             }
         });
@@ -334,12 +342,25 @@ impl Connection {
     }
 }
 
-fn refusal() -> impl IntoResponse {
+/// Takes what a refused caller sent already, so that the alert reaches it: a connection closed
+/// with unread bytes is reset, and the alert may be lost with it.
+async fn see_off(mut stream: TcpStream) {
+    let mut seen = [0; 1024];
+    let _ = stream.shutdown().await;
+    // More than its first request may bring before it reads; whoever goes on is cut off.
+    for _ in 0..64 {
+        if !matches!(stream.read(&mut seen).await, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+fn refusal(caller: &str) -> impl IntoResponse {
     let problem = Problem::new(
         Code::Forbidden,
-        "this host",
-        "does not trust the caller any more",
-        "",
+        format!("host `{caller}`"),
+        "is not trusted any more by the host it asks",
+        format!("run `pollux host trust {caller} <address> <fingerprint>` there"),
     );
     (hyper::StatusCode::FORBIDDEN, axum::Json(problem))
 }

@@ -328,8 +328,26 @@ async fn a_stranger_is_refused_in_the_handshake_and_learns_nothing() {
     let (_, b, _, serving) = pair().await;
     let stranger = Host::new("host-s");
     stranger.trusts(&b, "host-b", serving.address);
-    let error = stranger.client("host-b").hello(LIMIT).await.unwrap_err();
-    assert!(lost(&error).reason.contains("connection"), "{error}");
+    // A long request as well: what is not read may not cost the refusal's reason.
+    let (client, spec) = (stranger.client("host-b"), spec());
+    let mut long = enrol(&spec);
+    long.disks = vec![DiskId::random(); 1000];
+    for error in [
+        client.hello(LIMIT).await.unwrap_err(),
+        client.enrol(spec.id, &long).await.unwrap_err(),
+    ] {
+        let problem = lost(&error);
+        assert_eq!(problem.code, Code::Forbidden, "{error}");
+        let way_out = format!(
+            "run `pollux host trust host-s <address> {}` there",
+            stranger.identity.fingerprint()
+        );
+        assert_eq!(problem.way_out, way_out);
+    }
+    // Who is not there at all is something else.
+    serving.stop().await;
+    let error = client.hello(LIMIT).await.unwrap_err();
+    assert_eq!(lost(&error).code, Code::Unreachable, "{error}");
 }
 
 #[tokio::test]
