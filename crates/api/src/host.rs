@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use model::Bytes;
+use model::{Bytes, Problem};
 use serde::{Deserialize, Serialize};
 
 /// What runs the instructions of guests.
@@ -60,6 +60,8 @@ pub struct HostStatus {
     pub store_free: Bytes,
     /// Where primaries reach this host.
     pub replica_listen: String,
+    /// What is wrong with folders of VMs that cannot be used.
+    pub left_out: Vec<Problem>,
 }
 
 /// What another host needs to trust this one.

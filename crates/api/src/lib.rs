@@ -31,7 +31,7 @@
 //!   DELETE /v1/vms/{vm}/test-failover
 //! ```
 //!
-//! `{vm}` is a name, an id, or the beginning of an id that no other VM's has. `{point}` is
+//! `{vm}` is a name, an id, or the beginning (four digits or more) of an id that no other VM's has. `{point}` is
 //! `latest`, or the term's first eight digits, a dot and the sequence. A *job* answers with
 //! lines of JSON, see [`JobLine`].
 

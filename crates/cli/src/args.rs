@@ -10,7 +10,7 @@ Exit codes: 0 done; 1 something failed that should not have; 2 the request is wr
 does not exist; 4 its state does not allow this; 5 not allowed or not trusted; 6 a host or \
 process cannot be reached; 7 no space or memory left.
 
-A VM is named by its name, its id, or the beginning of its id. Errors go to standard error as \
+A VM is named by its name, its id, or the first digits (at least four) of its id. Errors go to standard error as \
 `error: THING: REASON. WAY OUT`, with `-o json` as one JSON object.";
 
 /// Virtual machines and their twins on other hosts.

@@ -234,7 +234,7 @@ impl Shown for Identity {
 impl Shown for HostStatus {
     fn table(&self) -> String {
         let part = |free: Bytes, total: Bytes| format!("{free} free of {total}");
-        list(vec![
+        let facts = list(vec![
             ("Name", self.name.clone()),
             ("Version", self.version.clone()),
             ("State folder", self.state.display().to_string()),
@@ -259,7 +259,13 @@ impl Shown for HostStatus {
             ("Twins of other hosts' VMs", self.replicas.to_string()),
             ("Replica store", part(self.store_free, self.store_total)),
             ("Replica endpoint", self.replica_listen.clone()),
-        ])
+        ]);
+        // A line each: what is wrong may be long.
+        let left_out = self
+            .left_out
+            .iter()
+            .map(|problem| format!("\nLeft out: {problem}"));
+        facts + &left_out.collect::<String>()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,12 +16,12 @@ use tokio::sync::OnceCell;
 
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
+use crate::programs::Programs;
 use crate::settings::Settings;
 use crate::twin::Store;
 use crate::vm::create;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
-use crate::vm::supervisor::Programs;
 use crate::vm::{Home, Vm, takeover};
 
 /// Everything that belongs to this polluxd.
@@ -39,11 +40,23 @@ pub struct Host {
     clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
 }
 
+/// Fewer digits of an id than this name no VM: a slip of the finger should not.
+const MIN_ID: usize = 4;
+
 /// VMs by id, and names that are being given to VMs that are not there yet.
 #[derive(Debug, Default)]
 struct Registry {
     vms: BTreeMap<VmId, Vm>,
     reserved: Vec<VmName>,
+    left_out: Vec<LeftOut>,
+}
+
+/// A folder of a VM that cannot be used as it is.
+#[derive(Debug, Clone)]
+struct LeftOut {
+    /// Name of the folder: the VM's id.
+    folder: String,
+    problem: Problem,
 }
 
 /// A name that no other VM gets while this lives.
@@ -99,24 +112,68 @@ impl Host {
         Ok(host)
     }
 
-    /// Opens every VM. One that cannot be read is left out and told in the log: the others are
-    /// still wanted.
+    /// Opens every VM. One that cannot be read is left out: the others are still wanted.
     async fn load(self: &Arc<Self>) -> Result<(), Problem> {
         for path in folders(&self.layout.vms())? {
-            let opened = match VmFolder::read(&path) {
-                Ok(folder) => self.open_vm(folder).await,
+            let opened = match self.read_own(&path) {
+                Ok(folder) => self.open_vm(folder).await.map(drop),
                 Err(problem) => Err(problem),
             };
-            if let Err(problem) = opened {
-                tracing::error!(folder = %path.display(), %problem, "left out");
-            }
+            self.leave_out(&path, opened);
         }
         for path in folders(&self.layout.replicas())? {
-            if let Err(problem) = self.open_twin(&path).await {
-                tracing::error!(folder = %path.display(), %problem, "left out");
-            }
+            let opened = self.open_twin(&path).await;
+            self.leave_out(&path, opened);
         }
         Ok(())
+    }
+
+    fn leave_out(&self, path: &Path, opened: Result<(), Problem>) {
+        let Err(problem) = opened else { return };
+        tracing::error!(folder = %path.display(), %problem, "left out");
+        let folder = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        self.lock().left_out.push(LeftOut { folder, problem });
+    }
+
+    /// Reads the folder of a VM that was made here, and checks what an editor may have changed.
+    fn read_own(&self, path: &Path) -> Result<VmFolder, Problem> {
+        let folder = VmFolder::read(path)?;
+        let refuse = |reason: String| {
+            let file = path.join("vm.toml").display().to_string();
+            let way_out = "Correct the file and start polluxd again";
+            Err(Problem::new(Code::Invalid, file, reason, way_out))
+        };
+        if path
+            .file_name()
+            .is_none_or(|name| *name != *folder.spec.id.to_string())
+        {
+            return refuse(format!(
+                "says the id {}, and its folder another",
+                folder.spec.id
+            ));
+        }
+        let name = &folder.spec.name;
+        if let Some(other) = self
+            .vms()
+            .iter()
+            .find(|vm| vm.view().home.spec.name == *name)
+        {
+            return refuse(format!("says the name `{name}`, which VM {} has", other.id));
+        }
+        Ok(folder)
+    }
+
+    /// What is wrong with folders of VMs that cannot be used.
+    pub(crate) fn left_out(&self) -> Vec<Problem> {
+        self.lock()
+            .left_out
+            .iter()
+            .map(|one| one.problem.clone())
+            .collect()
     }
 
     /// Opens a twin, what a failover made of it, and the copy that a test failover made.
@@ -198,11 +255,11 @@ impl Host {
             return Ok(vm.clone());
         }
         let wanted = reference.to_ascii_lowercase();
-        let mut matching = vms.iter().filter(|vm| {
-            !wanted.is_empty()
-                && (vm.id.to_string().starts_with(&wanted)
-                    || vm.id.0.simple().to_string().starts_with(&wanted))
-        });
+        let begins = |id: &str| {
+            wanted.len() >= MIN_ID
+                && (id.starts_with(&wanted) || id.replace('-', "").starts_with(&wanted))
+        };
+        let mut matching = vms.iter().filter(|vm| begins(&vm.id.to_string()));
         match (matching.next(), matching.next()) {
             (Some(vm), None) => Ok(vm.clone()),
             (Some(_), Some(_)) => Err(Problem::new(
@@ -211,12 +268,24 @@ impl Host {
                 "is the beginning of more than one VM's id",
                 "Give more of the id, or the name",
             )),
-            (None, _) => Err(Problem::new(
-                Code::NotFound,
-                thing(reference),
-                "does not exist on this host",
-                "`pollux vm list` shows the VMs of this host",
-            )),
+            (None, _) => {
+                let left_out = self.lock().left_out.clone();
+                match left_out.iter().find(|one| begins(&one.folder)) {
+                    Some(one) => Err(one.problem.clone()),
+                    None if left_out.is_empty() => Err(Problem::new(
+                        Code::NotFound,
+                        thing(reference),
+                        "does not exist on this host",
+                        "`pollux vm list` shows the VMs of this host",
+                    )),
+                    None => Err(Problem::new(
+                        Code::NotFound,
+                        thing(reference),
+                        "is not among the VMs of this host that can be used",
+                        "`pollux host status` tells of those that cannot",
+                    )),
+                }
+            }
         }
     }
 
@@ -245,8 +314,11 @@ impl Host {
 
     /// Refuses a disk file that belongs to a VM of this host.
     pub(crate) fn check_unused(&self, file: &Path) -> Result<(), Problem> {
-        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let file = canonical(file);
+        // Not the path: a file may have several.
+        let identity = |path: &Path| path.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
+        let Some(wanted) = identity(file) else {
+            return Ok(());
+        };
         for vm in self.vms() {
             let view = vm.view();
             let Some(machine) = &view.home.machine else {
@@ -256,7 +328,7 @@ impl Host {
                 .spec
                 .disks
                 .iter()
-                .any(|disk| canonical(&machine.disk_file(disk)) == file)
+                .any(|disk| identity(&machine.disk_file(disk)) == Some(wanted))
             {
                 return Err(Problem::new(
                     Code::Conflict,
@@ -339,6 +411,7 @@ impl Host {
             store_total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
             store_free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
             replica_listen: self.replica_listen.to_string(),
+            left_out: self.left_out(),
         })
     }
 }

@@ -23,7 +23,14 @@ struct Host {
 fn program(folder: &Path) -> PathBuf {
     let program = folder.join("polluxd");
     if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_polluxd"), &program).expect("copy");
+        // Another program copies it: were it open for writing here, a test beside this one that
+        // starts its own would hand the descriptor on, and the kernel refuses to run what is
+        // open for writing.
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_polluxd"))
+            .arg(&program)
+            .status();
+        assert!(copied.expect("cp runs").success());
         for name in ["pollux-vmd", "pollux-diskd"] {
             fs::write(folder.join(name), "").expect("stand-in");
         }
@@ -130,6 +137,10 @@ async fn a_vm_is_made_listed_found_by_name_and_prefix_and_deleted() {
     let listed = host.client.vms().await.expect("listed");
     assert_eq!(listed, vec![made.vm.clone()]);
     let id = made.vm.id.to_string();
+    assert!(
+        host.client.vm(&id[..3]).await.is_err(),
+        "too little of an id"
+    );
     for reference in ["web", &id, &id[..6], &id.to_uppercase()] {
         let found = host.client.vm(reference).await.expect(reference);
         assert_eq!(found.vm.id, made.vm.id);
@@ -154,6 +165,56 @@ async fn vms_are_there_again_after_polluxd_was_killed() {
     let again = Host::start_in(folder, "castor").await;
     assert_eq!(again.client.vm("web").await.expect("there"), made);
     assert!(!again.path().join("state/vms/.new-x").exists());
+}
+
+#[tokio::test]
+async fn a_vm_toml_that_was_edited_wrongly_is_told_wherever_the_vm_is_asked_for() {
+    let mut host = Host::start("castor").await;
+    for name in ["web", "db"] {
+        host.create(name, vec![]).await.expect("made");
+    }
+    let web = host
+        .client
+        .vm("web")
+        .await
+        .expect("there")
+        .vm
+        .id
+        .to_string();
+    let db = host.client.vm("db").await.expect("there").vm.id.to_string();
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    let file = host.path().join("state/vms").join(&web).join("vm.toml");
+    let text = fs::read_to_string(&file).expect("there");
+    let folder = std::mem::replace(&mut host.folder, tempfile::tempdir().expect("scratch"));
+    fs::write(&file, format!("colour = 1\n{text}")).expect("edited");
+    let mut again = Host::start_in(folder, "castor").await;
+    refused(again.client.vm(&web[..8]).await, Code::Invalid, "colour");
+    refused(again.client.vm("web").await, Code::NotFound, "host status");
+    let status = again.client.host().await.expect("a status");
+    assert!(
+        status.left_out[0].reason.contains("colour"),
+        "{:?}",
+        status.left_out
+    );
+
+    // An id and a name that are another's.
+    for (from, to, says) in [
+        (&*web, &*db, "its folder another"),
+        ("\"web\"", "\"db\"", "has"),
+    ] {
+        again.daemon.kill().expect("kill");
+        again.daemon.wait().expect("reap");
+        fs::write(&file, text.replace(from, to)).expect("edited");
+        let folder = std::mem::replace(&mut again.folder, tempfile::tempdir().expect("scratch"));
+        again = Host::start_in(folder, "castor").await;
+        let status = again.client.host().await.expect("a status");
+        let reasons: Vec<_> = status.left_out.iter().map(|one| &one.reason).collect();
+        assert!(
+            reasons.len() == 1 && reasons[0].contains(says),
+            "{reasons:?}"
+        );
+    }
 }
 
 /// A supervisor that hangs up on whoever asks, until it is dropped.
@@ -275,6 +336,13 @@ async fn what_a_user_gets_wrong_with_a_vm_is_refused_and_changes_nothing() {
     let of = |from, size| vec![NewDisk { from, size }];
     let file = |path: &str| DiskContentFrom::File(path.into());
     let own = made.disks[0].file.clone();
+    let linked = host.path().join("linked.raw");
+    fs::hard_link(&own, &linked).expect("linked");
+    let pipe = host.path().join("pipe");
+    let made_pipe = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made_pipe.expect("mkfifo runs").success());
+    let qcow2 = host.path().join("web.qcow2");
+    fs::write(&qcow2, [b"QFI\xfb".as_slice(), &[0; 8188]].concat()).expect("written");
     for (name, disks, code, says) in [
         ("web", vec![], Code::Conflict, "exists already"),
         ("db", vec![empty(5000)], Code::Invalid, "disk.size"),
@@ -291,6 +359,24 @@ async fn what_a_user_gets_wrong_with_a_vm_is_refused_and_changes_nothing() {
             of(DiskContentFrom::File(own), None),
             Code::Conflict,
             "belongs to VM `web`",
+        ),
+        (
+            "db",
+            of(DiskContentFrom::File(linked), None),
+            Code::Conflict,
+            "belongs to VM `web`",
+        ),
+        (
+            "db",
+            of(DiskContentFrom::Image(pipe), None),
+            Code::Invalid,
+            "neither a file nor",
+        ),
+        (
+            "db",
+            of(DiskContentFrom::Image(qcow2), None),
+            Code::Invalid,
+            "qemu-img convert",
         ),
     ] {
         refused(host.create(name, disks).await, code, says);

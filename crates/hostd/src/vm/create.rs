@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use api::{CreateVm, DiskContentFrom, NewDisk, Progress};
@@ -194,7 +194,7 @@ fn length_of(path: &Path) -> Result<u64, Problem> {
         };
         Problem::new(code, thing(), format!("cannot be opened: {error}"), way_out)
     };
-    let mut file = File::open(path).map_err(|error| refuse(&error))?;
+    let mut file = open(path).map_err(|error| refuse(&error))?;
     let kind = file.metadata().map_err(|error| refuse(&error))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Problem::new(
@@ -202,6 +202,14 @@ fn length_of(path: &Path) -> Result<u64, Problem> {
             thing(),
             "is neither a file nor a block device",
             "Name a raw disk image",
+        ));
+    }
+    if let Some(format) = other_format(&file).map_err(|error| refuse(&error))? {
+        return Err(Problem::new(
+            Code::Invalid,
+            thing(),
+            format!("is a {format} image, and only raw ones can be used"),
+            "Convert it first: `qemu-img convert -O raw IMAGE RAW`",
         ));
     }
     let len = file
@@ -218,11 +226,36 @@ fn length_of(path: &Path) -> Result<u64, Problem> {
     Ok(len)
 }
 
+/// Opens for reading. Whatever a user names is opened: a pipe must not hold us up.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// The format of an image that is certainly meant to be something else than raw. A courtesy to
+/// whoever mixes up files: formats are never chosen by content.
+fn other_format(file: &File) -> io::Result<Option<&'static str>> {
+    const FORMATS: [(&[u8], &str); 4] = [
+        (b"QFI\xfb", "qcow2"),
+        (b"vhdxfile", "VHDX"),
+        (b"conectix", "VHD"),
+        (b"KDMV", "VMDK"),
+    ];
+    let mut start = [0; 8];
+    let read = file.read_at(&mut start, 0)?;
+    let found = FORMATS
+        .iter()
+        .find(|(magic, _)| start[..read].starts_with(magic));
+    Ok(found.map(|(_, name)| *name))
+}
+
 /// Whether no process works on the file. Only for the error message's sake: diskd takes the
 /// lock that counts.
 pub(crate) fn free_to_use(path: &Path) -> Result<(), Problem> {
     let thing = format!("disk file {}", path.display());
-    let file = File::open(path).map_err(|error| Problem::failed(&thing, &error))?;
+    let file = open(path).map_err(|error| Problem::failed(&thing, &error))?;
     match Lock::of(file, path) {
         Ok(_lock) => Ok(()),
         Err(LockError::Held { pid, .. }) => {
@@ -234,7 +267,7 @@ pub(crate) fn free_to_use(path: &Path) -> Result<(), Problem> {
                 Code::Conflict,
                 thing,
                 format!("is in use by {by}"),
-                "Stop the VM that uses it",
+                "Stop what uses it: a VM, or a program such as qemu-img",
             ))
         }
         Err(error) => Err(Problem::failed(thing, &error)),
@@ -263,7 +296,7 @@ fn make_disk(
     if let DiskContentFrom::Image(image) = &new.from {
         free_to_use(image)?;
         let failed = |error: io::Error| Problem::failed(image.display().to_string(), &error);
-        let source = File::open(image).map_err(failed)?;
+        let source = open(image).map_err(failed)?;
         let before = end(&source).map_err(failed)?;
         copy(thing, &source, &file, progress)?;
         let shared = end(&file).map_err(fail)?;
