@@ -22,6 +22,7 @@ pub mod layout;
 mod lines;
 mod memory;
 mod partner;
+mod programs;
 mod receive;
 mod serve;
 mod settings;

@@ -164,7 +164,11 @@ impl ReplicaHost for Twins {
                     let way_out = format!(
                         "Make room in the replica store of host `{name}`, or raise the limit there"
                     );
-                    Problem::new(Code::Full, view.thing(), chain(&error), way_out)
+                    Problem {
+                        code: Code::Full,
+                        way_out,
+                        ..Problem::failed(view.thing(), &error)
+                    }
                 })
             })
         });
@@ -217,15 +221,4 @@ fn remaining(limit: Bytes, others: &[twin::Store]) -> Result<Bytes, Problem> {
         left = left.saturating_sub(taken.0);
     }
     Ok(Bytes(left))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

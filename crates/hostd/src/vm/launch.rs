@@ -12,7 +12,8 @@ use vmd::control::Program;
 
 use super::ended::{describe, log_tail};
 use super::folder::VmFolder;
-use super::supervisor::{GuestRecord, Programs, Supervisor};
+use super::supervisor::{GuestRecord, Supervisor};
+use crate::programs::Programs;
 
 /// How long QEMU may take until the guest's processors run.
 const START_LIMIT: Duration = Duration::from_secs(60);

@@ -35,6 +35,7 @@ use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 use super::ended::log_tail;
 use super::folder::VmFolder;
 use crate::lines::{LineError, Lines};
+use crate::programs::Programs;
 
 /// How long vmd may take for what it does at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -43,37 +44,6 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_secs(DISKD_LIMIT.as_secs() + 15);
 /// Nothing tells when another process begins to listen, so it is asked this often.
 const POLL: Duration = Duration::from_millis(10);
-
-/// The executables beside polluxd.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Programs {
-    pub(crate) vmd: PathBuf,
-    pub(crate) diskd: PathBuf,
-}
-
-impl Programs {
-    /// Finds them beside this process's own executable.
-    pub(crate) fn find() -> Result<Self, Problem> {
-        let own = std::env::current_exe()
-            .map_err(|error| Problem::failed("polluxd's own executable", &error))?;
-        let beside = |name: &str| {
-            let path = own.with_file_name(name);
-            if path.is_file() {
-                return Ok(path);
-            }
-            Err(Problem::new(
-                Code::NotFound,
-                path.display().to_string(),
-                "is missing: polluxd needs it beside its own executable",
-                "Install all of Pollux's programs in one folder",
-            ))
-        };
-        Ok(Self {
-            vmd: beside("pollux-vmd")?,
-            diskd: beside("pollux-diskd")?,
-        })
-    }
-}
 
 /// What only polluxd knows of the QEMU that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
