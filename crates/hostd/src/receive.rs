@@ -111,9 +111,11 @@ impl ReplicaHost for Twins {
 
     async fn relation(&self, vm: VmId) -> Option<Relation> {
         let view = self.0.vm(vm)?.view();
+        let thing = view.thing();
         let relation = view.relation?;
         Some(Relation {
             id: relation.id,
+            thing,
             partner: relation.partner,
             role: view.standing.role,
             incoming: twin::journal_folder(&view.home.path).join(Journal::INCOMING),

@@ -22,6 +22,8 @@ pub struct Principal {
 pub struct Relation {
     /// Its identity.
     pub id: RelationshipId,
+    /// The VM, as problems name it: ``VM `web` ``.
+    pub thing: String,
     /// Name of the peer that it is bound to.
     pub partner: String,
     /// What this host is in it now.

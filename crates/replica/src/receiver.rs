@@ -32,7 +32,7 @@ use serde::de::DeserializeOwned;
 
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::Incoming;
-use crate::run::{Rank, rank};
+use crate::run::{Rank, anew, rank};
 use crate::standing::Role;
 use crate::wire::{
     self, CHUNK, CommitAnswer, Contact, Enrol, Enrolled, Hello, MAX_BODY, MAX_CHUNKS,
@@ -141,7 +141,7 @@ async fn authorize<H: ReplicaHost>(
             "has no such relationship between `{}` and `{host}`",
             principal.name
         );
-        let way_out = "remove the relationship on both hosts and make it anew";
+        let way_out = anew(&thing);
         return Refusal(Problem::new(Code::NotFound, thing, reason, way_out)).into_response();
     };
     request.extensions_mut().insert(Bound { vm, relation });
@@ -157,7 +157,7 @@ struct Bound {
 
 impl Bound {
     fn thing(&self) -> String {
-        format!("VM {}", self.vm)
+        self.relation.thing.clone()
     }
 }
 
@@ -259,7 +259,7 @@ async fn meet<H: ReplicaHost>(
         return Ok(Some(ours.lineage));
     }
     let reason = format!("is not a replica on `{}`", receiver.host.name());
-    let way_out = "remove the relationship on both hosts and make it anew";
+    let way_out = anew(&bound.relation.thing);
     Err(Refusal(Problem::new(
         Code::Conflict,
         bound.thing(),

@@ -17,7 +17,7 @@
 //! The model check in `run_tests.rs` searches every interleaving of two hosts with these
 //! functions, and finds a counterexample for every rule when it is switched off.
 
-use model::{Code, Lineage, Problem, TermId};
+use model::{Code, Lineage, Problem, TermId, VmId};
 
 use crate::standing::{Override, Role, Standing, Warrant};
 use crate::wire::PartnerStanding;
@@ -78,6 +78,51 @@ fn refused(thing: &str, reason: impl Into<String>, way_out: impl Into<String>) -
     Problem::new(Code::Conflict, thing, reason, way_out)
 }
 
+/// What `pollux` calls the VM that problems call `thing`.
+fn name(thing: &str) -> &str {
+    let name = thing.strip_prefix("VM ").unwrap_or(thing);
+    let quoted = name.strip_prefix('`').and_then(|n| n.strip_suffix('`'));
+    quoted.unwrap_or(name)
+}
+
+/// The way out of a relationship that leads nowhere.
+pub(crate) fn anew(thing: &str) -> String {
+    format!(
+        "end it on both hosts with `pollux replication disable {}`; once the twin is deleted, \
+         `pollux replication enable` copies everything anew",
+        name(thing)
+    )
+}
+
+/// A partner that does not know the VM calls it by its id; here it is `thing`.
+pub(crate) fn named(mut problem: Problem, thing: &str) -> Problem {
+    let id = problem.thing.strip_prefix("VM ").map(str::to_owned);
+    if let Some(id) = id.filter(|id| id.parse::<VmId>().is_ok()) {
+        problem.way_out = problem.way_out.replace(&id, name(thing));
+        thing.clone_into(&mut problem.thing);
+    }
+    problem
+}
+
+/// The right to run went to the host that opened the last term of `theirs`.
+fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
+    let (term, name) = (theirs.current(), name(thing));
+    let reason = format!(
+        "was taken over by host `{}` in term {}, and may run there only",
+        term.opener, term.number
+    );
+    let there = format!("start it there with `pollux vm start {name}`");
+    let way_out = match role {
+        // Its disks are raw files, which nothing writes to any more.
+        Role::Primary => format!(
+            "{there}. What it held before that is kept in its disks here (`pollux vm show \
+             {name}`): `pollux vm create NAME --image FILE` makes another VM from a copy"
+        ),
+        Role::Replica | Role::FailedOver => there,
+    };
+    refused(thing, reason, way_out)
+}
+
 /// Whether the VM may start in its current term; the warrant that it then has.
 ///
 /// # Errors
@@ -88,20 +133,15 @@ pub fn may_start(
     evidence: &Evidence,
 ) -> Result<Option<Warrant>, Problem> {
     if let Some(theirs) = &standing.stood_down {
-        let term = theirs.current();
-        let reason = format!(
-            "stood down for host `{}`, which may run it in term {}",
-            term.opener, term.number
-        );
-        let way_out = "fail it back, or, if it does not run there, take it over with force";
-        return Err(refused(thing, reason, way_out));
+        return Err(taken_over(thing, standing.role, theirs));
     }
     let Some(partner) = standing.partner.as_deref() else {
         return Ok(None);
     };
     if standing.role == Role::Replica {
         let reason = format!("is the replica of the one on host `{partner}`");
-        return Err(refused(thing, reason, "fail it over to start it here"));
+        let way_out = format!("`pollux failover start {}` starts it here", name(thing));
+        return Err(refused(thing, reason, way_out));
     }
     match evidence {
         Evidence::Override(_) => Ok(Some(Warrant::Override)),
@@ -131,14 +171,10 @@ fn says_go(
     match rank(&standing.lineage, &theirs.lineage) {
         Some(Rank::Same) if theirs.role == Role::Replica => Ok(()),
         Some(Rank::Ours) => Ok(()),
-        Some(Rank::Theirs) => {
-            let reason = format!("was taken over by host `{partner}`");
-            Err(refused(thing, reason, "fail it back to run it here"))
-        }
+        Some(Rank::Theirs) => Err(taken_over(thing, standing.role, &theirs.lineage)),
         Some(Rank::Same) | None => {
             let reason = format!("has another history on host `{partner}`");
-            let way_out = "remove the relationship on both hosts and make it anew";
-            Err(refused(thing, reason, way_out))
+            Err(refused(thing, reason, anew(thing)))
         }
     }
 }
@@ -150,8 +186,9 @@ fn no_evidence(thing: &str, partner: &str, evidence: &Evidence) -> Problem {
             return Problem::new(Code::Unreachable, thing, reason, FORCE);
         }
         Evidence::Refused(problem) => {
+            let problem = named(problem.clone(), thing);
             let reason = format!("is not given up by host `{partner}`: {}", problem.reason);
-            return refused(thing, reason, problem.way_out.clone());
+            return refused(thing, reason, problem.way_out);
         }
         _ => format!("may run on host `{partner}`, which has not stood down for it"),
     };

@@ -344,8 +344,7 @@ impl Standing {
     ) -> Result<Met, Problem> {
         let unrelated = || {
             let reason = "has another history on the partner: the two are not the same VM";
-            let way_out = "remove the relationship on both hosts and make it anew";
-            Problem::new(Code::Conflict, thing, reason, way_out)
+            Problem::new(Code::Conflict, thing, reason, crate::run::anew(thing))
         };
         let mut next = self.clone();
         let mut gate = false;

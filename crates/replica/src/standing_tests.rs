@@ -75,7 +75,18 @@ fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
         Evidence::Says(replica.tell(false)),
         Evidence::Override(word()),
     ] {
-        assert!(down.start(VM, &evidence).is_err(), "{evidence:?}");
+        let problem = down.start(VM, &evidence).expect_err("it stood down");
+        // Names where it is, and nothing that would be refused as well.
+        assert!(problem.reason.contains("host `host-b`"), "{problem}");
+        assert!(
+            problem.way_out.contains("`pollux vm start web`"),
+            "{problem}"
+        );
+        assert!(
+            problem.way_out.contains("`pollux vm show web`"),
+            "{problem}"
+        );
+        assert!(!problem.way_out.contains("force"), "{problem}");
     }
 }
 
@@ -129,10 +140,25 @@ fn an_override_needs_a_statement_is_kept_and_ends_at_first_contact() {
 }
 
 #[test]
+fn a_refusal_by_a_partner_that_knows_only_the_id_names_the_vm() {
+    let (primary, _) = pair();
+    let thing = format!("VM {}", model::VmId::random());
+    let reason = "has no such relationship";
+    let way_out = crate::run::anew(&thing);
+    let refused = Evidence::Refused(Problem::new(Code::NotFound, thing, reason, way_out));
+    let problem = primary.start(VM, &refused).expect_err("no evidence");
+    assert_eq!(problem.thing, VM);
+    let command = "`pollux replication disable web`";
+    assert!(problem.way_out.contains(command), "{problem}");
+}
+
+#[test]
 fn a_vm_without_a_common_first_term_is_refused() {
     let (primary, _) = pair();
     let other = Lineage::begin("host-b");
-    assert!(primary.meet(VM, &other, None).is_err());
+    let problem = primary.meet(VM, &other, None).expect_err("another VM");
+    let command = "`pollux replication disable web`";
+    assert!(problem.way_out.contains(command), "{problem}");
     assert!(primary.stand_down(VM, &other, false).is_err());
 }
 

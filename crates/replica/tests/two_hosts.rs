@@ -184,6 +184,7 @@ impl ReplicaHost for Replicas {
             vm,
             relation: Relation {
                 id: enrol.relationship,
+                thing: format!("VM `{}`", enrol.spec.name),
                 partner: principal.name.clone(),
                 role: Role::Replica,
                 incoming: self.path.join(Journal::INCOMING),

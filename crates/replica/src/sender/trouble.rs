@@ -7,6 +7,7 @@ use model::{Code, Lineage, Problem};
 use super::{CONTRADICTIONS, FIRST_BACKOFF, LONGEST_BACKOFF};
 use super::{Event, Now, Output, Sender, State, Wait};
 use crate::link::LinkError;
+use crate::run;
 
 pub(super) enum Trouble {
     Link(LinkError),
@@ -48,14 +49,17 @@ impl Sender {
                 self.report.link_losses += 1;
                 self.wait(now, Wait::Link, problem);
             }
-            Trouble::Link(LinkError::Refused(problem)) => match problem.code {
-                Code::Full | Code::Failed | Code::Unreachable => {
-                    self.wait(now, Wait::Link, problem);
+            Trouble::Link(LinkError::Refused(problem)) => {
+                let problem = run::named(problem, &self.plan.thing);
+                match problem.code {
+                    Code::Full | Code::Failed | Code::Unreachable => {
+                        self.wait(now, Wait::Link, problem);
+                    }
+                    Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
+                        self.fail(problem);
+                    }
                 }
-                Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
-                    self.fail(problem);
-                }
-            },
+            }
             Trouble::Source(problem) => self.wait(now, Wait::Source, problem),
         }
     }
@@ -116,8 +120,7 @@ impl Sender {
     }
 
     pub(super) fn give_up(&mut self, reason: &str) {
-        let way_out = "look at the replica first; then remove the relationship and enable it \
-                       again, which copies everything";
+        let way_out = format!("look at it first; then {}", run::anew(&self.plan.thing));
         let thing = format!(
             "the replica of {} on `{}`",
             self.plan.thing, self.plan.partner
