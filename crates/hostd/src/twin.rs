@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use journal::{Begun, DiskExtent, Journal, PointInfo, Retention};
+use journal::{Begun, DiskExtent, Journal, Leases, PointInfo, Retention};
 use model::{Code, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
@@ -112,6 +112,8 @@ pub(crate) struct Store {
     folder: PathBuf,
     thing: String,
     shelf: Shelf<Journal>,
+    /// Points that are being read, through whichever `Journal` they were opened.
+    leases: Leases,
     /// Held while points are merged, so that it is done once at a time.
     merging: Arc<Mutex<()>>,
 }
@@ -123,6 +125,7 @@ impl Store {
             folder: journal_folder(home),
             thing,
             shelf: Shelf::default(),
+            leases: Leases::default(),
             merging: Arc::default(),
         }
     }
@@ -138,7 +141,8 @@ impl Store {
     }
 
     fn open(&self) -> Result<Journal, Problem> {
-        Journal::open(&self.folder).map_err(|error| Problem::failed(&self.thing, &error))
+        Journal::open_beside(&self.folder, self.leases.clone())
+            .map_err(|error| Problem::failed(&self.thing, &error))
     }
 
     /// The shelf with the journal on it, while this host is the replica. Blocking.

@@ -121,12 +121,24 @@ impl Journal {
     /// # Errors
     /// In use, damaged, or what the operating system says.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
+        Self::open_beside(path, Leases::default())
+    }
+
+    /// Opens the journal in the folder `path`, of which this process may still read points that
+    /// it opened through an earlier `Journal`: all of them were opened with these `leases`.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_beside(path: &Path, leases: Leases) -> Result<Self, JournalError> {
         if path.is_dir() && !path.join(INDEX).exists() {
             // Before a lock file is left there.
             return Err(JournalError::NoIndex);
         }
         let (folder, lock) = lock(path)?;
-        Self::open_in(folder, Some(lock))
+        Ok(Self {
+            leases,
+            ..Self::open_in(folder, Some(lock))?
+        })
     }
 
     /// Finds out what became of a change that failed: syncs the folder and reads the index again.
@@ -438,9 +450,10 @@ fn check_disks(disks: &[DiskExtent]) -> Result<(), JournalError> {
     Ok(())
 }
 
-/// The points that are open for reading in this process.
+/// The points that are open for reading in this process. A reader may outlive the [`Journal`]
+/// that opened it: see [`Journal::open_beside`].
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Leases(Arc<Mutex<Vec<PointId>>>);
+pub struct Leases(Arc<Mutex<Vec<PointId>>>);
 
 impl Leases {
     fn take(&self, point: PointId) -> Lease {

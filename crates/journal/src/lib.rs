@@ -24,7 +24,7 @@ mod tests;
 
 pub use error::{JournalError, Refusal};
 pub use header::{Consistency, Content, DiskExtent, Header, HeaderError};
-pub use journal::{Journal, PointInfo, Tip};
+pub use journal::{Journal, Leases, PointInfo, Tip};
 pub use merge::{Begun, Held, Merge, Merged, Retention};
 pub use point::{PointImage, PointReader};
 pub use receive::{NoRoom, Room, Verdict};

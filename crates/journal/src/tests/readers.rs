@@ -51,6 +51,26 @@ fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
 }
 
 #[test]
+fn a_reader_that_outlives_its_journal_holds_merging_in_the_next_one() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 4);
+    let leases = journal.leases.clone();
+    let reader = journal.open_point(points[1].id).expect("opened");
+    drop(journal);
+    let mut next = Journal {
+        leases,
+        ..Journal::open_in(arc(&folder), None).expect("opened again")
+    };
+    while next.merge_oldest().expect("merged").is_none() {}
+    let held = next.begin_merge().expect("begun");
+    assert!(matches!(held, Begun::Held(Held::Point(point)) if point == points[1].id));
+    assert_content(&reader, &points[1], "held");
+    drop(reader);
+    assert!(next.merge_oldest().expect("merged").is_none(), "free again");
+}
+
+#[test]
 fn a_reader_with_no_file_open_finds_what_was_merged_in_the_base() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
