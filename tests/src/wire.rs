@@ -129,9 +129,9 @@ fn relay(shared: &Arc<Shared>, from: &TcpStream, to: &TcpStream) {
                 shared.cut();
             }
         }
-        // The other direction ends with this one.
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
+        // Nothing more comes this way; the other way may still be in use. Either end may be gone.
+        let _ = from.shutdown(Shutdown::Read);
+        let _ = to.shutdown(Shutdown::Write);
     });
 }
 

@@ -58,10 +58,8 @@ fn a_reader_that_outlives_its_journal_holds_merging_in_the_next_one() {
     let leases = journal.leases.clone();
     let reader = journal.open_point(points[1].id).expect("opened");
     drop(journal);
-    let mut next = Journal {
-        leases,
-        ..Journal::open_in(arc(&folder), None).expect("opened again")
-    };
+    let mut next = Journal::open_in(arc(&folder), None).expect("opened again");
+    next.leases = leases;
     while next.merge_oldest().expect("merged").is_none() {}
     let held = next.begin_merge().expect("begun");
     assert!(matches!(held, Begun::Held(Held::Point(point)) if point == points[1].id));
