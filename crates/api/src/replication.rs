@@ -31,8 +31,8 @@ pub struct Replication {
     /// Points that the twin has; at the primary: points that it acknowledged since polluxd
     /// started.
     pub points: u64,
-    /// Changed and not at the twin yet.
-    pub pending: Bytes,
+    /// Changed and not at the twin yet; none when it cannot be told, and at the twin.
+    pub pending: Option<Bytes>,
     /// Bytes of segments sent or received since polluxd started.
     pub shipped: Bytes,
     /// Longest hold-up of the guest's disk operations by a cut since polluxd started, in

@@ -165,7 +165,7 @@ impl Shown for Vec<Replication> {
                 one.peer.clone(),
                 or_dash(one.lag_s.map(|lag| format!("{lag} s"))),
                 one.points.to_string(),
-                one.pending.to_string(),
+                or_dash(one.pending),
             ]);
             // Below, for a sentence in a narrow column cannot be read.
             if let Some(error) = &one.last_error {

@@ -143,7 +143,7 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
         lag_s,
         latest: report.acknowledged,
         points: report.cycles,
-        pending: pending.unwrap_or_default(),
+        pending,
         shipped: report.shipped,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
         initial: report
@@ -204,7 +204,7 @@ async fn twin(vm: &Vm, view: &View, relation: Relation) -> Result<Replication, P
         lag_s,
         latest: id,
         points: u64::try_from(points.len()).unwrap_or(u64::MAX),
-        pending: Bytes(0),
+        pending: None,
         shipped: Bytes(vm.received.load(Ordering::Relaxed)),
         longest_pause_us: 0,
         initial: None,

@@ -58,6 +58,8 @@ pub(crate) enum Message {
     Disable { answer: Answer },
     /// The partner ended the relationship.
     Removed { answer: Answer },
+    /// What serves the disks cannot be asked.
+    DisksLost,
     /// Send nothing, or go on.
     Suspend { suspended: bool, answer: Answer },
     /// Start the twin; answered when the guest runs.

@@ -259,6 +259,8 @@ impl Owner {
             Message::Removed { answer } => {
                 let _ = answer.send(self.removed());
             }
+            Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
+            Message::DisksLost => {}
             Message::Suspend { suspended, answer } => {
                 let _ = answer.send(self.suspend(suspended));
             }

@@ -170,7 +170,13 @@ impl Source for DiskdSource {
         let request = Request::Track {
             relationship: self.relationship,
         };
-        let mut exact = match self.ask(&request, AT_ONCE).await? {
+        let answer = self.ask(&request, AT_ONCE).await;
+        if answer.is_err() {
+            // While no guest runs nobody else notices that the supervisor died. A full mailbox
+            // is no loss: this is asked again.
+            let _ = self.owner.try_send(Message::DisksLost);
+        }
+        let mut exact = match answer? {
             Reply::Tracking { exact } => exact,
             _ => return Err(self.confused()),
         };
