@@ -37,6 +37,10 @@ pub struct Options {
 /// # Errors
 /// A problem that keeps it from starting; nothing was changed but for folders made.
 pub async fn serve(options: Options) -> Result<(), Problem> {
+    replica::identity::check_host_name(&options.name).map_err(|error| {
+        let way_out = "Name this host with --name";
+        Problem::new(Code::Invalid, "host name", error.to_string(), way_out)
+    })?;
     let layout = Layout::new(options.state, options.run)?;
     check_socket_path(&options.socket)?;
     for folder in [&layout.state, &layout.run] {

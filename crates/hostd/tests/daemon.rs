@@ -466,6 +466,27 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
     assert!(client.replications().await.expect("listed").is_empty());
 }
 
+#[test]
+fn a_name_that_a_host_cannot_have_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (state, run) = (folder.path().join("state"), folder.path().join("run"));
+    let ended = Command::new(env!("CARGO_BIN_EXE_polluxd"))
+        .args(["--name", "My_Host", "--replica-listen", "127.0.0.1:0"])
+        .arg("--state")
+        .arg(&state)
+        .arg("--run")
+        .arg(&run)
+        .output()
+        .expect("it starts");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("My_Host") && said.contains("--name"),
+        "{said}"
+    );
+    assert!(!state.exists() && !run.exists());
+}
+
 #[tokio::test]
 async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() {
     let (host, other) = (Host::start("castor").await, Host::start("pollux").await);
@@ -488,7 +509,12 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
     refused(host.client.trust(&peer).await, Code::Invalid, "own name");
     peer.name = "leda".to_owned();
     refused(host.client.trust(&peer).await, Code::Forbidden, "pollux");
+    peer.name = "Leda's".to_owned();
+    refused(host.client.trust(&peer).await, Code::Invalid, "--name");
     peer.name = "pollux".to_owned();
+    peer.address = "127.0.0.1".to_owned();
+    refused(host.client.trust(&peer).await, Code::Invalid, "port");
+    peer.address.clone_from(&theirs.address);
     assert!(host.client.peers().await.expect("none yet").is_empty());
     host.client.trust(&peer).await.expect("trusted");
     // It does not trust us yet.
@@ -500,7 +526,7 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
         every_s: 30,
     };
     let enabled = host.client.enable_replication("web", &enable).await;
-    assert!(enabled.is_err(), "{enabled:?}");
+    refused(enabled, Code::Forbidden, "does not trust this host");
     assert!(host.client.replications().await.expect("listed").is_empty());
     assert!(other.client.vms().await.expect("listed").is_empty());
     host.client.untrust("pollux").await.expect("untrusted");

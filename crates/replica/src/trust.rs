@@ -77,14 +77,7 @@ impl Peer {
         let invalid = |reason: String, way_out: &str| {
             Problem::new(Code::Invalid, thing.clone(), reason, way_out)
         };
-        check_host_name(&self.name).map_err(|e| invalid(e.to_string(), ""))?;
-        let good = self.address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
-        });
-        if !good || self.address.len() > 300 {
-            let reason = format!("has the address `{}`", self.address);
-            return Err(invalid(reason, "it must be `host:port`"));
-        }
+        check_peer(&self.name, &self.address)?;
         let certificate = CertificateDer::from_pem_slice(self.authority.as_bytes())
             .map_err(|e| invalid(format!("has no certificate in PEM form: {e}"), ""))?;
         webpki::anchor_from_trusted_cert(&certificate)
@@ -100,6 +93,36 @@ impl Peer {
         }
         Ok(certificate)
     }
+}
+
+/// Checks the name and the address of a peer before anybody is asked there.
+///
+/// # Errors
+/// [`Code::Invalid`]
+pub fn check_peer(name: &str, address: &str) -> Result<(), Problem> {
+    let shown = "`pollux host identity` on that host shows";
+    if let Err(error) = check_host_name(name) {
+        let way_out = format!("{shown} its name; `polluxd --name` gives it another");
+        return Err(Problem::new(
+            Code::Invalid,
+            "the peer's name",
+            error.to_string(),
+            way_out,
+        ));
+    }
+    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if !good || address.len() > 300 {
+        let given: String = address.chars().take(300).collect();
+        return Err(Problem::new(
+            Code::Invalid,
+            format!("the address of host `{name}`"),
+            format!("is `{given}`, not a host and a port, such as `{name}:8443`"),
+            format!("{shown} its port"),
+        ));
+    }
+    Ok(())
 }
 
 /// A trusted peer, ready for verification.
@@ -219,7 +242,7 @@ impl Trust {
         // Held over the write, so that file and memory change in the same order.
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         durable::replace(&self.file(&peer.name), text.as_bytes())
-            .map_err(|e| Problem::failed(format!("peer `{}`", peer.name), &e))?;
+            .map_err(|e| not_stored(&peer.name, &e))?;
         peers.insert(peer.name.clone(), Arc::new(Trusted { peer, authority }));
         Ok(())
     }
@@ -277,6 +300,18 @@ impl Trusted {
         Principal {
             name: self.peer.name.clone(),
         }
+    }
+}
+
+fn not_stored(name: &str, error: &io::Error) -> Problem {
+    let thing = format!("peer `{name}`");
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Problem {
+            code: Code::Full,
+            way_out: "make room in the file system of the state folder, then try again".to_owned(),
+            ..Problem::failed(thing, error)
+        },
+        _ => Problem::failed(thing, error),
     }
 }
 
@@ -388,5 +423,48 @@ impl Presented {
             ));
         }
         Ok(pem(&self.authority))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_or_an_address_that_cannot_be_is_refused_with_a_way_out() {
+        for address in ["host-b:8443", "10.0.0.2:1", "[fd00::2]:65535"] {
+            assert_eq!(check_peer("host-b", address), Ok(()), "{address}");
+        }
+        let wrong = [
+            "",
+            "host-b",
+            ":8443",
+            "host-b:",
+            "host-b:0",
+            "host-b:65536",
+            "b:x",
+        ];
+        for address in wrong {
+            let problem = check_peer("host-b", address).expect_err(address);
+            assert_eq!(problem.code, Code::Invalid, "{address}");
+            assert!(
+                problem.way_out.contains("pollux host identity"),
+                "{problem}"
+            );
+        }
+        let problem = check_peer("Host_B", "host-b:8443").expect_err("no host name");
+        assert_eq!(problem.code, Code::Invalid);
+        assert!(problem.way_out.contains("--name"), "{problem}");
+    }
+
+    #[test]
+    fn a_peer_that_a_full_disk_cannot_keep_is_told_from_one_that_cannot_be_written() {
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let problem = not_stored("host-b", &kind.into());
+            assert_eq!(problem.code, Code::Full);
+            assert!(problem.way_out.contains("room"), "{problem}");
+        }
+        let other = not_stored("host-b", &io::ErrorKind::PermissionDenied.into());
+        assert_eq!(other.code, Code::Failed);
     }
 }

@@ -48,6 +48,7 @@ pub(super) async fn trust(
         );
         return Err(problem.into());
     }
+    trust::check_peer(&wanted.name, &wanted.address)?;
     let fingerprint: Fingerprint = wanted.fingerprint.parse().map_err(|error| {
         let way_out = "`pollux host identity` on that host shows it";
         let error: replica::identity::ParseFingerprintError = error;
