@@ -1,5 +1,8 @@
 //! The replica endpoint: polluxd as the host of other hosts' twins.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -134,7 +137,7 @@ impl ReplicaHost for Twins {
         self.vm(vm)?.ask(ask).await
     }
 
-    async fn admit(&self, vm: VmId, len: u64) -> Result<(), Problem> {
+    async fn admit(&self, vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
         let (vm, store) = self.store(vm)?;
         let view = vm.view();
         let partner = view
@@ -160,6 +163,7 @@ impl ReplicaHost for Twins {
         let name = self.0.name().to_owned();
         let checked = tokio::task::spawn_blocking(move || {
             let limit = limit.map(|limit| remaining(limit, &others)).transpose()?;
+            let limit = limit.map(|limit| Bytes(limit.0.saturating_sub(held)));
             let room = Room { limit, reserve };
             store.with(|journal| {
                 journal.would_fit(Bytes(len), room).map_err(|error| {
@@ -220,7 +224,27 @@ fn remaining(limit: Bytes, others: &[twin::Store]) -> Result<Bytes, Problem> {
             let taken = journal.committed_len();
             taken.map_err(|error| Problem::failed("replica store", &error))
         })?;
-        left = left.saturating_sub(taken.0);
+        let incoming = incoming_len(&other.folder().join(Journal::INCOMING))
+            .map_err(|error| Problem::failed("replica store", &error))?;
+        left = left.saturating_sub(taken.0).saturating_sub(incoming);
     }
     Ok(Bytes(left))
+}
+
+/// What the files that are being received in `folder` take in the file system.
+fn incoming_len(folder: &Path) -> io::Result<u64> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut sum = 0_u64;
+    for entry in entries {
+        match entry?.metadata() {
+            Ok(file) => sum = sum.saturating_add(file.blocks().saturating_mul(512)),
+            // Taken in meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sum)
 }

@@ -227,24 +227,28 @@ impl Journal {
         }
     }
 
-    /// Bytes that the journal takes in the file system, incoming files not counted.
+    /// Most bytes that what was committed takes in the file system, now and after its segments went
+    /// to the base, where nothing is compressed; incoming files not counted.
     ///
     /// # Errors
     /// A failed read of the base files' sizes.
     pub fn committed_len(&self) -> Result<Bytes, JournalError> {
-        let mut sum: u64 = self
-            .index
-            .segments
-            .iter()
-            .map(|entry| entry.file_len.0)
-            .sum();
+        let (mut base, mut whole) = (0_u64, 0_u64);
         for (disk, file) in self.index.disks.iter().zip(self.bases()?) {
             let allocated = file
                 .allocated()
                 .map_err(|source| JournalError::io("measure", &disk.file(), source))?;
-            sum = sum.saturating_add(allocated);
+            base = base.saturating_add(allocated);
+            whole = whole.saturating_add(allocated.max(disk.size.0));
         }
-        Ok(Bytes(sum))
+        let (mut grown, mut files) = (base, 0_u64);
+        for entry in &self.index.segments {
+            let content = entry.content.0.saturating_sub(entry.zeroes.0);
+            grown = grown.saturating_add(content.max(entry.file_len.0));
+            files = files.saturating_add(entry.file_len.0);
+        }
+        // However often a block was written, the base has it once.
+        Ok(Bytes(grown.min(whole.saturating_add(files))))
     }
 
     /// Whether `len` more bytes of segment files fit.

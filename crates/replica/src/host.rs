@@ -78,9 +78,16 @@ pub trait ReplicaHost: Send + Sync + 'static {
         asked: &Lineage,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// Whether a segment file of `len` bytes may be received for `vm`: [`Code::Full`]
-    /// when the store's limit or its reserve of space is reached.
-    fn admit(&self, vm: VmId, len: u64) -> impl Future<Output = Result<(), Problem>> + Send;
+    /// Whether `len` more bytes may come for `vm` beside the `held` that its incoming file takes
+    /// already: [`Code::Full`] when the store's limit or its reserve of space is reached. Asked
+    /// for the length of the file when it is offered, and at its commit for what its content
+    /// takes beyond that where it is not compressed.
+    fn admit(
+        &self,
+        vm: VmId,
+        len: u64,
+        held: u64,
+    ) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// The journal of a replica VM. Opened if the shelf is empty and this host is still the
     /// replica: when first asked for, and after the receiver took it out because a commit failed.

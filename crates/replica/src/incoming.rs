@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use journal::SegmentReader;
 use model::{Code, Problem};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -125,6 +126,14 @@ impl Incoming {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         present[index] = true;
         Ok(())
+    }
+
+    /// Bytes of its content that are not zeroes; none if it is no segment, which its commit says.
+    pub(crate) fn content(&self) -> u64 {
+        SegmentReader::open(&self.path).map_or(0, |reader| {
+            let summary = reader.summary();
+            summary.content.0.saturating_sub(summary.zeroes.0)
+        })
     }
 
     /// Makes the whole file durable.

@@ -356,7 +356,7 @@ async fn offer<H: ReplicaHost>(
         None => {
             // Before its folder goes: nothing is written to it afterwards.
             *receiving = None;
-            receiver.host.admit(bound.vm, offer.file_len).await?;
+            receiver.host.admit(bound.vm, offer.file_len, 0).await?;
             let folder = bound.relation.incoming.clone();
             Arc::new(blocking(move || Incoming::open(&folder, offer)).await?)
         }
@@ -436,6 +436,10 @@ async fn commit<H: ReplicaHost>(
     if let Some(lineage) = meet(&receiver, &bound, &incoming.offer().header.lineage).await? {
         return Ok(Json(CommitAnswer::Superseded { lineage }));
     }
+    let (measured, held) = (incoming.clone(), incoming.offer().file_len);
+    let content = blocking(move || Ok(measured.content())).await?;
+    let more = content.saturating_sub(held);
+    receiver.host.admit(bound.vm, more, held).await?;
     let shelf = receiver.host.shelf(bound.vm).await?;
     let taking = incoming.clone();
     let outcome = blocking(move || {

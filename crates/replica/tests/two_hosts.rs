@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -111,6 +112,8 @@ impl Serving {
 /// A host that may hold one replica VM.
 struct Replicas {
     path: PathBuf,
+    /// Most bytes that one segment may take.
+    limit: AtomicU64,
     state: Mutex<Option<Enrolled>>,
 }
 
@@ -150,6 +153,7 @@ impl Replicas {
     fn new(host: &Host) -> Arc<Self> {
         Arc::new(Self {
             path: host.path.join("vm"),
+            limit: AtomicU64::new(64 * CHUNK),
             state: Mutex::new(None),
         })
     }
@@ -217,8 +221,8 @@ impl ReplicaHost for Replicas {
         })?
     }
 
-    async fn admit(&self, _: VmId, len: u64) -> Result<(), Problem> {
-        if len > 64 * CHUNK {
+    async fn admit(&self, _: VmId, len: u64, held: u64) -> Result<(), Problem> {
+        if len + held > self.limit.load(Ordering::Relaxed) {
             return Err(Problem::new(Code::Full, "the store", "is full", ""));
         }
         Ok(())
@@ -693,4 +697,51 @@ async fn a_commit_that_outlasts_its_caller_is_found_by_the_next_questions() {
     assert_eq!(link.tip(&ask.lineage).await.unwrap(), TipAnswer::At { tip });
     let left = std::fs::read_dir(replicas.path.join(Journal::INCOMING)).unwrap();
     assert_eq!(left.count(), 0, "the first request ran to its end");
+}
+
+#[tokio::test]
+async fn content_that_compresses_well_is_held_to_the_limit_by_what_it_takes_in_the_base() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let file = a.path.join("even.segment");
+    let out = std::fs::File::create(&file).unwrap();
+    let mut writer = SegmentWriter::create(out, &header(&spec, &ask.lineage, part)).unwrap();
+    for at in 0..32 {
+        writer.push_frame(0, at * 16, &[7; 16 * 4096]).unwrap();
+    }
+    // Zeroes take nothing.
+    writer.push_zero(0, 32 * 16, 1024).unwrap();
+    writer.finish().unwrap();
+    let staged = outbox::read(&file).unwrap();
+    let offer = outbox::offer(&staged).await.unwrap();
+    assert!(offer.file_len < 100_000, "{}", offer.file_len);
+
+    replicas.limit.store(1 << 20, Ordering::Relaxed);
+    let all = (0..).take(offer.chunks.len()).collect();
+    let missing = OfferAnswer::Missing { chunks: all };
+    assert_eq!(link.offer(&offer).await.unwrap(), missing);
+    let bytes = Bytes::from(std::fs::read(&file).unwrap());
+    assert_eq!(offer.chunks.len(), 1);
+    link.put(offer.root, 0, bytes).await.unwrap();
+    let error = link.commit(offer.root).await.unwrap_err();
+    assert!(
+        matches!(&error, LinkError::Refused(p) if p.code == Code::Full),
+        "{error}"
+    );
+    // Nothing was lost: with more room it goes on where it was.
+    replicas.limit.store(2 << 20, Ordering::Relaxed);
+    let nothing = OfferAnswer::Missing { chunks: Vec::new() };
+    assert_eq!(link.offer(&offer).await.unwrap(), nothing);
+    let answer = link.commit(offer.root).await.unwrap();
+    assert!(
+        matches!(answer, CommitAnswer::Committed { .. }),
+        "{answer:?}"
+    );
 }

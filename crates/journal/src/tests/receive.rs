@@ -217,6 +217,33 @@ fn a_disk_that_grew_has_its_size_at_each_point() {
 }
 
 #[test]
+fn what_a_journal_takes_never_exceeds_what_it_was_said_to_take_while_it_is_merged() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 4);
+    let said = journal.committed_len().expect("measured");
+    loop {
+        let bases = journal.bases().expect("opened");
+        let base: u64 = bases
+            .iter()
+            .map(|base| base.allocated().expect("measured"))
+            .sum();
+        let segments = &journal.index.segments;
+        let files: u64 = segments.iter().map(|entry| entry.file_len.0).sum();
+        assert!(base + files <= said.0, "{base} and {files}, not {said}");
+        // A segment counts for what its content will take, however well it is compressed.
+        let content = |entry: &crate::index::Entry| entry.content.0 - entry.zeroes.0;
+        let whole: u64 = journal.index.disks.iter().map(|disk| disk.size.0).sum();
+        let grown = base + segments.iter().map(content).sum::<u64>();
+        let now = journal.committed_len().expect("measured").0;
+        assert!(now >= grown.min(whole + files), "{now}");
+        if journal.merge_oldest().expect("merged").is_some() {
+            break;
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_the_room_is_refused_with_the_figures() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (journal, _) = seeded(&folder, &mut primary);
