@@ -71,7 +71,11 @@ impl Incoming {
             return Err(failed(&error));
         }
         let present = if goes_on {
-            find_present(&file, &offer).map_err(|e| failed(&e))?
+            find_present(&file, &offer).map_err(|error| {
+                // It would fail again with every offer: the next one begins anew.
+                let _ = clear(incoming, &[]);
+                failed(&error)
+            })?
         } else {
             vec![false; offer.chunks.len()]
         };

@@ -399,8 +399,12 @@ async fn chunk<H: ReplicaHost>(
         .ok_or_else(|| not_offered(&root))?;
     let limit = usize::try_from(CHUNK).unwrap_or(usize::MAX);
     let bytes = read(body, limit).await?;
-    blocking(move || incoming.store(n, &bytes)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let storing = incoming.clone();
+    let stored = blocking(move || storing.store(n, &bytes)).await;
+    if matches!(&stored, Err(Refusal(problem)) if problem.code == Code::Failed) {
+        receiver.give_up(&bound, &incoming).await;
+    }
+    stored.map(|()| StatusCode::NO_CONTENT)
 }
 
 fn not_offered(root: &str) -> Refusal {
@@ -462,17 +466,11 @@ async fn commit<H: ReplicaHost>(
     if let Ok(None) = outcome {
         return Err(Refusal(taken(&bound)));
     }
-    let again_later = matches!(
-        &outcome,
-        Err(Refusal(problem)) if matches!(problem.code, Code::Full | Code::Failed)
-    );
+    let again_later = matches!(&outcome, Err(Refusal(problem)) if problem.code == Code::Full);
     if !(again_later && incoming.path().exists()) {
-        // Committed, or not what it claimed to be: either way it is not received any more.
-        *receiving = None;
-        let done = incoming.clone();
-        if let Err(Refusal(problem)) = blocking(move || done.remove()).await {
-            tracing::warn!(vm = %bound.vm, %problem, "cannot clear what was received");
-        }
+        // Committed, not what it claimed to be, or on a place that cannot be read or synced: a
+        // second try there would fail as well, or succeed with what was never written.
+        forget(&bound, &mut receiving).await;
     }
     let tip = outcome?.unwrap_or(Tip::Nothing);
     let offer = incoming.offer();
@@ -480,6 +478,16 @@ async fn commit<H: ReplicaHost>(
         .host
         .received(bound.vm, &offer.header, offer.file_len);
     Ok(Json(CommitAnswer::Committed { tip }))
+}
+
+/// Receives it no more; what is offered again is sent anew.
+async fn forget(bound: &Bound, receiving: &mut Option<Arc<Incoming>>) {
+    let Some(done) = receiving.take() else {
+        return;
+    };
+    if let Err(Refusal(problem)) = blocking(move || done.remove()).await {
+        tracing::warn!(vm = %bound.vm, %problem, "cannot clear what was received");
+    }
 }
 
 fn same(incoming: &Incoming, root: &str) -> bool {
@@ -491,6 +499,18 @@ impl<H: ReplicaHost> Receiver<H> {
     fn lane(&self, vm: VmId) -> Lane {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.entry(vm).or_default().clone()
+    }
+
+    /// Drops an incoming file that cannot be written, unless another took its place.
+    async fn give_up(&self, bound: &Bound, broken: &Arc<Incoming>) {
+        let mut receiving = self.lane(bound.vm).lock_owned().await;
+        if receiving
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, broken))
+        {
+            tracing::warn!(vm = %bound.vm, "what is being received is dropped after an I/O error");
+            forget(bound, &mut receiving).await;
+        }
     }
 
     async fn receiving(&self, bound: &Bound, root: &str) -> Option<Arc<Incoming>> {

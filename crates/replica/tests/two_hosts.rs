@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -114,6 +114,8 @@ struct Replicas {
     path: PathBuf,
     /// Most bytes that one segment may take.
     limit: AtomicU64,
+    /// The next segment cannot be taken in.
+    broken: Arc<AtomicBool>,
     state: Mutex<Option<Enrolled>>,
 }
 
@@ -129,6 +131,8 @@ struct Paced {
     journal: Journal,
     /// Says that it is about to take one in, and waits.
     hold: Option<(mpsc::UnboundedSender<()>, std::sync::mpsc::Receiver<()>)>,
+    /// Fails once.
+    broken: Arc<AtomicBool>,
 }
 
 impl Receipts for Paced {
@@ -141,6 +145,10 @@ impl Receipts for Paced {
     }
 
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem> {
+        if self.broken.swap(false, Ordering::Relaxed) {
+            let reason = "cannot be read";
+            return Err(Problem::new(Code::Failed, "the segment", reason, ""));
+        }
         if let Some((begun, go_on)) = &self.hold {
             begun.send(()).unwrap();
             go_on.recv().unwrap();
@@ -154,6 +162,7 @@ impl Replicas {
         Arc::new(Self {
             path: host.path.join("vm"),
             limit: AtomicU64::new(64 * CHUNK),
+            broken: Arc::default(),
             state: Mutex::new(None),
         })
     }
@@ -197,6 +206,7 @@ impl ReplicaHost for Replicas {
             shelf: Arc::new(Mutex::new(Some(Paced {
                 journal,
                 hold: None,
+                broken: self.broken.clone(),
             }))),
         });
         Ok(())
@@ -229,7 +239,18 @@ impl ReplicaHost for Replicas {
     }
 
     async fn shelf(&self, vm: VmId) -> Result<Shelf<Paced>, Problem> {
-        self.with(vm, |enrolled| enrolled.shelf.clone())
+        self.with(vm, |enrolled| {
+            let mut shelf = enrolled.shelf.lock().unwrap();
+            if shelf.is_none() && enrolled.standing.role == Role::Replica {
+                *shelf = Some(Paced {
+                    journal: Journal::open(&self.path).unwrap(),
+                    hold: None,
+                    broken: self.broken.clone(),
+                });
+            }
+            drop(shelf);
+            enrolled.shelf.clone()
+        })
     }
 
     fn received(&self, _: VmId, _: &Header, _: u64) {}
@@ -739,6 +760,38 @@ async fn content_that_compresses_well_is_held_to_the_limit_by_what_it_takes_in_t
     replicas.limit.store(2 << 20, Ordering::Relaxed);
     let nothing = OfferAnswer::Missing { chunks: Vec::new() };
     assert_eq!(link.offer(&offer).await.unwrap(), nothing);
+    let answer = link.commit(offer.root).await.unwrap();
+    assert!(
+        matches!(answer, CommitAnswer::Committed { .. }),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_segment_on_a_bad_place_of_the_disk_is_sent_anew() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 16, 5);
+    let offer = outbox::offer(&staged).await.unwrap();
+    let bytes = Bytes::from(std::fs::read(a.path.join("5.segment")).unwrap());
+    let whole = OfferAnswer::Missing { chunks: vec![0] };
+    assert_eq!(link.offer(&offer).await.unwrap(), whole);
+    link.put(offer.root, 0, bytes.clone()).await.unwrap();
+    replicas.broken.store(true, Ordering::Relaxed);
+    let error = link.commit(offer.root).await.unwrap_err();
+    assert!(
+        matches!(&error, LinkError::Refused(p) if p.code == Code::Failed),
+        "{error}"
+    );
+    assert_eq!(link.offer(&offer).await.unwrap(), whole);
+    link.put(offer.root, 0, bytes).await.unwrap();
     let answer = link.commit(offer.root).await.unwrap();
     assert!(
         matches!(answer, CommitAnswer::Committed { .. }),
