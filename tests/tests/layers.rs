@@ -98,14 +98,7 @@ fn a_build_script_counts_and_tests_do_not() {
 }
 
 #[test]
-fn a_dependency_for_another_platform_or_behind_a_feature_counts_too() {
-    refused(
-        (
-            "low",
-            "[target.'cfg(windows)'.dependencies]\nhigh.workspace = true",
-        ),
-        "pollux-low: uses pollux-high",
-    );
+fn a_dependency_behind_a_feature_counts_too() {
     refused(
         (
             "low",
