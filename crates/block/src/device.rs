@@ -54,6 +54,19 @@ impl Op {
         }
     }
 
+    /// Ends the operation without having run it; its memory is given back.
+    #[must_use]
+    pub fn refuse(self, fault: Fault) -> Done {
+        let buffer = match self {
+            Self::Read { into: buffer, .. } | Self::Write { from: buffer, .. } => Some(buffer),
+            Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Flush => None,
+        };
+        Done {
+            outcome: Err(fault),
+            buffer,
+        }
+    }
+
     /// Whether the visible content may change.
     #[must_use]
     pub fn mutates(&self) -> bool {

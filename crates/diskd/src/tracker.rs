@@ -250,14 +250,14 @@ impl<D: Device> Tracker<D> {
             .checked_add(len)
             .is_some_and(|end| end <= self.below.size());
         if !inside || (at | len) % SECTOR_SIZE != 0 {
-            return refused(op, Fault::Range);
+            return op.refuse(Fault::Range);
         }
         let blocks = at / BLOCK_SIZE..(at + len).div_ceil(BLOCK_SIZE);
         if self.parked.get() || self.crossing.get() > 0 || self.staging.borrow().is_some() {
             self.admit(&blocks).await;
         }
         if self.state.flush_failed() {
-            return refused(op, Fault::FlushFailed);
+            return op.refuse(Fault::FlushFailed);
         }
         // From here to the first step of the operation below there is no await.
         let tracked = self.state.relationship().is_some();
@@ -298,7 +298,7 @@ impl<D: Device> Tracker<D> {
 
     async fn flush(&self) -> Done {
         if self.state.flush_failed() {
-            return refused(Op::Flush, Fault::FlushFailed);
+            return Op::Flush.refuse(Fault::FlushFailed);
         }
         let done = self.below.run(Op::Flush).await;
         if let Err(fault) = done.outcome {
@@ -331,17 +331,6 @@ impl<D> Drop for InFlight<'_, D> {
             tracker.crossing.set(tracker.crossing.get() - 1);
             tracker.changed.notify();
         }
-    }
-}
-
-/// An operation that was not run, with its memory.
-fn refused(op: Op, fault: Fault) -> Done {
-    Done {
-        outcome: Err(fault),
-        buffer: match op {
-            Op::Read { into: buffer, .. } | Op::Write { from: buffer, .. } => Some(buffer),
-            Op::Discard { .. } | Op::WriteZeroes { .. } | Op::Flush => None,
-        },
     }
 }
 

@@ -214,13 +214,7 @@ impl<S: Store> Device for RawDevice<S> {
 
     async fn run(&self, op: Op) -> Done {
         if let Err(fault) = self.check(&op) {
-            return Done {
-                outcome: Err(fault),
-                buffer: match op {
-                    Op::Read { into: buffer, .. } | Op::Write { from: buffer, .. } => Some(buffer),
-                    _ => None,
-                },
-            };
+            return op.refuse(fault);
         }
         let outcome = match op {
             Op::Read { at, into } => return self.read(at, into).await,
