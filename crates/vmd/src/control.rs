@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use model::Problem;
+use sandbox::Rights;
 use serde::{Deserialize, Serialize};
 
 /// How long diskd may take to make everything durable before it is killed: so much longer than
@@ -60,6 +61,9 @@ pub struct Program {
     pub args: Vec<String>,
     /// Where its standard output and error are appended.
     pub log: PathBuf,
+    /// What it may do.
+    #[serde(default)]
+    pub rights: Rights,
 }
 
 /// The processes of a VM.

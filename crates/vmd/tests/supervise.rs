@@ -16,6 +16,7 @@ use pollux_vmd::config::{Config, Socket};
 use pollux_vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use sandbox::Rights;
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// The test below that is a diskd when vmd starts it.
@@ -46,6 +47,7 @@ impl Vmd {
                 program,
                 args,
                 log: path("diskd.log"),
+                rights: Rights::default(),
             },
             sockets: ["control", "disk.0"]
                 .map(|name| Socket {
@@ -100,6 +102,7 @@ impl Vmd {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             log: self.path("guest.log"),
+            rights: Rights::default(),
         }))
     }
 
@@ -309,6 +312,7 @@ fn a_guest_that_cannot_be_started_is_told_with_the_reason() {
         program: "/nowhere/qemu".into(),
         args: vec![],
         log: vmd.path("guest.log"),
+        rights: Rights::default(),
     }));
     let Reply::Refused { problem } = reply else {
         panic!("{reply:?}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use model::{Bytes, Code, Generation, Problem};
 use qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, QmpError};
+use sandbox::Rights;
 use tokio::time::{Instant, sleep};
 use vmd::control::Program;
 
@@ -106,6 +107,7 @@ impl Launch {
             program: self.engine.qemu.program.clone(),
             args,
             log: self.folder.path.join("qemu.log"),
+            rights: Rights::default(),
         };
         let begun = self.begin(program, &paths.qmp).await;
         if begun.is_err() {

@@ -25,6 +25,7 @@ use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig};
 use durable::{Lock, LockError};
 use jiff::Timestamp;
 use model::{Bytes, Code, Problem};
+use sandbox::Rights;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -385,6 +386,7 @@ impl Supervisor {
                 program: programs.diskd.clone(),
                 args: vec![self.run.join("diskd.json").display().to_string()],
                 log: folder.path.join("diskd.log"),
+                rights: Rights::default(),
             },
             sockets,
         }
