@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
+use diskd::config::{CONTROL_SOCKET, Config, DiskConfig, Front, StackSpec, disk_socket};
 use diskd::control::{Reply, Request};
 use model::{Bytes, DiskId, VmId};
 
@@ -68,12 +68,14 @@ impl Server {
                 program.display()
             );
         }
-        let id = DiskId::random();
         let config = Config {
             vm: VmId::random(),
             term: 1,
+            generation: 0,
             disks: vec![DiskConfig {
-                id,
+                id: DiskId::random(),
+                slot: 0,
+                front: Front::VhostUser,
                 size: Bytes(fs::metadata(file)?.len()),
                 stack: StackSpec::Raw {
                     file: file.to_owned(),
@@ -96,7 +98,10 @@ impl Server {
         command
             .arg(&configuration)
             .env("LISTEN_FDS", sockets.len().to_string())
-            .env("LISTEN_FDNAMES", format!("disk.{id}:{CONTROL_SOCKET}"));
+            .env(
+                "LISTEN_FDNAMES",
+                format!("{}:{CONTROL_SOCKET}", disk_socket(0)),
+            );
         inherit(&mut command, &sockets);
         let child = start(&mut command, "pollux-diskd")?;
         // From here on the child is killed if something fails.

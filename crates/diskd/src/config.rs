@@ -2,12 +2,24 @@
 
 use std::path::PathBuf;
 
-use model::{Bytes, DiskId, PointId, VmId};
+use model::{Bytes, CheckpointId, DiskId, PointId, VmId};
 use serde::{Deserialize, Serialize};
 
-/// Name of the inherited listening socket for [`crate::control`]; a disk's vhost-user socket
-/// is named `disk.` and its id.
+/// Name of the inherited listening socket for [`crate::control`]. A disk's sockets are named
+/// [`disk_socket`] and [`nbd_socket`].
 pub const CONTROL_SOCKET: &str = "control";
+
+/// Name of the inherited listening socket on which the disk of a slot is served by vhost-user.
+#[must_use]
+pub fn disk_socket(slot: u8) -> String {
+    format!("disk.{slot}")
+}
+
+/// Name of the inherited listening socket on which the disk of a slot is served by NBD.
+#[must_use]
+pub fn nbd_socket(slot: u8) -> String {
+    format!("nbd.{slot}")
+}
 
 /// Configuration, as JSON. Listening sockets are inherited from file descriptor 3 on, with
 /// their names in `LISTEN_FDNAMES` (as systemd passes them, sd_listen_fds(3)).
@@ -19,6 +31,9 @@ pub struct Config {
     /// Number of the term in which this host may write; a disk that was written in a later
     /// one is refused.
     pub term: u64,
+    /// Which version of the configuration this is; echoed in [`crate::control::Reply::Status`], so
+    /// that whoever wrote it sees which one is in force.
+    pub generation: u64,
     /// The disks.
     pub disks: Vec<DiskConfig>,
     /// Most memory for old content saved before a guest write, per disk; past it the epoch is
@@ -32,7 +47,11 @@ pub struct Config {
 pub struct DiskConfig {
     /// Its identity; also the serial number that the guest sees (its first 20 hex digits).
     pub id: DiskId,
-    /// Size in bytes.
+    /// Where it is plugged in, unique in the VM; names its sockets.
+    pub slot: u8,
+    /// How the guest reaches it.
+    pub front: Front,
+    /// Size in bytes. A raw file may be longer, never shorter.
     pub size: Bytes,
     /// What its content is made of.
     pub stack: StackSpec,
@@ -41,7 +60,17 @@ pub struct DiskConfig {
     pub state: PathBuf,
 }
 
-/// What the content of a disk is made of. Formats are never probed.
+/// How the guest reaches a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Front {
+    /// vhost-user-blk: virtio disks.
+    VhostUser,
+    /// NBD: IDE and SCSI disks.
+    Nbd,
+}
+
+/// What the content of a disk is made of, from the top down. Formats are never probed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum StackSpec {
@@ -50,15 +79,43 @@ pub enum StackSpec {
         /// The file.
         file: PathBuf,
     },
-    /// A sparse raw file for what was written, above a recovery point.
-    Overlay {
-        /// The file, made if absent.
-        file: PathBuf,
-        /// The durable presence map, made if absent.
-        map: PathBuf,
+    /// A disk of a recovery point.
+    Point {
         /// Folder of the journal that holds the point.
         journal: PathBuf,
         /// The point.
         point: PointId,
     },
+    /// A sparse raw file for what was written, above something else.
+    Overlay {
+        /// The file, made if absent.
+        file: PathBuf,
+        /// The durable presence map, made if absent.
+        map: PathBuf,
+        /// The checkpoint since which this holds what was written. None only above a point.
+        checkpoint: Option<CheckpointId>,
+        /// What it lies above.
+        below: Box<StackSpec>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_spelled_from_the_top_down() {
+        let text = r#"{"overlay":{"file":"/a","map":"/a.map",
+            "checkpoint":"67e55044-10b1-426f-9247-bb680e5fe0c8","below":{"raw":{"file":"/b"}}}}"#;
+        let stack: StackSpec = serde_json::from_str(text).expect("understood");
+        let StackSpec::Overlay {
+            checkpoint, below, ..
+        } = stack
+        else {
+            panic!("an overlay");
+        };
+        assert!(checkpoint.is_some());
+        let file = PathBuf::from("/b");
+        assert_eq!(*below, StackSpec::Raw { file });
+    }
 }

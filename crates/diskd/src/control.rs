@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use journal::Header;
-use model::{Bytes, DiskId, Problem, RelationshipId};
+use model::{Bytes, CheckpointId, DiskId, Problem, RelationshipId};
 use serde::{Deserialize, Serialize};
 
 /// Longest line in bytes, either way.
@@ -70,6 +70,14 @@ pub enum Reply {
     Status {
         /// Its process id.
         pid: u32,
+        /// Its version.
+        version: String,
+        /// Generation of the configuration that is in force.
+        generation: u64,
+        /// How files are read and written.
+        store: StoreKind,
+        /// What of the sandbox this host does not provide, in words; nothing when it is whole.
+        lacking: Vec<String>,
         /// Its disks, in the configuration's order.
         disks: Vec<DiskStatus>,
     },
@@ -91,14 +99,31 @@ pub enum Reply {
     },
 }
 
+/// How files are read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    /// io_uring.
+    IoUring,
+    /// A pool of threads: this host does not provide io_uring.
+    Threads,
+}
+
 /// A disk, as [`Reply::Status`] tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskStatus {
     /// Its identity.
     pub id: DiskId,
+    /// Size that the guest sees.
+    pub size: Bytes,
     /// Whether a guest is connected.
     pub connected: bool,
+    /// Requests of the guest that are not answered because there is no room for what they write.
+    /// They are tried again until there is.
+    pub waiting_for_room: u64,
+    /// The checkpoints that the disk lies above, the oldest first.
+    pub overlays: Vec<OverlayStatus>,
     /// Marked and not staged yet.
     pub dirty: Bytes,
     /// Completed since this diskd started.
@@ -110,6 +135,18 @@ pub struct DiskStatus {
     /// Whether a flush failed: the disk takes no more writes until it is reopened, by a shutdown
     /// after the guest is gone and another start. Every block counts as changed then.
     pub flush_failed: bool,
+}
+
+/// The overlay of a checkpoint: what was written since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverlayStatus {
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// What it holds.
+    pub present: Bytes,
+    /// Whether it is being merged into what it lies above.
+    pub draining: bool,
 }
 
 /// A staged segment.

@@ -24,7 +24,8 @@ use journal::{Content, Header, SegmentReader, Summary};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, RelationshipId, VmId};
 use ring::Sender;
 
-use crate::control::{DiskStatus, Reply};
+use crate::config::Config;
+use crate::control::{DiskStatus, Reply, StoreKind};
 use crate::cut::Cut;
 use crate::epoch::{EpochFault, Underway};
 use crate::outbox::{Draft, Filler, OutboxError};
@@ -51,7 +52,10 @@ pub struct Disk {
 pub struct Engine {
     vm: VmId,
     term: u64,
+    generation: u64,
     copy_budget: Bytes,
+    /// What of the sandbox is missing, in words.
+    lacking: Vec<String>,
     disks: Vec<Disk>,
     /// How long an owner may take to answer what it answers at once; then it is stuck.
     patience: Duration,
@@ -60,14 +64,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The disks of `vm`, written in term `term`; at most `copy_budget` of old content per disk is
-    /// kept in memory.
+    /// The disks of `config`, in its order. `lacking` is what of the sandbox is missing, in words.
     #[must_use]
-    pub fn new(vm: VmId, term: u64, copy_budget: Bytes, disks: Vec<Disk>) -> Self {
+    pub fn new(config: &Config, disks: Vec<Disk>, lacking: Vec<String>) -> Self {
         Self {
-            vm,
-            term,
-            copy_budget,
+            vm: config.vm,
+            term: config.term,
+            generation: config.generation,
+            copy_budget: config.copy_budget,
+            lacking,
             disks,
             patience: ANSWER,
             epoch: Mutex::new(()),
@@ -176,7 +181,10 @@ impl Engine {
         let disks = self.disks.iter().zip(connected);
         let disks = disks.map(|(disk, connected)| DiskStatus {
             id: disk.id,
+            size: disk.size,
             connected,
+            waiting_for_room: 0,
+            overlays: Vec::new(),
             dirty: Bytes(disk.stats.dirty.load(Relaxed) * BLOCK_SIZE),
             reads: disk.stats.reads.load(Relaxed),
             writes: disk.stats.writes.load(Relaxed),
@@ -185,6 +193,10 @@ impl Engine {
         });
         Ok(Reply::Status {
             pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: self.generation,
+            store: StoreKind::IoUring,
+            lacking: self.lacking.clone(),
             disks: disks.collect(),
         })
     }

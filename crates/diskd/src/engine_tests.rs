@@ -78,7 +78,14 @@ impl Scene {
             consistency: Consistency::Crash,
             lineage,
         };
-        let mut engine = Engine::new(vm, 1, Bytes(1 << 20), disks);
+        let config = Config {
+            vm,
+            term: 1,
+            generation: 1,
+            disks: Vec::new(),
+            copy_budget: Bytes(1 << 20),
+        };
+        let mut engine = Engine::new(&config, disks, Vec::new());
         engine.patience = Duration::from_millis(100);
         Self {
             folder,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
-use pollux_diskd::config::{CONTROL_SOCKET, Config};
+use pollux_diskd::config::{CONTROL_SOCKET, Config, disk_socket};
 use pollux_diskd::engine::{Disk, Engine};
 use pollux_diskd::signals::Termination;
 use pollux_diskd::stack::{Owned, run};
@@ -56,8 +56,8 @@ fn main() -> Result<()> {
 
     let (opened, opening) = mpsc::channel();
     let mut disks = Vec::new();
-    for disk in config.disks {
-        let name = format!("disk.{}", disk.id);
+    for disk in config.disks.clone() {
+        let name = disk_socket(disk.slot);
         let listener = sockets
             .remove(&name)
             .with_context(|| format!("no socket named `{name}` was passed"))?;
@@ -96,12 +96,7 @@ fn main() -> Result<()> {
         opening.recv().context("an owner thread ended")??;
     }
     tracing::info!(vm = %config.vm, term = config.term, disks = disks.len(), "serving");
-    let engine = Arc::new(Engine::new(
-        config.vm,
-        config.term,
-        config.copy_budget,
-        disks,
-    ));
+    let engine = Arc::new(Engine::new(&config, disks, Vec::new()));
     server::serve(&control, &engine, termination)
         .context("the control socket failed")?
         .context("not all is durable")

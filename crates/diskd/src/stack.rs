@@ -72,11 +72,14 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
         StackSpec::Overlay {
             file,
             map,
-            journal,
-            point,
+            checkpoint: None,
+            below,
         } => {
+            let StackSpec::Point { journal, point } = *below else {
+                bail!("the overlay {} is that of no checkpoint", file.display());
+            };
             let _lock = lock(&file, true)?;
-            let below = below(&journal, point, id, size)?;
+            let below = point_below(&journal, point, id, size)?;
             grow(&file, &map, size)?;
             let data = open(&ring, &file, size)?;
             let state = open_state(&owned, &file)?;
@@ -105,6 +108,12 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
                 .with_context(|| format!("cannot open the overlay {}", file.display()))?;
             serve(&ring, device, state, file, owned, ready)
         }
+        StackSpec::Overlay { file, .. } => {
+            bail!("the overlay {} does not lie above a point", file.display())
+        }
+        StackSpec::Point { point, .. } => {
+            bail!("nothing lies above point {point} that could be written")
+        }
     }
 }
 
@@ -126,7 +135,7 @@ fn forget_cached(file: &Path) -> Result<()> {
 }
 
 /// A disk of a pinned point of a journal.
-fn below(journal: &Path, point: PointId, id: DiskId, size: Bytes) -> Result<PointDevice> {
+fn point_below(journal: &Path, point: PointId, id: DiskId, size: Bytes) -> Result<PointDevice> {
     let opening = || format!("cannot open point {point} of {}", journal.display());
     let image = PointReader::open_pinned(journal, point)
         .with_context(opening)?
@@ -220,7 +229,8 @@ fn open(ring: &Ring, path: &Path, size: Bytes) -> Result<RingStore> {
     let len = store
         .len()
         .with_context(|| format!("cannot ask for the size of {}", path.display()))?;
-    if len != size.0 {
+    // Longer it may be: it was grown, and whoever did was killed before it could say so.
+    if len < size.0 {
         bail!(
             "the disk {} has {len} bytes, its VM says {}",
             path.display(),

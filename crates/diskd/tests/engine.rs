@@ -17,7 +17,7 @@ use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentReader, 
 use model::{
     BLOCK_SIZE, Bytes, Code, DiskId, Lineage, PointId, RelationshipId, SeedId, Since, VmId,
 };
-use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, StackSpec};
+use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, Front, StackSpec, disk_socket};
 use pollux_diskd::control::{Reply, Request, Staged};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Guest, SLOTS};
@@ -66,11 +66,12 @@ impl Vm {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("outbox")).unwrap();
-        let disks: Vec<DiskConfig> = ids
-            .into_iter()
-            .enumerate()
+        let disks: Vec<DiskConfig> = (0..)
+            .zip(ids)
             .map(|(number, id)| DiskConfig {
                 id,
+                slot: number,
+                front: Front::VhostUser,
                 size: Bytes(SIZE),
                 stack: stack(
                     path(&format!("{number}.raw")),
@@ -79,7 +80,7 @@ impl Vm {
                 state: path(&format!("{number}.state")),
             })
             .collect();
-        let names = disks.iter().map(|disk| format!("disk.{}", disk.id));
+        let names = disks.iter().map(|disk| disk_socket(disk.slot));
         let listeners = std::iter::once(CONTROL_SOCKET.to_owned())
             .chain(names)
             .map(|name| {
@@ -90,6 +91,7 @@ impl Vm {
         let config = Config {
             vm: id,
             term: 1,
+            generation: 1,
             disks,
             copy_budget: Bytes(copy_budget),
         };
@@ -300,7 +302,7 @@ impl Vm {
 
     fn guest(&self, disk: usize) -> Guest {
         let mut guest = Guest::new();
-        guest.connect(&self.path(&format!("disk.{}", self.config.disks[disk].id)));
+        guest.connect(&self.path(&disk_socket(self.config.disks[disk].slot)));
         guest
     }
 
@@ -434,7 +436,7 @@ fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
         for (disk, guest) in guests.iter_mut().enumerate() {
             guest.disconnect();
             let answered = guest.answered().len();
-            guest.connect(&vm.path(&format!("disk.{}", vm.config.disks[disk].id)));
+            guest.connect(&vm.path(&disk_socket(vm.config.disks[disk].slot)));
             guest.wait_for(SLOTS - answered);
         }
         assert!(vm.track(relationship), "exact after kill -9");
@@ -609,8 +611,11 @@ impl Pair {
         let twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
             file,
             map,
-            journal: folder.clone(),
-            point,
+            checkpoint: None,
+            below: Box::new(StackSpec::Point {
+                journal: folder.clone(),
+                point,
+            }),
         });
         Self {
             primary,
@@ -626,13 +631,7 @@ fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
         primary, mut twin, ..
     } = Pair::new(8);
     let mut rng = Rng::new(9);
-    let ids = twin
-        .config
-        .disks
-        .iter()
-        .map(|disk| disk.id)
-        .collect::<Vec<_>>();
-    let socket = twin.path(&format!("disk.{}", ids[0]));
+    let socket = twin.path(&disk_socket(0));
     let mut guest = twin.guest(0);
     let mut model = primary.replicas[0].clone();
     assert!(read_all(&mut guest) == model, "the point");
@@ -685,7 +684,7 @@ fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
     let mut vm = Vm::new(64 << 20);
     let relationship = RelationshipId::random();
     vm.track(relationship);
-    let socket = vm.path(&format!("disk.{}", vm.config.disks[0].id));
+    let socket = vm.path(&disk_socket(0));
     let mut guest = vm.guest(0);
     assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
     vm.poke_state(0, FLUSH_FAILED, 1);

@@ -64,6 +64,10 @@ identity!(
     DiskId, "disk"
 );
 identity!(
+    /// All disks of a VM as they were at one instant.
+    CheckpointId, "checkpoint"
+);
+identity!(
     /// One uninterrupted stretch of running as the primary; see [`crate::Term`].
     TermId, "term"
 );

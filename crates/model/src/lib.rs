@@ -14,7 +14,7 @@ mod spec;
 mod state;
 
 pub use history::{Lineage, LineageError, PointId, Since, Term};
-pub use id::{BootId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
+pub use id::{BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
 pub use problem::{Code, Problem};
 pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, SECTOR_SIZE};
 pub use spec::{

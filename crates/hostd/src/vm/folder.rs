@@ -141,8 +141,11 @@ impl VmFolder {
             Some(origin) => StackSpec::Overlay {
                 map: file.with_extension("map"),
                 file,
-                journal: origin.journal.clone(),
-                point: origin.point,
+                checkpoint: None,
+                below: Box::new(StackSpec::Point {
+                    journal: origin.journal.clone(),
+                    point: origin.point,
+                }),
             },
         }
     }

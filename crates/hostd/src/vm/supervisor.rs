@@ -21,7 +21,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig};
+use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig, Front, disk_socket};
 use durable::{Lock, LockError};
 use jiff::Timestamp;
 use model::{Bytes, Code, Problem};
@@ -343,20 +343,18 @@ impl Supervisor {
     }
 
     fn diskd_config(&self, folder: &VmFolder, term: u64, copy_budget: Bytes) -> DiskdConfig {
-        let disks = folder
-            .spec
-            .disks
-            .iter()
-            .enumerate()
-            .map(|(n, disk)| DiskConfig {
-                id: disk.id,
-                size: disk.size,
-                stack: folder.stack(disk),
-                state: self.run.join(format!("disk{n}.state")),
-            });
+        let disks = (0..).zip(&folder.spec.disks).map(|(n, disk)| DiskConfig {
+            id: disk.id,
+            slot: n,
+            front: Front::VhostUser,
+            size: disk.size,
+            stack: folder.stack(disk),
+            state: self.run.join(format!("disk{n}.state")),
+        });
         DiskdConfig {
             vm: folder.spec.id,
             term,
+            generation: 0,
             disks: disks.collect(),
             copy_budget,
         }
@@ -368,17 +366,10 @@ impl Supervisor {
             name: CONTROL_SOCKET.to_owned(),
             path: self.diskd_socket(),
         }];
-        sockets.extend(
-            folder
-                .spec
-                .disks
-                .iter()
-                .zip(disks)
-                .map(|(disk, path)| Socket {
-                    name: format!("disk.{}", disk.id),
-                    path,
-                }),
-        );
+        sockets.extend((0..).zip(disks).map(|(slot, path)| Socket {
+            name: disk_socket(slot),
+            path,
+        }));
         VmdConfig {
             vm: folder.spec.id,
             control: self.control(),
