@@ -80,6 +80,10 @@ pub struct Status {
     pub guest: Option<u32>,
     /// How the last QEMU ended.
     pub last_exit: Option<Exit>,
+    /// What the confinement of those that run does without, because the kernel or a container
+    /// does not give it.
+    #[serde(default)]
+    pub lacking: Vec<String>,
 }
 
 /// How a process ended.

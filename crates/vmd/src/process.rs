@@ -7,12 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
 };
+
+use sandbox::Confinement;
 
 use crate::control::{Exit, Program};
 use crate::signals::unblock_all;
@@ -24,6 +27,8 @@ pub(crate) struct Process {
     pidfd: OwnedFd,
     /// When it was started.
     pub(crate) started: Instant,
+    /// What its confinement does without.
+    pub(crate) lacking: Vec<String>,
 }
 
 impl Process {
@@ -46,6 +51,10 @@ impl Process {
         for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(variable);
         }
+        let confinement = Confinement::prepare(&program.rights, &program.program)
+            .map_err(io::Error::other)?
+            .map(Arc::new);
+        let confined = confinement.clone();
         let mut held: Vec<RawFd> = Vec::new();
         if let Some(inherited) = inherited {
             held.extend(inherited.listeners.iter().map(AsRawFd::as_raw_fd));
@@ -55,10 +64,14 @@ impl Process {
         }
         let parent = getpid();
         // SAFETY: between fork and exec only system calls are made, and nothing is allocated:
-        // io::Error from a number is a number. `held` are descriptors above every target, and
+        // io::Error from a number is a number, and `enter` is made for this. `held` are descriptors above every target, and
         // the targets were reserved by `Inherited::reserve`, so that dup2 closes nothing.
         unsafe {
             command.pre_exec(move || {
+                if let Some(confinement) = &confined {
+                    confinement.enter()?;
+                }
+                // After the user was changed, which clears it.
                 set_parent_process_death_signal(Some(Signal::KILL))?;
                 if getppid() != Some(parent) {
                     // vmd died before the line above: nobody would send the signal.
@@ -74,11 +87,19 @@ impl Process {
             });
         }
         let mut child = command.spawn()?;
+        drop(command);
+        let lacking = confinement
+            .and_then(Arc::into_inner)
+            .map_or_else(Vec::new, Confinement::lacking);
+        for lack in &lacking {
+            tracing::warn!(program = %program.program.display(), lack, "less confined than it could be");
+        }
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self {
                 child,
                 pidfd,
                 started: Instant::now(),
+                lacking,
             }),
             Err(error) => {
                 // It was never told about; fails only if it has ended, which is as good.

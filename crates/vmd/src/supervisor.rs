@@ -425,7 +425,23 @@ impl Supervisor {
             diskd_restarts: self.restarts,
             guest: self.guest.as_ref().map(Process::pid),
             last_exit: self.last_exit,
+            lacking: self.lacking(),
         }
+    }
+
+    fn lacking(&self) -> Vec<String> {
+        let diskd = match &self.diskd {
+            Diskd::Running(process) => Some(process),
+            Diskd::Due(_) | Diskd::Ended => None,
+        };
+        let mut lacking: Vec<String> = diskd
+            .into_iter()
+            .chain(&self.guest)
+            .flat_map(|process| process.lacking.iter().cloned())
+            .collect();
+        lacking.sort_unstable();
+        lacking.dedup();
+        lacking
     }
 
     /// Takes the sockets away, lets go of the lock, then answers: whoever was answered may start
