@@ -176,7 +176,19 @@ impl Ring {
     /// # Errors
     /// When the kernel cannot poll `fd`.
     pub async fn readable(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let events = u32::from(libc::POLLIN.unsigned_abs());
+        self.polled(fd, libc::POLLIN).await
+    }
+
+    /// Waits until `fd` can be written, or was closed or failed at the other end.
+    ///
+    /// # Errors
+    /// When the kernel cannot poll `fd`.
+    pub async fn writable(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.polled(fd, libc::POLLOUT).await
+    }
+
+    async fn polled(&self, fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<()> {
+        let events = u32::from(events.unsigned_abs());
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).build();
         loop {
             let (result, _) = self

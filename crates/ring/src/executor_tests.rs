@@ -86,6 +86,28 @@ fn readable_ends_when_data_arrives_and_a_dropped_wait_leaves_nothing_behind() {
 }
 
 #[test]
+fn writable_ends_when_there_is_room_again_or_nobody_reads_any_more() {
+    let ring = ring();
+    let (read, write) = rustix::pipe::pipe().expect("a pipe");
+    let nonblocking = rustix::fs::OFlags::NONBLOCK;
+    rustix::fs::fcntl_setfl(&write, nonblocking).expect("a pipe takes it");
+    let fill = || while rustix::io::write(&write, &[0; 4096]).is_ok() {};
+    ring.block_on(async {
+        ring.writable(write.as_fd()).await.expect("empty");
+        fill();
+        let mut wait = pin!(ring.writable(write.as_fd()));
+        let pending = poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())).await;
+        assert!(pending);
+        ring.sleep(Duration::from_millis(1)).await;
+        rustix::io::read(&read, &mut [0; 65536]).expect("full");
+        wait.await.expect("room");
+        fill();
+        drop(read);
+        ring.writable(write.as_fd()).await.expect("told by writing");
+    });
+}
+
+#[test]
 fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done() {
     let scratch = tempfile::tempdir().expect("scratch");
     let ring = ring();
