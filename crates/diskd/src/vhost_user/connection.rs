@@ -4,13 +4,16 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ring::Sender;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
+use smallvec::SmallVec;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::DiskShape;
+use super::channel::{self, Channel};
 use super::front::Order;
 use super::handler::Handler;
 
@@ -73,92 +76,141 @@ impl Stopper {
     }
 }
 
-/// Serves front ends, one at a time, until stopped. Meant to be a thread of its own.
-pub(super) fn run(
-    listener: &UnixListener,
-    stopper: &Stopper,
-    orders: &Sender<Order>,
-    disk: DiskShape,
-) {
-    loop {
-        match accept(listener, stopper) {
-            Ok(Some(stream)) => {
-                if !serve(stream, stopper, orders, disk) {
-                    return;
+/// Shortest and longest pause after a connection could not be accepted, such as for want of
+/// descriptors.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// What the message thread works with.
+pub(super) struct Served {
+    pub(super) listener: UnixListener,
+    pub(super) stopper: Arc<Stopper>,
+    pub(super) orders: Sender<Order>,
+    pub(super) disk: Arc<DiskShape>,
+    pub(super) channel: Arc<Channel>,
+}
+
+impl Served {
+    /// Serves front ends, one at a time, until stopped. Meant to be a thread of its own.
+    pub(super) fn run(self) {
+        let mut pause = None;
+        loop {
+            match self.accept(pause) {
+                Ok(Some(stream)) => {
+                    if pause.take().is_some() {
+                        tracing::info!(disk = %self.disk.id, "the vhost-user socket accepts again");
+                    }
+                    if !self.serve(stream) {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    // The guest waits as long as nobody answers on the socket: said once.
+                    if pause.is_none() {
+                        tracing::error!(
+                            disk = %self.disk.id,
+                            error = &error as &dyn std::error::Error,
+                            "the vhost-user socket cannot accept a connection; trying again"
+                        );
+                    }
+                    pause = Some(pause.map_or(PAUSES.0, |last| PAUSES.1.min(last * 2)));
                 }
             }
-            Ok(None) => return,
-            Err(error) => {
-                tracing::error!(
-                    disk = %disk.id,
-                    error = &error as &dyn std::error::Error,
-                    "the vhost-user socket cannot accept; no guest can connect any more"
-                );
-                return;
+        }
+    }
+
+    /// The next connection, after a pause; none when stopped.
+    fn accept(&self, pause: Option<Duration>) -> io::Result<Option<UnixStream>> {
+        if pause.is_some() && self.stopped(None, pause)? {
+            return Ok(None);
+        }
+        loop {
+            if self.stopped(Some(&self.listener), None)? {
+                return Ok(None);
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) => match error.kind() {
+                    // Taken by somebody else, or gone before we came.
+                    io::ErrorKind::WouldBlock
+                    | io::ErrorKind::Interrupted
+                    | io::ErrorKind::ConnectionAborted => {}
+                    _ => return Err(error),
+                },
             }
         }
     }
-}
 
-/// The next connection; none when stopped.
-fn accept(listener: &UnixListener, stopper: &Stopper) -> io::Result<Option<UnixStream>> {
-    loop {
-        let mut fds = [
-            PollFd::new(&stopper.event, PollFlags::IN),
-            PollFd::new(listener, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            other => other?,
+    /// Waits for the stopper, until the listener is readable or time is up. Whether stopped.
+    fn stopped(
+        &self,
+        listener: Option<&UnixListener>,
+        limit: Option<Duration>,
+    ) -> io::Result<bool> {
+        let limit = limit.map(Timespec::try_from);
+        let limit = limit.transpose().map_err(io::Error::other)?;
+        loop {
+            let stopper = PollFd::new(&self.stopper.event, PollFlags::IN);
+            let listener = listener.map(|listener| PollFd::new(listener, PollFlags::IN));
+            let mut fds: SmallVec<[PollFd<'_>; 2]> =
+                [stopper].into_iter().chain(listener).collect();
+            match poll(&mut fds, limit.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(!fds[0].revents().is_empty()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads the messages of one connection until it ends. False when there is no owner any
+    /// more.
+    fn serve(&self, stream: UnixStream) -> bool {
+        let disk = self.disk.id;
+        let copies = stream
+            .try_clone()
+            .and_then(|copy| Ok((copy, stream.try_clone()?)));
+        let (watched, peeked) = match copies {
+            Ok(copies) => copies,
+            Err(error) => {
+                tracing::warn!(%disk, %error, "a front end was turned away");
+                return true;
+            }
         };
-        if !fds[0].revents().is_empty() {
-            return Ok(None);
+        if !self.stopper.watch(Some(watched)) || self.orders.send(Order::Connected).is_err() {
+            return false;
         }
-        match listener.accept() {
-            Ok((stream, _)) => return Ok(Some(stream)),
-            Err(error) => match error.kind() {
-                // Taken by somebody else, or gone before we came.
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => {}
-                _ => return Err(error),
-            },
+        tracing::debug!(%disk, "a front end connected");
+        let handler = Handler::new(
+            self.orders.clone(),
+            Arc::clone(&self.disk),
+            Arc::clone(&self.channel),
+        );
+        let mut messages = BackendReqHandler::from_stream(stream, Arc::new(Mutex::new(handler)));
+        let error = loop {
+            let channel = match channel::peek(&peeked) {
+                Ok(channel) => channel,
+                Err(error) => break Error::SocketBroken(error),
+            };
+            if let Err(error) = messages.handle_request() {
+                break error;
+            }
+            if let Some(channel) = channel {
+                self.channel.open(channel);
+            }
+        };
+        self.channel.close();
+        let going_on = self.stopper.watch(None);
+        match error {
+            Error::Disconnected => tracing::debug!(%disk, "the front end disconnected"),
+            _ if !going_on => {}
+            error => tracing::warn!(
+                %disk,
+                error = &error as &dyn std::error::Error,
+                "the front end is disconnected"
+            ),
         }
+        // The next one is accepted when nothing of this one runs any more.
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        self.orders.send(Order::Gone(reply)).is_ok() && answer.recv().is_ok() && going_on
     }
-}
-
-/// Reads the messages of one connection until it ends. False when there is no owner any more.
-fn serve(stream: UnixStream, stopper: &Stopper, orders: &Sender<Order>, disk: DiskShape) -> bool {
-    let copy = match stream.try_clone() {
-        Ok(copy) => copy,
-        Err(error) => {
-            tracing::warn!(disk = %disk.id, %error, "a front end was turned away");
-            return true;
-        }
-    };
-    if !stopper.watch(Some(copy)) || orders.send(Order::Connected).is_err() {
-        return false;
-    }
-    tracing::debug!(disk = %disk.id, "a front end connected");
-    let handler = Handler::new(orders.clone(), disk);
-    let handler = Arc::new(Mutex::new(handler));
-    let mut messages = BackendReqHandler::from_stream(stream, handler);
-    let error = loop {
-        if let Err(error) = messages.handle_request() {
-            break error;
-        }
-    };
-    let going_on = stopper.watch(None);
-    match error {
-        Error::Disconnected => tracing::debug!(disk = %disk.id, "the front end disconnected"),
-        _ if !going_on => {}
-        error => tracing::warn!(
-            disk = %disk.id,
-            error = &error as &dyn std::error::Error,
-            "the front end is disconnected"
-        ),
-    }
-    // The next one is accepted when nothing of this one runs any more.
-    let (reply, answer) = std::sync::mpsc::sync_channel(1);
-    orders.send(Order::Gone(reply)).is_ok() && answer.recv().is_ok() && going_on
 }

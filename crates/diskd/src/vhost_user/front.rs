@@ -12,8 +12,10 @@ use std::sync::mpsc::SyncSender;
 use block::{Device, Waiters};
 use ring::{Mailbox, Ring};
 
+use super::log::DirtyLog;
 use super::memory::Memory;
-use super::queue::{Queue, QueueError, QueueSetup};
+use super::queue::{Queue, QueueError, QueueSetup, Shared};
+use super::room::Room;
 use super::{DiskShape, MAX_QUEUES};
 
 /// Where the answer to an order goes; it holds one.
@@ -27,8 +29,13 @@ pub(super) enum Order {
     Memory(Arc<Memory>, Reply<()>),
     /// Run a queue.
     Start(Box<QueueSetup>, Reply<Result<(), QueueError>>),
+    /// Mark memory that is written in this log, or in none any more. Replies when no other log
+    /// is used.
+    Log(Option<DirtyLog>, Reply<()>),
+    /// Mark a queue's used ring from this guest address on, or not any more.
+    LogUsed(u16, Option<u64>, Reply<()>),
     /// Stop a queue, if it runs. Replies with the next index of its available ring once
-    /// everything that it ran is answered.
+    /// everything that it ran is answered, but what waits for room.
     Stop(u16, Reply<Option<u16>>),
     /// Notify through another descriptor.
     Call(u16, Option<OwnedFd>, Reply<()>),
@@ -40,9 +47,7 @@ pub(super) enum Order {
 
 /// The queues of one disk's front end.
 pub(super) struct Front<D> {
-    ring: Ring,
-    device: Rc<D>,
-    disk: DiskShape,
+    shared: Rc<Shared<D>>,
     queues: RefCell<Vec<Option<Rc<Queue<D>>>>>,
     connected: Cell<bool>,
     /// No queue starts any more.
@@ -53,11 +58,16 @@ pub(super) struct Front<D> {
 }
 
 impl<D: Device + 'static> Front<D> {
-    pub(super) fn new(ring: &Ring, device: Rc<D>, disk: DiskShape) -> Self {
+    pub(super) fn new(ring: &Ring, device: Rc<D>, disk: Arc<DiskShape>) -> Self {
+        let room = Room::new(disk.id);
         Self {
-            ring: ring.clone(),
-            device,
-            disk,
+            shared: Rc::new(Shared {
+                ring: ring.clone(),
+                device,
+                disk,
+                room,
+                log: RefCell::default(),
+            }),
             queues: RefCell::new((0..MAX_QUEUES).map(|_| None).collect()),
             connected: Cell::new(false),
             closing: Cell::new(false),
@@ -68,6 +78,11 @@ impl<D: Device + 'static> Front<D> {
 
     pub(super) fn connected(&self) -> bool {
         self.connected.get()
+    }
+
+    /// How many requests wait for room below.
+    pub(super) fn waiting_for_room(&self) -> u64 {
+        self.shared.room.waiting()
     }
 
     /// Carries out orders until the message thread ends.
@@ -86,11 +101,14 @@ impl<D: Device + 'static> Front<D> {
         self.end.until(|| self.ended.get().then_some(())).await;
     }
 
-    /// Answers everything that runs and starts nothing any more.
+    /// Answers everything that runs, but what waits for room, and starts nothing any more.
     pub(super) async fn close(&self) {
         self.closing.set(true);
         for index in 0..MAX_QUEUES {
-            self.stop(index).await;
+            // It stays in its place: the front end may still ask where it stopped.
+            if let Some(queue) = self.queue(index) {
+                queue.stop().await;
+            }
         }
     }
 
@@ -106,6 +124,19 @@ impl<D: Device + 'static> Front<D> {
             }
             Order::Start(setup, reply) => {
                 let _ = reply.send(self.start(*setup));
+            }
+            Order::Log(log, reply) => {
+                self.shared.log.replace(log.clone());
+                for queue in self.queues.borrow().iter().flatten() {
+                    queue.set_log(log.clone());
+                }
+                let _ = reply.send(());
+            }
+            Order::LogUsed(index, used, reply) => {
+                if let Some(queue) = self.queue(index) {
+                    queue.log_used_at(used);
+                }
+                let _ = reply.send(());
             }
             Order::Stop(index, reply) => {
                 let next = self.stop(index).await;
@@ -125,6 +156,7 @@ impl<D: Device + 'static> Front<D> {
             }
             Order::Gone(reply) => {
                 self.sever_all().await;
+                self.shared.log.replace(None);
                 self.connected.set(false);
                 let _ = reply.send(());
             }
@@ -140,7 +172,7 @@ impl<D: Device + 'static> Front<D> {
             return Err(QueueError::Closing);
         }
         let index = usize::from(setup.index);
-        let queue = Queue::start(&self.ring, Rc::clone(&self.device), self.disk, setup)?;
+        let queue = Queue::start(&self.shared, setup)?;
         self.queues.borrow_mut()[index] = Some(queue);
         Ok(())
     }

@@ -7,6 +7,9 @@
 //!   SET_VRING_KICK, _ENABLE 1      both there: Order::Start
 //!   SET_VRING_ENABLE 0             Order::Stop (drains), the next index is noted
 //!   GET_VRING_BASE                 the same, and the kick descriptor is forgotten
+//!
+//!   SET_LOG_BASE, _FEATURES with LOG_ALL, _VRING_ADDR with LOG
+//!                                  the only changes while a queue runs: Order::Log, ::LogUsed
 //! ```
 //!
 //! An error ends the connection; the front end sees why in the log of this process.
@@ -28,12 +31,17 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::channel::Channel;
 use super::front::{Order, Reply};
 use super::inflight::InflightArea;
+use super::log::DirtyLog;
 use super::memory::{MAX_REGIONS, Memory, RegionSpec};
 use super::queue::QueueSetup;
 use super::split_ring::{MAX_SIZE, RingError, RingPlace};
 use super::{DiskShape, MAX_QUEUES};
+
+/// Everything that is written to guest memory is marked in the log.
+const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
 /// A queue as the front end has described it so far.
 #[derive(Default)]
@@ -42,6 +50,8 @@ struct Vring {
     base: u16,
     /// Descriptor table, available ring, used ring, in the front end's address space.
     place: Option<(u64, u64, u64)>,
+    /// Guest address of the used ring, if it is to be marked in the log of dirty memory.
+    log_used_at: Option<u64>,
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
@@ -52,12 +62,15 @@ struct Vring {
 /// The state of one connection.
 pub(super) struct Handler {
     orders: Sender<Order>,
-    disk: DiskShape,
+    disk: Arc<DiskShape>,
+    channel: Arc<Channel>,
     memory: Arc<Memory>,
     /// Acknowledged by the front end.
     features: u64,
     vrings: Vec<Vring>,
     inflight: Option<InflightArea>,
+    /// Used as long as LOG_ALL is acknowledged.
+    log: Option<DirtyLog>,
 }
 
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -74,14 +87,16 @@ fn duplicate(file: Option<&File>) -> Result<Option<OwnedFd>> {
 }
 
 impl Handler {
-    pub(super) fn new(orders: Sender<Order>, disk: DiskShape) -> Self {
+    pub(super) fn new(orders: Sender<Order>, disk: Arc<DiskShape>, channel: Arc<Channel>) -> Self {
         Self {
             orders,
             disk,
+            channel,
             memory: Arc::default(),
             features: 0,
             vrings: (0..MAX_QUEUES).map(|_| Vring::default()).collect(),
             inflight: None,
+            log: None,
         }
     }
 
@@ -115,6 +130,16 @@ impl Handler {
         self.features & (1 << feature) != 0
     }
 
+    fn is_running(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.running)
+    }
+
+    /// Marks what is written in the log that is in force.
+    fn use_log(&self) -> Result<()> {
+        let log = self.log.clone().filter(|_| self.features & LOG_ALL != 0);
+        self.order(|reply| Order::Log(log, reply))
+    }
+
     fn start_if_ready(&mut self, index: u16) -> Result<()> {
         let vring = &self.vrings[usize::from(index)];
         let (Some(kick), Some(place), true, false) =
@@ -142,7 +167,11 @@ impl Handler {
             error: duplicate(vring.error.as_ref())?,
             event_idx: self.has(VIRTIO_RING_F_EVENT_IDX),
             indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC),
+            log_used_at: vring.log_used_at,
         });
+        if !self.is_running() {
+            self.channel.tell(self.disk.size());
+        }
         self.order(|reply| Order::Start(setup, reply))?
             .map_err(failed)?;
         self.vrings[usize::from(index)].running = true;
@@ -189,10 +218,17 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if features & !self.disk.features() != 0 {
             return Err(Error::FeatureMismatch);
         }
-        if features != self.features && self.vrings.iter().any(|vring| vring.running) {
+        let changed = features ^ self.features;
+        if changed & !LOG_ALL != 0 && self.is_running() {
             return unsupported("features cannot change while a queue runs");
         }
         self.features = features;
+        if changed & LOG_ALL != 0 {
+            self.use_log()?;
+            if features & LOG_ALL == 0 {
+                self.log = None;
+            }
+        }
         // Without the protocol features there is no SET_VRING_ENABLE.
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             for vring in &mut self.vrings {
@@ -237,13 +273,18 @@ impl VhostUserBackendReqHandlerMut for Handler {
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
-        if !flags.is_empty() {
-            return unsupported("logging of the used ring was not offered");
+        let place = Some((descriptor, available, used));
+        let marked = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        let log_used_at = marked.then_some(log);
+        let (number, vring) = self.vring(index)?;
+        if vring.running && vring.place != place {
+            return unsupported("a running queue cannot change its place");
         }
-        self.still_vring(index)?.place = Some((descriptor, available, used));
-        Ok(())
+        vring.place = place;
+        vring.log_used_at = log_used_at;
+        self.order(|reply| Order::LogUsed(number, log_used_at, reply))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -287,7 +328,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::LOG_SHMFD)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -320,7 +363,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> Result<Vec<u8>> {
         // The transport has checked that this is inside the 256 bytes of a configuration space;
         // fields of later specifications read as zeroes.
-        let bytes = self.disk.config_space();
+        let disk_size = self.disk.size();
+        let bytes = self.disk.config_space(disk_size);
+        if offset == 0 && size >= 8 {
+            self.channel.read(disk_size);
+        }
         Ok((offset..offset.saturating_add(size))
             .map(|at| bytes.get(at as usize).copied().unwrap_or(0))
             .collect())
@@ -357,7 +404,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if queues > MAX_QUEUES || size > MAX_SIZE {
             return Err(Error::InvalidParam);
         }
-        if self.vrings.iter().any(|vring| vring.running) {
+        if self.is_running() {
             return unsupported("the in-flight area cannot change while a queue runs");
         }
         let (offset, len) = (inflight.mmap_offset, inflight.mmap_size);
@@ -410,7 +457,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
         unsupported("shared memory regions were not offered")
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        unsupported("logging of dirty memory was not offered")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::open(&file, log.mmap_offset, log.mmap_size).map_err(failed)?;
+        self.log = Some(log);
+        // Nothing is marked in the last one any more when the front end gets its answer.
+        self.use_log()
     }
 }

@@ -1,10 +1,13 @@
-//! Memory that another process shares with us: the guest's RAM and the in-flight area.
+//! Memory that another process shares with us: the guest's RAM, the in-flight area, the log.
 //!
 //! ```text
 //!   Memory  one table of regions (a snapshot; a change makes a new one)
 //!     Span  bytes of it that a descriptor chain names, in order, pieces anywhere
 //!   Area    a contiguous, bounded window: a ring, an indirect table, an in-flight area
 //! ```
+//!
+//! A region must lie inside its file when it is mapped. A file that is cut off later, which QEMU
+//! seals against, ends this process with SIGBUS and harms nobody but its own VM.
 //!
 //! All unsafe code of the front end is here. The other side may change any byte at any
 //! time, so no reference to the bytes is ever made: atomic loads and stores, and raw copies.
@@ -22,8 +25,14 @@ use block::Buffer;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use smallvec::SmallVec;
 
+use super::log::DirtyLog;
+
 /// Most regions in a table; what QEMU's own back ends offer.
 pub(super) const MAX_REGIONS: usize = 509;
+
+/// Most contiguous pieces of memory in a [`Span`]: twice the descriptors of a chain, for those that
+/// cross from one region into the next.
+const MAX_PIECES: usize = 2048;
 
 /// `statfs(2)`.
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
@@ -48,6 +57,9 @@ pub(super) enum MemoryError {
     /// The table is full.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// An empty log of dirty memory, or one larger than the address space.
+    #[error("a log of dirty memory of {len} bytes at {offset}")]
+    Log { offset: u64, len: u64 },
     /// No such region to remove.
     #[error("no region of that size at guest address {0:#x}")]
     Unknown(u64),
@@ -210,6 +222,17 @@ impl Memory {
         (skip < region.len).then_some((region, skip))
     }
 
+    /// The guest address of a piece of one of the regions.
+    fn guest_address(&self, piece: &libc::iovec) -> u64 {
+        let address = piece.iov_base as u64;
+        let inside = self.regions.iter().find_map(|region| {
+            let start = region.mapping.start.as_ptr() as u64 + region.at as u64;
+            let skip = address.checked_sub(start)?;
+            (skip < region.len).then(|| region.guest + skip)
+        });
+        inside.expect("a span lies in the regions of its own memory")
+    }
+
     /// `len` contiguous bytes at guest address `guest`.
     pub(super) fn area(&self, guest: u64, len: usize) -> Option<Area> {
         let (region, skip) = self.find(guest)?;
@@ -304,6 +327,12 @@ impl Area {
         unsafe { AtomicU8::from_ptr(self.address(at)) }.store(value, order);
     }
 
+    /// Sets bits in one byte and leaves the others as they are.
+    pub(super) fn set_bits(&self, at: usize, bits: u8) {
+        // SAFETY: as in `load_u8`.
+        unsafe { AtomicU8::from_ptr(self.address(at)) }.fetch_or(bits, Ordering::Release);
+    }
+
     pub(super) fn load_u16(&self, at: usize, order: Ordering) -> u16 {
         // SAFETY: as in `load_u8`, and aligned.
         u16::from_le(unsafe { AtomicU16::from_ptr(self.address(at)) }.load(order))
@@ -377,12 +406,13 @@ impl Span {
     }
 
     /// Adds `len` bytes at guest address `guest`; false, and nothing added, if some of them
-    /// are not guest memory.
+    /// are not guest memory or lie in too many regions.
     pub(super) fn push(&mut self, guest: u64, len: u32) -> bool {
         let (pieces, before) = (self.pieces.len(), self.len);
         let (mut guest, mut left) = (guest, u64::from(len));
         while left > 0 {
-            let Some((region, skip)) = self.memory.find(guest) else {
+            let found = self.memory.find(guest);
+            let Some((region, skip)) = found.filter(|_| self.pieces.len() < MAX_PIECES) else {
                 self.pieces.truncate(pieces);
                 self.len = before;
                 return false;
@@ -402,6 +432,13 @@ impl Span {
             guest = guest.wrapping_add(part);
         }
         true
+    }
+
+    /// Marks all of it in `log`.
+    pub(super) fn mark(&self, log: &DirtyLog) {
+        for piece in &self.pieces {
+            log.mark(self.memory.guest_address(piece), piece.iov_len as u64);
+        }
     }
 
     /// Number of contiguous pieces.

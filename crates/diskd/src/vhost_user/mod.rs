@@ -19,6 +19,9 @@
 //! | `request` | what a chain asks for, checked |
 //! | `chain` | walks descriptors |
 //! | `split_ring` | available and used ring |
+//! | `room` | what a mutation does that finds no room |
+//! | `log` | which guest memory was written, for live migration |
+//! | `channel` | tells the front end that the size changed |
 //! | `inflight` | what was taken and not answered, in memory that outlives this process |
 //! | `memory` | guest memory; all unsafe code |
 //!
@@ -30,22 +33,30 @@
 //! requests that were taken and not answered are run again in their order, answered ones are not.
 //! The old process must be gone and the disk's lock taken before a disk is served again.
 //!
-//! Logging of dirty memory (live migration) and messages about a new size come later.
+//! **Closed in order** ([`Handle::shutdown`]) everything that was taken is answered, or left in
+//! flight for want of room; QEMU connects to the next process as after a kill. No guest ever
+//! sees an I/O error because of either.
 
 mod chain;
+mod channel;
 mod connection;
 mod front;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod inflight;
+mod log;
 mod memory;
 mod queue;
 mod request;
+mod room;
 mod split_ring;
 
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use block::Device;
@@ -59,11 +70,13 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use connection::Stopper;
+use channel::Channel;
+use connection::{Served, Stopper};
 use front::Front;
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
 
-/// Most queues of a disk; QEMU's `num-queues` may not be more.
+/// Most queues of a disk. QEMU refuses to start with a `num-queues` of more, so who writes its
+/// command line takes the number of processors or this, whichever is less.
 pub const MAX_QUEUES: u16 = 16;
 
 /// Most data segments of a request that the guest is told of: a queue of 128, without header and
@@ -83,13 +96,13 @@ pub struct DiskInfo {
     pub read_only: bool,
 }
 
-/// A disk as the front end describes it.
-#[derive(Debug, Clone, Copy)]
+/// A disk as the front end describes it; the owner and the message thread share it.
+#[derive(Debug)]
 struct DiskShape {
     id: DiskId,
     serial: [u8; SERIAL],
     /// In bytes.
-    size: u64,
+    size: AtomicU64,
     read_only: bool,
 }
 
@@ -102,9 +115,14 @@ impl DiskShape {
         Self {
             id: info.id,
             serial,
-            size,
+            size: AtomicU64::new(size),
             read_only: info.read_only,
         }
+    }
+
+    /// In bytes.
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
     }
 
     /// Virtio features and those of vhost-user that share their space.
@@ -124,19 +142,19 @@ impl DiskShape {
         } else {
             features.extend([VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
         }
-        features.into_iter().fold(
-            VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
-            |all, bit| all | 1 << bit,
-        )
+        let shared = VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL;
+        features
+            .into_iter()
+            .fold(shared.bits(), |all, bit| all | 1 << bit)
     }
 
-    /// `struct virtio_blk_config` (VIRTIO 1.2, section 5.2.4).
-    fn config_space(&self) -> [u8; 60] {
+    /// `struct virtio_blk_config` (VIRTIO 1.2, section 5.2.4) of a disk of `size` bytes.
+    fn config_space(&self, size: u64) -> [u8; 60] {
         let (sector, block) = (SECTOR_SIZE, BLOCK_SIZE);
         let mut bytes = [0; 60];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
-        put(0, &(self.size / sector).to_le_bytes());
+        put(0, &(size / sector).to_le_bytes());
         put(12, &SEGMENTS.to_le_bytes());
         put(20, &number(sector));
         // Logical sectors in a physical one, as a power of two.
@@ -163,6 +181,8 @@ impl DiskShape {
 /// A disk that is served. Dropped without [`Handle::shutdown`] it goes on being served.
 pub struct Handle<D> {
     front: Rc<Front<D>>,
+    disk: Arc<DiskShape>,
+    channel: Arc<Channel>,
     stopper: Arc<Stopper>,
     thread: JoinHandle<()>,
 }
@@ -180,7 +200,8 @@ pub fn serve<D: Device + 'static>(
     listener: UnixListener,
     info: DiskInfo,
 ) -> io::Result<Handle<D>> {
-    let disk = DiskShape::new(info, device.size());
+    let disk = Arc::new(DiskShape::new(info, device.size()));
+    let channel = Arc::new(Channel::default());
     // The listener may be shared with a process that is about to die: it may take the connection.
     listener.set_nonblocking(true)?;
     let stopper = Stopper::new()?;
@@ -188,13 +209,21 @@ pub fn serve<D: Device + 'static>(
     let thread = std::thread::Builder::new()
         .name("vhost-user".to_owned())
         .spawn({
-            let stopper = Arc::clone(&stopper);
-            move || connection::run(&listener, &stopper, &orders, disk)
+            let served = Served {
+                listener,
+                stopper: Arc::clone(&stopper),
+                orders,
+                disk: Arc::clone(&disk),
+                channel: Arc::clone(&channel),
+            };
+            move || served.run()
         })?;
-    let front = Rc::new(Front::new(ring, device, disk));
+    let front = Rc::new(Front::new(ring, device, Arc::clone(&disk)));
     ring.spawn(Rc::clone(&front).serve(mailbox));
     Ok(Handle {
         front,
+        disk,
+        channel,
         stopper,
         thread,
     })
@@ -213,7 +242,20 @@ impl<D: Device + 'static> Handle<D> {
         self.connected() && self.stopper.peer_is_there()
     }
 
-    /// Answers every request that runs, closes the connection and stops accepting.
+    /// The device has `size` bytes now: requests up to there are served, and the guest is told.
+    /// Called after the device has grown; before it becomes smaller.
+    pub fn resized(&self, size: u64) {
+        self.disk.size.store(size, Ordering::Release);
+        self.channel.tell(size);
+    }
+
+    /// How many requests of the guest wait, unanswered, because there is no room for them below.
+    #[must_use]
+    pub fn waiting_for_room(&self) -> u64 {
+        self.front.waiting_for_room()
+    }
+
+    /// Answers every request that runs, but for those that wait for room, closes the connection and stops accepting.
     pub async fn shutdown(self) {
         self.front.close().await;
         self.stopper.stop();

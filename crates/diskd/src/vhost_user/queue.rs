@@ -6,7 +6,7 @@
 //!   call <-- publish: a batch of answers <-- finished <-------+  (any order)
 //!            in-flight: link; used idx += n; in-flight: clear
 //!
-//!          Serving --stop--> Stopping   takes nothing new, answers what runs
+//!          Serving --stop--> Stopping   takes nothing new, answers what runs and does not wait for room
 //!             |----sever---> Severed    takes nothing new, answers nothing: the front end is gone
 //!             '----error---> Broken     takes nothing new, answers what runs; logged
 //! ```
@@ -33,8 +33,10 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use super::DiskShape;
 use super::chain::{self, Malformed};
 use super::inflight::{InflightArea, InflightError, InflightQueue, Recovered};
+use super::log::DirtyLog;
 use super::memory::Memory;
-use super::request::Request;
+use super::request::{Request, Status};
+use super::room::{Room, Waiting};
 use super::split_ring::{RingError, RingPlace, SplitRing};
 
 /// Everything that a queue needs to run.
@@ -51,6 +53,18 @@ pub(super) struct QueueSetup {
     pub(super) error: Option<OwnedFd>,
     pub(super) event_idx: bool,
     pub(super) indirect: bool,
+    /// Guest address of the used ring for the log of dirty memory, if it is to be marked.
+    pub(super) log_used_at: Option<u64>,
+}
+
+/// What the queues of a disk share.
+pub(super) struct Shared<D> {
+    pub(super) ring: Ring,
+    pub(super) device: Rc<D>,
+    pub(super) disk: Arc<DiskShape>,
+    pub(super) room: Room,
+    /// Where memory that is written is marked, during a live migration.
+    pub(super) log: RefCell<Option<DirtyLog>>,
 }
 
 /// Why a queue cannot run, or not any more.
@@ -103,9 +117,7 @@ struct State {
 pub(super) struct Queue<D> {
     index: u16,
     indirect: bool,
-    ring: Ring,
-    device: Rc<D>,
-    disk: DiskShape,
+    shared: Rc<Shared<D>>,
     kick: OwnedFd,
     state: RefCell<State>,
     /// It is no longer serving.
@@ -116,12 +128,7 @@ pub(super) struct Queue<D> {
 
 impl<D: Device + 'static> Queue<D> {
     /// Starts it: first what was in flight when another process died, then what is new.
-    pub(super) fn start(
-        ring: &Ring,
-        device: Rc<D>,
-        disk: DiskShape,
-        setup: QueueSetup,
-    ) -> Result<Rc<Self>, QueueError> {
+    pub(super) fn start(shared: &Rc<Shared<D>>, setup: QueueSetup) -> Result<Rc<Self>, QueueError> {
         let size = setup.place.size;
         let mut split = SplitRing::new(
             &setup.memory,
@@ -129,6 +136,8 @@ impl<D: Device + 'static> Queue<D> {
             setup.next_available,
             setup.event_idx,
         )?;
+        split.log_used_at(setup.log_used_at);
+        split.set_log(shared.log.borrow().clone());
         let mut again = Vec::new();
         let inflight = match setup.inflight {
             None => None,
@@ -146,9 +155,7 @@ impl<D: Device + 'static> Queue<D> {
         let queue = Rc::new(Self {
             index: setup.index,
             indirect: setup.indirect,
-            ring: ring.clone(),
-            device,
-            disk,
+            shared: Rc::clone(shared),
             kick: setup.kick,
             state: RefCell::new(State {
                 phase: Phase::Serving,
@@ -180,7 +187,7 @@ impl<D: Device + 'static> Queue<D> {
         }
         // A process that died after publishing may not have notified.
         queue.state.borrow().notify();
-        ring.spawn(Rc::clone(&queue).listen());
+        shared.ring.spawn(Rc::clone(&queue).listen());
         Ok(queue)
     }
 
@@ -203,8 +210,18 @@ impl<D: Device + 'static> Queue<D> {
         self.state.borrow_mut().error = error;
     }
 
-    /// Takes nothing new, answers everything that runs, and returns the index of the next
-    /// entry of the available ring.
+    /// Marks what is written from now on in this log; what runs, too.
+    pub(super) fn set_log(&self, log: Option<DirtyLog>) {
+        self.state.borrow_mut().ring.set_log(log);
+    }
+
+    /// Marks the used ring from this guest address on, if there is a log.
+    pub(super) fn log_used_at(&self, used: Option<u64>) {
+        self.state.borrow_mut().ring.log_used_at(used);
+    }
+
+    /// Takes nothing new, answers everything that runs but what waits for room, and returns the
+    /// index of the next entry of the available ring. A stopped queue says the same again.
     pub(super) async fn stop(&self) -> u16 {
         self.end(Phase::Stopping).await;
         self.state.borrow().ring.next_available()
@@ -225,9 +242,15 @@ impl<D: Device + 'static> Queue<D> {
             }
         }
         self.ended.notify();
+        self.shared.room.wake();
         self.idle
             .until(|| self.state.borrow().is_idle().then_some(()))
             .await;
+    }
+
+    /// Whether who waits for room shall wait no more.
+    fn is_stopped(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Stopping | Phase::Severed)
     }
 
     fn is_serving(&self) -> bool {
@@ -240,7 +263,7 @@ impl<D: Device + 'static> Queue<D> {
             if let Err(error) = self.take_all() {
                 return self.break_off(&error);
             }
-            let mut readable = pin!(self.ring.readable(self.kick.as_fd()));
+            let mut readable = pin!(self.shared.ring.readable(self.kick.as_fd()));
             let mut ended = pin!(self.ended.until(|| (!self.is_serving()).then_some(())));
             let kicked = poll_fn(|cx: &mut Context<'_>| {
                 if ended.as_mut().poll(cx).is_ready() {
@@ -293,25 +316,45 @@ impl<D: Device + 'static> Queue<D> {
             let state = self.state.borrow();
             chain::walk(state.ring.descriptors(), head, &state.memory, self.indirect)?
         };
-        let request = Request::new(chain, &self.disk).ok_or(QueueError::NoStatus)?;
+        let request = Request::new(chain, &self.shared.disk).ok_or(QueueError::NoStatus)?;
         self.state.borrow_mut().running += 1;
         let queue = Rc::clone(self);
-        self.ring.spawn(async move {
-            let len = request.run(&*queue.device).await;
-            queue.finish(head, len);
+        self.shared.ring.spawn(async move {
+            let Shared { ring, room, .. } = &*queue.shared;
+            let mut patience = Waiting::new(ring, room, || queue.is_stopped());
+            let status = request.run(&*queue.shared.device, &mut patience).await;
+            if status.is_some() {
+                patience.done();
+            } else {
+                drop(patience);
+            }
+            queue.finish(head, &request, status);
         });
         Ok(())
     }
 
-    /// Notes an answer. The first of a batch has the batch published after everything else
-    /// that is ready now.
-    fn finish(self: &Rc<Self>, head: u16, len: u32) {
+    /// Notes an answer; none is left in flight, if it can be. The first of a batch has the batch
+    /// published after everything else that is ready now.
+    fn finish(self: &Rc<Self>, head: u16, request: &Request, status: Option<Status>) {
+        let log = self.shared.log.borrow();
         let mut state = self.state.borrow_mut();
         state.running -= 1;
+        let leave = status.is_none()
+            && (state.phase == Phase::Severed || (state.inflight.is_some() && log.is_none()));
+        if leave {
+            if state.is_idle() {
+                self.idle.notify();
+            }
+            return;
+        }
+        let len = request.answer(status.unwrap_or(Status::IoError));
+        if let Some(log) = &*log {
+            request.mark(log);
+        }
         state.finished.push((head, len));
         if state.finished.len() == 1 {
             let queue = Rc::clone(self);
-            self.ring.spawn(async move { queue.publish() });
+            self.shared.ring.spawn(async move { queue.publish() });
         }
     }
 

@@ -16,7 +16,9 @@ use virtio_bindings::virtio_blk::{
 
 use super::DiskShape;
 use super::chain::Chain;
+use super::log::DirtyLog;
 use super::memory::Span;
+use super::room::{Patience, is_lacking};
 
 /// Length of the serial number in bytes.
 pub(super) const SERIAL: usize = VIRTIO_BLK_ID_BYTES as usize;
@@ -112,13 +114,17 @@ impl Request {
         self.writable.len() - 1
     }
 
-    /// Runs it, writes the status byte, and returns the length for the used ring in bytes.
-    pub(super) async fn run(self, device: &impl Device) -> u32 {
+    /// Runs it on `device`. None if there was no room and no more patience.
+    pub(super) async fn run(
+        &self,
+        device: &impl Device,
+        patience: &mut impl Patience,
+    ) -> Option<Status> {
         let outcome = match &self.action {
-            Err(status) => Err(*status),
+            Err(status) => Err(Failure::Answer(*status)),
             Ok(Action::Read { at }) => {
                 let len = self.data_in();
-                parts(device, *at, len, |at, skip, len| Op::Read {
+                parts(device, patience, *at, len, |at, skip, len| Op::Read {
                     at,
                     into: self.writable.buffer(skip, len),
                 })
@@ -126,13 +132,13 @@ impl Request {
             }
             Ok(Action::Write { at }) => {
                 let len = self.readable.len() - HEADER;
-                parts(device, *at, len, |at, skip, len| Op::Write {
+                parts(device, patience, *at, len, |at, skip, len| Op::Write {
                     at,
                     from: self.readable.buffer(HEADER + skip, len),
                 })
                 .await
             }
-            Ok(Action::Flush) => run_one(device, Op::Flush).await,
+            Ok(Action::Flush) => run_one(device, patience, || Op::Flush).await,
             Ok(Action::Identify) => {
                 // Cut to what there is room for.
                 let len = usize::try_from(self.data_in()).map_or(SERIAL, |len| len.min(SERIAL));
@@ -140,14 +146,14 @@ impl Request {
                 Ok(())
             }
             Ok(Action::Discard(ranges)) => {
-                each(device, ranges, |range| Op::Discard {
+                each(device, patience, ranges, |range| Op::Discard {
                     at: range.at,
                     len: range.len,
                 })
                 .await
             }
             Ok(Action::WriteZeroes(ranges)) => {
-                each(device, ranges, |range| Op::WriteZeroes {
+                each(device, patience, ranges, |range| Op::WriteZeroes {
                     at: range.at,
                     len: range.len,
                     unmap: range.unmap,
@@ -155,31 +161,68 @@ impl Request {
                 .await
             }
         };
-        let status = outcome.err().unwrap_or(Status::Ok);
+        match outcome {
+            Ok(()) => Some(Status::Ok),
+            Err(Failure::Answer(status)) => Some(status),
+            Err(Failure::NoRoom) => None,
+        }
+    }
+
+    /// Writes the status byte, and returns the length for the used ring in bytes.
+    pub(super) fn answer(&self, status: Status) -> u32 {
         self.writable.write(self.data_in(), &[status.byte()]);
         u32::try_from(self.writable.len()).unwrap_or(u32::MAX)
     }
+
+    /// Marks everything that may have been written for it.
+    pub(super) fn mark(&self, log: &DirtyLog) {
+        self.writable.mark(log);
+    }
 }
 
-async fn run_one(device: &impl Device, op: Op) -> Result<(), Status> {
-    device.run(op).await.outcome.map_err(|fault| match fault {
-        Fault::Range | Fault::ReadOnly | Fault::FlushFailed | Fault::Corrupt | Fault::Os(_) => {
-            Status::IoError
+/// Why a request did not do what it should.
+enum Failure {
+    /// The guest is told.
+    Answer(Status),
+    /// There was no room and no more patience.
+    NoRoom,
+}
+
+/// Runs what `make` makes, again and again as long as there is no room for it.
+async fn run_one(
+    device: &impl Device,
+    patience: &mut impl Patience,
+    make: impl Fn() -> Op,
+) -> Result<(), Failure> {
+    loop {
+        let op = make();
+        let mutates = op.mutates();
+        match device.run(op).await.outcome {
+            Ok(()) => return Ok(()),
+            Err(fault) if mutates && is_lacking(fault) => {
+                if !patience.wait().await {
+                    return Err(Failure::NoRoom);
+                }
+            }
+            Err(
+                Fault::Range | Fault::ReadOnly | Fault::FlushFailed | Fault::Corrupt | Fault::Os(_),
+            ) => return Err(Failure::Answer(Status::IoError)),
         }
-    })
+    }
 }
 
 /// Runs `make(at, bytes before, length)` for consecutive parts of `len` bytes at `at`.
 async fn parts(
     device: &impl Device,
+    patience: &mut impl Patience,
     at: u64,
     len: u64,
     make: impl Fn(u64, u64, u64) -> Op,
-) -> Result<(), Status> {
+) -> Result<(), Failure> {
     let mut done = 0;
     while done < len {
         let part = MAX_OP.min(len - done);
-        run_one(device, make(at + done, done, part)).await?;
+        run_one(device, patience, || make(at + done, done, part)).await?;
         done += part;
     }
     Ok(())
@@ -187,11 +230,12 @@ async fn parts(
 
 async fn each(
     device: &impl Device,
+    patience: &mut impl Patience,
     ranges: &[Range],
     make: impl Fn(&Range) -> Op,
-) -> Result<(), Status> {
+) -> Result<(), Failure> {
     for range in ranges {
-        run_one(device, make(range)).await?;
+        run_one(device, patience, || make(range)).await?;
     }
     Ok(())
 }
@@ -200,7 +244,7 @@ async fn each(
 fn place(sector: u64, len: u64, disk: &DiskShape) -> Result<u64, Status> {
     let at = sector.checked_mul(SECTOR_SIZE).ok_or(Status::IoError)?;
     let end = at.checked_add(len).ok_or(Status::IoError)?;
-    if len == 0 || len % SECTOR_SIZE != 0 || end > disk.size {
+    if len == 0 || len % SECTOR_SIZE != 0 || end > disk.size() {
         return Err(Status::IoError);
     }
     Ok(at)

@@ -7,6 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 use super::chain::DESCRIPTOR;
+use super::log::DirtyLog;
 use super::memory::{Area, Memory};
 
 /// Most entries of a queue; QEMU's own limit.
@@ -60,6 +61,8 @@ pub(super) struct SplitRing {
     /// Used index when a notification was last considered; none before the first time.
     considered: Option<u16>,
     event_idx: bool,
+    /// Where what is written to the used ring is marked, and the ring's guest address for that.
+    log: (Option<DirtyLog>, Option<u64>),
 }
 
 impl SplitRing {
@@ -85,7 +88,25 @@ impl SplitRing {
             next_used,
             considered: None,
             event_idx,
+            log: (None, None),
         })
+    }
+
+    /// Marks what is written to the used ring in this log, if it also has an address there.
+    pub(super) fn set_log(&mut self, log: Option<DirtyLog>) {
+        self.log.0 = log;
+    }
+
+    /// Marks the used ring from guest address `used` on, if there also is a log.
+    pub(super) fn log_used_at(&mut self, used: Option<u64>) {
+        self.log.1 = used;
+    }
+
+    /// Marks `len` bytes of the used ring that were written.
+    fn mark(&self, at: usize, len: usize) {
+        if let (Some(log), Some(used)) = &self.log {
+            log.mark(used.saturating_add(at as u64), len as u64);
+        }
     }
 
     /// Looks the ring up again in a new memory table. If it isn't there (a front end that
@@ -147,19 +168,21 @@ impl SplitRing {
         if !self.event_idx {
             let flag = low_half(VRING_USED_F_NO_NOTIFY);
             self.used.store_u16(AT_FLAGS, flag, Ordering::Relaxed);
+            self.mark(AT_FLAGS, 2);
         }
     }
 
     /// Asks the driver to notify us about the next entry. The ring must be looked at once
     /// more afterwards.
     pub(super) fn unmute(&mut self) {
-        if self.event_idx {
+        let (at, value) = if self.event_idx {
             let at = AT_RING + 8 * usize::from(self.place.size);
-            self.used
-                .store_u16(at, self.next_available, Ordering::Relaxed);
+            (at, self.next_available)
         } else {
-            self.used.store_u16(AT_FLAGS, 0, Ordering::Relaxed);
-        }
+            (AT_FLAGS, 0)
+        };
+        self.used.store_u16(at, value, Ordering::Relaxed);
+        self.mark(at, 2);
         // Orders the store before the next look at the available ring.
         fence(Ordering::SeqCst);
     }
@@ -172,6 +195,7 @@ impl SplitRing {
         bytes[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         bytes[4..].copy_from_slice(&len.to_le_bytes());
         self.used.write(AT_RING + 8 * slot, &bytes);
+        self.mark(AT_RING + 8 * slot, bytes.len());
     }
 
     /// Publishes `count` answers.
@@ -179,6 +203,7 @@ impl SplitRing {
         self.next_used = self.next_used.wrapping_add(count);
         self.used
             .store_u16(AT_IDX, self.next_used, Ordering::Release);
+        self.mark(AT_IDX, 2);
     }
 
     /// Whether the driver wants to be notified of what was published since this was last asked.
