@@ -6,6 +6,7 @@
 //! may go through ([`VmState`], [`Relationship`](ReplicationState)), and how a
 //! refusal is told to a person ([`Problem`]).
 
+mod disk;
 mod history;
 mod id;
 mod problem;
@@ -13,11 +14,12 @@ mod size;
 mod spec;
 mod state;
 
+pub use disk::{
+    Bus, CheckpointName, CheckpointSpec, DiskSpec, MAX_CHECKPOINTS, OverlaySpec, free_slot,
+};
 pub use history::{Lineage, LineageError, PointId, Since, Term};
 pub use id::{BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
 pub use problem::{Code, Problem};
 pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, SECTOR_SIZE};
-pub use spec::{
-    DirectBoot, DiskSpec, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec,
-};
+pub use spec::{DirectBoot, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec};
 pub use state::{Health, Mode, ReplicationState, VmState};

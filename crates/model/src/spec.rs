@@ -3,15 +3,15 @@
 //! The folder of a VM is the truth and this file its root. An unknown key is an
 //! error that names it; so is a version that this build does not know.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{BLOCK_SIZE, Bytes, DiskId, VmId};
+use crate::disk::{self, CheckpointSpec, DiskSpec};
+use crate::{Bytes, VmId};
 
 /// Most disks a VM may have.
 pub const MAX_DISKS: usize = 16;
@@ -21,7 +21,6 @@ const MAX_PROCESSORS: u32 = 240;
 const MAX_TOML: usize = 256 * 1024;
 const MIN_MEMORY: Bytes = Bytes(32 << 20);
 const MAX_MEMORY: Bytes = Bytes(12 << 40);
-const MAX_DISK: Bytes = Bytes(64 << 40);
 
 /// What is wrong with a specification.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +46,7 @@ pub enum SpecError {
     },
 }
 
-fn value(key: &str, value: impl fmt::Display, rule: &'static str) -> SpecError {
+pub(crate) fn value(key: &str, value: impl fmt::Display, rule: &'static str) -> SpecError {
     SpecError::Value {
         key: key.to_owned(),
         value: format!("`{value}`"),
@@ -181,18 +180,6 @@ pub struct DirectBoot {
     pub cmdline: String,
 }
 
-/// A virtual disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskSpec {
-    /// Its identity, the same on both hosts.
-    pub id: DiskId,
-    /// The raw file, relative to the VM's folder, or absolute.
-    pub file: PathBuf,
-    /// Size that the guest sees; a multiple of 4 KiB.
-    pub size: Bytes,
-}
-
 /// The whole specification of a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -220,6 +207,9 @@ pub struct VmSpec {
     /// Disks in boot order.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
+    /// Checkpoints, the oldest first.
+    #[serde(default, rename = "checkpoint", skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointSpec>,
 }
 
 fn yes() -> bool {
@@ -252,6 +242,7 @@ impl VmSpec {
             secure_boot,
             direct_boot,
             disks,
+            checkpoints: Vec::new(),
         };
         spec.check()?;
         Ok(spec)
@@ -265,12 +256,24 @@ impl VmSpec {
         if text.len() > MAX_TOML {
             return Err(SpecError::TooLong(text.len()));
         }
-        let spec: Self = toml::from_str(text)?;
+        let mut spec: Self = toml::from_str(text)?;
         if spec.version != VERSION {
             return Err(SpecError::Version(spec.version));
         }
+        disk::say_slots(&mut spec.disks);
         spec.check()?;
         Ok(spec)
+    }
+
+    /// Without its checkpoints: the disks alone, as another host receives them.
+    #[must_use]
+    pub fn without_checkpoints(&self) -> Self {
+        let mut spec = self.clone();
+        spec.checkpoints.clear();
+        for disk in &mut spec.disks {
+            disk.overlays.clear();
+        }
+        spec
     }
 
     /// The text of `vm.toml`.
@@ -279,7 +282,12 @@ impl VmSpec {
         toml::to_string_pretty(self).expect("every field has a TOML form")
     }
 
-    fn check(&self) -> Result<(), SpecError> {
+    /// Checks every value and the rules between them; whoever changes a specification does so
+    /// before it counts.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`] names the key and the rule.
+    pub fn check(&self) -> Result<(), SpecError> {
         if !(1..=MAX_PROCESSORS).contains(&self.processors) {
             return Err(value("processors", self.processors, "it must be 1 to 240"));
         }
@@ -287,34 +295,7 @@ impl VmSpec {
             let rule = "it must be 32 MiB to 12 TiB and a multiple of 2 MiB";
             return Err(value("memory", self.memory, rule));
         }
-        if self.disks.len() > MAX_DISKS {
-            return Err(value("disk", self.disks.len(), "a VM has at most 16 disks"));
-        }
-        let (mut ids, mut files) = (HashSet::new(), HashSet::new());
-        for disk in &self.disks {
-            let rule = "it must be 4 KiB to 64 TiB and a multiple of 4 KiB";
-            if disk.size.0 == 0 || disk.size > MAX_DISK || disk.size.0 % BLOCK_SIZE != 0 {
-                return Err(value("disk.size", disk.size, rule));
-            }
-            if !ids.insert(disk.id) {
-                return Err(value("disk.id", disk.id, "two disks have the same id"));
-            }
-            if !files.insert(&disk.file) {
-                return Err(value(
-                    "disk.file",
-                    disk.file.display(),
-                    "two disks have the same file",
-                ));
-            }
-            let inside = disk
-                .file
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)));
-            if disk.file == Path::new("") || !(inside || disk.file.is_absolute()) {
-                let rule = "it must be absolute or lie in the VM's folder";
-                return Err(value("disk.file", disk.file.display(), rule));
-            }
-        }
+        disk::check(self.generation, &self.disks, &self.checkpoints)?;
         if let Some(boot) = &self.direct_boot {
             for (key, path) in [
                 ("kernel", Some(&boot.kernel)),
@@ -333,6 +314,7 @@ impl VmSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Bus, CheckpointId, DiskId, OverlaySpec};
 
     fn spec() -> VmSpec {
         VmSpec::new(
@@ -342,11 +324,12 @@ mod tests {
             Bytes(512 << 20),
             true,
             None,
-            vec![DiskSpec {
-                id: DiskId::random(),
-                file: "disk0.raw".into(),
-                size: Bytes(1 << 30),
-            }],
+            vec![DiskSpec::new(
+                "disk0.raw".into(),
+                Bytes(1 << 30),
+                Bus::Virtio,
+                0,
+            )],
         )
         .expect("a good specification")
     }
@@ -358,6 +341,45 @@ mod tests {
             VmSpec::from_toml(&spec.to_toml()).expect("reads back"),
             spec
         );
+    }
+
+    #[test]
+    fn checkpoints_read_back_and_can_be_left_out() {
+        let mut spec = spec();
+        let plain = spec.clone();
+        for name in ["before the update", "2026-11-22 19:05:26"] {
+            let id = CheckpointId::random();
+            spec.checkpoints.push(CheckpointSpec {
+                id,
+                name: name.parse().expect("a good name"),
+                time: "2026-11-22T19:05:26Z".parse().expect("a time"),
+                merging: name.starts_with('b'),
+            });
+            spec.disks[0].overlays.push(OverlaySpec {
+                checkpoint: id,
+                file: format!("checkpoints/{id}").into(),
+            });
+        }
+        let text = spec.to_toml();
+        assert_eq!(VmSpec::from_toml(&text).expect(&text), spec);
+        assert_eq!(spec.without_checkpoints(), plain);
+    }
+
+    #[test]
+    fn a_file_of_before_there_were_buses_has_virtio_disks_in_its_order() {
+        let mut old = spec();
+        old.generation = Generation::One;
+        let mut second = old.disks[0].clone();
+        (second.id, second.file, second.slot) = (DiskId::random(), "disk1.raw".into(), 1);
+        old.disks.push(second);
+        let text: String = old
+            .to_toml()
+            .lines()
+            .filter(|line| !line.starts_with("bus") && !line.starts_with("slot"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(!text.contains("slot"), "{text}");
+        assert_eq!(VmSpec::from_toml(&text).expect("reads"), old);
     }
 
     #[test]

@@ -13,12 +13,16 @@
 
 mod accelerator;
 mod binary;
+mod disk;
 mod firmware;
 mod machine;
+mod plug;
 mod qmp;
 
 pub use accelerator::{Accelerator, ProbeError};
 pub use binary::{FindError, MINIMUM_VERSION, Qemu, Version};
+pub use disk::Disk;
 pub use firmware::{Firmware, FirmwareError};
 pub use machine::{Machine, MachineError, RunPaths};
+pub use plug::Unplugged;
 pub use qmp::{Event, Qmp, QmpError, RunStatus};

@@ -5,13 +5,15 @@
 //! | chipset | i440fx (`pc`) | q35 |
 //! | firmware | SeaBIOS | OVMF in pflash, behind SMM when Secure Boot is on |
 //! | direct kernel boot | by SeaBIOS | by SeaBIOS too: quick, no UEFI, no Secure Boot |
-//! | disks | virtio-blk over vhost-user | the same, modern interface only |
+//! | disks | IDE, virtio-scsi, virtio-blk over vhost-user | virtio-scsi, virtio-blk, modern interface only |
+//! | plugged in and out while it runs | into PCI slots | into PCIe root ports, one per disk |
 //! | left of the PC | keyboard controller, floppy controller, HPET | none of these, no SATA, no SMBus |
 //! | console | COM1 | COM1 |
 //!
 //! Both have a VM-Generation ID, a random number generator, and memory in a shared memfd,
-//! which vhost-user needs. Neither has a display adapter or a network adapter yet, and IDE and
-//! SCSI disks come with the NBD server: until then generation 1 has virtio disks as well.
+//! which vhost-user needs, and a SCSI controller, so that SCSI disks can come while it runs. What
+//! a disk looks like to QEMU is [`crate::disk`]'s. Neither has a display adapter or a network
+//! adapter yet.
 //!
 //! QEMU runs without default devices, without user configuration, and with all of `-sandbox`.
 
@@ -19,14 +21,11 @@ use std::path::{Path, PathBuf};
 
 use model::{Generation, VmSpec};
 
+use crate::disk::{self, Back, Disk, RECONNECT_MS};
 use crate::{Accelerator, Firmware};
 
 /// Most bytes in the path of a Unix socket, without the closing NUL: `sun_path`, unix(7).
 const MAX_SOCKET_PATH: usize = 107;
-/// More queues than this gain nothing over one owner thread per disk.
-const MAX_QUEUES: u32 = 4;
-/// How long QEMU waits before it asks a diskd that went away again, in milliseconds.
-const RECONNECT_MS: u32 = 100;
 /// Cache of translated code in MiB; QEMU's own default is 1 GiB per guest.
 const TCG_CACHE_MIB: u32 = 256;
 
@@ -41,23 +40,33 @@ pub struct RunPaths {
     pub serial_log: PathBuf,
     /// The VM's own UEFI variables; see [`Firmware::prepare_variables`].
     pub variables: PathBuf,
-    /// diskd's vhost-user socket of each disk, in the specification's order.
-    pub disks: Vec<PathBuf>,
+    /// Folder of diskd's sockets.
+    pub disks: PathBuf,
 }
 
 impl RunPaths {
     /// Sockets in the run folder `run`, lasting files in the VM's folder `folder`.
     #[must_use]
-    pub fn new(run: &Path, folder: &Path, disks: usize) -> Self {
+    pub fn new(run: &Path, folder: &Path) -> Self {
         Self {
             qmp: run.join("qmp.sock"),
             console: run.join("console.sock"),
             serial_log: folder.join("serial.log"),
             variables: folder.join("uefi-variables.fd"),
-            disks: (0..disks)
-                .map(|n| run.join(format!("disk{n}.sock")))
-                .collect(),
+            disks: run.to_owned(),
         }
+    }
+
+    /// diskd's vhost-user socket of the disk in `slot`.
+    #[must_use]
+    pub fn vhost_user(&self, slot: u8) -> PathBuf {
+        self.disks.join(format!("disk{slot}.sock"))
+    }
+
+    /// diskd's NBD socket of the disk in `slot`.
+    #[must_use]
+    pub fn nbd(&self, slot: u8) -> PathBuf {
+        self.disks.join(format!("nbd{slot}.sock"))
     }
 }
 
@@ -94,14 +103,6 @@ pub enum MachineError {
         /// Which kind.
         secure_boot: bool,
     },
-    /// Each disk has one socket.
-    #[error("the VM has {disks} disks, and {sockets} sockets were given")]
-    Disks {
-        /// In the specification.
-        disks: usize,
-        /// In [`RunPaths`].
-        sockets: usize,
-    },
 }
 
 impl Machine<'_> {
@@ -110,12 +111,6 @@ impl Machine<'_> {
     /// # Errors
     /// [`MachineError`] when they cannot be made.
     pub fn arguments(&self) -> Result<Vec<String>, MachineError> {
-        if self.spec.disks.len() != self.run.disks.len() {
-            return Err(MachineError::Disks {
-                disks: self.spec.disks.len(),
-                sockets: self.run.disks.len(),
-            });
-        }
         let mut args = Arguments::default();
         self.machine(&mut args);
         self.boot(&mut args)?;
@@ -253,23 +248,24 @@ impl Machine<'_> {
     }
 
     fn disks(&self, args: &mut Arguments) -> Result<(), MachineError> {
-        let queues = self.spec.processors.clamp(1, MAX_QUEUES);
-        for (n, path) in self.run.disks.iter().enumerate() {
-            let path = escape(socket(path)?);
-            args.option(
-                "-chardev",
-                format!("socket,id=disk{n},path={path},reconnect-ms={RECONNECT_MS}"),
-            );
+        for device in disk::controllers(self.spec.generation) {
+            args.option("-device", device.to_string());
+        }
+        for (n, spec) in self.spec.disks.iter().enumerate() {
             // The kernel that is booted directly has the first place already.
             let place = n + usize::from(self.spec.direct_boot.is_some());
-            args.option(
-                "-device",
-                format!(
-                    "vhost-user-blk-pci,id=virtio-disk{n},chardev=disk{n},\
-                     num-queues={queues},bootindex={place}{}",
-                    self.modern()
-                ),
-            );
+            let disk = Disk::new(self.spec, spec, self.run)?;
+            match &disk.back {
+                Back::VhostUser(path) => {
+                    let (id, path) = (disk.node(), escape(path));
+                    args.option(
+                        "-chardev",
+                        format!("socket,id={id},path={path},reconnect-ms={RECONNECT_MS}"),
+                    );
+                }
+                Back::Nbd(path) => args.option("-blockdev", disk.blockdev(path).to_string()),
+            }
+            args.option("-device", disk.device(Some(place)).to_string());
         }
         Ok(())
     }
@@ -294,12 +290,12 @@ fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }
 
-fn text(path: &Path) -> Result<&str, MachineError> {
+pub(crate) fn text(path: &Path) -> Result<&str, MachineError> {
     path.to_str()
         .ok_or_else(|| MachineError::NotText(path.to_owned()))
 }
 
-fn socket(path: &Path) -> Result<&str, MachineError> {
+pub(crate) fn socket(path: &Path) -> Result<&str, MachineError> {
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         return Err(MachineError::SocketPathTooLong(path.to_owned()));
     }

@@ -1,7 +1,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use model::{Bytes, DirectBoot, DiskId, DiskSpec};
+use model::{Bus, Bytes, DirectBoot, DiskSpec};
+use serde_json::Value;
 
 use super::*;
 
@@ -11,10 +12,9 @@ const TCG: Accelerator = Accelerator::Tcg {
 
 fn spec(generation: Generation, secure_boot: bool, direct: Option<DirectBoot>) -> VmSpec {
     let disks = (0..2)
-        .map(|n| DiskSpec {
-            id: DiskId::random(),
-            file: format!("disk{n}.raw").into(),
-            size: Bytes(1 << 30),
+        .map(|n| {
+            let file = format!("disk{n}.raw").into();
+            DiskSpec::new(file, Bytes(1 << 30), Bus::Virtio, n)
         })
         .collect();
     let name = "web".parse().expect("a good name");
@@ -31,7 +31,7 @@ fn direct() -> DirectBoot {
 }
 
 fn paths() -> RunPaths {
-    RunPaths::new(Path::new("/run/p"), Path::new("/vms/a,b"), 2)
+    RunPaths::new(Path::new("/run/p"), Path::new("/vms/a,b"))
 }
 
 fn firmware(secure_boot: bool) -> Firmware {
@@ -58,6 +58,51 @@ fn arguments(spec: &VmSpec, accelerator: &Accelerator) -> Vec<String> {
 fn given(args: &[String], option: &str, part: &str) -> bool {
     args.windows(2)
         .any(|pair| pair[0] == option && pair[1].contains(part))
+}
+
+/// The device of that id.
+fn device(args: &[String], id: &str) -> Value {
+    let devices = args.windows(2).filter(|pair| pair[0] == "-device");
+    devices
+        .filter_map(|pair| serde_json::from_str::<Value>(&pair[1]).ok())
+        .find(|device| device["id"] == id)
+        .expect("it is there")
+}
+
+#[test]
+fn ide_and_scsi_disks_keep_their_places_and_never_tell_the_guest_of_an_error() {
+    let mut spec = spec(Generation::One, true, None);
+    (spec.disks[0].bus, spec.disks[0].slot) = (Bus::Ide, 3);
+    (spec.disks[1].bus, spec.disks[1].slot) = (Bus::Scsi, 7);
+    let args = arguments(&spec, &TCG);
+    let (ide, scsi) = (device(&args, "drive3"), device(&args, "drive7"));
+    assert_eq!((&ide["bus"], &ide["unit"]), (&"ide.1".into(), &1.into()));
+    assert_eq!(
+        (&scsi["bus"], &scsi["scsi-id"]),
+        (&"scsi.0".into(), &7.into())
+    );
+    for (n, device) in [ide, scsi].iter().enumerate() {
+        assert_eq!(
+            (&device["werror"], &device["rerror"]),
+            (&"stop".into(), &"stop".into())
+        );
+        assert_eq!(device["serial"], spec.disks[n].serial());
+        assert_eq!(device["bootindex"], n);
+    }
+    for path in ["/run/p/nbd3.sock", "/run/p/nbd7.sock"] {
+        assert!(given(&args, "-blockdev", path), "{path}");
+    }
+}
+
+#[test]
+fn every_slot_of_generation_2_has_a_port_to_be_plugged_into() {
+    let args = arguments(&spec(Generation::Two, true, None), &TCG);
+    let ports: Vec<Value> = (0..16)
+        .map(|n| device(&args, &format!("port{n}")))
+        .collect();
+    let mut places: Vec<_> = ports.iter().map(|port| port["addr"].to_string()).collect();
+    places.dedup();
+    assert_eq!(places.len(), 16);
 }
 
 #[test]
@@ -100,7 +145,10 @@ fn generation_2_has_no_legacy_device_left() {
         assert!(given(&args, "-machine", left), "{left}");
     }
     for device in ["vhost-user-blk-pci", "virtio-rng-pci"] {
-        let modern = |value: &String| value.starts_with(device) && value.contains("legacy=on");
+        let modern = |value: &String| {
+            value.contains(device)
+                && (value.contains("legacy=on") || value.contains(r#"legacy":"on""#))
+        };
         assert!(args.iter().any(modern), "{device}");
     }
 }
@@ -148,8 +196,13 @@ fn each_disk_reconnects_to_its_own_socket_and_boots_in_order() {
     for n in 0..2 {
         let chardev = format!("id=disk{n},path=/run/p/disk{n}.sock,reconnect-ms=100");
         assert!(given(&args, "-chardev", &chardev));
-        let device = format!("chardev=disk{n},num-queues=2,bootindex={n}");
-        assert!(given(&args, "-device", &device));
+        let device = device(&args, &format!("drive{n}"));
+        assert_eq!(device["chardev"], format!("disk{n}"));
+        assert_eq!(
+            (&device["num-queues"], &device["bootindex"]),
+            (&2.into(), &n.into())
+        );
+        assert_eq!(device["bus"], format!("port{n}"));
     }
     assert!(
         given(&args, "-object", "share=on"),
@@ -161,7 +214,8 @@ fn each_disk_reconnects_to_its_own_socket_and_boots_in_order() {
 fn a_guest_of_many_processors_gets_four_queues() {
     let mut spec = spec(Generation::Two, true, None);
     spec.processors = 64;
-    assert!(given(&arguments(&spec, &TCG), "-device", "num-queues=4,"));
+    let args = arguments(&spec, &TCG);
+    assert_eq!(device(&args, "drive0")["num-queues"], 4);
 }
 
 #[test]
@@ -183,18 +237,8 @@ fn a_path_that_linux_or_qemu_cannot_take_is_refused_by_name() {
         };
         machine.arguments().expect_err("a bad path")
     };
-    let long = RunPaths::new(
-        Path::new(&format!("/{}", "x".repeat(120))),
-        Path::new("/v"),
-        2,
-    );
+    let long = RunPaths::new(Path::new(&format!("/{}", "x".repeat(120))), Path::new("/v"));
     assert!(matches!(refused(long), MachineError::SocketPathTooLong(_)));
-    let odd = RunPaths::new(Path::new("/r"), Path::new(OsStr::from_bytes(b"/v\xff")), 2);
+    let odd = RunPaths::new(Path::new("/r"), Path::new(OsStr::from_bytes(b"/v\xff")));
     assert!(matches!(refused(odd), MachineError::NotText(_)));
-    let few = RunPaths::new(Path::new("/r"), Path::new("/v"), 1);
-    let disks = MachineError::Disks {
-        disks: 2,
-        sockets: 1,
-    };
-    assert_eq!(refused(few), disks);
 }

@@ -279,7 +279,7 @@ impl Qmp {
     }
 }
 
-fn unexpected(command: &str, fault: impl std::fmt::Display) -> QmpError {
+pub(crate) fn unexpected(command: &str, fault: impl std::fmt::Display) -> QmpError {
     QmpError::Protocol {
         command: command.to_owned(),
         fault: fault.to_string(),

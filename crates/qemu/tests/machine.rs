@@ -1,5 +1,5 @@
 //! The arguments of every kind of machine, taken by the installed QEMU: its disks are served
-//! over vhost-user by qemu-storage-daemon, and QMP says that the guest runs.
+//! over vhost-user and NBD by qemu-storage-daemon, and QMP says that the guest runs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::File;
@@ -7,21 +7,25 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use model::{Bytes, DirectBoot, DiskId, DiskSpec, Generation, VmSpec};
-use pollux_qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, RunPaths};
+use model::{Bus, Bytes, DirectBoot, DiskSpec, Generation, VmSpec};
+use pollux_qemu::{Accelerator, Disk, Firmware, Machine, Qemu, Qmp, RunPaths, Unplugged};
 use tokio::process::{Child, Command};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const DISK: u64 = 64 << 20;
 
+fn disk(slot: u8, bus: Bus) -> DiskSpec {
+    DiskSpec::new(format!("disk{slot}.raw").into(), Bytes(DISK), bus, slot)
+}
+
 fn spec(generation: Generation, secure_boot: bool, direct_boot: Option<DirectBoot>) -> VmSpec {
-    let disks = (0..2)
-        .map(|n| DiskSpec {
-            id: DiskId::random(),
-            file: format!("disk{n}.raw").into(),
-            size: Bytes(DISK),
-        })
-        .collect();
+    let other = Bus::default_of(generation);
+    let other = if other == Bus::Virtio {
+        Bus::Scsi
+    } else {
+        other
+    };
+    let disks = vec![disk(0, Bus::Virtio), disk(1, other)];
     let name = "a test".parse().unwrap();
     VmSpec::new(
         name,
@@ -35,27 +39,33 @@ fn spec(generation: Generation, secure_boot: bool, direct_boot: Option<DirectBoo
     .unwrap()
 }
 
-/// Serves every disk of `run` from a raw file beside its socket.
-fn serve_disks(run: &RunPaths) -> Child {
+/// Serves a disk from a raw file beside its socket.
+async fn serve(run: &RunPaths, disk: &DiskSpec) -> Child {
+    let (socket, export) = match disk.bus {
+        Bus::Virtio => (
+            run.vhost_user(disk.slot),
+            "type=vhost-user-blk,num-queues=2",
+        ),
+        Bus::Scsi | Bus::Ide => (run.nbd(disk.slot), "type=nbd,name=guest"),
+    };
+    let file = socket.with_extension("raw");
+    File::create(&file).unwrap().set_len(DISK).unwrap();
     let mut command = Command::new("qemu-storage-daemon");
-    for (n, socket) in run.disks.iter().enumerate() {
-        let file = socket.with_extension("raw");
-        File::create(&file).unwrap().set_len(DISK).unwrap();
-        command.arg("--blockdev").arg(format!(
-            "driver=file,node-name=d{n},filename={}",
-            file.display()
-        ));
-        command.arg("--export").arg(format!(
-            "type=vhost-user-blk,id=e{n},node-name=d{n},writable=on,num-queues=2,\
-             addr.type=unix,addr.path={}",
-            socket.display()
-        ));
-    }
-    command
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+    let node = format!("driver=file,node-name=d,filename={}", file.display());
+    command.args(["--blockdev", &node]);
+    let address = format!("addr.type=unix,addr.path={}", socket.display());
+    let export = format!("{export},id=e,node-name=d,writable=on");
+    match disk.bus {
+        Bus::Virtio => command.args(["--export", &format!("{export},{address}")]),
+        Bus::Scsi | Bus::Ide => {
+            command.args(["--nbd-server", &address]);
+            command.args(["--export", &export])
+        }
+    };
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let daemon = command.spawn().unwrap();
+    exists(&socket).await;
+    daemon
 }
 
 async fn exists(path: &Path) {
@@ -75,10 +85,8 @@ async fn runs(spec: &VmSpec) {
         .unwrap();
     // qemu-storage-daemon's options are not escaped here.
     let sockets = tempfile::tempdir().unwrap();
-    let mut run = RunPaths::new(folder.path(), folder.path(), 0);
-    run.disks = (0..2)
-        .map(|n| sockets.path().join(format!("disk{n}.sock")))
-        .collect();
+    let mut run = RunPaths::new(folder.path(), folder.path());
+    run.disks = sockets.path().to_owned();
     let firmware = Firmware::find(spec.secure_boot).unwrap();
     firmware.prepare_variables(&run.variables).unwrap();
     let accelerator = Accelerator::Tcg {
@@ -90,9 +98,9 @@ async fn runs(spec: &VmSpec) {
         run: &run,
         firmware: Some(&firmware),
     };
-    let _daemon = serve_disks(&run);
-    for socket in &run.disks {
-        exists(socket).await;
+    let mut daemons = Vec::new();
+    for disk in &spec.disks {
+        daemons.push(serve(&run, disk).await);
     }
     let qemu = Qemu::find().await.unwrap();
     let mut guest = Command::new(qemu.program)
@@ -108,10 +116,24 @@ async fn runs(spec: &VmSpec) {
     assert!(qmp.query_status().await.unwrap().running);
     let id = qmp.query_vm_generation_id().await.unwrap();
     assert_eq!(id, spec.generation_id);
-    let block = qmp.execute("query-pci", None).await.unwrap().to_string();
-    for n in 0..2 {
-        assert!(block.contains(&format!("virtio-disk{n}")), "{block}");
+    let mut plugged = qmp.plugged().await.unwrap();
+    plugged.sort_unstable();
+    assert_eq!(plugged, [0, 1]);
+    assert!(qmp.without_room().await.unwrap().is_empty());
+    for (slot, bus) in [(2, Bus::Virtio), (15, Bus::Scsi)] {
+        let more = disk(slot, bus);
+        let device = Disk::new(spec, &more, &run).unwrap();
+        if bus == Bus::Scsi {
+            assert!(qmp.plug(&device).await.is_err(), "nobody serves it");
+        }
+        daemons.push(serve(&run, &more).await);
+        qmp.plug(&device).await.unwrap();
+        assert!(qmp.plugged().await.unwrap().contains(&slot));
     }
+    // No system runs that would answer for a PCI device.
+    assert_eq!(qmp.unplug(15, LIMIT).await.unwrap(), Unplugged::Gone);
+    assert_eq!(qmp.unplug(15, LIMIT).await.unwrap(), Unplugged::Gone);
+    assert!(!qmp.plugged().await.unwrap().contains(&15));
     assert!(run.serial_log.exists() && run.console.exists());
     qmp.quit().await.unwrap();
     assert!(guest.wait().await.unwrap().success());

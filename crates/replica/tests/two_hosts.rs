@@ -269,11 +269,8 @@ fn extent(disk: &DiskSpec) -> DiskExtent {
 }
 
 fn spec() -> VmSpec {
-    let disk = DiskSpec {
-        id: DiskId::random(),
-        file: "disk0.raw".into(),
-        size: model::Bytes(16 << 20),
-    };
+    let size = model::Bytes(16 << 20);
+    let disk = DiskSpec::new("disk0.raw".into(), size, model::Bus::Virtio, 0);
     let memory = model::Bytes(64 << 20);
     let name = "web".parse().unwrap();
     VmSpec::new(name, Generation::Two, 1, memory, false, None, vec![disk]).unwrap()

@@ -168,11 +168,7 @@ fn disk_specification(thing: &str, n: usize, new: &NewDisk) -> Result<DiskSpec, 
             (file.clone(), Bytes(len))
         }
     };
-    Ok(DiskSpec {
-        id: DiskId::random(),
-        file,
-        size,
-    })
+    Ok(DiskSpec::new(file, size, bus, slot))
 }
 
 /// Length in bytes of a file or block device that can be read.
