@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use model::{Bytes, DirectBoot, DiskId, Generation, Mode, VmId, VmName, VmSpec, VmState};
+use model::{Bus, Bytes, DirectBoot, DiskId, Generation, Mode, VmId, VmName, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 
 use crate::Accelerator;
@@ -106,6 +106,9 @@ pub struct NewDisk {
     /// image: the rest reads as zeroes.
     #[serde(default)]
     pub size: Option<Bytes>,
+    /// What it is plugged into. When absent: IDE for generation 1, virtio for generation 2.
+    #[serde(default)]
+    pub bus: Option<Bus>,
 }
 
 /// Where the content of a new disk comes from.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use model::Bytes;
+use model::{Bus, Bytes};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 something failed that should not have; 2 the request is wrong; 3 the thing \
@@ -153,6 +153,10 @@ pub(crate) struct Create {
     /// A disk that is this raw file itself; may be repeated, such disks come last
     #[arg(long, value_name = "FILE")]
     pub(crate) disk_file: Vec<PathBuf>,
+    /// What its disks are plugged into: virtio, scsi or ide; unless said, ide for generation 1,
+    /// virtio for generation 2
+    #[arg(long)]
+    pub(crate) bus: Option<Bus>,
     /// Boot this kernel instead of the firmware's own way
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,

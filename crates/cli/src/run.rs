@@ -309,16 +309,19 @@ fn wanted(create: Create) -> Result<CreateVm, Problem> {
         disks.push(NewDisk {
             from: DiskContentFrom::Image(absolute(image)?),
             size: create.size,
+            bus: create.bus,
         });
     }
     disks.extend(create.disk.iter().map(|size| NewDisk {
         from: DiskContentFrom::Empty,
         size: Some(*size),
+        bus: create.bus,
     }));
     for file in &create.disk_file {
         disks.push(NewDisk {
             from: DiskContentFrom::File(absolute(file)?),
             size: None,
+            bus: create.bus,
         });
     }
     Ok(CreateVm {

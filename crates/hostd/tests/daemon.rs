@@ -112,6 +112,7 @@ fn empty(size: u64) -> NewDisk {
     NewDisk {
         from: DiskContentFrom::Empty,
         size: Some(Bytes(size)),
+        bus: None,
     }
 }
 
@@ -333,7 +334,13 @@ async fn what_a_user_gets_wrong_with_a_vm_is_refused_and_changes_nothing() {
         .create("web", vec![empty(1 << 20)])
         .await
         .expect("made");
-    let of = |from, size| vec![NewDisk { from, size }];
+    let of = |from, size| {
+        vec![NewDisk {
+            from,
+            size,
+            bus: None,
+        }]
+    };
     let file = |path: &str| DiskContentFrom::File(path.into());
     let own = made.disks[0].file.clone();
     let linked = host.path().join("linked.raw");

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use api::{CreateVm, DiskContentFrom, NewDisk, Progress};
 use durable::{Lock, LockError};
-use model::{BLOCK_SIZE, Bytes, Code, DiskId, DiskSpec, Generation, Lineage, Problem, VmSpec};
+use model::{
+    BLOCK_SIZE, Bus, Bytes, Code, DiskSpec, Generation, Lineage, Problem, VmSpec, free_slot,
+};
 use replica::standing::{self, Standing};
 
 use super::folder::{VmFolder, thing};
@@ -107,12 +109,12 @@ fn specification(thing: &str, wanted: &CreateVm) -> Result<VmSpec, Problem> {
             "Make it with `--generation 2`, or without `--secure-boot on`",
         ));
     }
-    let disks = wanted
-        .disks
-        .iter()
-        .enumerate()
-        .map(|(n, disk)| disk_specification(thing, n, disk))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut disks = Vec::with_capacity(wanted.disks.len());
+    for new in &wanted.disks {
+        let bus = new.bus.unwrap_or(Bus::Virtio);
+        let disk = disk_specification(thing, wanted.generation, &disks, new, bus)?;
+        disks.push(disk);
+    }
     VmSpec::new(
         wanted.name.clone(),
         wanted.generation,
@@ -127,7 +129,32 @@ fn specification(thing: &str, wanted: &CreateVm) -> Result<VmSpec, Problem> {
     .map_err(|error| Problem::new(Code::Invalid, thing, error.to_string(), ""))
 }
 
-fn disk_specification(thing: &str, n: usize, new: &NewDisk) -> Result<DiskSpec, Problem> {
+/// A new disk on `bus`, beside `others`.
+pub(crate) fn disk_specification(
+    thing: &str,
+    generation: Generation,
+    others: &[DiskSpec],
+    new: &NewDisk,
+    bus: Bus,
+) -> Result<DiskSpec, Problem> {
+    if bus == Bus::Ide && generation == Generation::Two {
+        return Err(Problem::new(
+            Code::Invalid,
+            thing,
+            "is of generation 2, which has no IDE",
+            "Choose `--bus virtio` or `--bus scsi`",
+        ));
+    }
+    let n = free_slot(others, bus).ok_or_else(|| {
+        let (reason, way_out) = match bus {
+            Bus::Ide => (
+                "has no free place on IDE, which has four",
+                "Choose `--bus scsi` or `--bus virtio`",
+            ),
+            Bus::Virtio | Bus::Scsi => ("has 16 disks, as many as a VM can have", ""),
+        };
+        Problem::new(Code::Conflict, thing, reason, way_out)
+    })?;
     let in_folder = || PathBuf::from(format!("disk{n}.raw"));
     let (file, size) = match &new.from {
         DiskContentFrom::Empty => {
@@ -168,7 +195,7 @@ fn disk_specification(thing: &str, n: usize, new: &NewDisk) -> Result<DiskSpec, 
             (file.clone(), Bytes(len))
         }
     };
-    Ok(DiskSpec::new(file, size, bus, slot))
+    Ok(DiskSpec::new(file, size, bus, n))
 }
 
 /// Length in bytes of a file or block device that can be read.

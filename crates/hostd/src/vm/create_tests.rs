@@ -18,6 +18,7 @@ fn image(path: &Path, size: Option<Bytes>) -> NewDisk {
     NewDisk {
         from: DiskContentFrom::Image(path.to_owned()),
         size,
+        bus: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //!     standing.toml         who may run it (crate `replica`)
 //!     origin.toml           only of a VM that a failover made: the point its disks lie above
 //!     disk0.raw ...         or disk0.overlay and disk0.map above a point
+//!     checkpoints/          what was written since each checkpoint, per disk an overlay and a map
 //!     replication.toml      only of a primary: relationship and progress
 //!     outbox/               segments on their way; a cache
 //!     uefi-variables.fd serial.log qemu.log diskd.log
@@ -15,11 +16,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use diskd::config::StackSpec;
-use model::{Code, DiskSpec, PointId, Problem, VmId, VmSpec};
+use model::{Code, DiskSpec, OverlaySpec, PointId, Problem, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 const SPEC: &str = "vm.toml";
 const ORIGIN: &str = "origin.toml";
+/// Folder of overlays; what `vm.toml` does not name there is removed.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const ORIGIN_VERSION: u32 = 1;
 
 /// What made a VM that lies above a recovery point.
@@ -133,10 +136,34 @@ impl VmFolder {
         self.path.join(&disk.file)
     }
 
+    /// The file that is written to now: the disk's, or of its latest checkpoint.
+    pub(crate) fn top_file(&self, disk: &DiskSpec) -> PathBuf {
+        match disk.overlays.last() {
+            None => self.disk_file(disk),
+            Some(overlay) => self.overlay_files(overlay).0,
+        }
+    }
+
+    /// Data and map of what was written since a checkpoint.
+    pub(crate) fn overlay_files(&self, overlay: &OverlaySpec) -> (PathBuf, PathBuf) {
+        let stem = self.path.join(&overlay.file);
+        let with = |ending: &str| {
+            let mut name = stem.clone().into_os_string();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        (with(".overlay"), with(".map"))
+    }
+
+    /// Folder of what was written since checkpoints.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.path.join(CHECKPOINTS)
+    }
+
     /// What a disk's content is made of.
     pub(crate) fn stack(&self, disk: &DiskSpec) -> StackSpec {
         let file = self.disk_file(disk);
-        match &self.origin {
+        let base = match &self.origin {
             None => StackSpec::Raw { file },
             Some(origin) => StackSpec::Overlay {
                 map: file.with_extension("map"),
@@ -147,7 +174,16 @@ impl VmFolder {
                     point: origin.point,
                 }),
             },
-        }
+        };
+        disk.overlays.iter().fold(base, |below, overlay| {
+            let (file, map) = self.overlay_files(overlay);
+            StackSpec::Overlay {
+                file,
+                map,
+                checkpoint: Some(overlay.checkpoint),
+                below: Box::new(below),
+            }
+        })
     }
 
     /// Checks that what the VM needs from this host is there.
@@ -205,11 +241,12 @@ impl VmFolder {
                 "Put the file back",
             )
         })?;
-        if meta.is_file() && meta.len() != disk.size.0 {
+        // Longer than it is said to be, it was to be grown when the power failed.
+        if meta.is_file() && meta.len() < disk.size.0 {
             return Err(refuse(
                 Code::Conflict,
                 format!("has {} bytes, and vm.toml says {}", meta.len(), disk.size.0),
-                "Put the right file there; resizing a disk is not offered yet",
+                "Put the right file there; `pollux disk resize` makes disks larger, never smaller",
             ));
         }
         Ok(())

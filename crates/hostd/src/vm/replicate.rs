@@ -86,7 +86,8 @@ impl Owner {
         let client = self.host.client(peer);
         let enrol = Enrol {
             relationship: relation.id,
-            spec: view.home.spec.clone(),
+            // Its checkpoints stay here: what is sent is what the guest sees.
+            spec: view.home.spec.without_checkpoints(),
             disks: relation.disks.clone(),
             frequency_s: relation.every_s,
             seed: relation.seed,

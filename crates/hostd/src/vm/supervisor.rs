@@ -21,10 +21,12 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diskd::config::{CONTROL_SOCKET, Config as DiskdConfig, DiskConfig, Front, disk_socket};
+use diskd::config::{
+    CONTROL_SOCKET, Config as DiskdConfig, DiskConfig, Front, disk_socket, nbd_socket,
+};
 use durable::{Lock, LockError};
 use jiff::Timestamp;
-use model::{Bytes, Code, Problem};
+use model::{Bus, Bytes, Code, Problem};
 use sandbox::Rights;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -92,7 +94,7 @@ impl Supervisor {
 
     /// The sockets and files of QEMU.
     pub(crate) fn qemu_paths(&self, folder: &VmFolder) -> qemu::RunPaths {
-        qemu::RunPaths::new(&self.run, &folder.path, folder.spec.disks.len())
+        qemu::RunPaths::new(&self.run, &folder.path)
     }
 
     /// How it is; none when none runs.
@@ -343,13 +345,16 @@ impl Supervisor {
     }
 
     fn diskd_config(&self, folder: &VmFolder, term: u64, copy_budget: Bytes) -> DiskdConfig {
-        let disks = (0..).zip(&folder.spec.disks).map(|(n, disk)| DiskConfig {
+        let disks = folder.spec.disks.iter().map(|disk| DiskConfig {
             id: disk.id,
-            slot: n,
-            front: Front::VhostUser,
+            slot: disk.slot,
+            front: match disk.bus {
+                Bus::Virtio => Front::VhostUser,
+                Bus::Scsi | Bus::Ide => Front::Nbd,
+            },
             size: disk.size,
             stack: folder.stack(disk),
-            state: self.run.join(format!("disk{n}.state")),
+            state: self.run.join(format!("disk{}.state", disk.slot)),
         });
         DiskdConfig {
             vm: folder.spec.id,
@@ -361,15 +366,19 @@ impl Supervisor {
     }
 
     fn vmd_config(&self, programs: &Programs, folder: &VmFolder) -> VmdConfig {
-        let disks = self.qemu_paths(folder).disks;
+        let paths = self.qemu_paths(folder);
         let mut sockets = vec![Socket {
             name: CONTROL_SOCKET.to_owned(),
             path: self.diskd_socket(),
         }];
-        sockets.extend((0..).zip(disks).map(|(slot, path)| Socket {
-            name: disk_socket(slot),
-            path,
-        }));
+        for disk in &folder.spec.disks {
+            for (name, path) in [
+                (disk_socket(disk.slot), paths.vhost_user(disk.slot)),
+                (nbd_socket(disk.slot), paths.nbd(disk.slot)),
+            ] {
+                sockets.push(Socket { name, path });
+            }
+        }
         VmdConfig {
             vm: folder.spec.id,
             control: self.control(),

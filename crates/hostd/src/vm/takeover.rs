@@ -68,6 +68,7 @@ impl Owner {
         let spec = VmSpec {
             generation_id: GenerationId::random(),
             disks: overlays(&view.home.spec),
+            checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
         let folder = tokio::task::block_in_place(|| {
@@ -149,6 +150,7 @@ impl Owner {
             name,
             generation_id: GenerationId::random(),
             disks: overlays(&view.home.spec),
+            checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
         tokio::task::block_in_place(|| make(&view.home.path, TEST, &store, spec, self.id, point))
@@ -159,6 +161,7 @@ impl Owner {
 fn overlays(spec: &VmSpec) -> Vec<DiskSpec> {
     let disks = spec.disks.iter().enumerate().map(|(n, disk)| DiskSpec {
         file: format!("disk{n}.overlay").into(),
+        overlays: Vec::new(),
         ..disk.clone()
     });
     disks.collect()
