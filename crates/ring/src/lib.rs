@@ -24,9 +24,11 @@
 mod executor;
 mod mailbox;
 mod operation;
+mod patience;
 mod store;
 mod wake;
 
 pub use executor::{Ring, Unavailable};
 pub use mailbox::{Mailbox, SendError, Sender, mailbox};
+pub use patience::Patience;
 pub use store::RingStore;

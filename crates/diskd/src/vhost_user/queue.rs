@@ -20,6 +20,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use block::{Device, Waiters};
-use ring::Ring;
+use ring::{Patience, Ring};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 
 use super::DiskShape;
@@ -38,6 +39,9 @@ use super::memory::Memory;
 use super::request::{Request, Status};
 use super::room::{Room, Waiting};
 use super::split_ring::{RingError, RingPlace, SplitRing};
+
+/// Answers that are published without waiting for more.
+const BATCH: usize = 8;
 
 /// Everything that a queue needs to run.
 #[derive(Debug)]
@@ -259,9 +263,18 @@ impl<D: Device + 'static> Queue<D> {
 
     /// Takes requests as they come, until the queue ends.
     async fn listen(self: Rc<Self>) {
+        let patience = Patience::default();
         loop {
             if let Err(error) = self.take_all() {
                 return self.break_off(&error);
+            }
+            if patience.look(&self.shared.ring, || self.look()).await {
+                continue;
+            }
+            match self.unmute() {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => return self.break_off(&error.into()),
             }
             let mut readable = pin!(self.shared.ring.readable(self.kick.as_fd()));
             let mut ended = pin!(self.ended.until(|| (!self.is_serving()).then_some(())));
@@ -270,9 +283,8 @@ impl<D: Device + 'static> Queue<D> {
                     return Poll::Ready(None);
                 }
                 readable.as_mut().poll(cx).map(Some)
-            })
-            .await;
-            let read = match kicked {
+            });
+            let read = match patience.wait(kicked).await {
                 None => return,
                 Some(polled) => polled.and_then(|()| self.read_kick()),
             };
@@ -280,6 +292,29 @@ impl<D: Device + 'static> Queue<D> {
                 return self.break_off(&QueueError::Kick(error));
             }
         }
+    }
+
+    /// Whether there is something new; gives up when something runs: its completion is waited for
+    /// in the kernel.
+    fn look(&self) -> ControlFlow<bool> {
+        let state = self.state.borrow();
+        if state.phase != Phase::Serving || state.running > 0 {
+            return ControlFlow::Break(false);
+        }
+        match state.ring.peek() {
+            Ok(None) => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(true),
+        }
+    }
+
+    /// Asks for notifications. False if something came meanwhile.
+    fn unmute(&self) -> Result<bool, RingError> {
+        let mut state = self.state.borrow_mut();
+        state.ring.unmute();
+        if state.phase == Phase::Serving && state.ring.peek()?.is_some() {
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Resets the kick descriptor. It may be blocking, and others may read it too.
@@ -295,18 +330,11 @@ impl<D: Device + 'static> Queue<D> {
 
     /// Takes everything that is available.
     fn take_all(self: &Rc<Self>) -> Result<(), QueueError> {
+        self.state.borrow_mut().ring.mute();
         loop {
-            self.state.borrow_mut().ring.mute();
-            loop {
-                let head = self.state.borrow_mut().take()?;
-                let Some(head) = head else { break };
-                self.begin(head)?;
-            }
-            let mut state = self.state.borrow_mut();
-            state.ring.unmute();
-            if state.phase != Phase::Serving || state.ring.peek()?.is_none() {
-                return Ok(());
-            }
+            let head = self.state.borrow_mut().take()?;
+            let Some(head) = head else { return Ok(()) };
+            self.begin(head)?;
         }
     }
 
@@ -334,7 +362,8 @@ impl<D: Device + 'static> Queue<D> {
     }
 
     /// Notes an answer; none is left in flight, if it can be. The first of a batch has the batch
-    /// published after everything else that is ready now.
+    /// published after everything else that is ready now; a full one is published at once, so
+    /// that the driver works on it beside us.
     fn finish(self: &Rc<Self>, head: u16, request: &Request, status: Option<Status>) {
         let log = self.shared.log.borrow();
         let mut state = self.state.borrow_mut();
@@ -352,7 +381,10 @@ impl<D: Device + 'static> Queue<D> {
             request.mark(log);
         }
         state.finished.push((head, len));
-        if state.finished.len() == 1 {
+        if state.finished.len() == BATCH {
+            drop(state);
+            self.publish();
+        } else if state.finished.len() == 1 {
             let queue = Rc::clone(self);
             self.shared.ring.spawn(async move { queue.publish() });
         }
