@@ -23,6 +23,7 @@ pub mod engine;
 mod epoch;
 pub mod flow;
 pub mod inherit;
+pub mod nbd;
 pub mod outbox;
 pub mod owner;
 pub mod point;
