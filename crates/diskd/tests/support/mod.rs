@@ -4,20 +4,21 @@
 #![allow(unsafe_code, reason = "guest memory and inherited descriptors")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::cell::Cell;
 use std::fs::File;
 use std::future::pending;
+use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU16, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use block::{Device, Done, Op};
+use block::{Device, Done, Fault, Op};
 use image::RawDevice;
 use model::DiskId;
 use pollux_diskd::vhost_user::{DiskInfo, serve};
@@ -25,10 +26,11 @@ use ring::{Ring, RingStore, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::vhost_user::message::{
-    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Nothing in these tests takes longer unless it hangs.
@@ -36,49 +38,126 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 
 pub const DISK: &str = "8dbbbd7a-9f5c-4a6f-8a4b-5f0f7ab1c0de";
 
-/// A device below which everything goes on, but which answers no operation from one on.
-struct Mute<D> {
-    inner: D,
-    answers_left: Cell<u64>,
+/// What a test decides about the device of its server while it runs.
+#[derive(Default)]
+pub struct Control {
+    /// Operations that are still answered; those after them only take place.
+    answers: AtomicU64,
+    /// Size that the device says it has; zero for that of its file.
+    pub size: AtomicU64,
+    /// There is no room: every mutation fails with this error, if it isn't zero.
+    pub full: AtomicI32,
+    /// How many mutations failed for want of room.
+    pub refused: AtomicU64,
+    /// How many operations were run.
+    pub run: AtomicU64,
 }
 
-impl<D: Device> Device for Mute<D> {
-    fn size(&self) -> u64 {
-        self.inner.size()
+impl Control {
+    pub fn new(answers: u64) -> Arc<Self> {
+        let control = Self::default();
+        control.answers.store(answers, Ordering::SeqCst);
+        Arc::new(control)
     }
+
+    /// From now on there is room, or not.
+    pub fn set_full(&self, full: bool) {
+        let error = if full { libc::ENOSPC } else { 0 };
+        self.full.store(error, Ordering::SeqCst);
+    }
+
+    /// Waits until `count` mutations more were refused.
+    pub fn wait_refused(&self, count: u64) {
+        let goal = self.refused.load(Ordering::SeqCst) + count;
+        until(|| (self.refused.load(Ordering::SeqCst) >= goal).then_some(()));
+    }
+}
+
+/// Looks again and again until there is something.
+pub fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "it does not come");
+        std::thread::yield_now();
+    }
+}
+
+/// A device that is controlled.
+pub struct Lab<D> {
+    inner: D,
+    control: Arc<Control>,
+}
+
+impl<D: Device> Device for Lab<D> {
+    fn size(&self) -> u64 {
+        match self.control.size.load(Ordering::SeqCst) {
+            0 => self.inner.size(),
+            size => size,
+        }
+    }
+
     async fn run(&self, op: Op) -> Done {
+        let control = &self.control;
+        control.run.fetch_add(1, Ordering::SeqCst);
+        let full = control.full.load(Ordering::SeqCst);
+        if full != 0 && op.mutates() {
+            control.refused.fetch_add(1, Ordering::SeqCst);
+            return op.refuse(Fault::Os(full));
+        }
         let done = self.inner.run(op).await;
-        let left = self.answers_left.get();
+        let left = control.answers.load(Ordering::SeqCst);
         if left == 0 {
             return pending().await;
         }
-        self.answers_left.set(left - 1);
+        control.answers.store(left - 1, Ordering::SeqCst);
         done
     }
 }
 
-/// Serves `file` until a message arrives.
-fn serve_file(
+/// What a test asks its server.
+pub enum Ask {
+    /// The device has this size now.
+    Resized(u64),
+    /// How many requests wait for room.
+    Waiting(std::sync::mpsc::Sender<u64>),
+    /// Shut down.
+    Stop,
+}
+
+/// A device of `file`.
+pub fn raw_device(ring: &Ring, file: &Path, read_only: bool) -> RawDevice<RingStore> {
+    let store = RingStore::open(ring, file, read_only, false).unwrap();
+    let size = store.len().unwrap();
+    RawDevice::new(store, size, read_only).unwrap()
+}
+
+/// Serves what `make` makes until told to stop.
+fn serve_device<D: Device + 'static>(
     listener: UnixListener,
-    file: &Path,
     read_only: bool,
-    answers: u64,
-    stop: ring::Mailbox<()>,
+    control: Arc<Control>,
+    asked: &ring::Mailbox<Ask>,
+    make: impl FnOnce(&Ring) -> D,
 ) {
     let ring = Ring::new(256).unwrap();
-    let store = RingStore::open(&ring, file, read_only, false).unwrap();
-    let size = store.len().unwrap();
-    let device = Rc::new(Mute {
-        inner: RawDevice::new(store, size, read_only).unwrap(),
-        answers_left: Cell::new(answers),
-    });
+    let inner = make(&ring);
+    let device = Rc::new(Lab { inner, control });
     let info = DiskInfo {
         id: DISK.parse::<DiskId>().unwrap(),
         read_only,
     };
     let handle = serve(&ring, device, listener, info).unwrap();
     ring.block_on(async {
-        stop.recv().await;
+        loop {
+            match asked.recv().await {
+                Some(Ask::Resized(size)) => handle.resized(size),
+                Some(Ask::Waiting(answer)) => answer.send(handle.waiting_for_room()).unwrap(),
+                Some(Ask::Stop) | None => break,
+            }
+        }
         handle.shutdown().await;
     });
     ring.abandon_tasks();
@@ -87,30 +166,74 @@ fn serve_file(
 /// A server on a thread.
 pub struct Server {
     pub socket: PathBuf,
-    stop: Option<Sender<()>>,
+    pub control: Arc<Control>,
+    asks: Option<Sender<Ask>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
+    /// Serves `file` at a socket in `folder`.
     pub fn start(folder: &Path, file: &Path, read_only: bool) -> Self {
-        let socket = folder.join("disk.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let (stop, mailbox) = ring::mailbox(1);
         let file = file.to_owned();
+        Self::of(folder, read_only, Control::new(u64::MAX), move |ring| {
+            raw_device(ring, &file, read_only)
+        })
+    }
+
+    /// Serves what `make` makes at a socket in `folder`.
+    pub fn of<D: Device + 'static>(
+        folder: &Path,
+        read_only: bool,
+        control: Arc<Control>,
+        make: impl FnOnce(&Ring) -> D + Send + 'static,
+    ) -> Self {
+        let socket = folder.join("disk.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        Self::at(listener, socket, read_only, control, make)
+    }
+
+    /// Serves what `make` makes at `listener`, which may be shared.
+    pub fn at<D: Device + 'static>(
+        listener: UnixListener,
+        socket: PathBuf,
+        read_only: bool,
+        control: Arc<Control>,
+        make: impl FnOnce(&Ring) -> D + Send + 'static,
+    ) -> Self {
+        let (asks, mailbox) = ring::mailbox(4);
+        let controlled = Arc::clone(&control);
         let thread = std::thread::spawn(move || {
-            serve_file(listener, &file, read_only, u64::MAX, mailbox);
+            serve_device(listener, read_only, controlled, &mailbox, make);
         });
         Self {
             socket,
-            stop: Some(stop),
+            control,
+            asks: Some(asks),
             thread: Some(thread),
         }
     }
 
+    fn ask(&self, ask: Ask) {
+        assert!(self.asks.as_ref().unwrap().send(ask).is_ok());
+    }
+
+    /// The device grew.
+    pub fn resized(&self, size: u64) {
+        self.ask(Ask::Resized(size));
+    }
+
+    /// How many requests wait for room.
+    pub fn waiting(&self) -> u64 {
+        let (answer, answered) = std::sync::mpsc::channel();
+        self.ask(Ask::Waiting(answer));
+        answered.recv().unwrap()
+    }
+
     /// Shuts it down and waits until it is gone.
     pub fn stop(&mut self) {
-        if let (Some(stop), Some(thread)) = (self.stop.take(), self.thread.take()) {
-            let _ = stop.send(());
+        if let (Some(asks), Some(thread)) = (self.asks.take(), self.thread.take()) {
+            let _ = asks.send(Ask::Stop);
             let outcome = thread.join();
             assert!(
                 outcome.is_ok() || std::thread::panicking(),
@@ -129,6 +252,7 @@ impl Drop for Server {
 const LISTENER: &str = "POLLUX_TEST_LISTENER";
 const FILE: &str = "POLLUX_TEST_FILE";
 const ANSWERS: &str = "POLLUX_TEST_ANSWERS";
+const FULL: &str = "POLLUX_TEST_FULL";
 
 /// What a child process does: the body of an ignored test named `serves_for_another_test`.
 pub fn child_main() {
@@ -139,9 +263,12 @@ pub fn child_main() {
     // SAFETY: inherited for us alone.
     let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let file = PathBuf::from(std::env::var_os(FILE).unwrap());
-    let answers = std::env::var(ANSWERS).unwrap().parse().unwrap();
-    let (_stop, mailbox) = ring::mailbox(1);
-    serve_file(listener, &file, false, answers, mailbox);
+    let control = Control::new(std::env::var(ANSWERS).unwrap().parse().unwrap());
+    control.set_full(std::env::var_os(FULL).is_some());
+    let (_asks, mailbox) = ring::mailbox(1);
+    serve_device(listener, false, control, &mailbox, |ring| {
+        raw_device(ring, &file, false)
+    });
 }
 
 /// A server in a process of its own, killed when dropped.
@@ -150,8 +277,21 @@ pub struct Process(Child);
 impl Process {
     /// Serves on `listener`, which it inherits; answers only so many operations.
     pub fn start(listener: &UnixListener, file: &Path, answers: u64) -> Self {
+        Self::spawn(listener, file, answers, false)
+    }
+
+    /// The same, without room for any mutation.
+    pub fn start_full(listener: &UnixListener, file: &Path) -> Self {
+        Self::spawn(listener, file, u64::MAX, true)
+    }
+
+    fn spawn(listener: &UnixListener, file: &Path, answers: u64, full: bool) -> Self {
         let inherited = rustix::io::dup(listener).unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if full {
+            command.env(FULL, "1");
+        }
+        let child = command
             .args(["--exact", "serves_for_another_test", "--ignored"])
             .env(LISTENER, inherited.as_raw_fd().to_string())
             .env(FILE, file)
@@ -182,7 +322,9 @@ pub const PHYSICAL: u64 = 0x4000_0000;
 const USER: u64 = 0x7000_0000_0000;
 const MEMORY: usize = 16 << 20;
 const AVAILABLE: usize = 0x1000;
-const USED: usize = 0x2000;
+pub const USED: usize = 0x2000;
+/// Bytes of guest memory for each bit of a log.
+const PAGE: u64 = 4096;
 const HEADERS: usize = 0x4000;
 const DATA: usize = 0x10_0000;
 /// Room for the data of one request.
@@ -203,7 +345,13 @@ pub struct Guest {
     error: EventFd,
     available: u16,
     seen: u16,
+    /// Whether requests in flight are tracked.
     pub track: bool,
+    /// Whether it opens a channel for the back end, and the channel.
+    pub listens: bool,
+    channel: Option<UnixStream>,
+    /// The log of dirty memory, from the moment on when a migration begins.
+    log: Option<File>,
 }
 
 /// Requests at once: each takes three descriptors.
@@ -232,6 +380,9 @@ impl Guest {
             available: 0,
             seen: 0,
             track: true,
+            listens: false,
+            channel: None,
+            log: None,
         }
     }
 
@@ -242,13 +393,18 @@ impl Guest {
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        frontend.set_features(features & !(1 << 29)).unwrap();
+        frontend.set_features(self.accepted(features)).unwrap();
         assert_ne!(features & protocol, 0);
         let mut offered = frontend.get_protocol_features().unwrap();
         if !self.track {
             offered.remove(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
         }
         frontend.set_protocol_features(offered).unwrap();
+        if self.listens {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            frontend.set_backend_request_fd(&theirs).unwrap();
+            self.channel = Some(ours);
+        }
         if self.track {
             if self.inflight.is_none() {
                 let wanted = VhostUserInflight::new(0, 0, 1, QUEUE);
@@ -262,26 +418,120 @@ impl Guest {
         frontend.set_mem_table(&[self.region()]).unwrap();
         frontend.set_vring_num(0, QUEUE).unwrap();
         frontend.set_vring_base(0, self.used_idx()).unwrap();
-        let at = |offset: usize| USER + offset as u64;
-        frontend
-            .set_vring_addr(
-                0,
-                &VringConfigData {
-                    queue_max_size: QUEUE,
-                    queue_size: QUEUE,
-                    flags: 0,
-                    desc_table_addr: at(0),
-                    used_ring_addr: at(USED),
-                    avail_ring_addr: at(AVAILABLE),
-                    log_addr: None,
-                },
-            )
-            .unwrap();
+        frontend.set_vring_addr(0, &self.rings()).unwrap();
         frontend.set_vring_kick(0, &self.kick).unwrap();
         frontend.set_vring_call(0, &self.call).unwrap();
         frontend.set_vring_err(0, &self.error).unwrap();
         frontend.set_vring_enable(0, true).unwrap();
         self.frontend = Some(frontend);
+    }
+
+    /// Of the features offered those that it takes: EVENT_IDX needs another driver, LOG_ALL is
+    /// for a migration.
+    fn accepted(&self, offered: u64) -> u64 {
+        let log = u64::from(self.log.is_none()) << 26;
+        offered & !(1 << 29 | log)
+    }
+
+    fn rings(&self) -> VringConfigData {
+        let at = |offset: usize| USER + offset as u64;
+        VringConfigData {
+            queue_max_size: QUEUE,
+            queue_size: QUEUE,
+            flags: self.log.is_some().into(),
+            desc_table_addr: at(0),
+            used_ring_addr: at(USED),
+            avail_ring_addr: at(AVAILABLE),
+            log_addr: Some(PHYSICAL + USED as u64),
+        }
+    }
+
+    /// Begins a migration, as QEMU does while the queue runs; the log covers all memory.
+    pub fn begin_log(&mut self) {
+        let file = File::from(memfd_create("log", MemfdFlags::CLOEXEC).unwrap());
+        let len = (PHYSICAL + MEMORY as u64) / PAGE / 8;
+        file.set_len(len).unwrap();
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: len,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        self.frontend().set_log_base(0, Some(region)).unwrap();
+        self.log = Some(file);
+        self.set_logging();
+    }
+
+    /// Ends it.
+    pub fn end_log(&mut self) -> File {
+        let log = self.log.take().unwrap();
+        self.set_logging();
+        log
+    }
+
+    fn set_logging(&mut self) {
+        let features = self.frontend().get_features().unwrap();
+        let (features, rings) = (self.accepted(features), self.rings());
+        self.frontend().set_features(features).unwrap();
+        self.frontend().set_vring_addr(0, &rings).unwrap();
+    }
+
+    /// Offsets in guest memory of the pages that were marked, and forgets them.
+    pub fn take_marked(&self) -> Vec<usize> {
+        marked(self.log.as_ref().unwrap())
+    }
+
+    /// Waits for the message that the configuration changed; the size that it then has in bytes.
+    pub fn wait_resized(&mut self) -> u64 {
+        let channel = self.channel.as_mut().unwrap();
+        channel.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut message = [0; 12];
+        channel.read_exact(&mut message).unwrap();
+        // CONFIG_CHANGE_MSG, version 1, no body, no reply wanted.
+        assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        self.capacity()
+    }
+
+    /// Reads and forgets what the back end said on its channel.
+    pub fn drop_messages(&mut self) {
+        let channel = self.channel.as_mut().unwrap();
+        channel.set_read_timeout(Some(LIMIT)).unwrap();
+        channel.read_exact(&mut [0; 12]).unwrap();
+    }
+
+    /// Whether the back end has said something on its channel.
+    pub fn was_told(&self) -> bool {
+        is_readable(self.channel.as_ref().unwrap())
+    }
+
+    /// The size in the configuration in bytes.
+    pub fn capacity(&mut self) -> u64 {
+        let flags = VhostUserConfigFlags::empty();
+        let answer = self.frontend().get_config(0, 60, flags, &[0; 60]);
+        let (_, bytes) = answer.unwrap();
+        u64::from_le_bytes(bytes[..8].try_into().unwrap()) * 512
+    }
+
+    /// Stops the queue; the next index of its available ring.
+    pub fn stop_queue(&mut self) -> u32 {
+        self.frontend().get_vring_base(0).unwrap()
+    }
+
+    /// Starts the queue again on the same connection, from `base` on, as QEMU does on `cont`.
+    pub fn start_queue(&mut self, base: u32) {
+        let (inflight, file) = self.inflight.take().unwrap();
+        let base = u16::try_from(base).unwrap();
+        let rings = self.rings();
+        let frontend = self.frontend.as_mut().unwrap();
+        frontend
+            .set_inflight_fd(&inflight, file.as_raw_fd())
+            .unwrap();
+        self.inflight = Some((inflight, file));
+        frontend.set_vring_num(0, QUEUE).unwrap();
+        frontend.set_vring_base(0, base).unwrap();
+        frontend.set_vring_addr(0, &rings).unwrap();
+        frontend.set_vring_kick(0, &self.kick).unwrap();
+        frontend.set_vring_call(0, &self.call).unwrap();
+        frontend.set_vring_enable(0, true).unwrap();
     }
 
     fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -478,6 +728,18 @@ impl Guest {
     pub fn is_broken(&self) -> bool {
         wait_readable(&self.error, Instant::now())
     }
+}
+
+/// Offsets in guest memory of the pages that are marked in `log`, which is cleared.
+pub fn marked(log: &File) -> Vec<usize> {
+    let first = usize::try_from(PHYSICAL / PAGE).unwrap();
+    let mut bytes = vec![0; usize::try_from(log.metadata().unwrap().len()).unwrap()];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    log.write_all_at(&vec![0; bytes.len()], 0).unwrap();
+    let pages = (0..bytes.len() * 8).filter(|page| bytes[page / 8] & (1 << (page % 8)) != 0);
+    pages
+        .map(|page| page.checked_sub(first).expect("not of the guest") * 4096)
+        .collect()
 }
 
 /// Waits until one of the descriptors is readable.
