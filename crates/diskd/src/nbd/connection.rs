@@ -48,6 +48,8 @@ pub(super) struct Connection {
     ring: Ring,
     socket: UnixStream,
     phase: Cell<Phase>,
+    /// It is no longer open.
+    ended: Waiters,
     /// Set once the client has chosen.
     export: RefCell<Option<Export>>,
     pub(super) window: Rc<Window>,
@@ -75,6 +77,7 @@ impl Connection {
             ring: ring.clone(),
             socket,
             phase: Cell::new(Phase::Open),
+            ended: Waiters::default(),
             export: RefCell::new(None),
             window: Rc::default(),
             outbox: RefCell::default(),
@@ -115,6 +118,7 @@ impl Connection {
     pub(super) fn close(&self) {
         if self.is_open() {
             self.phase.set(Phase::Closing);
+            self.ended.notify();
             self.window.changed.notify();
         }
     }
@@ -122,6 +126,7 @@ impl Connection {
     /// Receives and sends nothing more.
     pub(super) fn sever(&self) {
         self.phase.set(Phase::Severed);
+        self.ended.notify();
         self.window.changed.notify();
         self.output.notify();
     }
@@ -169,7 +174,7 @@ impl Connection {
         let wanted = before + second.len();
         loop {
             if *dry {
-                let ended = pin!(self.until(|| None::<()>));
+                let ended = pin!(self.ended.until(|| (!self.is_open()).then_some(())));
                 let readable = pin!(self.ring.readable(self.socket.as_fd()));
                 match select(ended, readable).await {
                     Either::Left(_) | Either::Right((Err(_), _)) => return Err(Ended),

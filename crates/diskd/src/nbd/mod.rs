@@ -24,6 +24,7 @@
 //! | `request`, `transmission`, `reply` | what is asked, how it is started, how it is answered |
 //! | `export` | what is served under which name |
 //! | `protocol` | numbers and layouts |
+//! | `fuzzing` | a client's bytes in, the server's out; for tests |
 //!
 //! **Protocol** (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>): fixed newstyle
 //! with `EXPORT_NAME`, `GO`, `INFO`, `LIST`, `ABORT`, structured replies and `base:allocation`. Not offered:
@@ -43,6 +44,8 @@
 
 mod connection;
 mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inbox;
 mod negotiation;
 mod outbox;

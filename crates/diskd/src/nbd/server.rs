@@ -97,10 +97,14 @@ impl Server {
             .iter()
             .for_each(|client| client.close());
         self.changed.notify();
-        let gone = || {
-            let gone = !self.accepting.get() && self.clients.borrow().is_empty();
-            gone.then_some(())
-        };
+        let stopped = || (!self.accepting.get()).then_some(());
+        self.changed.until(stopped).await;
+        self.gone().await;
+    }
+
+    /// Waits until nobody is here.
+    pub(super) async fn gone(&self) {
+        let gone = || self.clients.borrow().is_empty().then_some(());
         self.changed.until(gone).await;
     }
 
@@ -167,7 +171,8 @@ impl Server {
         self.changed.until(room).await;
     }
 
-    fn take_in(self: &Rc<Self>, socket: UnixStream) {
+    /// Serves the client at the other end of `socket`.
+    pub(super) fn take_in(self: &Rc<Self>, socket: UnixStream) {
         let client = Connection::new(&self.ring, socket);
         self.clients.borrow_mut().push(Rc::clone(&client));
         self.ring.spawn(Rc::clone(&client).send_all());
