@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use landlock::RulesetError;
 use rustix::io::{read, write};
@@ -26,14 +26,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A path of the rights is not there.
-    #[error("{} cannot be given to a process", path.display())]
-    Path {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// The kernel refused the rules for files.
     #[error("the rules for files were refused")]
     Ruleset(#[source] RulesetError),
@@ -44,6 +36,9 @@ pub enum Error {
     #[error("no pipe")]
     Pipe(#[source] io::Error),
 }
+
+/// `CAP_DAC_READ_SEARCH`, linux/capability.h.
+const DAC_READ_SEARCH: u32 = 2;
 
 /// What may fail without ending the child; one byte each in the pipe to the parent.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +77,7 @@ pub struct Confinement {
     groups: Vec<libc::gid_t>,
     network: bool,
     bounding: bool,
+    read_any: bool,
     ruleset: Option<OwnedFd>,
     filters: Vec<BpfProgram>,
     lacking: Vec<String>,
@@ -102,12 +98,6 @@ impl Confinement {
         if let Some(user) = rights.user {
             can_become(user).map_err(|reason| Error::User { user, reason })?;
         }
-        for path in rights.write.iter().chain(&rights.read) {
-            if let Err(source) = std::fs::metadata(path) {
-                let path = path.clone();
-                return Err(Error::Path { path, source });
-            }
-        }
         let mut lacking = Vec::new();
         let ruleset = paths::ruleset(rights, program, &mut lacking).map_err(Error::Ruleset)?;
         let network = holds(CapabilitySet::SYS_ADMIN);
@@ -121,6 +111,7 @@ impl Confinement {
             groups: rights.groups.clone(),
             network,
             bounding: holds(CapabilitySet::SETPCAP),
+            read_any: rights.read_any && holds(CapabilitySet::DAC_READ_SEARCH),
             ruleset,
             filters: filter::denied(rights.io_uring).map_err(Error::Filter)?,
             lacking,
@@ -145,7 +136,7 @@ impl Confinement {
         if let Some(user) = self.user {
             self.become_user(user)?;
         }
-        give_up_capabilities()?;
+        leave_capabilities(self.read_any)?;
         // SAFETY: umask and this prctl take numbers only.
         unsafe {
             libc::umask(0o077);
@@ -192,6 +183,10 @@ impl Confinement {
             return Ok(());
         }
         for capability in 0.. {
+            if self.read_any && capability == DAC_READ_SEARCH {
+                // Its successor inherits it, which takes it to be here.
+                continue;
+            }
             // SAFETY: takes numbers only.
             let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
             match checked(dropped) {
@@ -207,6 +202,7 @@ impl Confinement {
     fn become_user(&self, user: u32) -> io::Result<()> {
         // SAFETY: `groups` is valid for reads of its length; the rest are numbers.
         unsafe {
+            checked(libc::prctl(libc::PR_SET_KEEPCAPS, i64::from(self.read_any)))?;
             checked(libc::setgroups(self.groups.len(), self.groups.as_ptr()))?;
             checked(libc::setresgid(user, user, user))?;
             checked(libc::setresuid(user, user, user))
@@ -214,23 +210,39 @@ impl Confinement {
     }
 }
 
-/// What it has now: none is left to root either.
-fn give_up_capabilities() -> io::Result<()> {
+/// What it has now: none is left to root either, but for reading when `read_any`.
+fn leave_capabilities(read_any: bool) -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
         pid: i32,
     }
-    /// _LINUX_CAPABILITY_VERSION_3: two sets of three words.
+    /// `_LINUX_CAPABILITY_VERSION_3`, linux/capability.h: two words each of effective, permitted
+    /// and inheritable.
     const VERSION: u32 = 0x2008_0522;
     let header = Header {
         version: VERSION,
         pid: 0,
     };
-    let none = [0_u32; 6];
-    // SAFETY: both pointers are valid for reads of what this version has.
-    let refused = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
-    checked(i32::from(refused != 0))
+    let word = u32::from(read_any) << DAC_READ_SEARCH;
+    let sets = [word, word, word, 0, 0, 0];
+    // SAFETY: both pointers are valid for reads of what this version has; the rest are numbers.
+    unsafe {
+        let refused = libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr());
+        checked(i32::from(refused != 0))?;
+        if read_any {
+            // Or exec would take it away.
+            let raise = libc::PR_CAP_AMBIENT_RAISE;
+            checked(libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                raise,
+                DAC_READ_SEARCH,
+                0,
+                0,
+            ))?;
+        }
+    }
+    Ok(())
 }
 
 /// `/proc/self` is another folder in each process, so it is opened by the child.

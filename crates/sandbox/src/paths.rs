@@ -83,14 +83,16 @@ pub(crate) fn ruleset(
     ruleset = allow(ruleset, KVM, device | AccessFs::IoctlDev)?;
     ruleset = allow(ruleset, program, AccessFs::Execute | AccessFs::ReadFile)?;
     for path in &rights.read {
-        ruleset = allow(ruleset, path, read)?;
+        ruleset = allow(ruleset, path, read | AccessFs::ResolveUnix)?;
     }
+    // What nobody here makes could only lead others astray.
+    let never = AccessFs::Execute
+        | AccessFs::MakeSym
+        | AccessFs::MakeChar
+        | AccessFs::MakeBlock
+        | AccessFs::MakeFifo;
     for path in &rights.write {
-        ruleset = allow(
-            ruleset,
-            path,
-            AccessFs::from_all(NEWEST) & !AccessFs::Execute,
-        )?;
+        ruleset = allow(ruleset, path, AccessFs::from_all(NEWEST) & !never)?;
     }
     Ok(ruleset.into())
 }

@@ -17,10 +17,15 @@ pub struct Rights {
     pub user: Option<u32>,
     /// Its other groups; taken only together with `user`.
     pub groups: Vec<u32>,
-    /// Folders, with all that they hold, and files that it reads, writes, makes and removes.
+    /// Folders, with all that they hold, and files that it reads, writes, makes and removes. A path
+    /// that is not there when the process starts gives nothing.
     pub write: Vec<PathBuf>,
-    /// Folders, with all that they hold, and files that it reads.
+    /// Folders, with all that they hold, and files that it reads; sockets in them that it connects
+    /// to.
     pub read: Vec<PathBuf>,
+    /// Whether owner and mode of what it may read do not matter, so that Landlock alone says what
+    /// it reads: it keeps `CAP_DAC_READ_SEARCH`. Only root can give it.
+    pub read_any: bool,
     /// Whether it may use io_uring, which does its work past any filter of system calls.
     pub io_uring: bool,
 }

@@ -532,13 +532,33 @@ fn io_uring_is_for_those_who_were_given_it() {
 }
 
 #[test]
-fn a_path_that_is_not_there_is_named() {
-    let rights = Rights {
-        read: vec!["/nowhere/image.iso".into()],
-        ..Rights::default()
+fn a_path_that_is_not_there_gives_nothing() {
+    let host = Host::of(rustix::process::geteuid().as_raw());
+    let mut rights = host.rights();
+    rights.read.push("/nowhere/image.iso".into());
+    let (found, _) = host.tries(0, &rights);
+    assert_eq!(found["write its own folder"], "done");
+}
+
+#[test]
+fn one_that_reads_whatever_its_owner_reads_only_where_it_was_allowed_to() {
+    if !is_root() {
+        return;
+    }
+    let user = user_of(VmId::random());
+    let host = Host::of(user);
+    fs::set_permissions(host.path("image.iso"), fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(host.path("image.iso"), Some(0), Some(0)).unwrap();
+    let mut rights = Rights {
+        user: Some(user),
+        ..host.rights()
     };
-    let error = Confinement::prepare(&rights, "/bin/true".as_ref()).unwrap_err();
-    assert!(error.to_string().contains("/nowhere/image.iso"), "{error}");
+    assert_ne!(host.tries(0, &rights).0["read what it was given"], "done");
+    rights.read_any = true;
+    let (mut found, lacking) = host.tries(0, &rights);
+    let status = found.remove("rights").unwrap();
+    assert!(status.contains("CapEff:\t0000000000000004|"), "{status}");
+    assert_confined(&found, &lacking);
 }
 
 /// Calls that this test makes after it has given up the others.
