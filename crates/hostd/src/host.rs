@@ -19,10 +19,10 @@ use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
 use crate::settings::Settings;
 use crate::twin::Store;
-use crate::vm::create;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
 use crate::vm::{Home, Vm, takeover};
+use crate::vm::{access, create};
 
 /// Everything that belongs to this polluxd.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ impl Host {
         };
         for folder in [layout.vms(), layout.replicas()] {
             durable::create_folder(&folder).map_err(|error| failed(&folder, &error))?;
+            access::let_pass(&folder).map_err(|error| failed(&folder, &error))?;
             create::sweep(&folder).map_err(|error| failed(&folder, &error))?;
         }
         let identity = Identity::open(&state.join("identity"), name, Timestamp::now())
@@ -344,6 +345,12 @@ impl Host {
     /// A VM is gone.
     pub(crate) fn forget(&self, id: VmId) {
         self.lock().vms.remove(&id);
+    }
+
+    /// Whether guests are known to run on KVM.
+    pub(crate) fn uses_kvm(&self) -> bool {
+        let engine = self.engine.get();
+        engine.is_some_and(|engine| matches!(engine.accelerator, qemu::Accelerator::Kvm))
     }
 
     /// QEMU and the accelerator, looked for until they are found.

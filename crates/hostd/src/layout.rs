@@ -1,14 +1,14 @@
 //! Where everything lies.
 //!
 //! ```text
-//!   STATE/                        0700, survives a reboot
+//!   STATE/                        survives a reboot; others pass, and see nothing
 //!     lock                        one polluxd per state folder
 //!     host.toml                   the host's own settings, may be absent
 //!     identity/ peers/            who this host is, whom it trusts (crate `replica`)
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
 //!     replicas/UUID/              a twin received from another host: vm.toml, journal/, standing
 //!       failover/  test/          VMs that a failover made above a point of that journal
-//!   RUN/                          0700, tmpfs: lost by a reboot, as it should be
+//!   RUN/                          tmpfs: lost by a reboot, as it should be
 //!     api.sock                    the management API
 //!     SHORT-ID/                   processes of one VM: configurations, sockets, state files
 //! ```
@@ -24,7 +24,7 @@ use model::{Code, Problem, VmId};
 pub const MAX_SOCKET_PATH: usize = 107;
 
 /// The longest name of a socket in a VM's run folder, with the folder's own name before it.
-const LONGEST_SOCKET: &str = "0123456789ab/console.sock";
+const LONGEST_SOCKET: &str = "0123456789ab/own/console.sock";
 
 /// The folders of one polluxd.
 #[derive(Debug, Clone, PartialEq, Eq)]

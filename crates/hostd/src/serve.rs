@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::host::Host;
 use crate::http;
 use crate::layout::{Layout, check_socket_path};
+use crate::vm::access;
 
 /// What polluxd is told when it starts.
 #[derive(Debug, Clone)]
@@ -45,6 +46,7 @@ pub async fn serve(options: Options) -> Result<(), Problem> {
     check_socket_path(&options.socket)?;
     for folder in [&layout.state, &layout.run] {
         durable::create_folder(folder).map_err(|error| cannot_make(folder, &error))?;
+        access::let_pass(folder).map_err(|error| cannot_make(folder, &error))?;
     }
     let _only = lock(&layout.state)?;
     let replica = TcpListener::bind(options.replica_listen)

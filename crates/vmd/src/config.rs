@@ -19,6 +19,10 @@ pub struct Config {
     pub diskd: Program,
     /// Listening sockets that are made, held, and passed to every diskd in this order.
     pub sockets: Vec<Socket>,
+    /// What is known to be lacking of the confinement before anything is started; told in
+    /// [`crate::control::Status`].
+    #[serde(default)]
+    pub lacking: Vec<String>,
 }
 
 /// A listening Unix stream socket, mode 0600.
@@ -29,4 +33,7 @@ pub struct Socket {
     pub name: String,
     /// Its path.
     pub path: PathBuf,
+    /// Whose it is, so that a program of that user can connect to it; vmd's own if none.
+    #[serde(default)]
+    pub user: Option<u32>,
 }

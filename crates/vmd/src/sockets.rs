@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -82,6 +82,9 @@ impl Inherited {
             return Err(io::Error::other("its name cannot stand in LISTEN_FDNAMES"));
         }
         let listener = listen(&socket.path)?;
+        if let Some(user) = socket.user {
+            lchown(&socket.path, Some(user), Some(user))?;
+        }
         self.listeners
             .push(fcntl_dupfd_cloexec(&listener, HELD_FROM)?);
         if !self.names.is_empty() {

@@ -437,7 +437,9 @@ impl Supervisor {
         let mut lacking: Vec<String> = diskd
             .into_iter()
             .chain(&self.guest)
-            .flat_map(|process| process.lacking.iter().cloned())
+            .flat_map(|process| &process.lacking)
+            .chain(&self.config.lacking)
+            .cloned()
             .collect();
         lacking.sort_unstable();
         lacking.dedup();

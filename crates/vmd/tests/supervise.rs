@@ -53,8 +53,10 @@ impl Vmd {
                 .map(|name| Socket {
                     name: name.into(),
                     path: path(name),
+                    user: None,
                 })
                 .into(),
+            lacking: Vec::new(),
         };
         fs::write(path("vmd.json"), serde_json::to_vec(&config).unwrap()).unwrap();
         let child = spawn(&path("vmd.json"));

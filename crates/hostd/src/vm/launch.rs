@@ -7,10 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use model::{Bytes, Code, Generation, Problem};
 use qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, QmpError};
-use sandbox::Rights;
 use tokio::time::{Instant, sleep};
 use vmd::control::Program;
 
+use super::access::Access;
 use super::ended::{describe, log_tail};
 use super::folder::VmFolder;
 use super::supervisor::{GuestRecord, Supervisor};
@@ -97,17 +97,24 @@ impl Launch {
             .arguments()
             .map_err(|error| Problem::failed(&thing, &error))?;
         self.supervisor
-            .ensure(&self.programs, &self.folder, self.term, self.copy_budget)
+            .ensure(
+                &self.programs,
+                &self.folder,
+                self.term,
+                self.copy_budget,
+                matches!(self.engine.accelerator, Accelerator::Kvm),
+            )
             .await?;
         // A socket that an earlier QEMU left would only be refused; without it less is asked.
         for socket in [&paths.qmp, &paths.console] {
             let _ = std::fs::remove_file(socket);
         }
+        let run = self.supervisor.run();
         let program = Program {
             program: self.engine.qemu.program.clone(),
             args,
             log: self.folder.path.join("qemu.log"),
-            rights: Rights::default(),
+            rights: Access::settled(run).qemu(&self.folder, run, &paths, firmware.as_ref()),
         };
         let begun = self.begin(program, &paths.qmp).await;
         if begun.is_err() {

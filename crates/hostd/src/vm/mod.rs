@@ -1,5 +1,6 @@
 //! Virtual machines: their folders, their processes, and the task that owns each of them.
 
+pub(crate) mod access;
 pub(crate) mod create;
 mod ended;
 pub(crate) mod folder;

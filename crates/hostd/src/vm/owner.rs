@@ -293,7 +293,8 @@ impl Owner {
                 Some(machine) => {
                     let term = view.standing.lineage.current().number;
                     let budget = host.settings.copy_budget;
-                    let ensured = supervisor.ensure(&host.programs, machine, term, budget);
+                    let kvm = host.uses_kvm();
+                    let ensured = supervisor.ensure(&host.programs, machine, term, budget, kvm);
                     match ensured.await {
                         Ok(status) if off && status.guest.is_some() => {
                             supervisor.kill_guest().await.map(drop)

@@ -365,7 +365,10 @@ impl Owner {
         let failed = |error: std::io::Error| Problem::failed(view.thing(), &error);
         let outbox = DiskdSource::outbox(home);
         if outbox.exists() {
-            std::fs::remove_dir_all(&outbox).map_err(failed)?;
+            // The folder stays: it belongs to diskd, which may be running.
+            for entry in std::fs::read_dir(&outbox).map_err(failed)? {
+                std::fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+            }
         }
         progress::forget(home).map_err(failed)?;
         Relation::remove(home).map_err(failed)?;

@@ -5,8 +5,9 @@
 //!     vmd.json diskd.json       how they were started
 //!     vmd.sock                  vmd's control socket
 //!     diskd.sock disk0.sock ... diskd's, held by vmd
-//!     qmp.sock console.sock     QEMU's
-//!     disk0.state ...           diskd's state that survives kill -9
+//!     own/                      belongs to the VM's processes, who make what is in it
+//!       qmp.sock console.sock   QEMU's
+//!       disk0.state ...         diskd's state that survives kill -9
 //!     guest.json                what only polluxd knows of the QEMU that runs
 //! ```
 //!
@@ -27,7 +28,6 @@ use diskd::config::{
 use durable::{Lock, LockError};
 use jiff::Timestamp;
 use model::{Bus, Bytes, Code, Problem};
-use sandbox::Rights;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -35,6 +35,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
 use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 
+use super::access::{Access, own, publish};
 use super::ended::log_tail;
 use super::folder::VmFolder;
 use crate::lines::{LineError, Lines};
@@ -94,7 +95,13 @@ impl Supervisor {
 
     /// The sockets and files of QEMU.
     pub(crate) fn qemu_paths(&self, folder: &VmFolder) -> qemu::RunPaths {
-        qemu::RunPaths::new(&self.run, &folder.path)
+        let own = own(&self.run);
+        // In the run folder itself QEMU cannot make a socket.
+        qemu::RunPaths {
+            qmp: own.join("qmp.sock"),
+            console: own.join("console.sock"),
+            ..qemu::RunPaths::new(&self.run, &folder.path)
+        }
     }
 
     /// How it is; none when none runs.
@@ -159,29 +166,35 @@ impl Supervisor {
         folder: &VmFolder,
         term: u64,
         copy_budget: Bytes,
+        kvm: bool,
     ) -> Result<Status, Problem> {
         let _alone = self.changing.lock().await;
         durable::create_folder(&self.run).map_err(|error| Problem::failed(&self.thing, &error))?;
+        let running = self.status().await?;
+        if let Some(status) = running.as_ref().filter(|status| status.guest.is_some()) {
+            return Ok(status.clone());
+        }
+        let access = Access::settle(folder, &self.run, programs, kvm)?;
         let diskd = serde_json::to_vec_pretty(&self.diskd_config(folder, term, copy_budget))
             .expect("a configuration has a JSON form");
-        let vmd = serde_json::to_vec_pretty(&self.vmd_config(programs, folder))
+        let vmd = serde_json::to_vec_pretty(&self.vmd_config(programs, folder, access))
             .expect("a configuration has a JSON form");
         let wanted = [
             (self.run.join("diskd.json"), diskd),
             (self.run.join("vmd.json"), vmd),
         ];
-        if let Some(status) = self.status().await? {
+        if let Some(status) = running {
             let same = wanted
                 .iter()
                 .all(|(path, text)| fs::read(path).is_ok_and(|found| found == *text));
-            if status.guest.is_some() || (same && !self.flush_failed().await) {
+            if same && !self.flush_failed().await {
                 return Ok(status);
             }
             // Ended in order after its guest, a diskd lets the next one reopen the disks.
             self.end().await?;
         }
         for (path, text) in &wanted {
-            durable::replace(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
+            publish(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
         }
         self.spawn(programs, folder).await
     }
@@ -354,7 +367,7 @@ impl Supervisor {
             },
             size: disk.size,
             stack: folder.stack(disk),
-            state: self.run.join(format!("disk{}.state", disk.slot)),
+            state: own(&self.run).join(format!("disk{}.state", disk.slot)),
         });
         DiskdConfig {
             vm: folder.spec.id,
@@ -365,18 +378,20 @@ impl Supervisor {
         }
     }
 
-    fn vmd_config(&self, programs: &Programs, folder: &VmFolder) -> VmdConfig {
+    fn vmd_config(&self, programs: &Programs, folder: &VmFolder, access: Access) -> VmdConfig {
         let paths = self.qemu_paths(folder);
         let mut sockets = vec![Socket {
             name: CONTROL_SOCKET.to_owned(),
             path: self.diskd_socket(),
+            user: None,
         }];
         for disk in &folder.spec.disks {
             for (name, path) in [
                 (disk_socket(disk.slot), paths.vhost_user(disk.slot)),
                 (nbd_socket(disk.slot), paths.nbd(disk.slot)),
             ] {
-                sockets.push(Socket { name, path });
+                let user = access.user;
+                sockets.push(Socket { name, path, user });
             }
         }
         VmdConfig {
@@ -386,9 +401,10 @@ impl Supervisor {
                 program: programs.diskd.clone(),
                 args: vec![self.run.join("diskd.json").display().to_string()],
                 log: folder.path.join("diskd.log"),
-                rights: Rights::default(),
+                rights: access.diskd(folder, &self.run),
             },
             sockets,
+            lacking: access.notice.into_iter().collect(),
         }
     }
 }

@@ -1,0 +1,410 @@
+//! Whose the files of a VM are, and what its processes may do.
+//!
+//! When polluxd is root, diskd and QEMU of a VM run as a user that is the VM's alone
+//! ([`sandbox::user_of`], U below), and what they need is given to it:
+//!
+//! ```text
+//!   STATE/ vms/ replicas/ ...  root  0711   others pass, and see nothing
+//!     vms/UUID/                root:U 0750  U reads names; it cannot make or replace a file
+//!       vm.toml standing.toml  root  0600
+//!       checkpoints/           root:U 0750
+//!       disk0.raw, overlays    U     0600   made by polluxd if they are not there yet
+//!       serial.log uefi-...fd  U     0600
+//!       outbox/                U     0700
+//!   RUN/                       root  0711
+//!     SHORT-ID/                root:U 0750
+//!       vmd.json vmd.sock      root  0600
+//!       diskd.json             root:U 0640
+//!       disk0.sock ...         U     0600   given by vmd
+//!       own/                   U     0700   what they make: QMP, console, state of diskd
+//! ```
+//!
+//! A folder that U can write holds nothing that root trusts: what it makes there under another's
+//! name leads nobody astray. Outside of Pollux's folders nothing is given away but a disk's own file,
+//! and that is given back when the disk is detached ([`give_back`]).
+//!
+//! If U cannot reach something (the state lies in `/root`, say), the VM's processes run as polluxd's
+//! own user, without capabilities, and that is said. So they do when polluxd is not root. Landlock
+//! and seccomp hold in all three cases. Access lists (ACLs) are not looked at: who is let in only by
+//! one is taken for shut out.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::path::{Path, PathBuf};
+
+use diskd::config::StackSpec;
+use model::Problem;
+use qemu::{Firmware, RunPaths};
+use rustix::process::{getegid, geteuid};
+use sandbox::Rights;
+
+use super::folder::VmFolder;
+use super::source::DiskdSource;
+use crate::programs::Programs;
+
+const KVM: &str = "/dev/kvm";
+const READ: u32 = 0o4;
+const READ_WRITE: u32 = 0o6;
+const EXECUTE: u32 = 0o1;
+
+/// The folder in a VM's run folder that belongs to its processes.
+pub(crate) fn own(run: &Path) -> PathBuf {
+    run.join("own")
+}
+
+/// Lets others pass through one of Pollux's folders, to what they were given; only root gives.
+pub(crate) fn let_pass(folder: &Path) -> io::Result<()> {
+    let mode = fs::metadata(folder)?.mode() & 0o7777;
+    set_mode(folder, mode | 0o011)
+}
+
+/// Takes back a disk file that was given to a VM, when it is detached.
+pub(crate) fn give_back(file: &Path) -> io::Result<()> {
+    give(file, None)
+}
+
+/// Writes a file that is the VM's to read, as a whole or not at all. For what need not survive a
+/// reboot.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let group = fs::metadata(folder)?.gid();
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    if geteuid().is_root() {
+        std::os::unix::fs::fchown(&file, None, Some(group))?;
+        file.set_permissions(fs::Permissions::from_mode(0o640))?;
+    }
+    fs::rename(temporary, path)
+}
+
+/// Who the processes of a VM are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Their user; none: polluxd's own.
+    pub(crate) user: Option<u32>,
+    /// Why it is polluxd's own.
+    pub(crate) notice: Option<String>,
+}
+
+impl Access {
+    /// Decides who the processes of the VM in `folder` are, and gives them what they need. To be done
+    /// before they start, and again before they are told of a file that is new; the run folder is
+    /// there. With `kvm`, QEMU needs that.
+    pub(crate) fn settle(
+        folder: &VmFolder,
+        run: &Path,
+        programs: &Programs,
+        kvm: bool,
+    ) -> Result<Self, Problem> {
+        let user = sandbox::user_of(folder.spec.id);
+        let settled = sandbox::can_become(user).and_then(|()| {
+            let passed = [run.parent(), folder.path.parent()];
+            passed
+                .into_iter()
+                .flatten()
+                .try_for_each(let_pass)
+                .map_err(|error| error.to_string())?;
+            reachable(folder, run, programs, user, kvm)?;
+            give_all(folder, run, Some(user)).map_err(|(path, error)| {
+                format!("{} cannot be given to user {user}: {error}", path.display())
+            })
+        });
+        let Err(reason) = settled else {
+            let notice = None;
+            return Ok(Self {
+                user: Some(user),
+                notice,
+            });
+        };
+        give_all(folder, run, None)
+            .map_err(|(path, error)| Problem::failed(path.display().to_string(), &error))?;
+        let notice = format!("the VM's processes run as polluxd's own user: {reason}");
+        tracing::warn!(vm = %folder.spec.id, "{notice}");
+        Ok(Self {
+            user: None,
+            notice: Some(notice),
+        })
+    }
+
+    /// What was settled for the VM with this run folder.
+    pub(crate) fn settled(run: &Path) -> Self {
+        let owner = fs::metadata(own(run)).map_or(geteuid().as_raw(), |meta| meta.uid());
+        Self {
+            user: (owner != geteuid().as_raw()).then_some(owner),
+            notice: None,
+        }
+    }
+
+    /// What diskd may do.
+    pub(crate) fn diskd(&self, folder: &VmFolder, run: &Path) -> Rights {
+        let stacks = stacks(folder);
+        let mut write = vec![folder.path.clone(), own(run), outbox(folder)];
+        let files = stacks.iter().flat_map(files);
+        write.extend(files.filter(|file| !file.starts_with(&folder.path)));
+        let mut read = vec![run.to_owned()];
+        read.extend(stacks.iter().filter_map(journal));
+        read.dedup();
+        Rights {
+            user: self.user,
+            groups: Vec::new(),
+            write,
+            // A journal is polluxd's, and grows.
+            read_any: self.user.is_some() && read.len() > 1,
+            read,
+            io_uring: true,
+        }
+    }
+
+    /// What QEMU may do.
+    pub(crate) fn qemu(
+        &self,
+        folder: &VmFolder,
+        run: &Path,
+        paths: &RunPaths,
+        firmware: Option<&Firmware>,
+    ) -> Rights {
+        let mut read = vec![run.to_owned()];
+        read.extend(boot_files(folder));
+        read.extend(firmware.map(|firmware| firmware.code.clone()));
+        Rights {
+            user: self.user,
+            groups: kvm_group().into_iter().collect(),
+            write: vec![own(run), paths.serial_log.clone(), paths.variables.clone()],
+            read,
+            read_any: false,
+            io_uring: false,
+        }
+    }
+}
+
+/// Checks that `user` can reach all that it would be given and all that it reads.
+fn reachable(
+    folder: &VmFolder,
+    run: &Path,
+    programs: &Programs,
+    user: u32,
+    kvm: bool,
+) -> Result<(), String> {
+    let passer = Passer { user };
+    let made = stacks(folder).iter().flat_map(files).collect::<Vec<_>>();
+    // Neither Pollux's own folders nor what lies in them are given yet.
+    let outside = made.iter().filter(|file| !file.starts_with(&folder.path));
+    for path in outside.chain([&folder.path, &run.to_owned()]) {
+        passer.passes_to(path)?;
+    }
+    passer.may(&programs.diskd, EXECUTE)?;
+    for file in boot_files(folder) {
+        passer.may(&file, READ)?;
+    }
+    if kvm {
+        passer.may(Path::new(KVM), READ_WRITE)?;
+    }
+    Ok(())
+}
+
+/// Somebody on the way to a file.
+struct Passer {
+    user: u32,
+}
+
+impl Passer {
+    /// Every folder above `path` lets it through.
+    fn passes_to(&self, path: &Path) -> Result<(), String> {
+        let real = fs::canonicalize(path.parent().unwrap_or(path))
+            .map_err(|error| format!("{} cannot be reached: {error}", path.display()))?;
+        for folder in real.ancestors() {
+            self.allowed(folder, EXECUTE)?;
+        }
+        Ok(())
+    }
+
+    /// It may do `what` with the file.
+    fn may(&self, path: &Path, what: u32) -> Result<(), String> {
+        let real = fs::canonicalize(path)
+            .map_err(|error| format!("{} cannot be reached: {error}", path.display()))?;
+        self.passes_to(&real)?;
+        self.allowed(&real, what)
+    }
+
+    fn allowed(&self, path: &Path, what: u32) -> Result<(), String> {
+        let meta = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mode = meta.mode();
+        let mode = if meta.uid() == self.user {
+            mode >> 6
+        } else if meta.gid() == self.user || Some(meta.gid()) == kvm_group() {
+            mode >> 3
+        } else {
+            mode
+        };
+        if mode & what == what {
+            return Ok(());
+        }
+        Err(format!(
+            "user {} is not let into {} (mode {:04o})",
+            self.user,
+            path.display(),
+            meta.mode() & 0o7777
+        ))
+    }
+}
+
+/// The group that may use KVM; never root's.
+fn kvm_group() -> Option<u32> {
+    let meta = fs::metadata(KVM).ok()?;
+    let shared = meta.mode() >> 3 & READ_WRITE == READ_WRITE;
+    (shared && meta.gid() != 0).then(|| meta.gid())
+}
+
+fn stacks(folder: &VmFolder) -> Vec<StackSpec> {
+    let disks = folder.spec.disks.iter();
+    disks.map(|disk| folder.stack(disk)).collect()
+}
+
+/// The files that a disk is written to, from the top down.
+fn files(stack: &StackSpec) -> Vec<PathBuf> {
+    match stack {
+        StackSpec::Raw { file } => vec![file.clone()],
+        StackSpec::Point { .. } => Vec::new(),
+        StackSpec::Overlay {
+            file, map, below, ..
+        } => {
+            let mut all = vec![file.clone(), map.clone()];
+            all.extend(files(below));
+            all
+        }
+    }
+}
+
+/// Whether the file is the raw one below all overlays.
+fn is_bottom(stack: &StackSpec, wanted: &Path) -> bool {
+    match stack {
+        StackSpec::Raw { file } => file == wanted,
+        StackSpec::Point { .. } => false,
+        StackSpec::Overlay { below, .. } => is_bottom(below, wanted),
+    }
+}
+
+fn journal(stack: &StackSpec) -> Option<PathBuf> {
+    match stack {
+        StackSpec::Raw { .. } => None,
+        StackSpec::Point { journal, .. } => Some(journal.clone()),
+        StackSpec::Overlay { below, .. } => journal(below),
+    }
+}
+
+fn boot_files(folder: &VmFolder) -> Vec<PathBuf> {
+    let boot = folder.spec.direct_boot.iter();
+    boot.flat_map(|boot| [Some(boot.kernel.clone()), boot.initrd.clone()])
+        .flatten()
+        .collect()
+}
+
+/// Where the VM's segments wait: in the folder of the VM, or in that of the twin it was made from.
+fn outbox(folder: &VmFolder) -> PathBuf {
+    match (&folder.origin, folder.path.parent()) {
+        (Some(_), Some(twin)) => DiskdSource::outbox(twin),
+        _ => DiskdSource::outbox(&folder.path),
+    }
+}
+
+/// Gives everything to `user`; to polluxd's own if there is none.
+fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (PathBuf, io::Error)> {
+    let shared = |path: &Path| -> io::Result<()> {
+        if geteuid().is_root() {
+            chown(path, Some(0), Some(user.unwrap_or(0)))?;
+        }
+        set_mode(path, if user.is_some() { 0o750 } else { 0o700 })
+    };
+    let owned_folder = |path: &Path| -> io::Result<()> {
+        durable::create_folder(path)?;
+        give(path, user)?;
+        set_mode(path, 0o700)?;
+        for entry in fs::read_dir(path)? {
+            give_entry(&entry?.path(), user)?;
+        }
+        Ok(())
+    };
+    let owned_file = |path: &Path, make: bool| -> io::Result<()> {
+        if make && user.is_some() {
+            // In a folder where it cannot make files itself.
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).mode(0o600).open(path)?;
+        }
+        match give(path, user) {
+            // Whoever opens it says so.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    };
+    let at = |path: PathBuf, done: io::Result<()>| done.map_err(|error| (path, error));
+    at(run.to_owned(), shared(run))?;
+    at(own(run), owned_folder(&own(run)))?;
+    at(folder.path.clone(), shared(&folder.path))?;
+    at(outbox(folder), owned_folder(&outbox(folder)))?;
+    for stack in stacks(folder) {
+        for file in files(&stack) {
+            let parent = file.parent().filter(|parent| *parent != folder.path);
+            if let Some(parent) = parent.filter(|parent| parent.starts_with(&folder.path)) {
+                let made = durable::create_folder(parent).and_then(|()| shared(parent));
+                at(parent.to_owned(), made)?;
+            }
+            let done = owned_file(&file, !is_bottom(&stack, &file));
+            at(file, done)?;
+        }
+    }
+    for (name, make) in [("serial.log", true), ("uefi-variables.fd", false)] {
+        let file = folder.path.join(name);
+        let done = owned_file(&file, make);
+        at(file, done)?;
+    }
+    Ok(())
+}
+
+/// Makes a file or a folder `user`'s, or polluxd's own; only root can, and only root needs to.
+fn give(path: &Path, user: Option<u32>) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let wanted = owner(user);
+    let meta = fs::metadata(path)?;
+    if (meta.uid(), meta.gid()) == wanted {
+        return Ok(());
+    }
+    chown(path, Some(wanted.0), Some(wanted.1))
+}
+
+/// As [`give`], of what lies in a folder that is another's: no link is followed or given away.
+fn give_entry(path: &Path, user: Option<u32>) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let wanted = owner(user);
+    let meta = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        meta => meta?,
+    };
+    if (meta.uid(), meta.gid()) == wanted || !meta.is_file() || meta.nlink() != 1 {
+        return Ok(());
+    }
+    lchown(path, Some(wanted.0), Some(wanted.1))
+}
+
+fn owner(user: Option<u32>) -> (u32, u32) {
+    user.map_or((geteuid().as_raw(), getegid().as_raw()), |user| {
+        (user, user)
+    })
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if !geteuid().is_root() || fs::metadata(path)?.mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
