@@ -1,8 +1,6 @@
-//! The loop of an owner thread: tasks, one `io_uring_enter` a turn, completions.
-#![allow(unsafe_code, reason = "entries are pushed to the submission queue")]
+//! The loop of an owner thread: tasks, one call into the kernel a turn, completions.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,34 +10,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use io_uring::register::Restriction;
-use io_uring::{IoUring, opcode, squeue, types};
-use rustix::io::Errno;
+use io_uring::types::Timespec;
 use slab::Slab;
 
+use crate::call::Call;
+use crate::engine::{Engine, Kind, Unavailable};
 use crate::operation::{Cancel, Completion, Operation, Payload, Slot};
 use crate::wake::{Ready, TaskKey, TaskWaker};
 
-/// Completion of a cancellation: nobody waits for it.
-const NOBODY: u64 = u64::MAX;
 /// Completion of the poll on the event of [`Ready`].
 const EVENT: u64 = u64::MAX - 1;
 /// The future that [`Ring::block_on`] drives.
 const MAIN: TaskKey = TaskKey::MAX;
 
-/// Why there is no ring.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "this host does not let pollux use io_uring (Linux 5.15 or newer is needed, the sysctl \
-     kernel.io_uring_disabled must be 0, and a container's seccomp profile must allow io_uring_setup)"
-)]
-pub struct Unavailable {
-    /// What the kernel said.
-    #[source]
-    pub source: io::Error,
-}
-
-/// An io_uring and the tasks of the one thread that owns it.
+/// An io_uring, or what stands in for it, and the tasks of the one thread that owns it.
 ///
 /// Clones are the same ring. Tasks hold clones of it, so an owner that ends before its process
 /// calls [`Ring::abandon_tasks`] last.
@@ -57,11 +41,11 @@ struct Task {
 }
 
 pub(crate) struct Core {
-    uring: RefCell<IoUring>,
+    engine: Engine,
+    /// Why the engine is not io_uring, if it was wanted.
+    notice: Option<Unavailable>,
     pub(crate) slots: RefCell<Slab<Slot>>,
     generation: Cell<u32>,
-    /// Entries that found the submission queue full.
-    backlog: RefCell<VecDeque<squeue::Entry>>,
     tasks: RefCell<Vec<Task>>,
     free: RefCell<Vec<TaskKey>>,
     ready: Arc<Ready>,
@@ -72,18 +56,30 @@ pub(crate) struct Core {
 }
 
 impl Ring {
-    /// A ring with room for `entries` submissions a turn; more wait for the next turn.
+    /// A ring with room for `entries` submissions a turn; more wait for the next turn. It has
+    /// [`Kind::Threads`] where the kernel does not give an io_uring.
     ///
     /// # Errors
-    /// [`Unavailable`] inside when the kernel refuses.
+    /// When the process has no more descriptors or threads.
     pub fn new(entries: u32) -> io::Result<Self> {
-        let uring = build(entries)
-            .map_err(|source| io::Error::new(source.kind(), Unavailable { source }))?;
+        let (engine, notice) = Engine::best(entries)?;
+        Self::over(engine, notice)
+    }
+
+    /// A ring of this kind and no other, for tests and comparisons.
+    ///
+    /// # Errors
+    /// [`Unavailable`] inside when the kernel gives no io_uring; otherwise as [`Ring::new`].
+    pub fn of_kind(kind: Kind, entries: u32) -> io::Result<Self> {
+        Self::over(Engine::of_kind(kind, entries)?, None)
+    }
+
+    fn over(engine: Engine, notice: Option<Unavailable>) -> io::Result<Self> {
         Ok(Self(Rc::new(Core {
-            uring: RefCell::new(uring),
+            engine,
+            notice,
             slots: RefCell::new(Slab::new()),
             generation: Cell::new(0),
-            backlog: RefCell::new(VecDeque::new()),
             tasks: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
             ready: Ready::new()?,
@@ -91,6 +87,18 @@ impl Ring {
             running: Cell::new(false),
             event_armed: Cell::new(false),
         })))
+    }
+
+    /// What does the work.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.0.engine.kind()
+    }
+
+    /// Why it is not io_uring, to be told to the user; none if it is, or was not wanted.
+    #[must_use]
+    pub fn notice(&self) -> Option<&Unavailable> {
+        self.0.notice.as_ref()
     }
 
     /// Runs `f` beside the caller. It makes progress inside [`Ring::block_on`].
@@ -188,12 +196,10 @@ impl Ring {
     }
 
     async fn polled(&self, fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<()> {
-        let events = u32::from(events.unsigned_abs());
-        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).build();
+        let fd = fd.as_raw_fd();
         loop {
-            let (result, _) = self
-                .start(entry.clone(), Payload::Nothing, Cancel::Poll)
-                .await;
+            let call = Call::Poll { fd, events };
+            let (result, _) = self.start(call, Payload::Nothing, Cancel::Poll).await;
             match result {
                 0.. => return Ok(()),
                 error if -error == libc::EINTR || -error == libc::EAGAIN => {}
@@ -204,9 +210,12 @@ impl Ring {
 
     /// Waits for `d` on the monotonic clock.
     pub async fn sleep(&self, d: Duration) {
-        let time = Box::new(types::Timespec::from(d));
-        let entry = opcode::Timeout::new(&raw const *time).build();
-        self.start(entry, Payload::Time { _time: time }, Cancel::Timeout)
+        let time = Box::new(Timespec::from(d));
+        let call = Call::Sleep {
+            time: &raw const *time,
+            length: d,
+        };
+        self.start(call, Payload::Time { _time: time }, Cancel::Timeout)
             .await;
     }
 
@@ -223,13 +232,8 @@ impl Ring {
         .await;
     }
 
-    /// Starts an operation. `payload` owns whatever memory `entry` points to.
-    pub(crate) fn start(
-        &self,
-        entry: squeue::Entry,
-        payload: Payload,
-        cancel: Cancel,
-    ) -> Operation {
+    /// Starts an operation. `payload` owns whatever memory `call` points to.
+    pub(crate) fn start(&self, call: Call, payload: Payload, cancel: Cancel) -> Operation {
         let core = &self.0;
         let generation = core.generation.get().wrapping_add(1);
         core.generation.set(generation);
@@ -238,7 +242,7 @@ impl Ring {
             .borrow_mut()
             .insert(Slot::new(generation, payload));
         let user_data = (u64::from(generation) << 32) | key as u64;
-        core.push(entry.user_data(user_data));
+        core.engine.push(&call, user_data);
         Operation::new(self.clone(), key, user_data, cancel)
     }
 }
@@ -252,47 +256,7 @@ impl Drop for Running<'_> {
     }
 }
 
-fn build(entries: u32) -> io::Result<IoUring> {
-    let uring = IoUring::builder()
-        .dontfork()
-        .setup_clamp()
-        .setup_cqsize(entries.saturating_mul(4))
-        .setup_r_disabled()
-        .build(entries)?;
-    let mut allowed = [
-        opcode::Read::CODE,
-        opcode::Readv::CODE,
-        opcode::Write::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-        opcode::Fallocate::CODE,
-        opcode::PollAdd::CODE,
-        opcode::PollRemove::CODE,
-        opcode::Timeout::CODE,
-        opcode::TimeoutRemove::CODE,
-    ]
-    .map(Restriction::sqe_op);
-    uring.submitter().register_restrictions(&mut allowed)?;
-    uring.submitter().register_enable_rings()?;
-    Ok(uring)
-}
-
 impl Core {
-    /// Hands `entry` to the kernel in this turn, or a later one if the queue is full.
-    pub(crate) fn push(&self, entry: squeue::Entry) {
-        let mut backlog = self.backlog.borrow_mut();
-        if !backlog.is_empty() {
-            backlog.push_back(entry);
-            return;
-        }
-        let mut uring = self.uring.borrow_mut();
-        // SAFETY: what the entry points to is in the slot of its operation, which is kept until
-        // the completion; cancellations point to nothing.
-        if unsafe { uring.submission().push(&entry) }.is_err() {
-            backlog.push_back(entry);
-        }
-    }
-
     fn run(&self, key: TaskKey) {
         let (mut future, waker) = {
             let mut tasks = self.tasks.borrow_mut();
@@ -328,49 +292,17 @@ impl Core {
         }
     }
 
-    /// One `io_uring_enter` and the completions.
+    /// One call into the kernel and the completions.
     fn turn(&self) {
         if !self.event_armed.replace(true) {
-            let event = types::Fd(self.ready.event().as_raw_fd());
-            let events = u32::from(libc::POLLIN.unsigned_abs());
-            self.push(opcode::PollAdd::new(event, events).build().user_data(EVENT));
+            let call = Call::Poll {
+                fd: self.ready.event().as_raw_fd(),
+                events: libc::POLLIN,
+            };
+            self.engine.push(&call, EVENT);
         }
-        let idle = self.ready.len() == 0;
-        self.enter(idle);
+        self.engine.enter(self.ready.len() == 0);
         self.reap();
-    }
-
-    fn enter(&self, idle: bool) {
-        let mut uring = self.uring.borrow_mut();
-        let mut backlog = self.backlog.borrow_mut();
-        let submitted = {
-            let (submitter, mut queue, completions) = uring.split();
-            while let Some(entry) = backlog.front() {
-                // SAFETY: as in `push`.
-                if unsafe { queue.push(entry) }.is_err() {
-                    break;
-                }
-                backlog.pop_front();
-            }
-            queue.sync();
-            let wait = idle && backlog.is_empty() && completions.is_empty();
-            if wait {
-                submitter.submit_and_wait(1)
-            } else if queue.is_empty() && !queue.cq_overflow() {
-                return;
-            } else {
-                submitter.submit()
-            }
-        };
-        // A signal, memory pressure, or more completions than fit: the completions are taken,
-        // and the next turn submits what is left.
-        if let Err(error) = submitted {
-            let again = [Errno::INTR, Errno::AGAIN, Errno::BUSY];
-            let passing = Errno::from_io_error(&error).is_some_and(|errno| again.contains(&errno));
-            // Every argument is ours, so anything else means that the ring itself is broken; no I/O
-            // can ever complete again.
-            assert!(passing, "io_uring_enter failed: {error}");
-        }
     }
 
     /// Takes all completions that have arrived.
@@ -380,23 +312,19 @@ impl Core {
         let mut wakers = self.wakers.take();
         let mut abandoned = Vec::new();
         {
-            let mut uring = self.uring.borrow_mut();
             let mut slots = self.slots.borrow_mut();
-            for completion in uring.completion() {
-                let key = match completion.user_data() {
-                    NOBODY => continue,
-                    EVENT => {
-                        event = true;
-                        continue;
-                    }
-                    user_data => usize::try_from(user_data & u64::from(u32::MAX))
-                        .expect("a usize has 32 bits"),
-                };
-                match slots[key].complete(completion.result()) {
+            self.engine.take(|user_data, result| {
+                if user_data == EVENT {
+                    event = true;
+                    return;
+                }
+                let key =
+                    usize::try_from(user_data & u64::from(u32::MAX)).expect("a usize has 32 bits");
+                match slots[key].complete(result) {
                     Completion::Wake(waker) => wakers.extend(waker),
                     Completion::Remove => abandoned.push(slots.remove(key)),
                 }
-            }
+            });
         }
         drop(abandoned);
         wakers.drain(..).for_each(Waker::wake);
@@ -407,24 +335,19 @@ impl Core {
         }
     }
 
-    /// Asks the kernel to end an operation early.
+    /// Asks for an operation to end early.
     pub(crate) fn cancel(&self, user_data: u64, cancel: Cancel) {
-        let entry = match cancel {
-            Cancel::Never => return,
-            Cancel::Poll => opcode::PollRemove::new(user_data).build(),
-            Cancel::Timeout => opcode::TimeoutRemove::new(user_data).build(),
-        };
-        self.push(entry.user_data(NOBODY));
+        self.engine.cancel(user_data, cancel);
     }
 }
 
 impl Drop for Core {
-    /// The kernel may still write into memory of the operations: waits for them. Polls and
-    /// timeouts were cancelled when their futures were dropped, and own no memory it writes to.
+    /// The kernel or a thread may still use memory and files of the operations: waits for them.
+    /// Polls and timeouts were cancelled when their futures were dropped, and nobody uses theirs.
     fn drop(&mut self) {
-        let busy = |core: &Self| core.slots.borrow().iter().any(|(_, slot)| slot.has_bytes());
+        let busy = |core: &Self| core.slots.borrow().iter().any(|(_, slot)| slot.is_owed());
         while busy(self) {
-            self.enter(true);
+            self.engine.enter(true);
             self.reap();
         }
     }

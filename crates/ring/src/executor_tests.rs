@@ -7,13 +7,40 @@ use block::{Buffer, Store};
 use super::*;
 use crate::{RingStore, SendError, mailbox};
 
-fn ring() -> Ring {
-    Ring::new(8).expect("this host has io_uring")
+fn ring(kind: Kind) -> Ring {
+    Ring::of_kind(kind, 8).expect("this host has io_uring")
 }
 
-#[test]
-fn tasks_run_in_turns_and_more_of_them_than_the_queue_has_entries() {
-    let ring = ring();
+/// Has each of these tests run over each engine.
+macro_rules! on_each_engine {
+    ($($test:ident)*) => {
+        mod io_uring {
+            $(#[test]
+            fn $test() {
+                super::$test(super::ring(super::Kind::IoUring));
+            })*
+        }
+        mod threads {
+            $(#[test]
+            fn $test() {
+                super::$test(super::ring(super::Kind::Threads));
+            })*
+        }
+    };
+}
+
+on_each_engine! {
+    tasks_run_in_turns_and_more_of_them_than_the_queue_has_entries
+    a_message_from_another_thread_wakes_an_idle_owner
+    readable_ends_when_data_arrives_and_a_dropped_wait_leaves_nothing_behind
+    writable_ends_when_there_is_room_again_or_nobody_reads_any_more
+    polls_and_sleeps_of_one_descriptor_end_each_by_itself
+    a_dropped_read_keeps_its_memory_until_the_kernel_is_done
+    a_dropped_sync_keeps_its_file_until_the_kernel_is_done
+    a_sleep_takes_its_time
+}
+
+fn tasks_run_in_turns_and_more_of_them_than_the_queue_has_entries(ring: Ring) {
     let order = Rc::new(RefCell::new(Vec::new()));
     for task in 0..100 {
         let (inner, order) = (ring.clone(), Rc::clone(&order));
@@ -33,9 +60,7 @@ fn tasks_run_in_turns_and_more_of_them_than_the_queue_has_entries() {
     assert_eq!(seen, (0..100).collect::<Vec<_>>());
 }
 
-#[test]
-fn a_message_from_another_thread_wakes_an_idle_owner() {
-    let ring = ring();
+fn a_message_from_another_thread_wakes_an_idle_owner(ring: Ring) {
     let (sender, inbox) = mailbox(4);
     let (answer, answered) = mpsc::channel();
     let other = std::thread::spawn(move || {
@@ -65,9 +90,7 @@ fn a_full_mailbox_gives_the_message_back() {
     assert!(matches!(sender.send(3), Err(SendError::Closed(3))));
 }
 
-#[test]
-fn readable_ends_when_data_arrives_and_a_dropped_wait_leaves_nothing_behind() {
-    let ring = ring();
+fn readable_ends_when_data_arrives_and_a_dropped_wait_leaves_nothing_behind(ring: Ring) {
     let (read, write) = rustix::pipe::pipe().expect("a pipe");
     ring.block_on(async {
         {
@@ -85,9 +108,7 @@ fn readable_ends_when_data_arrives_and_a_dropped_wait_leaves_nothing_behind() {
     });
 }
 
-#[test]
-fn writable_ends_when_there_is_room_again_or_nobody_reads_any_more() {
-    let ring = ring();
+fn writable_ends_when_there_is_room_again_or_nobody_reads_any_more(ring: Ring) {
     let (read, write) = rustix::pipe::pipe().expect("a pipe");
     let nonblocking = rustix::fs::OFlags::NONBLOCK;
     rustix::fs::fcntl_setfl(&write, nonblocking).expect("a pipe takes it");
@@ -107,10 +128,8 @@ fn writable_ends_when_there_is_room_again_or_nobody_reads_any_more() {
     });
 }
 
-#[test]
-fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done() {
+fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done(ring: Ring) {
     let scratch = tempfile::tempdir().expect("scratch");
-    let ring = ring();
     let store = RingStore::open(&ring, &scratch.path().join("disk"), false, true).expect("made");
     ring.block_on(async {
         let done = store.write(0, Buffer::from_slice(&[7; 65536])).await;
@@ -130,11 +149,53 @@ fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done() {
     drop(ring); // Waits for what is left.
 }
 
-#[test]
-fn a_sleep_takes_its_time() {
+fn a_dropped_sync_keeps_its_file_until_the_kernel_is_done(ring: Ring) {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let path = scratch.path().join("disk");
+    for _ in 0..20 {
+        let store = RingStore::open(&ring, &path, false, true).expect("made");
+        let ring = ring.clone();
+        ring.clone().block_on(async move {
+            let written = store.write(0, Buffer::from_slice(&[7; 65536])).await;
+            written.outcome.expect("written");
+            let mut sync = pin!(store.sync());
+            poll_fn(|cx| {
+                assert!(sync.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+        });
+        // The store is gone; its file is open until the sync is done.
+        assert!(ring.0.slots.borrow().iter().any(|(_, slot)| slot.is_owed()));
+    }
+    drop(ring); // Waits for what is left.
+}
+
+fn polls_and_sleeps_of_one_descriptor_end_each_by_itself(ring: Ring) {
+    let (here, there) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    ring.block_on(async {
+        let mut readable = pin!(ring.readable(here.as_fd()));
+        let mut never = pin!(ring.sleep(Duration::from_secs(3600)));
+        let pending = poll_fn(|cx| {
+            let read = readable.as_mut().poll(cx).is_pending();
+            Poll::Ready(read && never.as_mut().poll(cx).is_pending())
+        })
+        .await;
+        assert!(pending);
+        ring.writable(here.as_fd()).await.expect("room");
+        ring.sleep(Duration::from_millis(1)).await;
+        let pending = poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_pending())).await;
+        assert!(pending, "only writable so far");
+        drop(there);
+        readable.await.expect("told by reading");
+        let pending = poll_fn(|cx| Poll::Ready(never.as_mut().poll(cx).is_pending())).await;
+        assert!(pending);
+    });
+}
+
+fn a_sleep_takes_its_time(ring: Ring) {
     let start = Instant::now();
-    ring().block_on(async { ring().yield_now().await });
-    let ring = ring();
+    ring.block_on(ring.yield_now());
     ring.block_on(ring.sleep(Duration::from_millis(20)));
     assert!(start.elapsed() >= Duration::from_millis(20));
 }

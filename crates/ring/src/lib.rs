@@ -1,4 +1,4 @@
-//! The per-thread executor and the io_uring store.
+//! The per-thread executor and the store over io_uring.
 //!
 //! One [`Ring`] is one io_uring and one thread: an *owner*. Everything that touches
 //! a disk runs there as local tasks, so that nothing on the data path is locked.
@@ -17,18 +17,29 @@
 //!   interest in it and cancels what can be cancelled, never the memory.
 //! - **Wakers** may be sent anywhere: woken on the owner they cost a push, woken elsewhere a
 //!   lock and an eventfd.
-//! - **Kernel.** Nothing above Linux 5.15 is needed. The ring is restricted to the few operations
-//!   that are used here. Without io_uring there is an error that says how to allow it; a store
-//!   on a pool of threads for such hosts comes later.
+//! - **Kernel.** Nothing above Linux 5.15 is needed. The io_uring is restricted to the few
+//!   operations that are used here. Where there is none (containers, kernel.io_uring_disabled) the
+//!   same is done by poll(2) and a small pool of threads, under the same rules; [`Ring::kind`] and
+//!   [`Ring::notice`] say so.
+//!
+//! ```text
+//!   Ring, RingStore --Call--> Engine --+--> uring: submission and completion queue
+//!                                      '--> pool:  poll(2), timers, threads that block
+//! ```
 
+mod call;
+mod engine;
 mod executor;
 mod mailbox;
 mod operation;
 mod patience;
+mod pool;
 mod store;
+mod uring;
 mod wake;
 
-pub use executor::{Ring, Unavailable};
+pub use engine::{Kind, Unavailable};
+pub use executor::Ring;
 pub use mailbox::{Mailbox, SendError, Sender, mailbox};
 pub use patience::Patience;
 pub use store::RingStore;

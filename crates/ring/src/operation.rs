@@ -14,7 +14,7 @@ use crate::Ring;
 /// What the kernel may touch or needs; kept until the completion.
 pub(crate) enum Payload {
     Nothing,
-    /// The kernel writes to nothing, but must find the file that was meant.
+    /// Nothing is written to, but the file that was meant must be found.
     File {
         _file: Rc<OwnedFd>,
     },
@@ -78,9 +78,10 @@ impl Slot {
         }
     }
 
-    /// Whether the kernel may be writing to memory that this owns.
-    pub(crate) fn has_bytes(&self) -> bool {
-        matches!(self.payload, Payload::Bytes { .. }) && !matches!(self.state, State::Completed(_))
+    /// Whether memory or a file that this owns may be in use.
+    pub(crate) fn is_owed(&self) -> bool {
+        matches!(self.payload, Payload::Bytes { .. } | Payload::File { .. })
+            && !matches!(self.state, State::Completed(_))
     }
 }
 

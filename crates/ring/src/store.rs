@@ -1,4 +1,4 @@
-//! A file behind io_uring.
+//! A file behind a ring.
 #![allow(unsafe_code, reason = "iovecs are handed to the kernel")]
 
 use std::fs::{File, OpenOptions};
@@ -9,10 +9,10 @@ use std::path::Path;
 use std::rc::Rc;
 
 use block::{Buffer, Done, Fault, Store};
-use io_uring::{opcode, types};
 use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
 
 use crate::Ring;
+use crate::call::{Call, Pieces};
 use crate::operation::{Cancel, Payload};
 
 /// Most pieces that one call takes (IOV_MAX of Linux).
@@ -34,8 +34,8 @@ pub struct RingStore {
     ring: Ring,
     file: Rc<OwnedFd>,
     alignment: u64,
-    /// On tmpfs the kernel would hand every operation of the ring to a worker thread; a call
-    /// costs less, and waits for no device.
+    /// On tmpfs every operation of the ring would be handed to a thread; a call here costs less,
+    /// and waits for no device.
     in_memory: bool,
 }
 
@@ -102,16 +102,16 @@ impl RingStore {
             let Some(offset) = at.checked_add(done as u64) else {
                 return (Err(Fault::Range), buffer);
             };
+            let (call, pieces) = self.call(offset, &buffer, done, write);
             let result = if self.in_memory {
-                self.call(offset, &buffer, done, write)
+                call.perform()
             } else {
-                let (entry, pieces) = self.entry(offset, &buffer, done, write);
                 let payload = Payload::Bytes {
                     buffer,
                     _pieces: pieces,
                     _file: Rc::clone(&self.file),
                 };
-                let (result, payload) = self.ring.start(entry, payload, Cancel::Never).await;
+                let (result, payload) = self.ring.start(call, payload, Cancel::Never).await;
                 let Payload::Bytes { buffer: back, .. } = payload else {
                     unreachable!("an operation gives back the payload it was started with")
                 };
@@ -136,63 +136,39 @@ impl RingStore {
         (Ok(done), buffer)
     }
 
-    /// Moves what is left of `buffer` after `done` bytes at once; the result is that of a
-    /// completion: bytes moved, or a negative `errno`.
-    fn call(&self, at: u64, buffer: &Buffer, done: usize, write: bool) -> i32 {
-        let pieces = rest(buffer.pieces(), done);
-        let (fd, first) = (self.file.as_raw_fd(), pieces.as_ptr());
-        let count = i32::try_from(pieces.len()).expect("1024 at most");
-        let Ok(at) = i64::try_from(at) else {
-            return -libc::EFBIG;
-        };
-        // SAFETY: `buffer` lives through the call, and its pieces are valid for as long as it.
-        let moved = unsafe {
-            if write {
-                libc::pwritev(fd, first, count, at)
-            } else {
-                libc::preadv(fd, first, count, at)
-            }
-        };
-        match i32::try_from(moved) {
-            Ok(moved @ 0..) => moved,
-            _ => -io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or(libc::EIO),
-        }
-    }
-
-    /// A submission for what is left of `buffer` after `done` bytes.
-    fn entry(
+    /// A call for what is left of `buffer` after `done` bytes. It is good for as long as the
+    /// buffer and the pieces are.
+    fn call(
         &self,
         at: u64,
         buffer: &Buffer,
         done: usize,
         write: bool,
-    ) -> (io_uring::squeue::Entry, Option<Box<[libc::iovec]>>) {
-        let fd = types::Fd(self.file.as_raw_fd());
-        if let [piece] = buffer.pieces() {
-            // SAFETY: `done` is less than the piece's length.
-            let start = unsafe { piece.iov_base.cast::<u8>().add(done) };
-            let len = u32::try_from((piece.iov_len - done).min(MAX_CALL)).expect("1 GiB at most");
-            let entry = if write {
-                opcode::Write::new(fd, start, len).offset(at).build()
-            } else {
-                opcode::Read::new(fd, start, len).offset(at).build()
+    ) -> (Call, Option<Box<[libc::iovec]>>) {
+        let fd = self.file.as_raw_fd();
+        let (memory, pieces) = if let [piece] = buffer.pieces() {
+            let piece = libc::iovec {
+                // SAFETY: `done` is less than the piece's length.
+                iov_base: unsafe { piece.iov_base.cast::<u8>().add(done) }.cast(),
+                iov_len: (piece.iov_len - done).min(MAX_CALL),
             };
-            return (entry, None);
-        }
-        let pieces = rest(buffer.pieces(), done);
-        let count = u32::try_from(pieces.len()).expect("1024 at most");
-        let entry = if write {
-            opcode::Writev::new(fd, pieces.as_ptr(), count)
-                .offset(at)
-                .build()
+            (Pieces::One(piece), None)
         } else {
-            opcode::Readv::new(fd, pieces.as_ptr(), count)
-                .offset(at)
-                .build()
+            let pieces = rest(buffer.pieces(), done);
+            let many = Pieces::Many {
+                first: pieces.as_ptr(),
+                count: u32::try_from(pieces.len()).expect("1024 at most"),
+            };
+            (many, Some(pieces))
         };
-        (entry, Some(pieces))
+        let call = if write {
+            let from = memory;
+            Call::Write { fd, at, from }
+        } else {
+            let into = memory;
+            Call::Read { fd, at, into }
+        };
+        (call, pieces)
     }
 
     async fn allocate(&self, at: u64, len: u64, mode: i32) -> Result<(), Fault> {
@@ -200,15 +176,12 @@ impl RingStore {
             return Ok(());
         }
         loop {
-            let fd = types::Fd(self.file.as_raw_fd());
-            let entry = opcode::Fallocate::new(fd, len)
-                .offset(at)
-                .mode(mode)
-                .build();
+            let fd = self.file.as_raw_fd();
+            let call = Call::Allocate { fd, mode, at, len };
             let payload = Payload::File {
                 _file: Rc::clone(&self.file),
             };
-            match self.ring.start(entry, payload, Cancel::Never).await.0 {
+            match self.ring.start(call, payload, Cancel::Never).await.0 {
                 0.. => return Ok(()),
                 error if -error == libc::EINTR || -error == libc::EAGAIN => {}
                 error if -error == libc::EOPNOTSUPP => return self.write_zeroes(at, len).await,
@@ -317,13 +290,12 @@ impl Store for RingStore {
 
     async fn sync(&self) -> Result<(), Fault> {
         loop {
-            let fd = types::Fd(self.file.as_raw_fd());
-            let flags = types::FsyncFlags::DATASYNC;
-            let entry = opcode::Fsync::new(fd).flags(flags).build();
+            let fd = self.file.as_raw_fd();
+            let call = Call::Sync { fd };
             let payload = Payload::File {
                 _file: Rc::clone(&self.file),
             };
-            match self.ring.start(entry, payload, Cancel::Never).await.0 {
+            match self.ring.start(call, payload, Cancel::Never).await.0 {
                 0.. => return Ok(()),
                 error if -error == libc::EINTR || -error == libc::EAGAIN => {}
                 error => return Err(Fault::Os(-error)),
