@@ -1,6 +1,9 @@
 //! Where the content of a virtual disk is.
 
 use std::ops::Range;
+use std::rc::Rc;
+
+use crate::Fault;
 
 /// Where a piece of a virtual disk's content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +15,7 @@ pub enum Place {
     },
     /// Reads as zeroes and takes no space.
     Zero,
-    /// In the image below.
+    /// In the image below, which has content there.
     Below,
     /// In frame `frame` of segment `segment` (the image's own numbering), `skip` bytes into
     /// the frame's decoded content.
@@ -27,11 +30,38 @@ pub enum Place {
 }
 
 /// Translates ranges of the virtual disk into places; never carries payload.
+#[allow(
+    async_fn_in_trait,
+    reason = "owner-thread only: futures are not Send by design"
+)]
 pub trait Image {
     /// Size of the virtual disk in bytes.
     fn size(&self) -> u64;
 
     /// Calls `visit` with consecutive, non-empty pieces that together are exactly `range`,
-    /// in rising order. `range` lies inside the disk.
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place));
+    /// in rising order. Pieces begin and end on sectors if `range` does.
+    ///
+    /// What changes meanwhile is told as it was at some instant of the call, each piece for itself.
+    ///
+    /// # Errors
+    /// [`Fault::Range`] if `range` does not lie inside the disk; what the file below says when it
+    /// is asked. `visit` may have been called with a part of the pieces.
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault>;
+}
+
+impl<I: Image> Image for Rc<I> {
+    fn size(&self) -> u64 {
+        I::size(self)
+    }
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        I::translate(self, range, visit).await
+    }
 }

@@ -1,5 +1,7 @@
 //! Owned bytes to and from a file.
 
+use std::ops::Range;
+
 use crate::{Buffer, Done, Fault};
 
 /// A file, or what behaves like one. Offsets and lengths in bytes. A read past the end of the
@@ -27,4 +29,8 @@ pub trait Store {
 
     /// Everything that completed before this call becomes durable (fdatasync).
     async fn sync(&self) -> Result<(), Fault>;
+
+    /// The first part of `range` that takes space; all before it reads as zeroes. None if all of
+    /// `range` reads as zeroes. A store that cannot tell says that all of it takes space.
+    async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault>;
 }

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use block::{Buffer, Claims, Device, Done, Fault, Op, Store};
+use block::{Buffer, Claims, Device, Done, Fault, Image, Op, Place, Store};
 use model::{BLOCK_SIZE, SECTOR_SIZE};
 
 use crate::FlushGate;
@@ -227,6 +227,41 @@ impl<S: Store> Device for RawDevice<S> {
             outcome,
             buffer: None,
         }
+    }
+}
+
+impl<S: Store> Image for RawDevice<S> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        if range.start > range.end || range.end > self.size {
+            return Err(Fault::Range);
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let data = self.store.next_data(at..range.end).await?;
+            // A file may end inside a sector, and what it does not have is zero.
+            let data = data.map_or(range.end..range.end, |data| {
+                let start = data.start - data.start % SECTOR_SIZE;
+                let end = data.end.next_multiple_of(SECTOR_SIZE);
+                start.max(at)..end.min(range.end)
+            });
+            if at < data.start {
+                visit(at..data.start, Place::Zero);
+            }
+            if !data.is_empty() {
+                let at = data.start;
+                visit(data.clone(), Place::Stored { at });
+            }
+            at = data.end;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use ring::{Ring, RingStore};
-use testkit::{PowerCutStore, Rng, Schedule, device_conformance, power_cut_conformance};
+use testkit::{
+    PowerCutStore, Rng, Schedule, device_conformance, image_conformance, power_cut_conformance,
+};
 
 use super::*;
 
@@ -131,5 +133,55 @@ fn a_read_only_disk_refuses_every_change() {
         assert_eq!(done.outcome, Err(Fault::ReadOnly));
         let done = device.run(Op::Discard { at: 0, len: 512 }).await;
         assert_eq!(done.outcome, Err(Fault::ReadOnly));
+    });
+}
+
+#[test]
+fn a_raw_disk_tells_where_it_has_content() {
+    for (seed, alignment) in [(1, 1), (2, 512), (3, 4096)] {
+        let (store, device) = memory(alignment, seed);
+        drive(seed, async move {
+            image_conformance(&device, &store_content(&store), seed, 10).await;
+            device_conformance(&device, seed, 200).await;
+            image_conformance(&device, &store_content(&store), seed, 100).await;
+        });
+    }
+    for folder in [tempfile::tempdir(), tempfile::tempdir_in("/dev/shm")] {
+        let folder = folder.expect("scratch");
+        let ring = Ring::new(64).expect("this host has io_uring");
+        let path = folder.path().join("disk");
+        let store = RingStore::open(&ring, &path, false, true).expect("made");
+        let device = RawDevice::new(store, SIZE, false).expect("whole blocks");
+        ring.block_on(async {
+            device_conformance(&device, 6, 50).await;
+            let content = std::fs::read(&path).expect("read");
+            let mut whole = vec![0; index(SIZE)];
+            whole[..content.len()].copy_from_slice(&content);
+            image_conformance(&device, &whole, 6, 100).await;
+        });
+    }
+}
+
+fn store_content(store: &PowerCutStore) -> Vec<u8> {
+    let mut content = store.content();
+    content.resize(index(SIZE), 0);
+    content
+}
+
+#[test]
+fn a_discarded_disk_gives_its_space_back_and_a_zeroed_one_keeps_it() {
+    let (store, device) = memory(512, 3);
+    drive(3, async move {
+        let from = Buffer::from_slice(&vec![7; index(SIZE)]);
+        let done = device.run(Op::Write { at: 0, from }).await;
+        assert_eq!(done.outcome, Ok(()));
+        let (at, len) = (512, SIZE / 2);
+        let unmap = false;
+        let done = device.run(Op::WriteZeroes { at, len, unmap }).await;
+        assert_eq!(done.outcome, Ok(()));
+        assert_eq!(store.space(), index(SIZE), "zeroed");
+        let done = device.run(Op::Discard { at, len }).await;
+        assert_eq!(done.outcome, Ok(()));
+        assert_eq!(store.space(), index(SIZE / 2 + 4096), "discarded");
     });
 }

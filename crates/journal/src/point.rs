@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use block::{Image, Place};
+use block::{Fault, Image, Place};
 use durable::{File, Folder, OsFolder};
 use model::{BLOCK_SIZE, Bytes, DiskId, PointId};
 
@@ -322,7 +322,7 @@ impl PointImage {
         };
         let mut outcome = Ok(());
         let mut rest = into;
-        self.translate(at..end, &mut |range, place| {
+        self.places(at..end, &mut |range, place| {
             if outcome.is_err() {
                 return;
             }
@@ -346,16 +346,14 @@ impl PointImage {
         });
         outcome
     }
-}
 
-impl Image for PointImage {
-    fn size(&self) -> u64 {
-        self.reader.disks[self.disk].size
-    }
-
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
+    /// Calls `visit` with the pieces of `range`, which lies inside the disk. Needs no I/O.
+    fn places(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
         let disk = &self.reader.disks[self.disk];
         let mut at = range.start;
+        if range.is_empty() {
+            return;
+        }
         let first = disk
             .pieces
             .partition_point(|piece| piece.end() * BLOCK_SIZE <= range.start);
@@ -380,6 +378,24 @@ impl Image for PointImage {
             at = end;
         }
         below(disk, at..range.end, visit);
+    }
+}
+
+impl Image for PointImage {
+    fn size(&self) -> u64 {
+        self.reader.disks[self.disk].size
+    }
+
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        if range.start > range.end || range.end > self.size() {
+            return Err(Fault::Range);
+        }
+        self.places(range, visit);
+        Ok(())
     }
 }
 

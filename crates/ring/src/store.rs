@@ -3,13 +3,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use block::{Buffer, Done, Fault, Store};
-use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
+use rustix::fs::{AtFlags, SeekFrom, StatxFlags, fstatfs, seek, statx};
+use rustix::io::Errno;
 
 use crate::Ring;
 use crate::call::{Call, Pieces};
@@ -300,6 +302,38 @@ impl Store for RingStore {
                 error if -error == libc::EINTR || -error == libc::EAGAIN => {}
                 error => return Err(Fault::Os(-error)),
             }
+        }
+    }
+
+    async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
+        // A look at the file system's map of the file, which is in memory as a rule; the ring has no
+        // operation for it.
+        let start = match self.seek(range.start, true) {
+            Ok(Some(start)) if start < range.end => start,
+            Ok(_) => return Ok(None),
+            // A file system that cannot tell.
+            Err(Fault::Os(libc::EINVAL | libc::EOPNOTSUPP)) => return Ok(Some(range)),
+            Err(fault) => return Err(fault),
+        };
+        // Behind the last data is a hole, if only the one at the end of the file.
+        let end = self.seek(start, false)?.unwrap_or(range.end);
+        Ok(Some(start..end.min(range.end)))
+    }
+}
+
+impl RingStore {
+    /// The next byte from `at` on that takes space (`data`), or that does not. None past the last.
+    fn seek(&self, at: u64, data: bool) -> Result<Option<u64>, Fault> {
+        let to = if data {
+            SeekFrom::Data(at)
+        } else {
+            SeekFrom::Hole(at)
+        };
+        // Nobody uses the position of the file.
+        match seek(&*self.file, to) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(Fault::Os(error.raw_os_error())),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What every device and every store has to do, whatever runs them.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
-use block::{Buffer, Device, Fault, Op, Store};
+use block::{Buffer, Device, Fault, Image, Op, Place, Store};
 
 use crate::Rng;
 
@@ -30,6 +30,17 @@ pub async fn join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     })
     .await;
     outputs.into_iter().flatten().collect()
+}
+
+/// The outcome of a future that never waits.
+///
+/// # Panics
+/// When it does.
+pub fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("it waits"),
+    }
 }
 
 fn size(bytes: u64) -> usize {
@@ -299,10 +310,84 @@ pub async fn store_conformance<S: Store>(store: &S, seed: u64, rounds: usize) {
             }
         }
     }
+    holes(store, &model).await;
     // Across the end: the rest reads as zeroes.
     let done = store.read(SIZE / 2, Buffer::zeroed(size(SIZE))).await;
     assert_eq!(done.outcome, Ok(()));
     let seen = done.buffer.expect("given back").to_vec();
     assert!(seen[..size(SIZE / 2)] == model[size(SIZE / 2)..]);
     assert!(seen[size(SIZE / 2)..].iter().all(|byte| *byte == 0));
+}
+
+/// What takes no space reads as zeroes, and parts that are told to take space lie inside what was
+/// asked for.
+async fn holes<S: Store>(store: &S, model: &[u8]) {
+    let end = model.len() as u64;
+    // Beyond the end of the file as well.
+    for range in [
+        0..end,
+        1..end - 1,
+        end / 2..end / 2 + 1,
+        end..2 * end,
+        end..end,
+    ] {
+        let mut at = range.start;
+        while at < range.end {
+            let data = store.next_data(at..range.end).await.expect("told");
+            let hole = at..data.as_ref().map_or(range.end, |data| data.start);
+            let inside = size(hole.start.min(end))..size(hole.end.min(end));
+            assert!(
+                model[inside].iter().all(|byte| *byte == 0),
+                "{hole:?} is no hole"
+            );
+            let Some(data) = data else { break };
+            assert!(
+                at <= data.start && data.start < data.end && data.end <= range.end,
+                "{data:?}"
+            );
+            at = data.end;
+        }
+    }
+}
+
+/// Checks that `image`, whose content is `content` and does not change, tells the places of random
+/// ranges without gaps, and never calls a range zero that is not.
+///
+/// # Panics
+/// When it does not conform.
+pub async fn image_conformance<I: Image>(image: &I, content: &[u8], seed: u64, rounds: usize) {
+    let disk = image.size();
+    assert_eq!(disk, content.len() as u64, "its size");
+    let mut ranges = vec![0..disk, 0..0, disk..disk];
+    let mut rng = Rng::new(seed);
+    for _ in 0..rounds {
+        let (a, b) = (rng.below(disk + 1), rng.below(disk + 1));
+        let sectors = if rng.once_in(2) { SECTOR } else { 1 };
+        ranges.push((a.min(b) / sectors * sectors)..(a.max(b) / sectors * sectors));
+    }
+    for range in ranges {
+        let mut at = range.start;
+        let outcome = image
+            .translate(range.clone(), &mut |piece, place| {
+                assert_eq!(piece.start, at, "a gap in {range:?}");
+                assert!(
+                    piece.start < piece.end && piece.end <= range.end,
+                    "{piece:?} of {range:?}"
+                );
+                at = piece.end;
+                let inner = piece.end % SECTOR == 0 || piece.end == range.end;
+                assert!(inner, "{piece:?} of {range:?} ends inside a sector");
+                if place == Place::Zero {
+                    let bytes = &content[size(piece.start)..size(piece.end)];
+                    assert!(bytes.iter().all(|byte| *byte == 0), "{piece:?} is not zero");
+                }
+            })
+            .await;
+        assert_eq!(outcome, Ok(()), "{range:?}");
+        assert_eq!(at, range.end, "{range:?} ends early");
+    }
+    for range in [disk..disk + SECTOR, disk + SECTOR..disk + 2 * SECTOR] {
+        let outcome = image.translate(range.clone(), &mut |_, _| {}).await;
+        assert_eq!(outcome, Err(Fault::Range), "{range:?} lies outside");
+    }
 }

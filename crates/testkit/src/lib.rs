@@ -9,7 +9,9 @@ mod rng;
 mod schedule;
 mod store;
 
-pub use conformance::{device_conformance, join, power_cut_conformance, store_conformance};
+pub use conformance::{
+    device_conformance, image_conformance, join, power_cut_conformance, ready, store_conformance,
+};
 pub use folder::CutFolder;
 pub use rng::Rng;
 pub use schedule::Schedule;

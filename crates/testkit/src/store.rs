@@ -1,7 +1,9 @@
 //! A store in memory whose power can be cut.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -11,12 +13,16 @@ use crate::Rng;
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
+/// In what units space is taken, in bytes.
+const BLOCK: usize = 4096;
 
+/// A part of a write that reached the store.
 struct Pending {
     at: u64,
     bytes: Vec<u8>,
-    /// Whether the write was acknowledged; a sync covers it then.
+    /// Whether its write was acknowledged, or its process is gone; a sync covers it then.
     completed: bool,
+    /// Of its write.
     number: u64,
 }
 
@@ -25,6 +31,8 @@ struct Inner {
     current: Vec<u8>,
     /// Not durable for sure, in the order in which they reached the store.
     pending: Vec<Pending>,
+    /// Blocks that take space though they may read as zeroes.
+    allocated: Vec<bool>,
     next: u64,
     rng: Rng,
     failing_syncs: u32,
@@ -50,6 +58,7 @@ impl PowerCutStore {
                 durable: vec![0; size],
                 current: vec![0; size],
                 pending: Vec::new(),
+                allocated: Vec::new(),
                 next: 0,
                 rng: Rng::new(seed),
                 failing_syncs: 0,
@@ -131,36 +140,90 @@ impl PowerCutStore {
         Ok(())
     }
 
-    async fn store(&self, at: u64, bytes: Vec<u8>) {
+    async fn store(&self, at: u64, bytes: Vec<u8>, keeps_space: bool) {
         self.delay().await;
         // Torn in the store as well: half of it may be seen before the other half.
-        let middle = bytes.len() / 2 / SECTOR * SECTOR;
-        let number = {
-            let mut inner = self.inner.borrow_mut();
-            let number = inner.next;
-            inner.next += 1;
-            put(&mut inner.current, at, &bytes[..middle]);
-            inner.pending.push(Pending {
-                at,
-                bytes: bytes.clone(),
-                completed: false,
-                number,
-            });
-            number
+        let unit = if keeps_space { SECTOR } else { BLOCK };
+        let middle = bytes.len() / 2 / unit * unit;
+        let write = Reaching::begin(self);
+        write.apply(at, &bytes[..middle], keeps_space);
+        self.delay().await;
+        write.apply(at + middle as u64, &bytes[middle..], keeps_space);
+        self.delay().await;
+    }
+
+    /// How much space it takes, in bytes.
+    #[must_use]
+    pub fn space(&self) -> usize {
+        let inner = self.inner.borrow();
+        let blocks = inner.current.len().div_ceil(BLOCK);
+        (0..blocks).filter(|block| inner.is_data(*block)).count() * BLOCK
+    }
+}
+
+impl Inner {
+    /// Whether `block` takes space.
+    fn is_data(&self, block: usize) -> bool {
+        let Some(bytes) = self.current.get(block * BLOCK..) else {
+            return false;
         };
-        self.delay().await;
-        {
-            let mut inner = self.inner.borrow_mut();
-            put(&mut inner.current, at + middle as u64, &bytes[middle..]);
+        let content = &bytes[..BLOCK.min(bytes.len())];
+        self.allocated.get(block) == Some(&true) || content.iter().any(|byte| *byte != 0)
+    }
+}
+
+/// A write on its way. However it ends, by completion or because its process was killed, what
+/// reached the store lies in the page cache then: the next sync covers it.
+struct Reaching<'a> {
+    store: &'a PowerCutStore,
+    number: u64,
+}
+
+impl<'a> Reaching<'a> {
+    fn begin(store: &'a PowerCutStore) -> Self {
+        let mut inner = store.inner.borrow_mut();
+        let number = inner.next;
+        inner.next += 1;
+        drop(inner);
+        Self { store, number }
+    }
+
+    fn apply(&self, at: u64, bytes: &[u8], keeps_space: bool) {
+        if bytes.is_empty() {
+            return;
         }
-        self.delay().await;
-        let mut inner = self.inner.borrow_mut();
-        if let Some(write) = inner
-            .pending
-            .iter_mut()
-            .find(|write| write.number == number)
-        {
-            write.completed = true;
+        let mut inner = self.store.inner.borrow_mut();
+        let inner = &mut *inner;
+        put(&mut inner.current, at, bytes);
+        let start = usize::try_from(at).expect("a small store");
+        let end = start + bytes.len();
+        let blocks = if keeps_space {
+            start / BLOCK..end.div_ceil(BLOCK)
+        } else {
+            start.div_ceil(BLOCK)..end / BLOCK
+        };
+        if inner.allocated.len() < blocks.end {
+            inner.allocated.resize(blocks.end, false);
+        }
+        for block in blocks {
+            inner.allocated[block] = keeps_space;
+        }
+        inner.pending.push(Pending {
+            at,
+            bytes: bytes.to_vec(),
+            completed: false,
+            number: self.number,
+        });
+    }
+}
+
+impl Drop for Reaching<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.store.inner.borrow_mut();
+        for part in &mut inner.pending {
+            if part.number == self.number {
+                part.completed = true;
+            }
         }
     }
 }
@@ -218,7 +281,7 @@ impl Store for PowerCutStore {
                 buffer: Some(from),
             };
         }
-        self.store(at, from.to_vec()).await;
+        self.store(at, from.to_vec(), true).await;
         Done {
             outcome: Ok(()),
             buffer: Some(from),
@@ -226,17 +289,19 @@ impl Store for PowerCutStore {
     }
 
     async fn punch(&self, at: u64, len: u64) -> Result<(), Fault> {
-        self.zero(at, len).await
+        let len = usize::try_from(len).expect("a small store");
+        self.store(at, vec![0; len], false).await;
+        Ok(())
     }
 
     async fn zero(&self, at: u64, len: u64) -> Result<(), Fault> {
         let len = usize::try_from(len).expect("a small store");
-        self.store(at, vec![0; len]).await;
+        self.store(at, vec![0; len], true).await;
         Ok(())
     }
 
     async fn sync(&self) -> Result<(), Fault> {
-        let covered: Vec<u64> = {
+        let covered: BTreeSet<u64> = {
             let mut inner = self.inner.borrow_mut();
             inner.syncs += 1;
             inner
@@ -261,5 +326,25 @@ impl Store for PowerCutStore {
             }
         }
         Ok(())
+    }
+
+    async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
+        self.delay().await;
+        let inner = self.inner.borrow();
+        let unit = BLOCK as u64;
+        let is_data = |block: u64| usize::try_from(block).is_ok_and(|block| inner.is_data(block));
+        let end = range.end.min(inner.current.len() as u64);
+        if range.start >= end {
+            return Ok(None);
+        }
+        let blocks = range.start / unit..end.div_ceil(unit);
+        let Some(first) = blocks.clone().find(|block| is_data(*block)) else {
+            return Ok(None);
+        };
+        let last = (first..blocks.end).find(|block| !is_data(*block));
+        let last = last.unwrap_or(blocks.end);
+        Ok(Some(
+            (first * unit).max(range.start)..(last * unit).min(end),
+        ))
     }
 }

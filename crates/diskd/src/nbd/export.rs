@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use block::{Device, Done, Image, Op, Place};
+use block::{Device, Done, Fault, Image, Op, Place};
 
 use super::protocol::HOLE_AND_ZERO;
 
@@ -21,7 +21,11 @@ pub(super) const LOOK: u64 = 64 << 20;
 pub(super) trait Disk {
     fn size(&self) -> u64;
     fn run(&self, op: Op) -> Pin<Box<dyn Future<Output = Done> + '_>>;
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place));
+    fn translate<'a>(
+        &'a self,
+        range: Range<u64>,
+        visit: &'a mut dyn FnMut(Range<u64>, Place),
+    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + 'a>>;
 }
 
 impl<D: Device + Image> Disk for D {
@@ -31,8 +35,12 @@ impl<D: Device + Image> Disk for D {
     fn run(&self, op: Op) -> Pin<Box<dyn Future<Output = Done> + '_>> {
         Box::pin(Device::run(self, op))
     }
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
-        Image::translate(self, range, visit);
+    fn translate<'a>(
+        &'a self,
+        range: Range<u64>,
+        visit: &'a mut dyn FnMut(Range<u64>, Place),
+    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + 'a>> {
+        Box::pin(Image::translate(self, range, visit))
     }
 }
 

@@ -167,7 +167,13 @@ impl Image for Nothing {
     fn size(&self) -> u64 {
         0
     }
-    fn translate(&self, _range: Range<u64>, _visit: &mut dyn FnMut(Range<u64>, Place)) {}
+    async fn translate(
+        &self,
+        _range: Range<u64>,
+        _visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 /// A disk in memory. Operations on odd blocks take a turn longer.
@@ -221,7 +227,11 @@ impl Image for Memory {
     fn size(&self) -> u64 {
         SIZE as u64
     }
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
         let bytes = self.bytes.borrow();
         let mut at = range.start;
         while at < range.end {
@@ -235,6 +245,7 @@ impl Image for Memory {
             visit(at..end, found);
             at = end;
         }
+        Ok(())
     }
 }
 

@@ -137,7 +137,7 @@ async fn read(call: &Rc<Call>, range: Range<u64>, whole: bool) -> Result<(), End
         }
         return read_part(call, range).await;
     }
-    let runs = runs(call, range);
+    let runs = runs(call, range).await;
     let count = |(range, zero): &(Range<u64>, bool)| {
         if *zero {
             1
@@ -169,7 +169,7 @@ async fn read_part(call: &Rc<Call>, range: Range<u64>) -> Result<(), Ended> {
 }
 
 /// Runs of zeroes and of anything in a range; those of zeroes are at least [`HOLE`] bytes long.
-fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
+async fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
     let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
     let put = |runs: &mut Vec<(Range<u64>, bool)>, range: Range<u64>, zero| match runs.last_mut() {
         _ if range.is_empty() => {}
@@ -178,7 +178,7 @@ fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
     };
     // The run of zeroes that is being looked at.
     let mut hole = range.start..range.start;
-    call.export().disk.translate(range, &mut |piece, place| {
+    let mut look = |piece: Range<u64>, place| {
         if is_zero(place) {
             hole.end = piece.end;
             return;
@@ -187,7 +187,12 @@ fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
         put(&mut runs, hole.clone(), long);
         put(&mut runs, piece.clone(), false);
         hole = piece.end..piece.end;
-    });
+    };
+    let disk = &call.export().disk;
+    if disk.translate(range.clone(), &mut look).await.is_err() {
+        // Nobody knows: reading it will tell.
+        return vec![(range, false)];
+    }
     let long = hole.end - hole.start >= HOLE;
     put(&mut runs, hole, long);
     runs
@@ -256,9 +261,12 @@ async fn status(call: Rc<Call>, range: Range<u64>, most: usize) {
     while extents.end < range.end {
         let step = extents.end..range.end.min(extents.end.saturating_add(LOOK));
         let until = step.end;
-        call.export().disk.translate(step, &mut |piece, place| {
-            extents.add(&piece, is_zero(place));
-        });
+        let mut look = |piece: Range<u64>, place| extents.add(&piece, is_zero(place));
+        if call.export().disk.translate(step, &mut look).await.is_err() {
+            // Nobody knows: reading it will tell.
+            let rest = extents.end..until;
+            extents.add(&rest, false);
+        }
         if extents.end < until {
             break;
         }

@@ -75,7 +75,11 @@ impl Image for TestDisk {
     fn size(&self) -> u64 {
         self.size.get()
     }
-    fn translate(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
         let mut at = range.start;
         while at < range.end {
             let data = seek(&self.file, SeekFrom::Data(at)).unwrap_or(u64::MAX);
@@ -89,6 +93,7 @@ impl Image for TestDisk {
             visit(at..end, place);
             at = end;
         }
+        Ok(())
     }
 }
 
