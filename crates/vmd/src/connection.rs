@@ -16,6 +16,8 @@ const READ_CHUNK: usize = 64 << 10;
 pub(crate) enum Waiting {
     /// The guest of this process id to be gone.
     Guest(u32),
+    /// A new diskd to serve, or not to.
+    Replacement,
     /// vmd to have stopped everything.
     Shutdown,
 }

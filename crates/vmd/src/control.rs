@@ -9,9 +9,14 @@ use model::Problem;
 use sandbox::Rights;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Socket;
+
 /// How long diskd may take to make everything durable before it is killed: so much longer than
 /// the other requests [`Request::Shutdown`] may take.
 pub const DISKD_LIMIT: Duration = Duration::from_secs(60);
+/// How long a diskd that is replaced may take to end before it is killed; what it leaves, its
+/// successor finds. And how long the successor may take until it serves.
+pub const READY_LIMIT: Duration = Duration::from_secs(20);
 /// Longest line in bytes, either way.
 pub const MAX_LINE: usize = 1 << 20;
 
@@ -31,6 +36,17 @@ pub enum Request {
     },
     /// Kill QEMU, if it runs. Answered by [`Reply::Status`] once it was reaped.
     KillGuest,
+    /// End diskd in order and start this one in its place, with these sockets: those that are held
+    /// already are held on, others are made, and those that are not named are removed. The guest
+    /// goes on, and waits meanwhile. Answered by [`Reply::Status`] once the new one serves. If it
+    /// does not within [`READY_LIMIT`], the old one and its sockets are put back and the request
+    /// is refused with what the new one said.
+    Replace {
+        /// The new one.
+        diskd: Program,
+        /// Its sockets.
+        sockets: Vec<Socket>,
+    },
     /// Kill QEMU if it runs, let diskd make everything durable, exit. Answered by
     /// [`Reply::Done`] when both were reaped.
     Shutdown,
@@ -74,6 +90,9 @@ pub struct Status {
     pub pid: u32,
     /// diskd's, while it runs.
     pub diskd: Option<u32>,
+    /// Whether that one has said that it serves.
+    #[serde(default)]
+    pub ready: bool,
     /// How often diskd was started again after it died.
     pub diskd_restarts: u64,
     /// QEMU's, while it runs.

@@ -29,6 +29,7 @@ pub mod control;
 mod backoff;
 mod connection;
 mod process;
+mod replace;
 mod signals;
 mod sockets;
 mod supervisor;

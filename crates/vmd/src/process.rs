@@ -8,8 +8,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
@@ -21,18 +23,24 @@ use crate::control::{Exit, Program};
 use crate::signals::unblock_all;
 use crate::sockets::{FIRST_INHERITED, Inherited};
 
+/// What the pipe is called by which a diskd tells that it serves.
+const READY: &str = "ready";
+
 /// A running child.
 pub(crate) struct Process {
     child: Child,
     pidfd: OwnedFd,
-    /// When it was started.
-    pub(crate) started: Instant,
     /// What its confinement does without.
     pub(crate) lacking: Vec<String>,
+    /// By which a diskd tells that it serves; none once it did, or will not.
+    telling: Option<OwnedFd>,
+    /// When it told.
+    ready: Option<Instant>,
 }
 
 impl Process {
-    /// Starts `program`; with `inherited`, those sockets are its descriptors from 3 on.
+    /// Starts `program`; with `inherited`, those sockets are its descriptors from 3 on, and after
+    /// them a pipe named `ready`: a byte in it says that it serves.
     ///
     /// `LISTEN_PID` is not set: the environment is made before the fork, when the child's id is
     /// not known yet. So diskd must not leave `LISTEN_FDS` to children of its own.
@@ -56,16 +64,20 @@ impl Process {
             .map(Arc::new);
         let confined = confinement.clone();
         let mut held: Vec<RawFd> = Vec::new();
+        let mut pipe = None;
         if let Some(inherited) = inherited {
-            held.extend(inherited.listeners.iter().map(AsRawFd::as_raw_fd));
+            let (told, tell) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+            held.extend(inherited.descriptors().chain([tell.as_raw_fd()]));
+            let names: Vec<&str> = inherited.names().chain([READY]).collect();
             command
                 .env("LISTEN_FDS", held.len().to_string())
-                .env("LISTEN_FDNAMES", &inherited.names);
+                .env("LISTEN_FDNAMES", names.join(":"));
+            pipe = Some((told, tell));
         }
         let parent = getpid();
         // SAFETY: between fork and exec only system calls are made, and nothing is allocated:
         // io::Error from a number is a number, and `enter` is made for this. `held` are descriptors above every target, and
-        // the targets were reserved by `Inherited::reserve`, so that dup2 closes nothing.
+        // the targets are occupied (`Places`), so that dup2 closes nothing that is needed.
         unsafe {
             command.pre_exec(move || {
                 if let Some(confinement) = &confined {
@@ -98,8 +110,9 @@ impl Process {
             Ok(pidfd) => Ok(Self {
                 child,
                 pidfd,
-                started: Instant::now(),
                 lacking,
+                telling: pipe.map(|(told, _tell)| told),
+                ready: None,
             }),
             Err(error) => {
                 // It was never told about; fails only if it has ended, which is as good.
@@ -120,6 +133,37 @@ impl Process {
         if let Err(error) = pidfd_send_signal(&self.pidfd, signal) {
             tracing::debug!(pid = self.pid(), %error, "signal not sent");
         }
+    }
+
+    /// What becomes readable when it tells that it serves.
+    pub(crate) fn telling(&self) -> Option<BorrowedFd<'_>> {
+        self.telling.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Hears whether it serves. Returns whether that is news.
+    pub(crate) fn hear(&mut self) -> bool {
+        let Some(pipe) = &self.telling else {
+            return false;
+        };
+        match rustix::io::read(pipe, &mut [0_u8; 1]) {
+            Ok(0) => self.telling = None,
+            Ok(_) => {
+                self.telling = None;
+                self.ready = Some(Instant::now());
+                return true;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => {
+                tracing::warn!(pid = self.pid(), %error, "cannot hear whether diskd serves");
+                self.telling = None;
+            }
+        }
+        false
+    }
+
+    /// For how long it has served.
+    pub(crate) fn served(&self) -> Option<Duration> {
+        self.ready.map(|since| since.elapsed())
     }
 
     /// How it ended, once it did.

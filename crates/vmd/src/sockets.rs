@@ -1,11 +1,12 @@
-//! Listening sockets: made under the lock, held for as long as vmd lives.
+//! Listening sockets: made under the lock, held for as long as they are wanted.
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::io::fcntl_dupfd_cloexec;
 
@@ -13,8 +14,10 @@ use crate::config::Socket;
 
 /// The first descriptor that diskd inherits, sd_listen_fds(3).
 pub(crate) const FIRST_INHERITED: i32 = 3;
-/// vmd's own copies lie here, out of the way of what diskd will see from 3 on.
+/// vmd's own descriptors lie from here on, out of the way of what diskd will see from 3 on.
 const HELD_FROM: i32 = 128;
+/// Most sockets: one place is for what diskd tells that it is ready by.
+const MOST: usize = (HELD_FROM - FIRST_INHERITED - 1) as usize;
 
 /// A listening socket at `path`, mode 0600, in the place of a stale one.
 ///
@@ -36,61 +39,115 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The sockets that every diskd inherits.
-pub(crate) struct Inherited {
-    /// Their names in order, for `LISTEN_FDNAMES`.
-    pub(crate) names: String,
-    /// vmd's copies, in order.
-    pub(crate) listeners: Vec<OwnedFd>,
-    /// Occupy the numbers that diskd's sockets get, so that no descriptor that must survive
-    /// until exec (the pipe by which std reports that exec failed) lies in their way.
-    _places: Vec<OwnedFd>,
+/// The numbers that diskd's descriptors get, occupied, so that no descriptor that must survive until
+/// exec (the pipe by which std reports that exec failed) lies in their way.
+pub(crate) struct Places {
+    _occupied: Vec<OwnedFd>,
 }
 
-impl Inherited {
-    /// Occupies the places; the sockets come later, under the lock.
-    pub(crate) fn reserve(count: usize) -> io::Result<Self> {
-        let count = i32::try_from(count).unwrap_or(i32::MAX);
-        if count > HELD_FROM - FIRST_INHERITED {
-            return Err(io::Error::other("too many sockets"));
-        }
-        let null = File::open("/dev/null")?;
-        let mut places = vec![OwnedFd::from(null)];
+impl Places {
+    /// Occupies them all; to be done before other descriptors exist.
+    pub(crate) fn occupy() -> io::Result<Self> {
+        let null = OwnedFd::from(File::open("/dev/null")?);
+        let mut occupied = Vec::new();
         loop {
-            let place = fcntl_dupfd_cloexec(&places[0], FIRST_INHERITED)?;
-            let past = std::os::fd::AsRawFd::as_raw_fd(&place) >= FIRST_INHERITED + count;
-            if past {
+            let place = fcntl_dupfd_cloexec(&null, FIRST_INHERITED)?;
+            if place.as_raw_fd() >= HELD_FROM {
                 break;
             }
-            places.push(place);
+            occupied.push(place);
+        }
+        if null.as_raw_fd() < HELD_FROM {
+            occupied.push(null);
         }
         Ok(Self {
-            names: String::new(),
-            listeners: Vec::new(),
-            _places: places,
+            _occupied: occupied,
         })
     }
+}
 
-    /// Makes and holds `socket`.
-    pub(crate) fn hold(&mut self, socket: &Socket) -> io::Result<()> {
-        if socket.name.is_empty()
-            || !socket
-                .name
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && b != b':')
-        {
+/// A socket that is held; its file is removed by whoever wants it gone.
+struct Held {
+    socket: Socket,
+    listener: OwnedFd,
+}
+
+impl Held {
+    fn new(socket: &Socket) -> io::Result<Self> {
+        let sayable = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+        if socket.name.is_empty() || !socket.name.bytes().all(sayable) {
             return Err(io::Error::other("its name cannot stand in LISTEN_FDNAMES"));
         }
         let listener = listen(&socket.path)?;
         if let Some(user) = socket.user {
             lchown(&socket.path, Some(user), Some(user))?;
         }
-        self.listeners
-            .push(fcntl_dupfd_cloexec(&listener, HELD_FROM)?);
-        if !self.names.is_empty() {
-            self.names.push(':');
+        Ok(Self {
+            socket: socket.clone(),
+            listener: fcntl_dupfd_cloexec(&listener, HELD_FROM)?,
+        })
+    }
+}
+
+/// The sockets that a diskd inherits, in order.
+#[derive(Default, Clone)]
+pub(crate) struct Inherited {
+    held: Vec<Rc<Held>>,
+}
+
+impl Inherited {
+    /// The sockets `wanted`: those of `self` that are among them, the others made.
+    ///
+    /// # Errors
+    /// The socket that could not be made, and why; what was made is gone again.
+    pub(crate) fn change(&self, wanted: &[Socket]) -> Result<Self, (Socket, io::Error)> {
+        let mut next = Self::default();
+        for socket in wanted {
+            let made = if wanted.len() > MOST {
+                Err(io::Error::other("there are too many sockets"))
+            } else {
+                self.find(socket)
+                    .map_or_else(|| Held::new(socket).map(Rc::new), Ok)
+            };
+            match made {
+                Ok(held) => next.held.push(held),
+                Err(error) => {
+                    next.remove_files_but_of(self);
+                    return Err((socket.clone(), error));
+                }
+            }
         }
-        self.names.push_str(&socket.name);
-        Ok(())
+        Ok(next)
+    }
+
+    fn find(&self, socket: &Socket) -> Option<Rc<Held>> {
+        self.held
+            .iter()
+            .find(|held| held.socket == *socket)
+            .cloned()
+    }
+
+    /// Removes the files of the sockets that `kept` has not.
+    pub(crate) fn remove_files_but_of(&self, kept: &Self) {
+        for held in &self.held {
+            let path = &held.socket.path;
+            let still = kept.held.iter().any(|held| held.socket.path == *path);
+            if still {
+                continue;
+            }
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a socket");
+            }
+        }
+    }
+
+    /// Their names, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.held.iter().map(|held| held.socket.name.as_str())
+    }
+
+    /// Their descriptors, in order.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.held.iter().map(|held| held.listener.as_raw_fd())
     }
 }

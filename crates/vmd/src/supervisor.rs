@@ -6,6 +6,8 @@
 //!                               (killed)             (SIGTERM, after
 //!                                                     DISKD_LIMIT SIGKILL)
 //! ```
+//!
+//! How a diskd is replaced while the guest runs stands in [`crate::replace`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,11 +25,15 @@ use crate::config::Config;
 use crate::connection::{Connection, Waiting};
 use crate::control::{DISKD_LIMIT, Exit, Program, Reply, Request, Status};
 use crate::process::Process;
+use crate::replace::Replacing;
 use crate::signals::Signals;
-use crate::sockets::{Inherited, listen};
+use crate::sockets::{Inherited, Places, listen};
 
 /// More than polluxd and a few curious people need.
 const MAX_CONNECTIONS: usize = 32;
+
+/// How long no client is accepted when there was no room for one.
+const DEAF: Duration = Duration::from_millis(100);
 
 /// Why vmd cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -64,16 +70,15 @@ pub enum Error {
 /// # Errors
 /// [`Error`]; a child that was started ends with this process.
 pub fn run(config: Config) -> Result<(), Error> {
-    let mut inherited = Inherited::reserve(config.sockets.len()).map_err(Error::Wait)?;
+    let places = Places::occupy().map_err(Error::Wait)?;
     let mut lock = config.control.clone().into_os_string();
     lock.push(".lock");
     let lock = Lock::exclusive(lock.as_ref()).map_err(Error::Lock)?;
-    for socket in &config.sockets {
-        if let Err(source) = inherited.hold(socket) {
-            let path = socket.path.clone();
-            return Err(Error::Listen { path, source });
-        }
-    }
+    let inherited = Inherited::default().change(&config.sockets);
+    let inherited = inherited.map_err(|(socket, source)| {
+        let path = socket.path;
+        Error::Listen { path, source }
+    })?;
     let signals = Signals::take().map_err(Error::Wait)?;
     let listener = match listen(&config.control).and_then(|listener| {
         listener.set_nonblocking(true)?;
@@ -96,8 +101,10 @@ pub fn run(config: Config) -> Result<(), Error> {
     let mut supervisor = Supervisor {
         config,
         inherited,
+        _places: places,
         signals,
         listener,
+        deaf_until: None,
         connections: Vec::new(),
         diskd: Diskd::Running(diskd),
         restarts: 0,
@@ -105,6 +112,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         guest: None,
         last_exit: None,
         stopping: Stopping::No,
+        replacing: None,
     };
     while !supervisor.is_done() {
         supervisor.turn().map_err(Error::Wait)?;
@@ -114,7 +122,7 @@ pub fn run(config: Config) -> Result<(), Error> {
 }
 
 /// The data plane's process.
-enum Diskd {
+pub(crate) enum Diskd {
     Running(Process),
     /// It died and is started again at this time.
     Due(Instant),
@@ -134,18 +142,22 @@ enum Stopping {
     },
 }
 
-struct Supervisor {
-    config: Config,
-    inherited: Inherited,
+pub(crate) struct Supervisor {
+    pub(crate) config: Config,
+    pub(crate) inherited: Inherited,
+    _places: Places,
     signals: Signals,
     listener: UnixListener,
+    /// No clients are accepted before: there was no room for one.
+    deaf_until: Option<Instant>,
     connections: Vec<Connection>,
-    diskd: Diskd,
+    pub(crate) diskd: Diskd,
     restarts: u64,
     backoff: Backoff,
     guest: Option<Process>,
     last_exit: Option<Exit>,
     stopping: Stopping,
+    pub(crate) replacing: Option<Replacing>,
 }
 
 /// What was ready after a wait.
@@ -163,6 +175,10 @@ impl Supervisor {
             && self.guest.is_none()
     }
 
+    pub(crate) fn is_stopping(&self) -> bool {
+        !matches!(self.stopping, Stopping::No)
+    }
+
     /// Waits for something to happen and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
         let ready = self.wait()?;
@@ -172,6 +188,7 @@ impl Supervisor {
             self.stop();
         }
         self.reap_guest();
+        self.hear_diskd();
         self.reap_diskd();
         self.keep_time(Instant::now());
 
@@ -191,7 +208,7 @@ impl Supervisor {
     }
 
     fn wait(&self) -> io::Result<Ready> {
-        let room = self.connections.len() < MAX_CONNECTIONS;
+        let room = self.connections.len() < MAX_CONNECTIONS && self.deaf_until.is_none();
         let accept = if room {
             PollFlags::IN
         } else {
@@ -210,7 +227,9 @@ impl Supervisor {
             Diskd::Running(process) => Some(process),
             Diskd::Due(_) | Diskd::Ended => None,
         };
-        // That one of these is readable is found out by reaping.
+        // That one of these is readable is found out by reaping and hearing.
+        let telling = diskd.and_then(Process::telling);
+        fds.extend(telling.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let children = diskd.into_iter().chain(&self.guest).map(Process::as_fd);
         fds.extend(children.map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let limit = self.next_deadline().map(|at| {
@@ -238,15 +257,18 @@ impl Supervisor {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        match (&self.diskd, self.stopping) {
+        let diskd = match (&self.diskd, self.stopping) {
             (Diskd::Due(at), _) => Some(*at),
             (Diskd::Running(_), Stopping::Diskd { kill_at }) => kill_at,
-            _ => None,
-        }
+            (Diskd::Running(_), _) => self.replacing.as_ref().and_then(Replacing::kill_at),
+            (Diskd::Ended, _) => None,
+        };
+        diskd.into_iter().chain(self.deaf_until).min()
     }
 
     /// Starts diskd again, or kills it, when the time has come.
     fn keep_time(&mut self, now: Instant) {
+        self.deaf_until = self.deaf_until.filter(|at| *at > now);
         match (&self.diskd, self.stopping) {
             (Diskd::Due(at), _) if *at <= now => self.restart_diskd(),
             (Diskd::Running(process), Stopping::Diskd { kill_at: Some(at) }) if at <= now => {
@@ -256,6 +278,11 @@ impl Supervisor {
                 );
                 process.signal(Signal::KILL);
                 self.stopping = Stopping::Diskd { kill_at: None };
+            }
+            (Diskd::Running(process), Stopping::No) => {
+                if let Some(replacing) = &mut self.replacing {
+                    replacing.keep_time(process, now);
+                }
             }
             _ => {}
         }
@@ -274,7 +301,7 @@ impl Supervisor {
             }
             Err(error) => {
                 tracing::error!(%error, "cannot start diskd");
-                let wait = self.backoff.after(Duration::ZERO);
+                let wait = self.backoff.after(None);
                 self.diskd = Diskd::Due(Instant::now() + wait);
             }
         }
@@ -290,9 +317,24 @@ impl Supervisor {
             self.diskd = Diskd::Ended;
             return;
         }
-        let wait = self.backoff.after(process.started.elapsed());
-        tracing::warn!(pid = process.pid(), ?exit, ?wait, "diskd died");
+        let (pid, served) = (process.pid(), process.served());
+        if self.replacing.is_some() {
+            self.replaced_died(pid, exit);
+            return;
+        }
+        let wait = self.backoff.after(served);
+        tracing::warn!(pid, ?exit, ?wait, "diskd died");
         self.diskd = Diskd::Due(Instant::now() + wait);
+    }
+
+    fn hear_diskd(&mut self) {
+        let Diskd::Running(process) = &mut self.diskd else {
+            return;
+        };
+        if process.hear() {
+            tracing::info!(pid = process.pid(), "diskd serves");
+            self.replaced_serves();
+        }
     }
 
     fn reap_guest(&mut self) {
@@ -308,7 +350,7 @@ impl Supervisor {
         self.answer(Waiting::Guest(pid), &Reply::Status(self.status()));
     }
 
-    fn answer(&mut self, waiting: Waiting, reply: &Reply) {
+    pub(crate) fn answer(&mut self, waiting: Waiting, reply: &Reply) {
         for client in &mut self.connections {
             if client.waiting == Some(waiting) {
                 client.reply(reply);
@@ -325,7 +367,9 @@ impl Supervisor {
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
+                    // It waits in the backlog, and would be told of again at once.
                     tracing::warn!(%error, "cannot accept a client");
+                    self.deaf_until = Some(Instant::now() + DEAF);
                     return;
                 }
             }
@@ -348,6 +392,13 @@ impl Supervisor {
                 self.kill_guest();
                 guest.map(Waiting::Guest)
             }
+            Request::Replace { diskd, sockets } => match self.replace(diskd, &sockets) {
+                Ok(()) => Some(Waiting::Replacement),
+                Err(problem) => {
+                    self.connections[client].reply(&Reply::Refused { problem });
+                    return;
+                }
+            },
             Request::Shutdown => {
                 self.stop();
                 Some(Waiting::Shutdown)
@@ -398,6 +449,7 @@ impl Supervisor {
             return;
         }
         self.stopping = Stopping::Guest;
+        self.give_up_replacing();
         match &self.guest {
             Some(_) => self.kill_guest(),
             None => self.stop_diskd(),
@@ -415,13 +467,14 @@ impl Supervisor {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         Status {
             pid: std::process::id(),
             diskd: match &self.diskd {
                 Diskd::Running(process) => Some(process.pid()),
                 Diskd::Due(_) | Diskd::Ended => None,
             },
+            ready: matches!(&self.diskd, Diskd::Running(process) if process.served().is_some()),
             diskd_restarts: self.restarts,
             guest: self.guest.as_ref().map(Process::pid),
             last_exit: self.last_exit,
@@ -449,11 +502,10 @@ impl Supervisor {
     /// Takes the sockets away, lets go of the lock, then answers: whoever was answered may start
     /// the next vmd.
     fn end(&mut self, lock: Lock) {
-        let sockets = self.config.sockets.iter().map(|socket| &socket.path);
-        for path in sockets.chain([&self.config.control]) {
-            if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a socket");
-            }
+        self.inherited.remove_files_but_of(&Inherited::default());
+        let control = &self.config.control;
+        if let Err(error) = std::fs::remove_file(control) {
+            tracing::warn!(path = %control.display(), %error, "cannot remove a socket");
         }
         drop(lock);
         self.answer(Waiting::Shutdown, &Reply::Done);

@@ -99,6 +99,29 @@ impl Vmd {
         }
     }
 
+    fn program(&self, script: &str) -> Program {
+        Program {
+            args: vec!["-c".into(), script.into()],
+            program: "/bin/sh".into(),
+            ..self.config.diskd.clone()
+        }
+    }
+
+    /// Those of the configuration, and one more.
+    fn more_sockets(&self) -> Vec<Socket> {
+        let mut sockets = self.config.sockets.clone();
+        sockets.push(Socket {
+            name: "disk.1".into(),
+            path: self.path("disk.1"),
+            user: None,
+        });
+        sockets
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("diskd.log")).unwrap_or_default()
+    }
+
     fn launch(&self, script: &str) -> Reply {
         self.ask(&Request::Launch(Program {
             program: "/bin/sh".into(),
@@ -176,13 +199,13 @@ fn wait_gone(process: u32) {
 #[test]
 fn diskd_inherits_its_sockets_by_name() {
     let script = "echo $LISTEN_FDS $LISTEN_FDNAMES; test -S /dev/fd/3 && test -S /dev/fd/4 && \
-                  test ! -e /dev/fd/5 && echo right; exec sleep 1000";
+                  test -p /dev/fd/5 && test ! -e /dev/fd/6 && echo right; exec sleep 1000";
     let vmd = Vmd::start(Some(script));
     let log = eventually("diskd speaks", || {
         let log = fs::read_to_string(vmd.path("diskd.log")).ok()?;
         (log.lines().count() == 2).then_some(log)
     });
-    assert_eq!(log, "2 control:disk.0\nright\n");
+    assert_eq!(log, "3 control:disk.0:ready\nright\n");
     let mode = fs::metadata(vmd.path("disk.0"))
         .unwrap()
         .permissions()
@@ -391,4 +414,237 @@ fn requests_sent_at_once_are_answered_in_order() {
         })
         .collect();
     assert_eq!(guests, [Some(guest), None, None]);
+}
+
+/// A diskd with `sockets` that says `word`, works alone, and serves until it is told to end.
+fn serving(word: &str, sockets: usize) -> String {
+    let ready = 3 + sockets;
+    format!(
+        "cd \"$(dirname $(readlink /proc/$$/fd/1))\"; exec 9>lock; flock -n 9 || echo beside; \
+         echo {word}; echo >&{ready}; exec sleep 1000"
+    )
+}
+
+fn serves(vmd: &Vmd) -> u32 {
+    eventually("diskd serves", || {
+        let status = vmd.status();
+        status.ready.then_some(status.diskd?)
+    })
+}
+
+#[test]
+fn a_diskd_is_replaced_while_the_guest_runs_and_gets_sockets_that_are_new() {
+    let vmd = Vmd::start(Some(&serving("old", 2)));
+    let guest = vmd.launched("exec sleep 1000");
+    let old = serves(&vmd);
+    let waiting = UnixStream::connect(vmd.path("disk.0")).expect("held");
+    let Reply::Status(status) = vmd.ask(&Request::Replace {
+        diskd: vmd.program(&serving("new", 3)),
+        sockets: vmd.more_sockets(),
+    }) else {
+        panic!("refused");
+    };
+    assert_eq!((status.guest, status.ready), (Some(guest), true));
+    assert_eq!(status.diskd_restarts, 0);
+    assert_ne!(status.diskd, Some(old));
+    wait_gone(old);
+    assert_eq!(vmd.log(), "old\nnew\n");
+    UnixStream::connect(vmd.path("disk.1")).expect("held");
+    // The sockets of both are the same ones: whoever waits is not turned away.
+    let mut fds = [PollFd::new(&waiting, PollFlags::IN)];
+    let now = rustix::event::Timespec::default();
+    assert_eq!(poll(&mut fds, Some(&now)).unwrap(), 0, "still waiting");
+
+    // It is this one that is started again from now on, and a socket can go.
+    let new = status.diskd.unwrap();
+    kill_process(pid(new), Signal::KILL).unwrap();
+    wait_gone(new);
+    serves(&vmd);
+    assert_eq!(vmd.log(), "old\nnew\nnew\n");
+    let fewer = vmd.config.sockets[..1].to_vec();
+    let diskd = vmd.program(&serving("third", 1));
+    let reply = vmd.ask(&Request::Replace {
+        diskd,
+        sockets: fewer,
+    });
+    assert!(matches!(reply, Reply::Status(_)), "{reply:?}");
+    assert!(!vmd.path("disk.0").exists() && !vmd.path("disk.1").exists());
+}
+
+#[test]
+fn a_new_diskd_that_dies_before_it_serves_leaves_the_old_one_in_place() {
+    let vmd = Vmd::start(Some(&serving("old", 2)));
+    let guest = vmd.launched("exec sleep 1000");
+    let old = serves(&vmd);
+    let reply = vmd.ask(&Request::Replace {
+        diskd: vmd.program("echo no such disk; exit 3"),
+        sockets: vmd.more_sockets(),
+    });
+    let Reply::Refused { problem } = reply else {
+        panic!("{reply:?}");
+    };
+    let text = problem.to_string();
+    assert!(
+        text.contains("code 3") && text.contains("no such disk"),
+        "{text}"
+    );
+    assert_ne!(serves(&vmd), old);
+    assert_eq!(vmd.log(), "old\nno such disk\nold\n");
+    assert_eq!(vmd.status().guest, Some(guest));
+    assert!(vmd.path("disk.0").exists() && !vmd.path("disk.1").exists());
+
+    let mut nowhere = vmd.more_sockets();
+    nowhere[2].path = vmd.path("nowhere/disk.1");
+    let serving = serves(&vmd);
+    let reply = vmd.ask(&Request::Replace {
+        diskd: vmd.program("exit 0"),
+        sockets: nowhere,
+    });
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    assert_eq!(vmd.status().diskd, Some(serving), "nothing was ended");
+}
+
+#[test]
+fn a_diskd_that_stands_still_with_its_lock_is_gone_before_another_is_started() {
+    let vmd = Vmd::start(Some(&serving("old", 2)));
+    let old = serves(&vmd);
+    kill_process(pid(old), Signal::STOP).unwrap();
+    eventually("it stands still", || {
+        let stat = fs::read_to_string(format!("/proc/{old}/stat")).unwrap();
+        stat.contains(") T ").then_some(())
+    });
+    let mut asker = vmd.connect();
+    let request = Request::Replace {
+        diskd: vmd.program(&serving("new", 2)),
+        sockets: vmd.config.sockets.clone(),
+    };
+    asker.write_all(&line(&request)).unwrap();
+    let again = vmd.ask(&request);
+    assert!(
+        matches!(again, Reply::Refused { .. }),
+        "one at a time: {again:?}"
+    );
+    for _ in 0..10 {
+        assert_eq!(vmd.status().diskd, Some(old));
+    }
+    assert_eq!(vmd.log(), "old\n");
+    kill_process(pid(old), Signal::CONT).unwrap();
+    let reply = receive(asker);
+    assert!(
+        matches!(&reply, Reply::Status(status) if status.ready),
+        "{reply:?}"
+    );
+    // And without anybody's asking: one that died is reaped before its successor is started.
+    let new = serves(&vmd);
+    kill_process(pid(new), Signal::STOP).unwrap();
+    kill_process(pid(new), Signal::KILL).unwrap();
+    wait_gone(new);
+    assert_ne!(serves(&vmd), new);
+    assert_eq!(vmd.log(), "old\nnew\nnew\n", "none ran beside another");
+}
+
+#[test]
+fn a_shutdown_ends_a_replacement_too() {
+    let mut vmd = Vmd::start(Some(&serving("old", 2)));
+    serves(&vmd);
+    let mut asker = vmd.connect();
+    let request = Request::Replace {
+        diskd: vmd.program("trap 'exit 0' TERM; echo new; while :; do sleep 1 & wait; done"),
+        sockets: vmd.more_sockets(),
+    };
+    asker.write_all(&line(&request)).unwrap();
+    eventually("the new one runs", || {
+        vmd.log().contains("new").then_some(())
+    });
+    assert_eq!(vmd.ask(&Request::Shutdown), Reply::Done);
+    assert!(matches!(receive(asker), Reply::Refused { .. }));
+    assert!(vmd.child.wait().unwrap().success());
+    assert!(!vmd.path("disk.0").exists() && !vmd.path("disk.1").exists());
+}
+
+#[test]
+fn confined_children_die_with_vmd_too() {
+    let mut vmd = Vmd::start(Some("exec sleep 1000"));
+    // Changing the user takes the signal away that a parent's death sends.
+    let root = rustix::process::geteuid().is_root();
+    let user = root.then_some(2_010_000_123);
+    let reply = vmd.ask(&Request::Launch(Program {
+        program: "/bin/sleep".into(),
+        args: vec!["1000".into()],
+        log: vmd.path("guest.log"),
+        rights: Rights {
+            user,
+            read: vec![vmd.folder.path().to_owned()],
+            ..Rights::default()
+        },
+    }));
+    let Reply::Status(status) = reply else {
+        panic!("{reply:?}");
+    };
+    let guest = status.guest.unwrap();
+    let rights = fs::read_to_string(format!("/proc/{guest}/status")).unwrap();
+    assert!(rights.contains("NoNewPrivs:\t1\n"), "{rights}");
+    if let Some(user) = user {
+        assert!(
+            rights.contains(&format!("Uid:\t{user}\t{user}")),
+            "{rights}"
+        );
+    }
+    vmd.child.kill().unwrap();
+    vmd.child.wait().unwrap();
+    wait_gone(guest);
+}
+
+#[test]
+fn a_socket_belongs_to_the_user_it_is_for() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let vmd = Vmd::start(Some(&serving("old", 2)));
+    serves(&vmd);
+    let mut sockets = vmd.more_sockets();
+    sockets[2].user = Some(2_010_000_123);
+    let diskd = vmd.program(&serving("new", 3));
+    let reply = vmd.ask(&Request::Replace { diskd, sockets });
+    assert!(matches!(reply, Reply::Status(_)), "{reply:?}");
+    let owner =
+        |name: &str| std::os::unix::fs::MetadataExt::uid(&fs::metadata(vmd.path(name)).unwrap());
+    assert_eq!((owner("disk.0"), owner("disk.1")), (0, 2_010_000_123));
+}
+
+#[test]
+fn a_vmd_without_descriptors_to_spare_waits_for_some_and_does_not_spin() {
+    let mut vmd = Vmd::start(Some("exec sleep 1000"));
+    let held = fs::read_dir(format!("/proc/{}/fd", vmd.child.id()))
+        .unwrap()
+        .count();
+    let few = rustix::process::Rlimit {
+        current: Some(u64::try_from(held).unwrap() + 2),
+        maximum: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
+    };
+    let vmd_pid = Pid::from_child(&vmd.child);
+    rustix::process::prlimit(Some(vmd_pid), rustix::process::Resource::Nofile, few).unwrap();
+    let mut clients: Vec<UnixStream> = (0..8).map(|_| vmd.connect()).collect();
+    let said = vmd.child.stderr.take().unwrap();
+    let counted = std::thread::spawn(move || {
+        BufReader::new(said)
+            .lines()
+            .map_while(Result::ok)
+            .filter(|line| line.contains("cannot accept"))
+            .count()
+    });
+    // The first is served all the while; the last is not until there is room.
+    for _ in 0..200 {
+        clients[0].write_all(&line(&Request::Status)).unwrap();
+        let mut reply = String::new();
+        BufReader::new(&clients[0]).read_line(&mut reply).unwrap();
+    }
+    let last = clients.pop().unwrap();
+    clients.clear();
+    let mut asked = last.try_clone().unwrap();
+    asked.write_all(&line(&Request::Status)).unwrap();
+    assert!(matches!(receive(last), Reply::Status(_)));
+    vmd.child.kill().unwrap();
+    let warnings = counted.join().unwrap();
+    assert!((1..20).contains(&warnings), "{warnings} times");
 }
