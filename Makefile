@@ -14,8 +14,11 @@ unexport CARGO_TARGET_DIR
 # Demo and tests share one build; only the benchmarks are worth an optimized second one.
 CARGO_FLAGS := --locked
 
+# `make fuzz SECONDS=10`. Only from the command line: bash has a variable of this name.
+SECONDS_EACH := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS),60)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench lint clean
+.PHONY: help setup build demo test fuzz bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,8 +33,12 @@ build: setup ## build every program, and the guests of the demo and the tests
 demo: build ## two hosts, a guest, its twin, and the twin taking over
 	@exec target/debug/demo
 
-test: build ## all tests, with real guests
+test: build ## all tests, with real guests, then the fuzz targets
 	exec cargo test $(CARGO_FLAGS) --workspace
+	@exec $(MAKE) --no-print-directory fuzz
+
+fuzz: setup ## each fuzz target for SECONDS=60, two at once; ONLY=vm_toml for one of them
+	@exec cargo run --quiet $(CARGO_FLAGS) --package pollux-fuzz --bin fuzz -- $(SECONDS_EACH) $(ONLY)
 
 bench: setup ## figures into target/bench; ONLY=dataplane or ONLY=failover for a part
 	cargo build $(CARGO_FLAGS) --release --workspace --bins

@@ -148,15 +148,19 @@ impl Index {
             .map_err(|source| JournalError::io("replace", INDEX, source))
     }
 
-    fn to_bytes(&self) -> Result<Vec<u8>, JournalError> {
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, JournalError> {
         let body = serde_json::to_vec(self).map_err(JournalError::IndexSyntax)?;
-        let hash = blake3::hash(&body).to_hex();
-        let mut bytes = format!("{HEAD}{VERSION} {hash}\n").into_bytes();
-        bytes.extend_from_slice(&body);
-        Ok(bytes)
+        Ok(Self::with_hash(&body))
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self, JournalError> {
+    pub(crate) fn with_hash(body: &[u8]) -> Vec<u8> {
+        let hash = blake3::hash(body).to_hex();
+        let mut bytes = format!("{HEAD}{VERSION} {hash}\n").into_bytes();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, JournalError> {
         let damaged = || JournalError::IndexDamaged("does not begin as one");
         let end = bytes.iter().take(128).position(|byte| *byte == b'\n');
         let (head, body) = end

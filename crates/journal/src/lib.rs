@@ -9,6 +9,8 @@
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod index;
 mod journal;

@@ -25,6 +25,7 @@
 //! can be read from a file without one.
 
 mod error;
+pub(crate) mod forged;
 mod frame;
 mod layout;
 mod merkle;

@@ -1,0 +1,41 @@
+//! What is known is survived: the seeds of every target, and the inputs that once broke one.
+
+use std::fs;
+use std::path::Path;
+
+use pollux_fuzz::TARGETS;
+
+#[test]
+fn every_target_survives_its_seeds_cut_anywhere_and_what_once_broke_it() {
+    for target in TARGETS {
+        let seeds = (target.seeds)();
+        assert!(!seeds.is_empty(), "{} has seeds", target.name);
+        for seed in &seeds {
+            (target.run)(seed);
+            for len in (0..seed.len()).step_by(1 + seed.len() / 16) {
+                (target.run)(&seed[..len]);
+            }
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("regressions")
+            .join(target.name);
+        let files = fs::read_dir(folder).into_iter().flatten();
+        for file in files {
+            let path = file.expect("listed").path();
+            println!("{}", path.display());
+            (target.run)(&fs::read(path).expect("read"));
+        }
+    }
+}
+
+#[test]
+fn the_seeds_of_formats_with_hashes_are_accepted() {
+    for body in pollux_fuzz::journal_index::seeds() {
+        let canonical = journal::fuzzing::index(&body);
+        assert!(canonical.is_ok(), "{canonical:?}");
+    }
+    for text in pollux_fuzz::vm_toml::seeds() {
+        let text = String::from_utf8(text).expect("text");
+        assert!(model::VmSpec::from_toml(&text).is_ok(), "{text}");
+    }
+}
