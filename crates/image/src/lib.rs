@@ -7,6 +7,7 @@
 //! failed flush sticky: what it should have made durable may be lost, so nothing is written any
 //! more until the device is opened again.
 
+mod drain;
 mod flush;
 mod overlay;
 mod presence;

@@ -2,15 +2,18 @@
 //!
 //! The *volatile* map is a mapped file in the run folder: a bit set there survives `kill -9` and is
 //! ignored after a reboot, or when there is no durable map yet. The *durable* map is a file beside the
-//! data. Bits are only ever added, so that a torn write of a page of the durable map leaves an older,
-//! valid one.
+//! data. Each of its bits is right whether old or new (see `overlay`), so that a torn write of a page
+//! of it leaves a valid one.
 //!
 //! ```text
 //!   both files   | header, 4 KiB: magic, tag, size, boot (volatile only) | bits ...
 //! ```
+//!
+//! The size is that of the disk when the map was begun. A disk may grow later, and the map with it:
+//! what it says nothing of is absent. No bit may lie behind the end of the disk.
 #![allow(unsafe_code, reason = "words of the mapping are reached as atomics")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
@@ -44,11 +47,26 @@ fn header(magic: u64, tag: &Tag, size: u64, boot: (u64, u64)) -> Header {
     words
 }
 
+/// Whether a header says what it should; its size is told, not compared.
+fn is_same(word: impl Fn(usize) -> u64, wanted: &Header) -> bool {
+    let compared = (0..wanted.len()).filter(|at| *at != 5);
+    compared.into_iter().all(|at| word(at) == wanted[at])
+}
+
+/// A number of bits, at most 64.
+fn small(bits: u64) -> u32 {
+    u32::try_from(bits).expect("64 at most")
+}
+
 /// The maps of an overlay.
 pub(crate) struct Presence<M> {
     map: MmapRaw,
     durable: M,
-    /// Pages with bits that the durable map lacks.
+    /// Blocks of the disk.
+    blocks: u64,
+    /// How many of them are present.
+    count: Cell<u64>,
+    /// Pages in which the durable map differs.
     behind: RefCell<BTreeSet<usize>>,
 }
 
@@ -64,6 +82,17 @@ pub enum PresenceError {
     /// It is no map, or that of an overlay above something else.
     #[error("the map of present blocks belongs to another disk or another point")]
     Foreign,
+    /// It holds blocks that the disk does not have.
+    #[error(
+        "the map of present blocks holds block {block}, the disk ends at block {end}: give the disk its \
+         size back"
+    )]
+    Outside {
+        /// The first that is outside.
+        block: u64,
+        /// Number of blocks of the disk.
+        end: u64,
+    },
 }
 
 impl<M: Store> Presence<M> {
@@ -82,6 +111,8 @@ impl<M: Store> Presence<M> {
         let presence = Self {
             map,
             durable,
+            blocks: size / BLOCK_SIZE,
+            count: Cell::new(0),
             behind: RefCell::default(),
         };
         let wanted = header(DURABLE, tag, size, (0, 0));
@@ -91,12 +122,11 @@ impl<M: Store> Presence<M> {
             // it is begun, so that a kill in between leaves no doubt.
             presence.word(0).store(0, Ordering::Release);
             presence.begin(&wanted).await?;
-        } else if found[..wanted.len()] != wanted {
+        } else if !is_same(|at| found[at], &wanted) {
             return Err(PresenceError::Foreign);
         }
         let wanted = header(VOLATILE, tag, size, boot.0.as_u64_pair());
-        let valid =
-            (0..wanted.len()).all(|at| presence.word(at).load(Ordering::Relaxed) == wanted[at]);
+        let valid = is_same(|at| presence.word(at).load(Ordering::Relaxed), &wanted);
         if !valid {
             presence.word(0).store(0, Ordering::Release);
         }
@@ -110,6 +140,8 @@ impl<M: Store> Presence<M> {
                 } else if word.load(Ordering::Relaxed) != bits {
                     presence.behind.borrow_mut().insert(page);
                 }
+                // Behind the end of the disk as well: each must be inside.
+                presence.count_word(at - PAGE_WORDS)?;
             }
         }
         if !valid {
@@ -120,6 +152,23 @@ impl<M: Store> Presence<M> {
         Ok(presence)
     }
 
+    /// Adds the bits of word `number` of the map to the count.
+    fn count_word(&self, number: usize) -> Result<(), PresenceError> {
+        let bits = self.word(PAGE_WORDS + number).load(Ordering::Relaxed);
+        let first = 64 * number as u64;
+        let inside = self.blocks.saturating_sub(first).min(64);
+        let outside = bits & u64::MAX.checked_shl(small(inside)).unwrap_or(0);
+        if outside != 0 {
+            return Err(PresenceError::Outside {
+                block: first + u64::from(outside.trailing_zeros()),
+                end: self.blocks,
+            });
+        }
+        self.count
+            .set(self.count.get() + u64::from(bits.count_ones()));
+        Ok(())
+    }
+
     fn map(path: &Path, len: usize) -> io::Result<MmapRaw> {
         let file = OpenOptions::new()
             .read(true)
@@ -128,9 +177,7 @@ impl<M: Store> Presence<M> {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        if file.metadata()?.len() != len as u64 {
-            file.set_len(0)?;
-        }
+        // What is there stays: it is that of the same disk, perhaps before it grew, or replaced.
         // Every page is there before it is mapped: a full tmpfs refuses now, not with a signal.
         fallocate(&file, FallocateFlags::empty(), 0, len as u64)?;
         MmapOptions::new().len(len).map_raw(&file)
@@ -180,31 +227,65 @@ impl<M: Store> Presence<M> {
         self.word(at).load(Ordering::Relaxed) & bit != 0
     }
 
+    /// How many blocks are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.get()
+    }
+
     /// The longest run from `blocks.start` on, inside `blocks`, that is all present or all absent.
     pub(crate) fn run(&self, blocks: Range<u64>) -> (Range<u64>, bool) {
         let present = self.has(blocks.start);
-        let mut end = blocks.start + 1;
-        while end < blocks.end && self.has(end) == present {
-            end += 1;
+        let end = self.next(blocks.start + 1..blocks.end, !present);
+        (blocks.start..end.unwrap_or(blocks.end), present)
+    }
+
+    /// The first of `blocks` that is present, or absent.
+    pub(crate) fn next(&self, blocks: Range<u64>, present: bool) -> Option<u64> {
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let (at, _) = Self::place(block);
+            let bits = self.word(at).load(Ordering::Relaxed);
+            let wanted = if present { bits } else { !bits } >> (block % 64);
+            if wanted != 0 {
+                let found = block + u64::from(wanted.trailing_zeros());
+                return (found < blocks.end).then_some(found);
+            }
+            block = (block / 64 + 1) * 64;
         }
-        (blocks.start..end, present)
+        None
     }
 
     /// The content of `blocks` is in the overlay's file from now on.
     pub(crate) fn add(&self, blocks: Range<u64>) {
-        for block in blocks {
-            let (at, bit) = Self::place(block);
+        self.change(blocks, |old, bits| old | bits);
+    }
+
+    /// The content of `blocks` is below from now on.
+    pub(crate) fn remove(&self, blocks: Range<u64>) {
+        self.change(blocks, |old, bits| old & !bits);
+    }
+
+    fn change(&self, blocks: Range<u64>, with: impl Fn(u64, u64) -> u64) {
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let (at, _) = Self::place(block);
+            let end = blocks.end.min((block / 64 + 1) * 64);
+            let bits = (u64::MAX >> (64 - small(end - block))) << (block % 64);
             let word = self.word(at);
             let old = word.load(Ordering::Relaxed);
-            if old & bit == 0 {
-                word.store(old | bit, Ordering::Release);
+            let new = with(old, bits);
+            if new != old {
+                word.store(new, Ordering::Release);
+                let count = self.count.get() + u64::from(new.count_ones());
+                self.count.set(count - u64::from(old.count_ones()));
                 self.behind.borrow_mut().insert(at / PAGE_WORDS - 1);
             }
+            block = end;
         }
     }
 
-    /// The pages that the durable map lacks, as they are now. The data that they name must be
-    /// durable before they are given to [`Presence::store`].
+    /// The pages in which the durable map differs, as they are now. What their bits say must be
+    /// durable, above and below, before they are given to [`Presence::store`].
     pub(crate) fn take(&self) -> Vec<(usize, Buffer)> {
         let pages = self.behind.take();
         pages

@@ -3,7 +3,7 @@
 //! Guests see sectors of 512 bytes. Where the store needs more (O_DIRECT on a disk of 4 KiB
 //! sectors), the partial blocks at the ends of a write are read, changed and written back under an
 //! exclusive claim on them; whole blocks are written under a shared one. Where it does not, nothing
-//! is claimed at all. Memory that the store cannot take is copied.
+//! is claimed at all. Memory that the store cannot take is copied, a part at a time.
 //!
 //! After a crash the store holds what it held: nothing is kept in memory here.
 
@@ -14,8 +14,10 @@ use model::{BLOCK_SIZE, SECTOR_SIZE};
 
 use crate::FlushGate;
 
-/// Longest range that is punched or zeroed in one call to the store, in bytes.
-const LONGEST: u64 = 1 << 30;
+/// Longest range that is punched or zeroed in one call to the store, in bytes: others come between.
+const LONGEST: u64 = 64 << 20;
+/// Most memory of an operation that the store cannot take as it is, in bytes.
+const BOUNCE: u64 = 256 << 10;
 
 /// A size that a raw disk cannot have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -90,68 +92,79 @@ impl<S: Store> RawDevice<S> {
         if around == (at..at + len) && into.is_aligned(self.alignment) {
             return self.store.read(at, into).await;
         }
-        let (outcome, bounce) = self.fetch(around.clone()).await;
-        if outcome.is_ok() {
-            let skip = index(at - around.start);
-            into.copy_from(0, &bounce, skip, into.len());
-        }
+        let outcome = self.read_bounced(at, &mut into, around).await;
         Done {
             outcome,
             buffer: Some(into),
         }
     }
 
+    async fn read_bounced(
+        &self,
+        at: u64,
+        into: &mut Buffer,
+        around: Range<u64>,
+    ) -> Result<(), Fault> {
+        let end = at + into.len() as u64;
+        for part in parts(around) {
+            let bounce = self.fetch(part.clone()).await?;
+            let wanted = part.start.max(at)..part.end.min(end);
+            let (to, skip) = (index(wanted.start - at), index(wanted.start - part.start));
+            into.copy_from(to, &bounce, skip, index(wanted.end - wanted.start));
+        }
+        Ok(())
+    }
+
     /// Reads an aligned range into memory of its own.
-    async fn fetch(&self, range: Range<u64>) -> (Result<(), Fault>, Buffer) {
+    async fn fetch(&self, range: Range<u64>) -> Result<Buffer, Fault> {
         let bounce = Buffer::zeroed(index(range.end - range.start));
-        given_back(self.store.read(range.start, bounce).await)
+        let done = self.store.read(range.start, bounce).await;
+        done.outcome?;
+        match done.buffer {
+            Some(buffer) => Ok(buffer),
+            None => unreachable!("a store gives the memory of a read back"),
+        }
     }
 
     async fn write(&self, at: u64, from: Buffer) -> Done {
         let len = from.len() as u64;
         let around = self.around(at, len);
-        if around == (at..at + len) {
-            let _claim = if self.alignment > SECTOR_SIZE {
-                Some(self.claims.shared(around).await)
-            } else {
-                None
-            };
-            if from.is_aligned(self.alignment) {
-                return self.store.write(at, from).await;
-            }
-            let mut bounce = Buffer::zeroed(from.len());
-            bounce.copy_from(0, &from, 0, from.len());
-            return Done {
-                outcome: self.store.write(at, bounce).await.outcome,
-                buffer: Some(from),
-            };
+        let whole = around == (at..at + len);
+        let _claim = if !whole {
+            Some(self.claims.exclusive(around.clone()).await)
+        } else if self.alignment > SECTOR_SIZE {
+            Some(self.claims.shared(around.clone()).await)
+        } else {
+            None
+        };
+        if whole && from.is_aligned(self.alignment) {
+            return self.store.write(at, from).await;
         }
         Done {
-            outcome: self.merge(at, len, around, &from).await,
+            outcome: self.write_bounced(at, &from, around).await,
             buffer: Some(from),
         }
     }
 
-    /// Writes a range whose ends are not what the store takes.
-    async fn merge(
-        &self,
-        at: u64,
-        len: u64,
-        around: Range<u64>,
-        from: &Buffer,
-    ) -> Result<(), Fault> {
-        let _claim = self.claims.exclusive(around.clone()).await;
-        let mut whole = Buffer::zeroed(index(around.end - around.start));
-        let last = around.end - self.alignment;
-        let head = (at != around.start).then_some(around.start);
-        let tail = (at + len != around.end && head != Some(last)).then_some(last);
-        for block in [head, tail].into_iter().flatten() {
-            let (outcome, old) = self.fetch(block..block + self.alignment).await;
-            outcome?;
-            whole.copy_from(index(block - around.start), &old, 0, old.len());
+    /// Writes memory or a range that the store does not take. The range is claimed.
+    async fn write_bounced(&self, at: u64, from: &Buffer, around: Range<u64>) -> Result<(), Fault> {
+        let end = at + from.len() as u64;
+        for part in parts(around) {
+            let wanted = part.start.max(at)..part.end.min(end);
+            let mut bounce = Buffer::zeroed(index(part.end - part.start));
+            // What the store takes at once and the write has a part of.
+            let last = part.end - self.alignment;
+            let head = (wanted.start != part.start).then_some(part.start);
+            let tail = (wanted.end != part.end && head != Some(last)).then_some(last);
+            for unit in [head, tail].into_iter().flatten() {
+                let old = self.fetch(unit..unit + self.alignment).await?;
+                bounce.copy_from(index(unit - part.start), &old, 0, old.len());
+            }
+            let (to, skip) = (index(wanted.start - part.start), index(wanted.start - at));
+            bounce.copy_from(to, from, skip, index(wanted.end - wanted.start));
+            self.store.write(part.start, bounce).await.outcome?;
         }
-        whole.copy_from(index(at - around.start), from, 0, from.len());
-        self.store.write(around.start, whole).await.outcome
+        Ok(())
     }
 
     /// Makes a range read as zeroes. Partial blocks at its ends are written, the rest is given
@@ -195,11 +208,14 @@ impl<S: Store> RawDevice<S> {
     }
 }
 
-fn given_back(done: Done) -> (Result<(), Fault>, Buffer) {
-    match done.buffer {
-        Some(buffer) => (done.outcome, buffer),
-        None => unreachable!("a store gives the memory of a read back"),
-    }
+/// A range in parts that fit the memory of an operation. Aligned if the range is.
+fn parts(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut from = range.start;
+    std::iter::from_fn(move || {
+        let part = from..range.end.min(from - from % BOUNCE + BOUNCE);
+        from = part.end;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// A length of memory that an operation already has, or a few blocks more.
