@@ -33,5 +33,6 @@ mod sparse;
 pub mod stack;
 pub mod staging;
 pub mod state;
+pub mod syscalls;
 pub mod tracker;
 pub mod vhost_user;

@@ -10,7 +10,7 @@ use pollux_diskd::engine::{Disk, Engine};
 use pollux_diskd::signals::Termination;
 use pollux_diskd::stack::{Owned, run};
 use pollux_diskd::tracker::Stats;
-use pollux_diskd::{inherit, server};
+use pollux_diskd::{inherit, server, syscalls};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -38,6 +38,10 @@ fn main() -> Result<()> {
                 .from_env_lossy(),
         )
         .init();
+    // Before there are threads, so that none has more.
+    if let Err(error) = syscalls::give_up_others() {
+        tracing::warn!(%error, "system calls are not filtered");
+    }
     let termination = Termination::take().context("cannot take SIGTERM")?;
     // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
     let mut sockets: HashMap<_, _> = inherit::listeners()?.into_iter().collect();
