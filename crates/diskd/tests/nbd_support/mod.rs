@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use block::{Device, Done, Fault, Image, Op, Place, Waiters};
+use futures_util::future::join;
 use image::RawDevice;
 use pollux_diskd::nbd::{Export, Handle, Limits, serve_within};
 use ring::{Ring, RingStore, Sender};
@@ -29,9 +30,10 @@ pub struct TestDisk {
     size: Cell<u64>,
     /// Writes fail with this.
     pub fault: Cell<Option<Fault>>,
-    /// Mutations wait while this is set.
-    pub held: Cell<bool>,
-    pub released: Waiters,
+    /// So many of the next mutations wait until [`TestDisk::release`].
+    hold: Cell<u64>,
+    held: Cell<bool>,
+    released: Waiters,
     pub flushes: Cell<u64>,
 }
 
@@ -44,10 +46,26 @@ impl TestDisk {
             file: File::open(path).unwrap(),
             size: Cell::new(size),
             fault: Cell::new(None),
+            hold: Cell::new(0),
             held: Cell::new(false),
             released: Waiters::default(),
             flushes: Cell::new(0),
         })
+    }
+
+    /// The next mutation waits until [`TestDisk::release`], at the latest until a shutdown has begun.
+    pub fn hold_next(&self) {
+        self.hold.set(1);
+    }
+
+    /// What was held goes on.
+    pub fn release(&self) {
+        self.held.set(false);
+        self.released.notify();
+    }
+
+    pub fn set_size(&self, size: u64) {
+        self.size.set(size);
     }
 }
 
@@ -57,9 +75,13 @@ impl Device for TestDisk {
     }
     async fn run(&self, op: Op) -> Done {
         if op.mutates() {
-            self.released
-                .until(|| (!self.held.get()).then_some(()))
-                .await;
+            if let Some(left) = self.hold.get().checked_sub(1) {
+                self.hold.set(left);
+                self.held.set(true);
+                self.released
+                    .until(|| (!self.held.get()).then_some(()))
+                    .await;
+            }
             if let Some(fault) = self.fault.get() {
                 return op.refuse(fault);
             }
@@ -143,7 +165,11 @@ impl Server {
                 while let Some(Message::Do(job)) = mailbox.recv().await {
                     job(&disk, &handle);
                 }
-                handle.shutdown().await;
+                let released = async {
+                    ring.yield_now().await;
+                    disk.release();
+                };
+                join(handle.shutdown(), released).await;
             });
             ring.abandon_tasks();
         });
