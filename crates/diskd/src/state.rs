@@ -4,12 +4,13 @@
 //! It is tagged with the boot id; under another boot, or for another disk, it is begun anew.
 //!
 //! ```text
-//!   | header, one page | map A | map B |      a bit a block of 4 KiB
+//!   | header | A | B | A | B | ...      pages; in the maps A and B a bit a block of 4 KiB
 //!        phase: bit 0  which map is current (guest writes mark there)
 //!               bit 1  the other one is sealed: an epoch that is being staged
 //! ```
 //!
 //! - The phase is one word: exchanging the maps is one store, so no crash finds it half done.
+//! - The pages of both maps alternate, so that a disk that grows only makes the file longer.
 //! - A map that is neither current nor sealed is all zero before it becomes current.
 //! - A sealed map found at opening belonged to a process that died while it staged: its marks go
 //!   back into the current one. The union of both maps never misses a changed block.
@@ -36,8 +37,11 @@ use model::{BLOCK_SIZE, BootId, DiskId, RelationshipId};
 use rustix::fs::FallocateFlags;
 use uuid::Uuid;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"PLXSTAT1");
+const MAGIC: u64 = u64::from_le_bytes(*b"PLXSTAT2");
 const PAGE: u64 = 4096;
+const PAGE_WORDS: usize = 512;
+/// Largest disk in bytes: room for its maps is reserved in the address space.
+const MAX_DISK: u64 = 64 << 40;
 const WORD_BITS: u64 = 64;
 
 /// Words of the header.
@@ -119,10 +123,13 @@ impl Stamp {
 
 /// The state of one disk. Used by its owner thread only.
 pub struct DiskState {
+    file: File,
+    path: PathBuf,
+    /// Longer than the file: what the file grows by is mapped already.
     map: MmapRaw,
-    blocks: u64,
-    /// Words of one map.
-    words: usize,
+    /// Length of the file in words.
+    len: Cell<usize>,
+    blocks: Cell<u64>,
     /// Marked blocks of the current map.
     dirty: Cell<u64>,
 }
@@ -154,15 +161,23 @@ impl DiskState {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        let blocks = size / BLOCK_SIZE;
-        let map_bytes = blocks.div_ceil(8).next_multiple_of(PAGE);
-        let state = Self::map(&file, blocks, map_bytes).map_err(io)?;
+        let state = Self::map(file, path).map_err(io)?;
+        let had = state.get(word::SIZE);
         let ours = state.get(word::MAGIC) == MAGIC
             && state.uuid(word::BOOT) == boot.0
             && state.uuid(word::DISK) == disk.0
-            && state.get(word::SIZE) == size;
-        if !ours {
+            && had <= size
+            && state.has_room(had / BLOCK_SIZE);
+        if ours {
+            state.blocks.set(had / BLOCK_SIZE);
+        } else {
             state.put(word::MAGIC, 0);
+            state.make_room(size / BLOCK_SIZE).map_err(io)?;
+            state.blocks.set(size / BLOCK_SIZE);
+            // Beyond the end of the disk too: it may grow.
+            for word in &state.words()[PAGE_WORDS..] {
+                clear(word);
+            }
             state.forget();
             state.put(word::TERM, 0);
             state.put(word::FLUSH_FAILED, flush::NONE_FAILED);
@@ -196,33 +211,78 @@ impl DiskState {
             state.clear_map(1 - state.current());
         }
         state.dirty.set(state.count(state.current()));
+        state.grow(size)?;
         Ok(state)
     }
 
-    fn map(file: &File, blocks: u64, map_bytes: u64) -> io::Result<Self> {
-        let len = PAGE + 2 * map_bytes;
-        if file.metadata()?.len() != len {
+    fn map(file: File, path: &Path) -> io::Result<Self> {
+        let had = file.metadata()?.len();
+        if had % PAGE != 0 || had == 0 {
             file.set_len(0)?;
         }
-        // Every page is there before it is mapped: a full tmpfs refuses now, not with a signal.
-        rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)?;
-        let fits = |_| io::Error::from(io::ErrorKind::FileTooLarge);
-        let len = usize::try_from(len).map_err(fits)?;
-        Ok(Self {
-            map: MmapOptions::new().len(len).map_raw(file)?,
-            blocks,
-            words: usize::try_from(map_bytes / 8).map_err(fits)?,
+        let most = PAGE + 2 * map_bytes(MAX_DISK / BLOCK_SIZE);
+        let most = usize::try_from(most).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let state = Self {
+            map: MmapOptions::new().len(most).map_raw(&file)?,
+            file,
+            path: path.to_owned(),
+            len: Cell::new(0),
+            blocks: Cell::new(0),
             dirty: Cell::new(0),
-        })
+        };
+        state.allocate(had.max(PAGE))?;
+        Ok(state)
+    }
+
+    /// Makes the file `len` bytes long. Every page is there before it is used: a full tmpfs refuses
+    /// now, not with a signal.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        if len > self.map.len() as u64 {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len)?;
+        self.len.set(index(len / 8));
+        Ok(())
+    }
+
+    fn make_room(&self, blocks: u64) -> io::Result<()> {
+        if self.has_room(blocks) {
+            return Ok(());
+        }
+        self.allocate(PAGE + 2 * map_bytes(blocks))
+    }
+
+    fn has_room(&self, blocks: u64) -> bool {
+        self.len.get() as u64 * 8 >= PAGE + 2 * map_bytes(blocks)
+    }
+
+    /// The disk has `size` bytes from now on, not less than before. What is new counts as changed.
+    ///
+    /// # Errors
+    /// When there is no room for the maps; nothing was changed.
+    pub fn grow(&self, size: u64) -> Result<(), StateError> {
+        let (had, blocks) = (self.blocks.get(), size / BLOCK_SIZE);
+        if blocks <= had {
+            return Ok(());
+        }
+        self.make_room(blocks).map_err(|source| StateError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.blocks.set(blocks);
+        if self.relationship().is_some() {
+            self.mark(had..blocks);
+        }
+        // Last: killed before, the next process grows it once more.
+        self.put(word::SIZE, size);
+        Ok(())
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, a multiple of 8 bytes long, lives as long as
-        // `self`, and is only ever seen as atomic words. The file is never shortened while it is
-        // mapped: whoever maps it holds the disk's lock.
-        unsafe {
-            std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>(), self.map.len() / 8)
-        }
+        // SAFETY: the mapping is page-aligned, lives as long as `self`, and is only ever seen as atomic
+        // words. The file is `len` words long, not more than the mapping, and never shortened while
+        // it is mapped: whoever maps it holds the disk's lock.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>(), self.len.get()) }
     }
 
     fn get(&self, at: usize) -> u64 {
@@ -264,7 +324,7 @@ impl DiskState {
     /// Number of blocks of the disk.
     #[must_use]
     pub fn blocks(&self) -> u64 {
-        self.blocks
+        self.blocks.get()
     }
 
     /// The relationship that changes are tracked for.
@@ -277,7 +337,7 @@ impl DiskState {
     /// Begins to track for `relationship`, with every block marked.
     pub fn track(&self, relationship: RelationshipId) {
         self.forget();
-        self.mark(0..self.blocks);
+        self.mark(0..self.blocks.get());
         self.put_uuid(word::RELATIONSHIP, relationship.0);
     }
 
@@ -337,9 +397,13 @@ impl DiskState {
         self.get(word::PHASE) & SEALED != 0
     }
 
-    fn bits(&self, map: usize) -> &[AtomicU64] {
-        let start = index(PAGE / 8) + map * self.words;
-        &self.words()[start..start + self.words]
+    /// One of the two maps.
+    fn bits(&self, map: usize) -> Bits<'_> {
+        Bits {
+            words: self.words(),
+            map,
+            blocks: self.blocks.get(),
+        }
     }
 
     /// Marks blocks as changed.
@@ -347,9 +411,10 @@ impl DiskState {
         let bits = self.bits(self.current());
         let mut added = 0;
         for_words(blocks, |word, mask| {
-            let old = bits[word].load(Ordering::Relaxed);
+            let word = bits.word(word);
+            let old = word.load(Ordering::Relaxed);
             if old & mask != mask {
-                bits[word].store(old | mask, Ordering::Release);
+                word.store(old | mask, Ordering::Release);
                 added += u64::from((mask & !old).count_ones());
             }
         });
@@ -382,10 +447,11 @@ impl DiskState {
         let (from, to) = (self.bits(self.current()), self.bits(1 - self.current()));
         let mut moved = 0;
         for_words(blocks, |word, mask| {
-            let old = from[word].load(Ordering::Relaxed);
-            let sealed = to[word].load(Ordering::Relaxed);
-            to[word].store(sealed | (old & mask), Ordering::Release);
-            from[word].store(old & !mask, Ordering::Release);
+            let (from, to) = (from.word(word), to.word(word));
+            let old = from.load(Ordering::Relaxed);
+            let sealed = to.load(Ordering::Relaxed);
+            to.store(sealed | (old & mask), Ordering::Release);
+            from.store(old & !mask, Ordering::Release);
             moved += u64::from((old & mask).count_ones());
         });
         self.dirty.set(self.dirty.get() - moved);
@@ -394,7 +460,7 @@ impl DiskState {
     /// Puts the marks of the sealed epoch back: it will not be shipped.
     pub fn fold_back(&self) {
         let (to, from) = (self.bits(self.current()), self.bits(1 - self.current()));
-        for (to, from) in to.iter().zip(from) {
+        for (to, from) in to.iter().zip(from.iter()) {
             let back = from.load(Ordering::Relaxed);
             if back != 0 {
                 to.store(to.load(Ordering::Relaxed) | back, Ordering::Release);
@@ -416,21 +482,18 @@ impl DiskState {
         if !self.is_sealed_phase() {
             return None;
         }
-        next_run(self.bits(1 - self.current()), within)
+        self.bits(1 - self.current()).next_run(within)
     }
 
     /// The first run of blocks inside `within` that are marked in the current map.
     #[must_use]
     pub fn next_marked(&self, within: Range<u64>) -> Option<Range<u64>> {
-        next_run(self.bits(self.current()), within)
+        self.bits(self.current()).next_run(within)
     }
 
     fn clear_map(&self, map: usize) {
-        for word in self.bits(map) {
-            // Pages that were never touched stay untouched.
-            if word.load(Ordering::Relaxed) != 0 {
-                word.store(0, Ordering::Release);
-            }
+        for word in self.bits(map).iter() {
+            clear(word);
         }
     }
 
@@ -446,6 +509,13 @@ fn index(value: u64) -> usize {
     usize::try_from(value).expect("a part of a mapping fits into the address space")
 }
 
+/// Pages that are all zero stay untouched.
+fn clear(word: &AtomicU64) {
+    if word.load(Ordering::Relaxed) != 0 {
+        word.store(0, Ordering::Release);
+    }
+}
+
 /// Calls `visit(word, mask)` for every word that holds bits of `range`.
 fn for_words(range: Range<u64>, mut visit: impl FnMut(usize, u64)) {
     let mut at = range.start;
@@ -457,22 +527,46 @@ fn for_words(range: Range<u64>, mut visit: impl FnMut(usize, u64)) {
     }
 }
 
-/// The first run of set bits inside `within`.
-fn next_run(bits: &[AtomicU64], within: Range<u64>) -> Option<Range<u64>> {
-    let seek = |from: u64, wanted: bool| {
-        let mut at = from;
-        while at < within.end {
-            let word = bits[index(at / WORD_BITS)].load(Ordering::Relaxed);
-            let word = if wanted { word } else { !word } >> (at % WORD_BITS);
-            if word != 0 {
-                return (at + u64::from(word.trailing_zeros())).min(within.end);
+/// Bytes of one map, whole pages.
+fn map_bytes(blocks: u64) -> u64 {
+    blocks.div_ceil(8).next_multiple_of(PAGE)
+}
+
+/// The words of a map, one page here and the next but one there.
+#[derive(Clone, Copy)]
+struct Bits<'a> {
+    words: &'a [AtomicU64],
+    map: usize,
+    blocks: u64,
+}
+
+impl<'a> Bits<'a> {
+    fn word(&self, at: usize) -> &'a AtomicU64 {
+        let page = 1 + 2 * (at / PAGE_WORDS) + self.map;
+        &self.words[page * PAGE_WORDS + at % PAGE_WORDS]
+    }
+
+    fn iter(self) -> impl Iterator<Item = &'a AtomicU64> {
+        (0..index(self.blocks.div_ceil(WORD_BITS))).map(move |at| self.word(at))
+    }
+
+    /// The first run of set bits inside `within`.
+    fn next_run(self, within: Range<u64>) -> Option<Range<u64>> {
+        let seek = |from: u64, wanted: bool| {
+            let mut at = from;
+            while at < within.end {
+                let word = self.word(index(at / WORD_BITS)).load(Ordering::Relaxed);
+                let word = if wanted { word } else { !word } >> (at % WORD_BITS);
+                if word != 0 {
+                    return (at + u64::from(word.trailing_zeros())).min(within.end);
+                }
+                at = (at / WORD_BITS + 1) * WORD_BITS;
             }
-            at = (at / WORD_BITS + 1) * WORD_BITS;
-        }
-        within.end
-    };
-    let start = seek(within.start, true);
-    (start < within.end).then(|| start..seek(start, false))
+            within.end
+        };
+        let start = seek(within.start, true);
+        (start < within.end).then(|| start..seek(start, false))
+    }
 }
 
 #[cfg(test)]
@@ -498,8 +592,12 @@ mod tests {
         }
 
         fn open(&self, term: u64) -> Result<DiskState, StateError> {
+            self.open_sized(term, SIZE)
+        }
+
+        fn open_sized(&self, term: u64, size: u64) -> Result<DiskState, StateError> {
             let path = self.folder.path().join("state");
-            DiskState::open(&path, self.boot, self.disk, SIZE, term, self.looks())
+            DiskState::open(&path, self.boot, self.disk, size, term, self.looks())
         }
 
         fn looks(&self) -> Option<Stamp> {
@@ -561,6 +659,45 @@ mod tests {
             ..rebooted
         };
         assert_eq!(other.open(1).expect("opened").relationship(), None);
+    }
+
+    #[test]
+    fn a_disk_that_grows_keeps_its_marks_and_what_is_new_counts_as_changed() {
+        // 40,000 blocks: the maps have one page, then two.
+        let (small, large) = (30_000 * BLOCK_SIZE, 40_000 * BLOCK_SIZE);
+        let scratch = Scratch::new();
+        let state = scratch.open_sized(1, small).expect("opened");
+        state.grow(small + BLOCK_SIZE).expect("room");
+        assert_eq!(state.dirty(), 0, "it is not tracked");
+        state.track(RelationshipId::random());
+        state.seal();
+        state.release();
+        state.mark(5..7);
+        state.seal();
+        state.mark(29_999..30_000);
+        state.grow(large).expect("room");
+        assert_eq!(state.blocks(), 40_000);
+        let expected: Vec<u64> = [29_999].into_iter().chain(30_001..40_000).collect();
+        assert_eq!(marked(&state), expected);
+        assert_eq!(state.next_sealed(0..40_000), Some(5..7));
+        state.fold_back();
+        drop(state);
+        let state = scratch.open_sized(1, large).expect("opened again");
+        assert_eq!(state.dirty(), 2 + 1 + 9_999);
+        drop(state);
+        // The next process grows it: this one was killed in between.
+        let state = scratch
+            .open_sized(1, large + 9 * BLOCK_SIZE)
+            .expect("opened larger");
+        assert_eq!(state.dirty(), 2 + 1 + 9_999 + 9);
+        drop(state);
+        let state = scratch.open_sized(1, small).expect("opened smaller");
+        assert_eq!(state.relationship(), None, "another disk");
+        assert!(matches!(
+            state.grow(MAX_DISK + BLOCK_SIZE),
+            Err(StateError::Io { .. })
+        ));
+        assert_eq!(state.blocks(), 30_000);
     }
 
     #[test]
