@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// [`disk_socket`] and [`nbd_socket`].
 pub const CONTROL_SOCKET: &str = "control";
 
+/// Name of the inherited descriptor, if one is passed, to which a byte is written when all disks are
+/// open and served. It is closed then; closed without a byte, this process has failed.
+pub const READY: &str = "ready";
+
 /// Name of the inherited listening socket on which the disk of a slot is served by vhost-user.
 #[must_use]
 pub fn disk_socket(slot: u8) -> String {

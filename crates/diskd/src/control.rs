@@ -56,6 +56,20 @@ pub enum Request {
         /// The segment file.
         file: PathBuf,
     },
+    /// Read the configuration file again and go there, at one instant for all disks: overlays are
+    /// pushed on top, dropped when they were drained, replaced by fresh ones; a disk grows. The guest
+    /// goes on. Answered by [`Reply::Done`]; refused, nothing was changed.
+    Reload,
+    /// Copy about `limit` bytes of what was written since a checkpoint into what it lies above. From the
+    /// first time on everything that is written goes there. Answered by [`Reply::Drained`].
+    Drain {
+        /// The disk.
+        disk: DiskId,
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+        /// About how much.
+        limit: Bytes,
+    },
     /// Make everything durable and exit, as SIGTERM does. Answered before the exit: by
     /// [`Reply::Done`], or by [`Reply::Refused`] if a disk could not be flushed; it exits all the
     /// same.
@@ -89,6 +103,11 @@ pub enum Reply {
     },
     /// To [`Request::Seed`] and [`Request::Cut`].
     Staged(Staged),
+    /// To [`Request::Drain`].
+    Drained {
+        /// What is left. Nothing: all of it is durable below, and the overlay is not needed any more.
+        left: Bytes,
+    },
     /// Done.
     Done,
     /// Refused or failed; nothing was changed. To a cut or a seed: there is no segment file, and what

@@ -75,6 +75,19 @@ impl Cut {
         .await
     }
 
+    /// Waits until it is abandoned.
+    pub async fn abandoned(&self) {
+        poll_fn(|cx| {
+            let mut inner = self.lock();
+            if inner.0 == Phase::Abandoned {
+                return Poll::Ready(());
+            }
+            inner.1.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Gives up waiting for disks that are not parked. No effect once all are.
     pub fn abandon(&self) {
         self.end(|phase| match phase {

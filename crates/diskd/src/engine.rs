@@ -15,9 +15,11 @@
 //!   name nothing can go wrong any more: an owner that is slow to clear its sealed map is not waited for.
 //! - No answer at all (this process was killed) says nothing: whoever asked looks into the outbox.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use journal::{Content, Header, SegmentReader, Summary};
@@ -40,8 +42,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 pub struct Disk {
     /// Its identity.
     pub id: DiskId,
-    /// Its size in bytes.
-    pub size: Bytes,
+    /// What its guest sees in bytes.
+    pub size: AtomicU64,
     /// Its owner.
     pub orders: Sender<Order>,
     /// Its counters.
@@ -52,7 +54,10 @@ pub struct Disk {
 pub struct Engine {
     vm: VmId,
     term: u64,
-    generation: u64,
+    /// Of the configuration that is in force.
+    generation: AtomicU64,
+    /// The configuration file.
+    file: PathBuf,
     copy_budget: Bytes,
     /// What of the sandbox is missing, in words.
     lacking: Vec<String>,
@@ -61,21 +66,29 @@ pub struct Engine {
     patience: Duration,
     /// Held while marks move: one epoch at a time.
     epoch: Mutex<()>,
+    /// Held while stacks change: one reload or step of a merge at a time.
+    stacks: Mutex<()>,
+    /// Held while disks wait for each other: one instant at a time.
+    instant: Mutex<()>,
 }
 
 impl Engine {
-    /// The disks of `config`, in its order. `lacking` is what of the sandbox is missing, in words.
+    /// The disks of `config`, in its order, which was read from `file`. `lacking` is what of the
+    /// sandbox is missing, in words.
     #[must_use]
-    pub fn new(config: &Config, disks: Vec<Disk>, lacking: Vec<String>) -> Self {
+    pub fn new(file: PathBuf, config: &Config, disks: Vec<Disk>, lacking: Vec<String>) -> Self {
         Self {
             vm: config.vm,
             term: config.term,
-            generation: config.generation,
+            generation: AtomicU64::new(config.generation),
+            file,
             copy_budget: config.copy_budget,
             lacking,
             disks,
             patience: ANSWER,
             epoch: Mutex::new(()),
+            stacks: Mutex::new(()),
+            instant: Mutex::new(()),
         }
     }
 
@@ -93,14 +106,16 @@ impl Engine {
     }
 
     fn alone(&self) -> Result<MutexGuard<'_, ()>, Problem> {
-        match self.epoch.try_lock() {
+        self.hold(&self.epoch, "another request works on their marks")
+    }
+
+    fn hold<'a>(&self, what: &'a Mutex<()>, busy: &str) -> Result<MutexGuard<'a, ()>, Problem> {
+        match what.try_lock() {
             Ok(guard) => Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(self.problem(
-                Code::Conflict,
-                "another request works on their marks",
-                "ask again when it has been answered",
-            )),
+            Err(TryLockError::WouldBlock) => {
+                Err(self.problem(Code::Conflict, busy, "ask again when it has been answered"))
+            }
         }
     }
 
@@ -167,6 +182,11 @@ impl Engine {
         }
     }
 
+    /// Two instants at once would wait for each other.
+    fn one_instant(&self) -> MutexGuard<'_, ()> {
+        self.instant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn all(&self) -> Vec<&Disk> {
         self.disks.iter().collect()
     }
@@ -176,15 +196,16 @@ impl Engine {
     /// # Errors
     /// When an owner does not answer.
     pub fn status(&self) -> Result<Reply, Problem> {
-        use std::sync::atomic::Ordering::Relaxed;
-        let connected = self.ask(&self.all(), Order::Connected)?;
-        let disks = self.disks.iter().zip(connected);
-        let disks = disks.map(|(disk, connected)| DiskStatus {
+        let looks = self.ask(&self.all(), Order::Look)?;
+        // All owners use the same.
+        let store = looks.first().map_or(StoreKind::IoUring, |look| look.store);
+        let disks = self.disks.iter().zip(looks);
+        let disks = disks.map(|(disk, look)| DiskStatus {
             id: disk.id,
-            size: disk.size,
-            connected,
-            waiting_for_room: 0,
-            overlays: Vec::new(),
+            size: look.size,
+            connected: look.connected,
+            waiting_for_room: look.waiting_for_room,
+            overlays: look.overlays,
             dirty: Bytes(disk.stats.dirty.load(Relaxed) * BLOCK_SIZE),
             reads: disk.stats.reads.load(Relaxed),
             writes: disk.stats.writes.load(Relaxed),
@@ -194,8 +215,8 @@ impl Engine {
         Ok(Reply::Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: self.generation,
-            store: StoreKind::IoUring,
+            generation: self.generation.load(Relaxed),
+            store,
             lacking: self.lacking.clone(),
             disks: disks.collect(),
         })
@@ -248,7 +269,7 @@ impl Engine {
             .map(|named| {
                 self.disks
                     .iter()
-                    .find(|disk| disk.id == named.id && disk.size == named.size)
+                    .find(|disk| disk.id == named.id && disk.size.load(Relaxed) == named.size.0)
                     .ok_or_else(|| {
                         self.invalid(format!("there is no disk {} of {}", named.id, named.size))
                     })
@@ -270,6 +291,7 @@ impl Engine {
         let cut = Arc::new(Cut::new(disks.len()));
         let (deliveries, delivered) = mpsc::channel();
         let mut epoch = Underway::new(self, &disks, delivered);
+        let instant = self.one_instant();
         for (number, disk) in (0..).zip(&disks) {
             let stage = self.stage_order(number, &deliveries);
             if let Err(problem) = self.order(disk, Order::Cut(Arc::clone(&cut), stage)) {
@@ -281,6 +303,7 @@ impl Engine {
         }
         drop(deliveries);
         epoch.await_seals(Some(&cut));
+        drop(instant);
         if let Some(time) = cut.time() {
             header.time = time;
         }
@@ -487,6 +510,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+mod reload;
 
 #[cfg(test)]
 #[path = "engine_tests.rs"]

@@ -48,7 +48,7 @@ impl Scene {
             let (orders, mailbox) = ring::mailbox(4);
             disks.push(Disk {
                 id: DiskId::random(),
-                size: SIZE,
+                size: SIZE.0.into(),
                 orders,
                 stats: Arc::default(),
             });
@@ -64,7 +64,7 @@ impl Scene {
                 .iter()
                 .map(|disk| DiskExtent {
                     id: disk.id,
-                    size: disk.size,
+                    size: SIZE,
                 })
                 .collect(),
             content: Content::Delta {
@@ -85,7 +85,7 @@ impl Scene {
             disks: Vec::new(),
             copy_budget: Bytes(1 << 20),
         };
-        let mut engine = Engine::new(&config, disks, Vec::new());
+        let mut engine = Engine::new(PathBuf::new(), &config, disks, Vec::new());
         engine.patience = Duration::from_millis(100);
         Self {
             folder,
@@ -240,7 +240,7 @@ fn every_owner_hears_of_the_end_though_the_first_takes_no_more_orders() {
     };
     let dead = Disk {
         id: DiskId::random(),
-        size: SIZE,
+        size: SIZE.0.into(),
         orders: dead,
         stats: Arc::default(),
     };

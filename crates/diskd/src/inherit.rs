@@ -1,8 +1,7 @@
-//! Listening sockets that the supervisor passes, as systemd does (sd_listen_fds(3)).
+//! Listening sockets and other descriptors that the supervisor passes, as systemd does (sd_listen_fds(3)).
 #![allow(unsafe_code, reason = "inherited descriptors are known by number only")]
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
@@ -30,11 +29,11 @@ pub enum InheritError {
     Closed(RawFd, #[source] std::io::Error),
 }
 
-/// The inherited sockets with their names. To be called once, before anything else is opened.
+/// The inherited descriptors with their names. To be called once, before anything else is opened.
 ///
 /// # Errors
 /// [`InheritError`]
-pub fn listeners() -> Result<Vec<(String, UnixListener)>, InheritError> {
+pub fn descriptors() -> Result<Vec<(String, OwnedFd)>, InheritError> {
     let get = |key| std::env::var(key).map_err(|_unset| InheritError::Missing(key));
     let (count, names) = (get("LISTEN_FDS")?, get("LISTEN_FDNAMES")?);
     let list: Vec<&str> = names.split(':').collect();
@@ -51,10 +50,10 @@ pub fn listeners() -> Result<Vec<(String, UnixListener)>, InheritError> {
                 return Err(InheritError::Closed(number, error));
             }
             // SAFETY: open, passed to this process for this purpose, and taken once.
-            let socket = unsafe { OwnedFd::from_raw_fd(number) };
-            fcntl_setfd(&socket, FdFlags::CLOEXEC)
+            let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+            fcntl_setfd(&descriptor, FdFlags::CLOEXEC)
                 .map_err(|errno| InheritError::Closed(number, errno.into()))?;
-            Ok((name.to_owned(), UnixListener::from(socket)))
+            Ok((name.to_owned(), descriptor))
         })
         .collect()
 }

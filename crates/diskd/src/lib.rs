@@ -4,7 +4,7 @@
 //!   control socket --> server --> engine (control threads; compresses and writes segments)
 //!                                   |  Order            ^ Delivery: content of sealed blocks
 //!                                   v                   |
-//!   guest <--> vhost_user <--> tracker <--> image <--> store       one owner thread per disk
+//!   guest <--> vhost_user <--> tracker <--> gate <--> layers       one owner thread per disk
 //!                                 |
 //!                               state (dirty maps in a mapped file)
 //! ```
@@ -12,25 +12,30 @@
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
 //! - [`state`]: what survives `kill -9`.
 //! - [`cut`]: one instant for all disks.
-//! - [`owner`], [`stack`], [`point`]: the thread of a disk, what the disk is made of.
+//! - [`owner`], [`fronts`]: the thread of a disk, through what the disk is reached.
+//! - `stack`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
 //! - [`engine`], [`outbox`], [`server`]: what the control socket asks for, and the segment file.
 //! - [`signals`]: the supervisor asks for an end in order.
 
+mod assemble;
 pub mod config;
 pub mod control;
 pub mod cut;
 pub mod engine;
 mod epoch;
 pub mod flow;
+pub mod fronts;
 pub mod inherit;
+mod layer;
 pub mod nbd;
 pub mod outbox;
 pub mod owner;
+mod plan;
 pub mod point;
 pub mod server;
 pub mod signals;
 mod sparse;
-pub mod stack;
+mod stack;
 pub mod staging;
 pub mod state;
 pub mod syscalls;

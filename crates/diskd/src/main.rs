@@ -1,14 +1,18 @@
 //! `pollux-diskd <config.json>`: serves the disks of one VM. Started by pollux-vmd.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
-use pollux_diskd::config::{CONTROL_SOCKET, Config, disk_socket};
+use pollux_diskd::config::{CONTROL_SOCKET, Config, Front, READY, disk_socket, nbd_socket};
 use pollux_diskd::engine::{Disk, Engine};
+use pollux_diskd::fronts::Sockets;
+use pollux_diskd::owner::{Owned, run};
 use pollux_diskd::signals::Termination;
-use pollux_diskd::stack::{Owned, run};
 use pollux_diskd::tracker::Stats;
 use pollux_diskd::{inherit, server, syscalls};
 use tracing_subscriber::EnvFilter;
@@ -44,7 +48,9 @@ fn main() -> Result<()> {
     }
     let termination = Termination::take().context("cannot take SIGTERM")?;
     // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
-    let mut sockets: HashMap<_, _> = inherit::listeners()?.into_iter().collect();
+    let mut inherited: HashMap<_, _> = inherit::descriptors()?.into_iter().collect();
+    let ready = inherited.remove(READY);
+    let mut socket = |name: &str| inherited.remove(name).map(UnixListener::from);
     let mut args = std::env::args_os().skip(1);
     let (Some(path), None) = (args.next(), args.next()) else {
         bail!("usage: pollux-diskd <config.json>");
@@ -54,22 +60,28 @@ fn main() -> Result<()> {
     let config: Config = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a configuration", path.display()))?;
     let boot = durable::boot_id().context("cannot tell which boot this is")?;
-    let control = sockets
-        .remove(CONTROL_SOCKET)
-        .with_context(|| format!("no socket named `{CONTROL_SOCKET}` was passed"))?;
+    let missing = |name: &str| format!("no socket named `{name}` was passed");
+    let control = socket(CONTROL_SOCKET).with_context(|| missing(CONTROL_SOCKET))?;
 
     let (opened, opening) = mpsc::channel();
     let mut disks = Vec::new();
     for disk in config.disks.clone() {
-        let name = disk_socket(disk.slot);
-        let listener = sockets
-            .remove(&name)
-            .with_context(|| format!("no socket named `{name}` was passed"))?;
+        let (virtio, nbd) = (disk_socket(disk.slot), nbd_socket(disk.slot));
+        let sockets = match disk.front {
+            Front::VhostUser => Sockets {
+                vhost_user: Some(socket(&virtio).with_context(|| missing(&virtio))?),
+                nbd: socket(&nbd),
+            },
+            Front::Nbd => Sockets {
+                vhost_user: None,
+                nbd: Some(socket(&nbd).with_context(|| missing(&nbd))?),
+            },
+        };
         let (orders, mailbox) = ring::mailbox(ORDERS);
         let stats = Arc::new(Stats::default());
         disks.push(Disk {
             id: disk.id,
-            size: disk.size,
+            size: disk.size.0.into(),
             orders,
             stats: Arc::clone(&stats),
         });
@@ -77,7 +89,7 @@ fn main() -> Result<()> {
             config: disk,
             boot,
             term: config.term,
-            listener,
+            sockets,
             orders: mailbox,
             stats,
         };
@@ -100,7 +112,14 @@ fn main() -> Result<()> {
         opening.recv().context("an owner thread ended")??;
     }
     tracing::info!(vm = %config.vm, term = config.term, disks = disks.len(), "serving");
-    let engine = Arc::new(Engine::new(&config, disks, Vec::new()));
+    let engine = Arc::new(Engine::new(path, &config, disks, Vec::new()));
+    if let Some(ready) = ready {
+        // Whoever started this process waits for it; if nobody does any more, that is no reason to end.
+        let told = File::from(ready).write_all(b"1");
+        if let Err(error) = told {
+            tracing::warn!(%error, "cannot say that the disks are served");
+        }
+    }
     server::serve(&control, &engine, termination)
         .context("the control socket failed")?
         .context("not all is durable")

@@ -4,11 +4,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use block::{Buffer, Device, Done, Fault, Image, Op};
+use block::{Buffer, Device, Done, Fault, Image, Op, Place};
 use journal::{JournalError, PointImage};
 use tracing::Span;
 
@@ -19,7 +20,7 @@ const THREADS: usize = 4;
 
 /// See the module. Its threads end when it is dropped.
 pub struct PointDevice {
-    size: u64,
+    reader: Arc<Reader>,
     jobs: Sender<Job>,
 }
 
@@ -77,7 +78,6 @@ impl PointDevice {
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(image: PointImage) -> io::Result<Self> {
-        let size = image.size();
         let reader = Arc::new(Reader {
             image,
             faults: Sparse::default(),
@@ -91,7 +91,7 @@ impl PointDevice {
                 .name("point".to_owned())
                 .spawn(move || reader.span.in_scope(|| work(&reader, &queue)))?;
         }
-        Ok(Self { size, jobs })
+        Ok(Self { reader, jobs })
     }
 }
 
@@ -134,7 +134,7 @@ fn fault(error: &JournalError) -> Fault {
 
 impl Device for PointDevice {
     fn size(&self) -> u64 {
-        self.size
+        Image::size(&self.reader.image)
     }
 
     async fn run(&self, op: Op) -> Done {
@@ -159,5 +159,20 @@ impl Device for PointDevice {
             Op::Discard { .. } | Op::WriteZeroes { .. } => (Err(Fault::ReadOnly), None),
         };
         Done { outcome, buffer }
+    }
+}
+
+/// Its index is mapped: asking does not wait for its content.
+impl Image for PointDevice {
+    fn size(&self) -> u64 {
+        Image::size(&self.reader.image)
+    }
+
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        self.reader.image.translate(range, visit).await
     }
 }

@@ -152,6 +152,12 @@ fn run(request: Request, engine: &Engine) -> (Reply, Next) {
             file,
         } => engine.seed(&header, disk, from, limit, &file),
         Request::Cut { header, file } => engine.cut(header, &file),
+        Request::Reload => engine.reload(),
+        Request::Drain {
+            disk,
+            checkpoint,
+            limit,
+        } => engine.drain(disk, checkpoint, limit),
         Request::FoldBack { file } => engine.fold_back(&file),
         Request::Shutdown => {
             let closed = engine.close();

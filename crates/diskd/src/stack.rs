@@ -1,268 +1,409 @@
-//! Opens what a disk is made of, locks it, and runs its owner.
+//! What a disk is made of, and how that changes while it is used.
+//!
+//! ```text
+//!   Reload:  prepare (opens what is new, flushes)     the guest goes on; a refusal changes nothing
+//!            close the gate, drain it                  nothing runs below the tracker
+//!            all disks have: swap                      one instant for all disks
+//!              marks of what is thrown away, the new size, the layers, the note of the stack
+//!            open the gate
+//! ```
+//!
+//! - Nothing in a swap can fail: what can was done while it was prepared.
+//! - An overlay is dropped only when it was drained and that is durable.
+//! - The stack in force is noted beside the state. A process that finds another one in its configuration
+//!   than was in force goes there if no content changes by that (pushed, drained); if it may have, every
+//!   block counts as changed.
+//! - The merging of an overlay, once begun, goes on in the next process: what was drained stays empty.
+//!
+//! **Files that are changed from outside.** Whoever cuts off or replaces a file under a diskd that runs
+//! takes the content away: reads of what is gone give zeroes, as a hole does, or go on in the file that
+//! has no name any more. Lengths are looked at when a disk is opened and at every reload, which refuses
+//! then. What was changed while no diskd ran is found by its times: every block counts as changed.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use block::{Device, Image};
-use durable::{Lock, LockError};
-use image::{Overlay, OverlayFiles, RawDevice, Tag};
-use journal::PointReader;
-use model::{BootId, Bytes, DiskId, PointId};
-use ring::{Mailbox, Ring, RingStore};
-use rustix::fs::Advice;
+use block::{Device, Fault, Gate, Op};
+use model::{BootId, Bytes, CheckpointId};
+use ring::{Ring, RingStore};
 
+use crate::assemble::{Assembler, DYING, FileLayer, lock};
 use crate::config::{DiskConfig, StackSpec};
-use crate::owner::{self, Order};
-use crate::point::PointDevice;
+use crate::control::OverlayStatus;
+use crate::layer::{Below, OverlayLayer, layers, restack, thrown_away};
+use crate::plan::{Base, Flat, Plan};
 use crate::state::{DiskState, Stamp};
-use crate::tracker::{Stats, Tracker};
-use crate::vhost_user::{self, DiskInfo};
+use crate::tracker::Tracker;
 
-/// Submissions of a turn of an owner; a queue of a guest has up to 128 requests of several pieces.
-const ENTRIES: u32 = 256;
-/// How long a disk may stay locked by a predecessor that was killed and is being torn down.
-const DYING: Duration = Duration::from_secs(5);
-/// Between two looks at a lock: flock(2) has no wait with a limit.
-const LOOK: Duration = Duration::from_millis(10);
+/// The device that front ends serve.
+pub(crate) type FileTracker = Tracker<Rc<Gate<FileLayer>>>;
 
-/// What an owner thread is given.
-pub struct Owned {
-    /// The disk.
-    pub config: DiskConfig,
-    /// This boot.
-    pub boot: BootId,
-    /// The term in which this process may write.
-    pub term: u64,
-    /// Where guests connect.
-    pub listener: UnixListener,
-    /// What it is told.
-    pub orders: Mailbox<Order>,
-    /// What others see of it.
-    pub stats: Arc<Stats>,
+/// A disk's layers. On its owner thread.
+pub(crate) struct Stack {
+    tools: Assembler,
+    gate: Rc<Gate<FileLayer>>,
+    /// In force.
+    config: RefCell<DiskConfig>,
+    flat: RefCell<Flat>,
+    prepared: RefCell<Option<Prepared>>,
 }
 
-/// Opens the disk, calls `ready`, and serves it until its orders end.
-///
-/// # Errors
-/// Why the disk cannot be opened; nothing of it was touched.
-pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
-    let ring = Ring::new(ENTRIES)?;
-    let DiskConfig { id, size, .. } = owned.config;
-    // On every line that this thread logs.
-    let _span = tracing::error_span!("disk", %id).entered();
-    match owned.config.stack.clone() {
-        StackSpec::Raw { file } => {
-            let _lock = lock(&file, false)?;
-            let store = open(&ring, &file, size)?;
-            let device = RawDevice::new(store, size.0, false)
-                .with_context(|| format!("cannot use {}", file.display()))?;
-            let state = open_state(&owned, &file)?;
-            if state.is_reopening() {
-                forget_cached(&file)?;
-                state.reopened();
-            }
-            serve(&ring, device, state, file, owned, ready)
+/// What a reload swaps in.
+struct Prepared {
+    config: DiskConfig,
+    flat: Flat,
+    plan: Plan,
+    /// The base once more, when it has grown.
+    base: Option<Rc<FileLayer>>,
+    /// The lowest first.
+    fresh: Vec<OverlayLayer<RingStore>>,
+}
+
+impl Stack {
+    /// Opens the disk for the first time.
+    ///
+    /// # Errors
+    /// Why not; nothing of its content was touched.
+    pub(crate) async fn open(
+        ring: &Ring,
+        config: DiskConfig,
+        boot: BootId,
+        term: u64,
+    ) -> Result<(Self, DiskState)> {
+        let DiskConfig { id, size, .. } = config;
+        let tools = Assembler {
+            ring: ring.clone(),
+            boot,
+            id,
+            state: config.state.clone(),
+        };
+        let flat = Flat::of(&config.stack).context("this is no stack of a disk")?;
+        // A predecessor that dies holds the locks until its last write has ended.
+        let mut locks = Vec::new();
+        for (number, file) in flat.files().into_iter().enumerate() {
+            let raw = number == 0 && matches!(flat.base, Base::Raw(_));
+            locks.push(lock(file, !raw, DYING)?);
         }
-        StackSpec::Overlay {
-            file,
-            map,
-            checkpoint: None,
-            below,
-        } => {
-            let StackSpec::Point { journal, point } = *below else {
-                bail!("the overlay {} is that of no checkpoint", file.display());
-            };
-            let _lock = lock(&file, true)?;
-            let below = point_below(&journal, point, id, size)?;
-            grow(&file, &map, size)?;
-            let data = open(&ring, &file, size)?;
-            let state = open_state(&owned, &file)?;
-            let volatile = volatile(&owned.config.state);
-            if state.is_reopening() {
-                // As after a power cut: what the durable map lacks did not reach the disk for sure.
-                durable::remove(&volatile)
-                    .with_context(|| format!("cannot remove {}", volatile.display()))?;
-                forget_cached(&file)?;
-                state.reopened();
-            }
-            let files = OverlayFiles {
-                data,
-                map: RingStore::open(&ring, &map, false, true)
-                    .with_context(|| format!("cannot open {}", map.display()))?,
-                volatile: &volatile,
-            };
-            // New files are as durable as what is flushed into them.
-            for name in [&file, &map] {
-                sync_folder_of(name)
-                    .with_context(|| format!("cannot sync the folder of {}", name.display()))?;
-            }
-            let tag = tag(point, id);
-            let device = ring
-                .block_on(Overlay::open(files, below, owned.boot, &tag))
-                .with_context(|| format!("cannot open the overlay {}", file.display()))?;
-            serve(&ring, device, state, file, owned, ready)
+        let last = last_stack(&tools.last_stack());
+        let looks = looks(last.as_ref().unwrap_or(&flat));
+        let state = DiskState::open(&config.state, boot, id, size.0, term, looks)?;
+        let reopening = state.is_reopening();
+        if reopening {
+            tools.forget_cached(&flat)?;
         }
-        StackSpec::Overlay { file, .. } => {
-            bail!("the overlay {} does not lie above a point", file.display())
+        let mut locks = locks.into_iter();
+        let base_lock = match flat.base {
+            Base::Raw(_) => locks.next().map(Rc::new),
+            Base::Point { .. } => None,
+        };
+        let mut top = Rc::new(tools.base(&flat.base, size, base_lock)?);
+        for (over, lock) in flat.overlays.iter().zip(locks) {
+            let layer = tools.overlay(over, &flat.base, top, lock).await?;
+            top = Rc::new(layer.into());
         }
-        StackSpec::Point { point, .. } => {
-            bail!("nothing lies above point {point} that could be written")
+        if reopening {
+            state.reopened();
         }
+        if last.is_some_and(|last| !same_content(&tools, &last, &flat, &layers(&top))) {
+            tracing::warn!("the disk has another stack than before: every block counts as changed");
+            state.forget();
+        }
+        let stack = Self {
+            tools,
+            gate: Rc::new(Gate::new(top)),
+            config: RefCell::new(config),
+            flat: RefCell::new(flat),
+            prepared: RefCell::default(),
+        };
+        stack.note().context("cannot note the stack of the disk")?;
+        Ok((stack, state))
     }
-}
 
-fn open_state(owned: &Owned, file: &Path) -> Result<DiskState> {
-    let looks = Stamp::of(file).with_context(|| format!("cannot look at {}", file.display()))?;
-    let DiskConfig {
-        id, size, state, ..
-    } = &owned.config;
-    let state = DiskState::open(state, owned.boot, *id, size.0, owned.term, Some(looks))?;
-    Ok(state)
-}
-
-/// After a failed flush the kernel may hold content that it could not write, and take it for
-/// written: what is read from now on is what the disk has.
-fn forget_cached(file: &Path) -> Result<()> {
-    let fail = || format!("cannot read {} afresh", file.display());
-    let opened = std::fs::File::open(file).with_context(fail)?;
-    rustix::fs::fadvise(&opened, 0, None, Advice::DontNeed).with_context(fail)
-}
-
-/// A disk of a pinned point of a journal.
-fn point_below(journal: &Path, point: PointId, id: DiskId, size: Bytes) -> Result<PointDevice> {
-    let opening = || format!("cannot open point {point} of {}", journal.display());
-    let image = PointReader::open_pinned(journal, point)
-        .with_context(opening)?
-        .image(id)
-        .with_context(opening)?;
-    if image.size() != size.0 {
-        bail!(
-            "the disk {id} has {} bytes in point {point}, its VM says {}",
-            image.size(),
-            size.0
-        );
+    /// What lies below the tracker.
+    pub(crate) fn gate(&self) -> &Rc<Gate<FileLayer>> {
+        &self.gate
     }
-    PointDevice::new(image).context("cannot start the threads that read a point")
-}
 
-/// Gives a new overlay its size; it stays sparse. Its map comes later: one that is there already tells
-/// of content that is gone.
-fn grow(path: &Path, map: &Path, size: Bytes) -> Result<()> {
-    let fail = || format!("cannot make room in {}", path.display());
-    let file = OpenOptions::new()
-        .write(true)
-        .open(path)
-        .with_context(fail)?;
-    if file.metadata().with_context(fail)?.len() == 0 {
-        if std::fs::metadata(map).is_ok_and(|map| map.len() > 0) {
+    /// Notes what is in force.
+    fn note(&self) -> std::io::Result<()> {
+        let text = serde_json::to_vec(&self.config.borrow().stack)?;
+        durable::replace(&self.tools.last_stack(), &text)
+    }
+
+    /// What the files look like once nothing writes to them any more.
+    pub(crate) fn looks(&self) -> Option<Stamp> {
+        looks(&self.flat.borrow())
+    }
+
+    /// Opens what `wanted` has and this has not. The guest goes on.
+    ///
+    /// # Errors
+    /// Why `wanted` cannot be reached; nothing was changed.
+    pub(crate) async fn prepare(&self, wanted: DiskConfig, state: &DiskState) -> Result<()> {
+        let prepared = self.prepare_for(wanted, state).await?;
+        self.prepared.replace(Some(prepared));
+        Ok(())
+    }
+
+    async fn prepare_for(&self, wanted: DiskConfig, state: &DiskState) -> Result<Prepared> {
+        let config = self.config.borrow().clone();
+        let same = DiskConfig {
+            size: config.size,
+            stack: config.stack.clone(),
+            ..wanted.clone()
+        };
+        if same != config {
+            bail!("only its size and its overlays can be changed while it is served");
+        }
+        let flat = Flat::of(&wanted.stack)?;
+        let old = self.flat.borrow().clone();
+        let plan = Plan::between(&old, &flat)?;
+        self.look_at_lengths(&old, config.size)?;
+        let layers = layers(&self.gate.below());
+        for number in &plan.dropped {
+            let over = &old.overlays[*number];
+            let drained = layers
+                .iter()
+                .filter_map(|layer| layer.overlay())
+                .any(|layer| {
+                    layer.over == *over && layer.is_draining() && layer.present() == Bytes(0)
+                });
+            // Noted once that is durable.
+            if !drained || !self.tools.was_drained(over) {
+                bail!(
+                    "the overlay {} is not drained: what it holds would be lost",
+                    over.file.display()
+                );
+            }
+        }
+        let base = if wanted.size == config.size {
+            None
+        } else {
+            Some(Rc::new(self.grown(&wanted, &config, &old, state)?))
+        };
+        let mut fresh = Vec::new();
+        let first = flat.overlays.len() - plan.fresh;
+        for over in &flat.overlays[first..] {
+            let lock = lock(&over.file, true, Duration::ZERO)?;
+            let below = base.clone().unwrap_or_else(|| self.gate.below());
+            let layer = self.tools.overlay(over, &flat.base, below, lock).await?;
+            if layer.present() != Bytes(0) || layer.is_draining() {
+                bail!("the overlay {} is not a new one", over.file.display());
+            }
+            fresh.push(layer);
+        }
+        // What the guest has not flushed yet is made durable before it waits, not while it waits.
+        let flushed = self.gate.run(Op::Flush).await.outcome;
+        flushed.context("the disk cannot be flushed")?;
+        Ok(Prepared {
+            config: wanted,
+            flat,
+            plan,
+            base,
+            fresh,
+        })
+    }
+
+    /// The base at its new size.
+    fn grown(
+        &self,
+        wanted: &DiskConfig,
+        config: &DiskConfig,
+        old: &Flat,
+        state: &DiskState,
+    ) -> Result<FileLayer> {
+        if wanted.size < config.size {
+            bail!("a disk cannot become smaller: it has {}", config.size);
+        }
+        if !old.overlays.is_empty() {
+            bail!("a disk above checkpoints or a recovery point keeps its size: merge them first");
+        }
+        let layers = layers(&self.gate.below());
+        let Some(FileLayer::Raw { lock, .. }) = layers.first().map(|base| &**base) else {
+            bail!("only a raw file can grow");
+        };
+        state.reserve(wanted.size.0)?;
+        self.tools.base(&old.base, wanted.size, lock.clone())
+    }
+
+    fn look_at_lengths(&self, flat: &Flat, size: Bytes) -> Result<()> {
+        for file in flat.files() {
+            let meta = std::fs::metadata(file)
+                .with_context(|| format!("cannot look at {}", file.display()))?;
+            if meta.len() < size.0 {
+                bail!(
+                    "{} has {} bytes, its disk has {size}: it was cut off while it was used",
+                    file.display(),
+                    meta.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what was prepared.
+    pub(crate) fn forget_prepared(&self) {
+        drop(self.prepared.take());
+    }
+
+    /// Goes to what was prepared. The gate is closed and drained. Whether there was anything.
+    pub(crate) fn swap(&self, tracker: &FileTracker) -> bool {
+        let Some(prepared) = self.prepared.take() else {
+            return false;
+        };
+        let Prepared {
+            config,
+            flat,
+            plan,
+            base,
+            fresh,
+        } = prepared;
+        let before = layers(&self.gate.below());
+        // Marked before anybody can see the new content.
+        tracker.replaced(&thrown_away(&before, &plan));
+        tracker.state().grow_reserved(config.size.0);
+        let top = restack(&before, &plan, base, fresh);
+        // All that may differ is marked already.
+        drop(self.gate.swap(top, Vec::new()));
+        let old = self.flat.replace(flat);
+        self.config.replace(config);
+        if let Err(error) = self.note() {
+            // The next process then finds a stack that it does not know.
+            tracing::warn!(%error, "cannot note the stack of the disk");
+        }
+        for number in plan.dropped.iter().chain(&plan.thrown_away) {
+            if let Err(error) = self.tools.forget(&old.overlays[*number]) {
+                tracing::warn!(%error, "cannot remove the maps of an overlay");
+            }
+        }
+        true
+    }
+
+    /// The checkpoints of the disk, the oldest first.
+    pub(crate) fn overlays(&self) -> Vec<OverlayStatus> {
+        let layers = layers(&self.gate.below());
+        let overlays = layers.iter().filter_map(|layer| layer.overlay());
+        overlays
+            .filter_map(|layer| {
+                Some(OverlayStatus {
+                    checkpoint: layer.over.checkpoint?,
+                    present: layer.present(),
+                    draining: layer.is_draining(),
+                })
+            })
+            .collect()
+    }
+
+    /// What each checkpoint holds, the oldest first. Without those that are being merged: theirs
+    /// changes.
+    pub(crate) fn frozen(&self) -> Vec<(CheckpointId, Rc<Below<RingStore>>)> {
+        let layers = layers(&self.gate.below());
+        let overlays = layers.iter().filter_map(|layer| layer.overlay());
+        overlays
+            .filter(|layer| !layer.is_draining())
+            .filter_map(|layer| Some((layer.over.checkpoint?, Rc::clone(layer.below()))))
+            .collect()
+    }
+
+    /// Notes that an overlay is merged into what it lies above.
+    ///
+    /// # Errors
+    /// When there is no such overlay, or nothing below it that could be written.
+    pub(crate) fn begin_merge(&self, checkpoint: CheckpointId) -> Result<()> {
+        let layer = self.find(checkpoint)?;
+        let overlay = layer.overlay().context("it was found as an overlay")?;
+        if matches!(*overlay.below().layer(), FileLayer::Point(_)) {
             bail!(
-                "the disk {} is new or empty, but {} says that it has content: put the file back, or \
-                 remove both to begin again at the point",
-                path.display(),
-                map.display()
+                "checkpoint {checkpoint} lies right above a recovery point, which is never written"
             );
         }
-        file.set_len(size.0).with_context(fail)?;
-        file.sync_all().with_context(fail)?;
+        if !overlay.is_draining() {
+            self.tools
+                .note_merging(&overlay.over, false)
+                .context("cannot note that a checkpoint is being merged")?;
+            overlay.will_drain();
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn find(&self, checkpoint: CheckpointId) -> Result<Rc<FileLayer>> {
+        let found = layers(&self.gate.below()).into_iter().find(|layer| {
+            let overlay = layer.overlay();
+            overlay.is_some_and(|overlay| overlay.over.checkpoint == Some(checkpoint))
+        });
+        found.with_context(|| format!("it has no checkpoint {checkpoint}"))
+    }
+
+    /// Copies about `limit` bytes of an overlay that is being merged down. What is left; with nothing
+    /// left, all of it is durable below.
+    ///
+    /// # Errors
+    /// What the files say.
+    pub(crate) async fn merge(
+        &self,
+        checkpoint: CheckpointId,
+        limit: Bytes,
+    ) -> Result<Bytes, MergeFault> {
+        let layer = self.find(checkpoint).map_err(MergeFault::Gone)?;
+        let Some(overlay) = layer.overlay() else {
+            return Ok(Bytes(0));
+        };
+        let left = overlay.drain(limit.0).await?;
+        if left == Bytes(0) && !self.tools.was_drained(&overlay.over) {
+            let noted = self.tools.note_merging(&overlay.over, true);
+            noted.map_err(MergeFault::Note)?;
+        }
+        Ok(left)
+    }
 }
 
-fn sync_folder_of(path: &Path) -> std::io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+/// Why a step of a merge failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MergeFault {
+    #[error("{0:#}")]
+    Gone(anyhow::Error),
+    #[error(transparent)]
+    Disk(#[from] Fault),
+    #[error("cannot note that a checkpoint was merged")]
+    Note(#[source] std::io::Error),
 }
 
-/// The volatile map lies beside the state.
-fn volatile(state: &Path) -> PathBuf {
-    let mut name = state.as_os_str().to_owned();
-    name.push(".presence");
-    PathBuf::from(name)
+/// The stack that was in force last, if that is known.
+fn last_stack(path: &Path) -> Option<Flat> {
+    let text = std::fs::read(path).ok()?;
+    let spec: StackSpec = serde_json::from_slice(&text).ok()?;
+    Flat::of(&spec).ok()
 }
 
-/// What an overlay lies above, so that it is never put above something else.
-fn tag(point: PointId, id: DiskId) -> Tag {
-    let mut tag = [0; 32];
-    tag[..16].copy_from_slice(point.term.0.as_bytes());
-    tag[16..24].copy_from_slice(&point.sequence.to_le_bytes());
-    tag[24..].copy_from_slice(&id.0.as_bytes()[..8]);
-    tag
-}
-
-/// Locks a disk's file. A predecessor that was just killed gets a moment to be gone: the kernel
-/// keeps its lock until its last write has ended.
-fn lock(path: &Path, create: bool) -> Result<Lock> {
-    let deadline = Instant::now() + DYING;
-    loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .with_context(|| format!("cannot open the disk {}", path.display()))?;
-        match Lock::of(file, path) {
-            Ok(lock) => return Ok(lock),
-            Err(LockError::Held { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK),
-            Err(error @ LockError::Held { .. }) => {
-                return Err(error).with_context(|| {
-                    format!("the disk {} is in use; stop what uses it", path.display())
-                });
+/// What the files of a stack look like; none if one of them is gone.
+fn looks(flat: &Flat) -> Option<Stamp> {
+    let mut all = Stamp::default();
+    for file in flat.files() {
+        match Stamp::of(file) {
+            Ok(looks) => all.add(looks),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
+                return None;
             }
-            Err(error) => return Err(error.into()),
         }
     }
+    Some(all)
 }
 
-fn open(ring: &Ring, path: &Path, size: Bytes) -> Result<RingStore> {
-    let store = RingStore::open(ring, path, false, false)
-        .with_context(|| format!("cannot open the disk {}", path.display()))?;
-    let len = store
-        .len()
-        .with_context(|| format!("cannot ask for the size of {}", path.display()))?;
-    // Longer it may be: it was grown, and whoever did was killed before it could say so.
-    if len < size.0 {
-        bail!(
-            "the disk {} has {len} bytes, its VM says {}",
-            path.display(),
-            size.0
-        );
-    }
-    Ok(store)
-}
-
-fn serve<D: Device + 'static>(
-    ring: &Ring,
-    device: D,
-    state: DiskState,
-    file: PathBuf,
-    owned: Owned,
-    ready: impl FnOnce(),
-) -> Result<()> {
-    let id = owned.config.id;
-    let tracker = Rc::new(Tracker::new(device, state, owned.stats));
-    let info = DiskInfo {
-        id,
-        read_only: false,
+/// Whether the disk reads the same in the stack `now`, of which `layers` are open, as in the one that
+/// was in force `last`.
+fn same_content(tools: &Assembler, last: &Flat, now: &Flat, layers: &[Rc<FileLayer>]) -> bool {
+    let Ok(plan) = Plan::between(last, now) else {
+        return false;
     };
-    let front = vhost_user::serve(ring, Rc::clone(&tracker), owned.listener, info)
-        .context("cannot start the vhost-user front end")?;
-    ready();
-    ring.block_on(owner::obey(
-        ring.clone(),
-        tracker,
-        front,
-        owned.orders,
-        file,
-    ));
-    Ok(())
+    let fresh = &layers[layers.len() - plan.fresh..];
+    let empty = |layer: &Rc<FileLayer>| {
+        let overlay = layer.overlay();
+        overlay.is_some_and(|overlay| overlay.present() == Bytes(0))
+    };
+    let mut gone = plan.dropped.iter().chain(&plan.thrown_away);
+    fresh.iter().all(empty) && gone.all(|number| tools.was_drained(&last.overlays[*number]))
 }

@@ -41,6 +41,9 @@ pub enum Abandoned {
     /// The disk could not be read.
     #[error("disk content cannot be read: {0}")]
     Read(Fault),
+    /// A checkpoint was applied before all was read.
+    #[error("the content of the disk was replaced by that of a checkpoint")]
+    Replaced,
     /// The segment cannot be written, or another disk's part failed.
     #[error("the segment cannot be completed")]
     Elsewhere,
@@ -227,6 +230,23 @@ impl<D: Device> Tracker<D> {
         }
         self.publish();
         self.changed.notify();
+    }
+
+    /// The content of `runs` is about to be another one. An epoch whose content is that of an instant
+    /// and was not all read can't be had any more.
+    pub fn replaced(&self, runs: &[Range<u64>]) {
+        if runs.is_empty() {
+            return;
+        }
+        let consistent = |staging: &Staging| staging.consistent;
+        if self.staging.borrow().as_ref().is_some_and(consistent) {
+            self.abandon(Abandoned::Replaced);
+        }
+        if self.state.relationship().is_some() {
+            for run in runs {
+                self.mark(run.clone());
+            }
+        }
     }
 
     /// Ends the epoch after [`Tracker::stage`]: forgets its marks if its segment is whole, puts them

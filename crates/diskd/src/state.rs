@@ -96,10 +96,17 @@ pub enum StateError {
 
 /// What tells that a file was not touched while it was closed: device and inode, size,
 /// modification and change time in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp([u64; word::CLOSED_WORDS]);
 
 impl Stamp {
+    /// That of one more file, in their order.
+    pub fn add(&mut self, other: Self) {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word = word.rotate_left(7) ^ other;
+        }
+    }
+
     /// Of the file at `path`.
     ///
     /// # Errors
@@ -221,7 +228,7 @@ impl DiskState {
             file.set_len(0)?;
         }
         let most = PAGE + 2 * map_bytes(MAX_DISK / BLOCK_SIZE);
-        let most = usize::try_from(most).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let most = usize::try_from(most).map_err(|_overflow| io::ErrorKind::FileTooLarge)?;
         let state = Self {
             map: MmapOptions::new().len(most).map_raw(&file)?,
             file,
@@ -261,21 +268,36 @@ impl DiskState {
     /// # Errors
     /// When there is no room for the maps; nothing was changed.
     pub fn grow(&self, size: u64) -> Result<(), StateError> {
-        let (had, blocks) = (self.blocks.get(), size / BLOCK_SIZE);
-        if blocks <= had {
-            return Ok(());
-        }
-        self.make_room(blocks).map_err(|source| StateError::Io {
+        self.reserve(size)?;
+        self.grow_reserved(size);
+        Ok(())
+    }
+
+    /// Makes room for the maps of a disk of `size` bytes.
+    ///
+    /// # Errors
+    /// When there is none; nothing was changed.
+    pub fn reserve(&self, size: u64) -> Result<(), StateError> {
+        let room = self.make_room(size / BLOCK_SIZE);
+        room.map_err(|source| StateError::Io {
             path: self.path.clone(),
             source,
-        })?;
+        })
+    }
+
+    /// [`DiskState::grow`] after [`DiskState::reserve`].
+    pub fn grow_reserved(&self, size: u64) {
+        let (had, blocks) = (self.blocks.get(), size / BLOCK_SIZE);
+        if blocks <= had {
+            return;
+        }
+        assert!(self.has_room(blocks), "room was made before");
         self.blocks.set(blocks);
         if self.relationship().is_some() {
             self.mark(had..blocks);
         }
         // Last: killed before, the next process grows it once more.
         self.put(word::SIZE, size);
-        Ok(())
     }
 
     fn words(&self) -> &[AtomicU64] {

@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{Device, Done, Fault, Op, Waiters};
+use block::{Device, Done, Fault, Image, Op, Place, Waiters};
 use model::{BLOCK_SIZE, RelationshipId, SECTOR_SIZE};
 use slab::Slab;
 
@@ -351,6 +351,20 @@ impl<D: Device> Device for Tracker<D> {
             Op::Flush => self.flush().await,
             Op::Write { .. } | Op::Discard { .. } | Op::WriteZeroes { .. } => self.mutate(op).await,
         }
+    }
+}
+
+impl<D: Image> Image for Tracker<D> {
+    fn size(&self) -> u64 {
+        self.below.size()
+    }
+
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place),
+    ) -> Result<(), Fault> {
+        self.below.translate(range, visit).await
     }
 }
 

@@ -70,7 +70,7 @@ struct Probe {
 
 impl Device for Probe {
     fn size(&self) -> u64 {
-        self.below.size()
+        Device::size(&self.below)
     }
     async fn run(&self, op: Op) -> Done {
         let (at, len) = op.range();

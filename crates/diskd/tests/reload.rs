@@ -1,0 +1,605 @@
+//! Checkpoints taken, merged, applied and disks grown under a guest, with the real process, which is killed
+//! at random instants. What the guest sees is compared with an array of bytes, and so is a replica that gets
+//! what was marked.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use model::{
+    BLOCK_SIZE, Bytes, CheckpointId, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
+};
+use pollux_diskd::config::{
+    CONTROL_SOCKET, Config, DiskConfig, Front, READY, StackSpec, disk_socket, nbd_socket,
+};
+use pollux_diskd::control::{DiskStatus, Reply, Request};
+use support::{Guest, SLOTS};
+use testkit::Rng;
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const DISCARD: u32 = 11;
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 224;
+const DISKS: usize = 2;
+
+/// A checkpoint of all disks, with what they held.
+struct Checkpoint {
+    id: CheckpointId,
+    /// Of the overlay files.
+    stem: String,
+    /// Content, and sectors of which it is not known whether they were written before.
+    held: Option<Vec<(Vec<u8>, HashMap<usize, Vec<u8>>)>>,
+}
+
+struct Vm {
+    folder: tempfile::TempDir,
+    config: Config,
+    listeners: Vec<(String, UnixListener)>,
+    process: Option<Child>,
+    guests: Vec<Guest>,
+    /// What the guests must see.
+    models: Vec<Vec<u8>>,
+    replicas: Vec<Vec<u8>>,
+    checkpoints: Vec<Checkpoint>,
+    relationship: RelationshipId,
+    lineage: Lineage,
+    seed: SeedId,
+    sequence: u64,
+    stems: u64,
+    rng: Rng,
+}
+
+impl Vm {
+    fn new(seed: u64) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let size = Bytes(BLOCKS * BLOCK_SIZE);
+        let mut names = vec![CONTROL_SOCKET.to_owned()];
+        let mut disks = Vec::new();
+        for slot in 0..u8::try_from(DISKS).unwrap() {
+            let file = path(&format!("{slot}.raw"));
+            fs::File::create(&file).unwrap().set_len(size.0).unwrap();
+            names.extend([disk_socket(slot), nbd_socket(slot)]);
+            disks.push(DiskConfig {
+                id: DiskId::random(),
+                slot,
+                front: Front::VhostUser,
+                size,
+                stack: StackSpec::Raw { file },
+                state: path(&format!("{slot}.state")),
+            });
+        }
+        let listen = |name: String| {
+            let listener = UnixListener::bind(path(&name)).unwrap();
+            (name, listener)
+        };
+        let config = Config {
+            vm: VmId::random(),
+            term: 1,
+            generation: 1,
+            disks,
+            copy_budget: Bytes(64 << 20),
+        };
+        let zeroes = vec![0; usize::try_from(size.0).unwrap()];
+        let mut vm = Self {
+            listeners: names.into_iter().map(listen).collect(),
+            folder,
+            config,
+            process: None,
+            guests: Vec::new(),
+            models: vec![zeroes.clone(); DISKS],
+            replicas: vec![zeroes; DISKS],
+            checkpoints: Vec::new(),
+            relationship: RelationshipId::random(),
+            lineage: Lineage::begin("host-a"),
+            seed: SeedId::random(),
+            sequence: 0,
+            stems: 0,
+            rng: Rng::new(seed),
+        };
+        vm.write_config();
+        vm.start();
+        for disk in 0..DISKS {
+            let mut guest = Guest::new();
+            guest.connect(&vm.socket(disk));
+            vm.guests.push(guest);
+        }
+        vm.track();
+        vm
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn socket(&self, disk: usize) -> PathBuf {
+        self.path(&disk_socket(u8::try_from(disk).unwrap()))
+    }
+
+    fn write_config(&self) {
+        let text = serde_json::to_vec(&self.config).unwrap();
+        fs::write(self.path("diskd.json.new"), text).unwrap();
+        fs::rename(self.path("diskd.json.new"), self.path("diskd.json")).unwrap();
+    }
+
+    /// Starts diskd and waits until it says that it is ready.
+    fn start(&mut self) {
+        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut names: Vec<&str> = self
+            .listeners
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        names.push(READY);
+        // Above those that they are to become.
+        let high = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap();
+        let mut passed: Vec<OwnedFd> = self
+            .listeners
+            .iter()
+            .map(|(_, socket)| high(socket.as_fd()))
+            .collect();
+        passed.push(high(told.as_fd()));
+        let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
+        command
+            .stderr(log)
+            .arg(self.path("diskd.json"))
+            .env("LISTEN_FDS", names.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+        #[allow(unsafe_code, reason = "descriptors are passed on")]
+        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                for (target, number) in (3..).zip(&numbers) {
+                    if libc::dup2(*number, target) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        self.process = Some(command.spawn().unwrap());
+        drop((passed, told));
+        let mut bytes = Vec::new();
+        fs::File::from(ready).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 1, "it did not get ready");
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    fn send(&self, request: &Request) -> UnixStream {
+        let mut stream = UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap();
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        stream.write_all(&line).unwrap();
+        stream
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        let mut line = String::new();
+        BufReader::new(self.send(request))
+            .read_line(&mut line)
+            .unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn status(&self) -> (u64, Vec<DiskStatus>) {
+        match self.ask(&Request::Status) {
+            Reply::Status {
+                generation, disks, ..
+            } => (generation, disks),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn track(&self) -> bool {
+        let relationship = self.relationship;
+        match self.ask(&Request::Track { relationship }) {
+            Reply::Tracking { exact } => exact,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Puts the checkpoints into the configuration.
+    fn restack(&mut self) {
+        self.config.generation += 1;
+        let folder = self.folder.path();
+        for (number, disk) in self.config.disks.iter_mut().enumerate() {
+            let mut stack = StackSpec::Raw {
+                file: folder.join(format!("{number}.raw")),
+            };
+            for checkpoint in &self.checkpoints {
+                let stem = &checkpoint.stem;
+                stack = StackSpec::Overlay {
+                    file: folder.join(format!("{number}.{stem}")),
+                    map: folder.join(format!("{number}.{stem}.map")),
+                    checkpoint: Some(checkpoint.id),
+                    below: Box::new(stack),
+                };
+            }
+            disk.stack = stack;
+        }
+        self.write_config();
+    }
+
+    fn stem(&mut self) -> String {
+        self.stems += 1;
+        format!("{}.overlay", self.stems)
+    }
+
+    /// Requests of both guests, not waited for. The sectors that they change, by disk.
+    fn offer(&mut self) -> Vec<HashMap<usize, Vec<u8>>> {
+        let mut all = Vec::new();
+        for disk in 0..DISKS {
+            let mut changed = HashMap::new();
+            let blocks = self.models[disk].len() / BLOCK;
+            for slot in 0..SLOTS {
+                // Each slot has blocks of its own: no two of a batch meet.
+                let block = self.rng.index(blocks / SLOTS) * SLOTS + slot;
+                let skip = if self.rng.once_in(2) {
+                    0
+                } else {
+                    self.rng.index(8)
+                };
+                let sectors = if skip == 0 {
+                    8
+                } else {
+                    1 + self.rng.index(8 - skip)
+                };
+                let first = block * 8 + skip;
+                let guest = &mut self.guests[disk];
+                let bytes = if self.rng.once_in(6) {
+                    let mut range = Vec::new();
+                    range.extend((first as u64).to_le_bytes());
+                    range.extend(u32::try_from(sectors).unwrap().to_le_bytes());
+                    range.extend([0; 4]);
+                    guest.poke(Guest::data(slot), &range);
+                    guest.request(slot, DISCARD, 0, range.len());
+                    vec![0; sectors * 512]
+                } else {
+                    let bytes = self.rng.bytes(sectors * 512);
+                    guest.poke(Guest::data(slot), &bytes);
+                    guest.request(slot, WRITE, first as u64, bytes.len());
+                    bytes
+                };
+                for (number, sector) in bytes.chunks(512).enumerate() {
+                    changed.insert(first + number, sector.to_vec());
+                }
+            }
+            all.push(changed);
+        }
+        all
+    }
+
+    /// Waits for `left` requests of each guest, and takes what they wrote into the model.
+    fn settle(&mut self, left: [usize; DISKS], changed: Vec<HashMap<usize, Vec<u8>>>) {
+        for (disk, changed) in changed.into_iter().enumerate() {
+            self.guests[disk].wait_for(left[disk]);
+            assert!((0..SLOTS).all(|slot| self.guests[disk].status(slot) == 0));
+            for (sector, bytes) in changed {
+                self.models[disk][sector * 512..(sector + 1) * 512].copy_from_slice(&bytes);
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        let changed = self.offer();
+        self.settle([SLOTS; DISKS], changed);
+        if self.rng.once_in(4) {
+            for guest in &mut self.guests {
+                assert_eq!(guest.run(FLUSH, 0, 0), 0);
+            }
+        }
+    }
+
+    /// What the guest of `disk` reads.
+    fn read(&mut self, disk: usize) -> Vec<u8> {
+        let mut content = Vec::new();
+        let blocks = self.models[disk].len() / BLOCK;
+        let guest = &mut self.guests[disk];
+        for first in (0..blocks).step_by(SLOTS) {
+            let count = SLOTS.min(blocks - first);
+            for slot in 0..count {
+                guest.request(slot, READ, ((first + slot) * 8) as u64, BLOCK);
+            }
+            guest.wait_for(count);
+            for slot in 0..count {
+                assert_eq!(guest.status(slot), 0);
+                content.extend(guest.peek(Guest::data(slot), BLOCK));
+            }
+        }
+        content
+    }
+
+    fn verify(&mut self, when: &str) {
+        for disk in 0..DISKS {
+            let seen = self.read(disk);
+            let pairs = seen.chunks(512).zip(self.models[disk].chunks(512));
+            let wrong = pairs.enumerate().find(|(_, (seen, model))| seen != model);
+            assert!(
+                wrong.is_none(),
+                "{when}: sector {} of disk {disk}",
+                wrong.unwrap().0
+            );
+        }
+    }
+
+    /// Kills it, with `changed` on its way, and starts it again.
+    fn kill_and_start(&mut self, changed: Option<Vec<HashMap<usize, Vec<u8>>>>) {
+        self.kill();
+        self.start();
+        let mut left = [0; DISKS];
+        for (disk, left) in left.iter_mut().enumerate() {
+            let socket = self.socket(disk);
+            let guest = &mut self.guests[disk];
+            guest.disconnect();
+            let answered = guest.answered().len();
+            guest.connect(&socket);
+            if changed.is_some() {
+                *left = SLOTS - answered;
+            }
+        }
+        if let Some(changed) = changed {
+            self.settle(left, changed);
+        }
+    }
+
+    /// Has the configuration file read again, or killed while it does, in some runs.
+    fn reload(&mut self, changed: Option<Vec<HashMap<usize, Vec<u8>>>>, kill: bool) {
+        if kill {
+            let stream = self.send(&Request::Reload);
+            // At no time in particular.
+            for _ in 0..self.rng.below(2000) {
+                std::hint::black_box(self.rng.bits());
+            }
+            if self.rng.once_in(2) {
+                std::thread::yield_now();
+            }
+            self.kill_and_start(changed);
+            drop(stream);
+        } else {
+            let reply = self.ask(&Request::Reload);
+            assert_eq!(reply, Reply::Done);
+            if let Some(changed) = changed {
+                self.settle([SLOTS; DISKS], changed);
+            }
+        }
+        let (generation, disks) = self.status();
+        assert_eq!(generation, self.config.generation);
+        for (disk, wanted) in disks.iter().zip(&self.config.disks) {
+            assert_eq!(disk.size, wanted.size);
+            let overlays: Vec<_> = disk.overlays.iter().map(|one| one.checkpoint).collect();
+            let wanted: Vec<_> = self.checkpoints.iter().map(|one| one.id).collect();
+            assert_eq!(overlays, wanted);
+        }
+    }
+
+    fn checkpoint(&mut self, kill: bool) {
+        let before = self.models.clone();
+        let changed = self.rng.once_in(2).then(|| self.offer());
+        let maybe = changed
+            .clone()
+            .unwrap_or_else(|| vec![HashMap::new(); DISKS]);
+        let stem = self.stem();
+        self.checkpoints.push(Checkpoint {
+            id: CheckpointId::random(),
+            stem,
+            held: Some(before.into_iter().zip(maybe).collect()),
+        });
+        self.restack();
+        self.reload(changed, kill);
+        assert!(self.track(), "a checkpoint changes nothing that is seen");
+    }
+
+    fn apply(&mut self, kill: bool) {
+        let frozen = (0..self.checkpoints.len()).filter(|at| self.checkpoints[*at].held.is_some());
+        let frozen: Vec<usize> = frozen.collect();
+        if frozen.is_empty() {
+            return;
+        }
+        let at = frozen[self.rng.index(frozen.len())];
+        self.checkpoints.truncate(at + 1);
+        self.checkpoints[at].stem = self.stem();
+        self.restack();
+        self.reload(None, kill);
+        for disk in 0..DISKS {
+            let seen = self.read(disk);
+            let held = self.checkpoints[at].held.as_mut().unwrap();
+            let (content, maybe) = &mut held[disk];
+            for (sector, bytes) in std::mem::take(maybe) {
+                let place = sector * 512..(sector + 1) * 512;
+                if seen[place.clone()] == bytes {
+                    content[place].copy_from_slice(&bytes);
+                }
+            }
+            self.models[disk] = content.clone();
+        }
+        self.verify("applied");
+        // Killed in between, nobody knows any more what differs: everything is marked.
+        assert!(self.track() || kill);
+    }
+
+    /// Merges a part of a checkpoint, and lets it go when nothing is left.
+    fn merge(&mut self, kill: bool) {
+        if self.checkpoints.is_empty() {
+            return;
+        }
+        let at = self.rng.index(self.checkpoints.len());
+        let checkpoint = self.checkpoints[at].id;
+        self.checkpoints[at].held = None;
+        for _ in 0..1 + self.rng.below(6) {
+            let mut whole = true;
+            let limit = Bytes(BLOCK_SIZE * (1 + self.rng.below(60)));
+            for disk in 0..DISKS {
+                let request = Request::Drain {
+                    disk: self.config.disks[disk].id,
+                    checkpoint,
+                    limit,
+                };
+                match self.ask(&request) {
+                    Reply::Drained { left } => whole &= left == Bytes(0),
+                    other => panic!("{other:?}"),
+                }
+            }
+            if self.rng.once_in(2) {
+                self.write();
+            }
+            if whole {
+                let gone = self.checkpoints.remove(at);
+                let changed = self.rng.once_in(2).then(|| self.offer());
+                self.restack();
+                self.reload(changed, kill);
+                for disk in 0..DISKS {
+                    for suffix in ["", ".map"] {
+                        let name = format!("{disk}.{}{suffix}", gone.stem);
+                        fs::remove_file(self.path(&name)).unwrap();
+                    }
+                }
+                assert!(self.track(), "a merge changes nothing that is seen");
+                return;
+            }
+            if kill && self.rng.once_in(3) {
+                let changed = self.offer();
+                let stream = self.send(&Request::Drain {
+                    disk: self.config.disks[0].id,
+                    checkpoint,
+                    limit,
+                });
+                self.kill_and_start(Some(changed));
+                drop(stream);
+            }
+        }
+    }
+
+    fn grow(&mut self, kill: bool) {
+        if !self.checkpoints.is_empty() {
+            return;
+        }
+        let disk = self.rng.index(DISKS);
+        let size = self.config.disks[disk].size.0 + BLOCK_SIZE * (1 + self.rng.below(40));
+        let file = fs::File::options()
+            .write(true)
+            .open(self.path(&format!("{disk}.raw")));
+        file.unwrap().set_len(size).unwrap();
+        self.config.disks[disk].size = Bytes(size);
+        self.restack();
+        self.reload(None, kill);
+        let size = usize::try_from(size).unwrap();
+        self.models[disk].resize(size, 0);
+        self.replicas[disk].resize(size, 0);
+        assert!(self.track(), "a disk that grows keeps its marks");
+    }
+
+    /// Ships what was marked; the replica is then what the guest sees.
+    fn cut(&mut self) {
+        self.sequence += 1;
+        let file = self.path(&format!("{}.seg", self.sequence));
+        let disks = self.config.disks.iter().map(|disk| DiskExtent {
+            id: disk.id,
+            size: disk.size,
+        });
+        let header = Header {
+            vm: self.config.vm,
+            disks: disks.collect(),
+            lineage: self.lineage.clone(),
+            content: Content::Delta {
+                sequence: self.sequence,
+                since: Since::Seed {
+                    seed: self.seed,
+                    parts: 1,
+                },
+            },
+            time: jiff::Timestamp::now(),
+            consistency: Consistency::Crash,
+        };
+        let reply = self.ask(&Request::Cut {
+            header,
+            file: file.clone(),
+        });
+        assert!(matches!(reply, Reply::Staged(_)), "{reply:?}");
+        let segment = SegmentReader::open(&file).unwrap();
+        for run in segment.runs() {
+            let run = run.unwrap();
+            let at = usize::try_from(run.block).unwrap() * BLOCK;
+            let len = run.count as usize * BLOCK;
+            let place = &mut self.replicas[usize::from(run.disk)][at..at + len];
+            match run.source {
+                Source::Zero => place.fill(0),
+                Source::Frame { frame, skip } => {
+                    let content = segment.read_frame(frame).unwrap();
+                    let skip = usize::from(skip) * BLOCK;
+                    place.copy_from_slice(&content[skip..skip + len]);
+                }
+            }
+        }
+        fs::remove_file(file).unwrap();
+        assert!(self.replicas == self.models, "the replica differs");
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+#[test]
+fn checkpoints_come_and_go_under_a_guest_and_kills_and_nobody_sees_a_difference() {
+    let mut kills = 0;
+    for seed in 0..8 {
+        let mut vm = Vm::new(seed);
+        for _ in 0..40 {
+            let kill = vm.rng.once_in(3);
+            kills += u32::from(kill);
+            match vm.rng.below(12) {
+                0..3 => vm.checkpoint(kill),
+                3..6 => vm.merge(kill),
+                6 => vm.apply(kill),
+                7 => vm.grow(kill),
+                8 => vm.cut(),
+                9 if kill => {
+                    let changed = vm.offer();
+                    vm.kill_and_start(Some(changed));
+                }
+                _ => vm.write(),
+            }
+            vm.verify(&format!("seed {seed}"));
+        }
+        vm.cut();
+        vm.verify("at the end");
+        assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
+        assert!(vm.process.take().unwrap().wait().unwrap().success());
+    }
+    assert!(kills > 50, "{kills}");
+}
