@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -88,9 +89,12 @@ fn short_folder() -> Result<tempfile::TempDir> {
     } else {
         Path::new("/tmp")
     };
-    Ok(tempfile::Builder::new()
+    let folder = tempfile::Builder::new()
         .prefix("pollux-")
-        .tempdir_in(parent)?)
+        .tempdir_in(parent)?;
+    // The processes of a VM have users of their own, who pass through here.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+    Ok(folder)
 }
 
 /// `target/` of the build that this program is part of.

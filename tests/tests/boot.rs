@@ -1,12 +1,14 @@
 //! Both generations boot from firmware through a boot loader and a kernel to a root file system
 //! on a Pollux disk.
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pollux_tests::{Host, Scratch};
+use pollux_tests::{Host, Scratch, json_u64};
 use testkit::guest::{FIRMWARE, GENERATION_ID, GuestImages, ROOT_UP, SECURE_BOOT};
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -41,6 +43,8 @@ fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {
         "the guest sees its VM-Generation ID {id}"
     );
     said(ROOT_UP)?;
+    confined(&host, "diskd")?;
+    confined(&host, "guest")?;
 
     // The shell on the serial port is up; what is typed there is run there.
     said("BusyBox v")?;
@@ -69,4 +73,29 @@ fn generation_1_boots_from_bios_and_shuts_down_when_asked() -> Result<()> {
 #[test]
 fn generation_2_boots_with_secure_boot_and_shuts_down_when_asked() -> Result<()> {
     boots("2", "uefi", "on")
+}
+
+/// The process of the VM has a user and a network of its own if this is root, and in any case no
+/// capabilities, no way to get any, and filtered system calls.
+fn confined(host: &Host, process: &str) -> Result<()> {
+    let vm = host.json(&["vm", "show", "guest"])?;
+    let pid = json_u64(&vm, &format!("/processes/{process}"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> Result<Vec<&str>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        Ok(line.context("a field")?.split_whitespace().collect())
+    };
+    assert_eq!(field("NoNewPrivs:")?, ["1"]);
+    assert_eq!(field("Seccomp:")?, ["2"]);
+    assert_eq!(field("CapEff:")?, ["0000000000000000"]);
+    let own: u32 = field("Uid:")?[0].parse()?;
+    let polluxd = fs::metadata("/proc/self")?.uid();
+    if polluxd == 0 {
+        assert!(own >= 2_010_000_000, "{process} runs as {own}");
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
+        assert_ne!(network(&pid.to_string())?, network("self")?);
+    } else {
+        assert_eq!(own, polluxd);
+    }
+    Ok(())
 }
