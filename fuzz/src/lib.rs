@@ -13,10 +13,13 @@
 //!
 //! What was found once stays in `regressions/TARGET/`.
 
+pub mod control;
 pub mod journal_index;
 mod memory;
+pub mod nbd;
 pub mod overlay_map;
 pub mod segment;
+pub mod vhost_user;
 pub mod vm_toml;
 
 use std::path::Path;
@@ -37,6 +40,42 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target {
+        name: "vhost_user_messages",
+        run: vhost_user::messages,
+        seeds: vhost_user::message_seeds,
+        words: &[],
+    },
+    Target {
+        name: "vhost_user_requests",
+        run: vhost_user::requests,
+        seeds: vhost_user::request_seeds,
+        words: &[],
+    },
+    Target {
+        name: "vhost_user_inflight",
+        run: vhost_user::inflight,
+        seeds: vhost_user::inflight_seeds,
+        words: &[],
+    },
+    Target {
+        name: "nbd_connection",
+        run: nbd::connection,
+        seeds: nbd::connection_seeds,
+        words: &["IHAVEOPT", "guest", "base:allocation"],
+    },
+    Target {
+        name: "nbd_option",
+        run: nbd::option,
+        seeds: nbd::option_seeds,
+        words: &["guest", "base:allocation"],
+    },
+    Target {
+        name: "control",
+        run: control::run,
+        seeds: control::seeds,
+        words: control::WORDS,
+    },
     Target {
         name: "vm_toml",
         run: vm_toml::run,

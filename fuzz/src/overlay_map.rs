@@ -39,8 +39,15 @@ impl Device for Below {
         BLOCKS * BLOCK_SIZE
     }
     async fn run(&self, op: Op) -> block::Done {
-        let Op::Read { at, mut into } = op else {
-            panic!("{op:?} below an overlay");
+        let (at, mut into) = match op {
+            Op::Read { at, into } => (at, into),
+            Op::Flush => {
+                return block::Done {
+                    outcome: Ok(()),
+                    buffer: None,
+                };
+            }
+            other => panic!("{other:?} below an overlay"),
         };
         for sector in (0..into.len()).step_by(512) {
             let number = (at + sector as u64) / 512;

@@ -169,6 +169,10 @@ impl InflightQueue {
         let version = self.area.load_u16(AT_VERSION, Ordering::Acquire);
         if version == 0 {
             let order = Ordering::Relaxed;
+            // Whoever made it may have left something in it, which the next process would believe.
+            for head in 0..self.entries {
+                self.clear(head);
+            }
             self.area.store_u16(AT_DESC_NUM, self.entries, order);
             self.area.store_u16(AT_USED_IDX, used_idx, order);
             self.area.store_u16(AT_VERSION, VERSION, Ordering::Release);
