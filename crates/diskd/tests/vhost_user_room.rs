@@ -30,10 +30,14 @@ fn start(folder: &Path) -> (Guest, Server) {
     (guest, server)
 }
 
+fn content(slot: usize) -> u8 {
+    u8::try_from(slot).unwrap() + 1
+}
+
 /// Writes block `slot` in each of `slots`, each with its own content.
 fn write(guest: &mut Guest, slots: std::ops::Range<usize>) {
     for slot in slots {
-        guest.poke(Guest::data(slot), &[slot as u8 + 1; 4096]);
+        guest.poke(Guest::data(slot), &[content(slot); 4096]);
         guest.request(slot, WRITE, 8 * slot as u64, 4096);
     }
 }
@@ -41,10 +45,9 @@ fn write(guest: &mut Guest, slots: std::ops::Range<usize>) {
 fn assert_written(folder: &Path, slots: std::ops::Range<usize>) {
     let file = File::open(folder.join("disk.raw")).unwrap();
     for slot in slots {
-        let mut content = [0; 4096];
-        file.read_exact_at(&mut content, 4096 * slot as u64)
-            .unwrap();
-        assert!(content == [slot as u8 + 1; 4096], "block {slot}");
+        let mut found = [0; 4096];
+        file.read_exact_at(&mut found, 4096 * slot as u64).unwrap();
+        assert!(found == [content(slot); 4096], "block {slot}");
     }
 }
 
