@@ -17,3 +17,6 @@ pub use flush::FlushGate;
 pub use overlay::{Overlay, OverlayError, OverlayFiles};
 pub use presence::{PresenceError, Tag};
 pub use raw::{RawDevice, SizeError};
+
+#[cfg(test)]
+mod lives_tests;

@@ -68,6 +68,9 @@ pub(crate) struct Presence<M> {
     count: Cell<u64>,
     /// Pages in which the durable map differs.
     behind: RefCell<BTreeSet<usize>>,
+    /// Whether what the durable map's file says is durable. A process that was killed may have
+    /// written it and not got to the sync.
+    synced: Cell<bool>,
 }
 
 /// Why the maps cannot be opened.
@@ -114,6 +117,7 @@ impl<M: Store> Presence<M> {
             blocks: size / BLOCK_SIZE,
             count: Cell::new(0),
             behind: RefCell::default(),
+            synced: Cell::new(false),
         };
         let wanted = header(DURABLE, tag, size, (0, 0));
         let found = presence.read_page(0).await?;
@@ -306,13 +310,15 @@ impl<M: Store> Presence<M> {
     /// Makes pages durable. After a failure the overlay takes no more flushes, so that nothing has
     /// to be put back.
     pub(crate) async fn store(&self, pages: Vec<(usize, Buffer)>) -> Result<(), Fault> {
-        if pages.is_empty() {
+        if pages.is_empty() && self.synced.get() {
             return Ok(());
         }
         for (page, buffer) in pages {
             let at = ((page + 1) * PAGE) as u64;
             self.durable.write(at, buffer).await.outcome?;
         }
-        self.durable.sync().await
+        self.durable.sync().await?;
+        self.synced.set(true);
+        Ok(())
     }
 }

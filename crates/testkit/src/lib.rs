@@ -5,6 +5,8 @@ pub mod workload;
 
 mod conformance;
 mod folder;
+mod history;
+mod lives;
 mod rng;
 mod schedule;
 mod store;
@@ -13,6 +15,8 @@ pub use conformance::{
     device_conformance, image_conformance, join, power_cut_conformance, ready, store_conformance,
 };
 pub use folder::CutFolder;
+pub use history::History;
+pub use lives::{World, finish, lives, seeds};
 pub use rng::Rng;
 pub use schedule::Schedule;
 pub use store::PowerCutStore;
