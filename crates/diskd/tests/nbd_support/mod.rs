@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -15,18 +16,17 @@ use std::time::Duration;
 
 use block::{Device, Done, Fault, Image, Op, Place, Waiters};
 use futures_util::future::join;
-use image::RawDevice;
+use image::{Overlay, OverlayFiles, RawDevice};
+use model::BootId;
 use pollux_diskd::nbd::{Export, Handle, Limits, serve_within};
 use ring::{Ring, RingStore, Sender};
-use rustix::fs::{SeekFrom, seek};
 
 /// Nothing in these tests takes longer unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// A raw file that says where its holes are, and can be told to misbehave.
+/// A raw file that can be told to misbehave.
 pub struct TestDisk {
     raw: RawDevice<RingStore>,
-    file: File,
     size: Cell<u64>,
     /// Writes fail with this.
     pub fault: Cell<Option<Fault>>,
@@ -43,7 +43,6 @@ impl TestDisk {
         let size = store.len().unwrap();
         Rc::new(Self {
             raw: RawDevice::new(store, size, false).unwrap(),
-            file: File::open(path).unwrap(),
             size: Cell::new(size),
             fault: Cell::new(None),
             hold: Cell::new(0),
@@ -102,20 +101,7 @@ impl Image for TestDisk {
         range: Range<u64>,
         visit: &mut dyn FnMut(Range<u64>, Place),
     ) -> Result<(), Fault> {
-        let mut at = range.start;
-        while at < range.end {
-            let data = seek(&self.file, SeekFrom::Data(at)).unwrap_or(u64::MAX);
-            let (end, place) = if data == at {
-                let hole = seek(&self.file, SeekFrom::Hole(at)).unwrap();
-                (hole, Place::Stored { at })
-            } else {
-                (data, Place::Zero)
-            };
-            let end = end.min(range.end);
-            visit(at..end, place);
-            at = end;
-        }
-        Ok(())
+        self.raw.translate(range, visit).await
     }
 }
 
@@ -155,12 +141,54 @@ impl Server {
 
     /// On a listener that outlives it.
     pub fn over(listener: UnixListener, socket: PathBuf, file: &Path, limits: Limits) -> Self {
+        Self::serving(listener, socket, file, limits, |_, disk| exports(disk))
+    }
+
+    /// `guest` is an overlay above `file`, which is `checkpoint/1`.
+    pub fn over_overlay(folder: &Path, file: &Path) -> Self {
+        let socket = folder.join("nbd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let folder = folder.to_owned();
+        Self::serving(
+            listener,
+            socket,
+            file,
+            Limits::default(),
+            move |ring, disk| {
+                let data = RingStore::open(ring, &folder.join("overlay"), false, true).unwrap();
+                let map = RingStore::open(ring, &folder.join("map"), false, true).unwrap();
+                let size = Device::size(&**disk);
+                rustix::fs::ftruncate(&data, size).unwrap();
+                let files = OverlayFiles {
+                    data,
+                    map,
+                    volatile: &folder.join("volatile"),
+                };
+                let boot = BootId::random();
+                let overlay = Overlay::open(files, Rc::clone(disk), boot, &[7; 32]);
+                let overlay = ring.block_on(overlay).unwrap();
+                vec![
+                    Export::new("guest", "", false, Rc::new(overlay)),
+                    Export::new("checkpoint/1", "", true, Rc::clone(disk)),
+                ]
+            },
+        )
+    }
+
+    fn serving(
+        listener: UnixListener,
+        socket: PathBuf,
+        file: &Path,
+        limits: Limits,
+        exports: impl FnOnce(&Ring, &Rc<TestDisk>) -> Vec<Export> + Send + 'static,
+    ) -> Self {
         let (messages, mailbox) = ring::mailbox(16);
         let file = file.to_owned();
         let thread = std::thread::spawn(move || {
             let ring = Ring::new(256).unwrap();
             let disk = TestDisk::open(&ring, &file);
-            let handle = serve_within(&ring, listener, exports(&disk), limits).unwrap();
+            let exports = exports(&ring, &disk);
+            let handle = serve_within(&ring, listener, exports, limits).unwrap();
             ring.block_on(async {
                 while let Some(Message::Do(job)) = mailbox.recv().await {
                     job(&disk, &handle);
@@ -295,7 +323,9 @@ pub struct Client {
     pub stream: UnixStream,
     pub structured: bool,
     /// Lengths of the reads under way, for simple replies.
-    reads: std::collections::HashMap<u64, (u64, u32)>,
+    reads: HashMap<u64, (u64, u32)>,
+    /// Answers that are not whole yet.
+    partial: HashMap<u64, Answer>,
     pub size: u64,
     pub flags: u16,
 }
@@ -309,7 +339,8 @@ impl Client {
         let mut client = Self {
             stream,
             structured: false,
-            reads: Default::default(),
+            reads: HashMap::new(),
+            partial: HashMap::new(),
             size: 0,
             flags: 0,
         };
@@ -356,6 +387,10 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
+    pub fn try_give(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
     pub fn take(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.stream.read_exact(&mut bytes)?;
@@ -399,15 +434,17 @@ impl Client {
         self.give(&bytes);
     }
 
-    /// Takes the next whole answer; chunks of others must not come between.
+    /// Takes messages until an answer is whole.
     pub fn answer(&mut self) -> io::Result<Answer> {
-        let mut answer = Answer::default();
         loop {
             let magic = u32::from_be_bytes(self.number()?);
             if magic == 0x6744_6698 {
-                answer.error = u32::from_be_bytes(self.number()?);
-                answer.cookie = u64::from_be_bytes(self.number()?);
-                if let Some((at, len)) = self.reads.remove(&answer.cookie) {
+                let error = u32::from_be_bytes(self.number()?);
+                let cookie = u64::from_be_bytes(self.number()?);
+                let mut answer = self.begun(cookie);
+                assert_eq!(answer.data.len() + answer.holes.len(), 0);
+                answer.error = error;
+                if let Some((at, len)) = self.reads.remove(&cookie) {
                     assert!(!self.structured, "a simple reply to a read");
                     if answer.error == 0 {
                         answer.data.push((at, self.take(len as usize)?));
@@ -419,11 +456,12 @@ impl Client {
             assert!(self.structured);
             let flags = u16::from_be_bytes(self.number()?);
             let kind = u16::from_be_bytes(self.number()?);
-            answer.cookie = u64::from_be_bytes(self.number()?);
+            let cookie = u64::from_be_bytes(self.number()?);
             let len = u32::from_be_bytes(self.number()?) as usize;
             let payload = self.take(len)?;
             let long = |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().unwrap());
             let short = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
+            let mut answer = self.begun(cookie);
             match kind {
                 0 => assert!(payload.is_empty() && flags == 1),
                 1 => answer.data.push((long(0), payload[8..].to_vec())),
@@ -440,10 +478,24 @@ impl Client {
                 _ => panic!("an unknown chunk {kind}"),
             }
             if flags & 1 == 1 {
-                self.reads.remove(&answer.cookie);
+                self.reads.remove(&cookie);
                 return Ok(answer);
             }
+            self.partial.insert(cookie, answer);
         }
+    }
+
+    /// What was told so far.
+    fn begun(&mut self, cookie: u64) -> Answer {
+        let begun = self.partial.remove(&cookie);
+        begun.unwrap_or_else(|| Answer {
+            cookie,
+            ..Answer::default()
+        })
+    }
+
+    pub fn answers(&mut self, count: usize) -> Vec<Answer> {
+        (0..count).map(|_| self.answer().unwrap()).collect()
     }
 
     pub fn call(&mut self, flags: u16, command: u16, at: u64, len: u32, data: &[u8]) -> Answer {
