@@ -15,9 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    CONSOLE_PROTOCOL, CreateVm, EnableReplication, HostStatus, Identity, JobLine, MAX_LINE, Peer,
-    Point, Progress, Replication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer, Vm,
-    VmDetails,
+    ApplyCheckpoint, AttachDisk, CONSOLE_PROTOCOL, Checkpoint, CreateDisk, CreateVm, DetachDisk,
+    EnableReplication, ExportDisk, ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE,
+    MakeCheckpoint, Peer, Point, Progress, Replication, ResizeDisk, ResizedDisk, StartFailover,
+    StartVm, StopVm, TestFailover, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -110,6 +111,105 @@ impl Client {
     /// Deletes a VM and its folder.
     pub async fn delete(&self, vm: &str) -> Result<(), Problem> {
         self.call(Method::DELETE, &path(vm, ""), None::<&()>).await
+    }
+
+    /// Starts the diskd of a running VM anew, from the program that is installed now.
+    pub async fn upgrade(&self, vm: &str) -> Result<VmDetails, Problem> {
+        self.call(Method::POST, &path(vm, "/upgrade"), None::<&()>)
+            .await
+    }
+
+    /// The disks of a VM.
+    pub async fn disks(&self, vm: &str) -> Result<Vec<VmDisk>, Problem> {
+        self.get(&path(vm, "/disks")).await
+    }
+
+    /// One disk.
+    pub async fn disk(&self, vm: &str, disk: &str) -> Result<VmDisk, Problem> {
+        self.get(&disk_path(vm, disk, "")).await
+    }
+
+    /// Makes a disk and plugs it in.
+    pub async fn create_disk(&self, vm: &str, disk: &CreateDisk) -> Result<VmDisk, Problem> {
+        self.call(Method::POST, &path(vm, "/disks"), Some(disk))
+            .await
+    }
+
+    /// Plugs in a raw file as it is.
+    pub async fn attach_disk(&self, vm: &str, disk: &AttachDisk) -> Result<VmDisk, Problem> {
+        self.call(Method::POST, &path(vm, "/disks/attach"), Some(disk))
+            .await
+    }
+
+    /// Unplugs a disk.
+    pub async fn detach_disk(
+        &self,
+        vm: &str,
+        disk: &str,
+        detach: &DetachDisk,
+    ) -> Result<(), Problem> {
+        self.call(Method::DELETE, &disk_path(vm, disk, ""), Some(detach))
+            .await
+    }
+
+    /// Makes a disk larger.
+    pub async fn resize_disk(
+        &self,
+        vm: &str,
+        disk: &str,
+        resize: &ResizeDisk,
+    ) -> Result<ResizedDisk, Problem> {
+        self.call(Method::PUT, &disk_path(vm, disk, "/size"), Some(resize))
+            .await
+    }
+
+    /// Writes a disk into a file on the host; `progress` is told how far that is.
+    pub async fn export_disk(
+        &self,
+        vm: &str,
+        disk: &str,
+        export: &ExportDisk,
+        progress: impl FnMut(Progress),
+    ) -> Result<ExportedDisk, Problem> {
+        let path = disk_path(vm, disk, "/export");
+        self.job(Method::POST, &path, Some(export), progress).await
+    }
+
+    /// The checkpoints of a VM, the oldest first.
+    pub async fn checkpoints(&self, vm: &str) -> Result<Vec<Checkpoint>, Problem> {
+        self.get(&path(vm, "/checkpoints")).await
+    }
+
+    /// Keeps all disks of a VM as they are now.
+    pub async fn make_checkpoint(
+        &self,
+        vm: &str,
+        make: &MakeCheckpoint,
+    ) -> Result<Checkpoint, Problem> {
+        self.call(Method::POST, &path(vm, "/checkpoints"), Some(make))
+            .await
+    }
+
+    /// Takes all disks of a VM back to a checkpoint.
+    pub async fn apply_checkpoint(
+        &self,
+        vm: &str,
+        checkpoint: &str,
+        apply: &ApplyCheckpoint,
+    ) -> Result<VmDetails, Problem> {
+        let path = path(vm, &format!("/checkpoints/{}/apply", escape(checkpoint)));
+        self.call(Method::POST, &path, Some(apply)).await
+    }
+
+    /// Removes a checkpoint; what was written since stays. It goes on if nobody waits for it.
+    pub async fn merge_checkpoint(
+        &self,
+        vm: &str,
+        checkpoint: &str,
+        progress: impl FnMut(Progress),
+    ) -> Result<(), Problem> {
+        let path = path(vm, &format!("/checkpoints/{}/merge", escape(checkpoint)));
+        self.job(Method::POST, &path, None::<&()>, progress).await
     }
 
     /// The serial port of a running VM, as a stream of bytes both ways.
@@ -401,6 +501,10 @@ async fn next(body: &mut Incoming) -> Option<Result<Chunk, hyper::Error>> {
             Err(error) => return Some(Err(error)),
         }
     }
+}
+
+fn disk_path(vm: &str, disk: &str, rest: &str) -> String {
+    path(vm, &format!("/disks/{}{rest}", escape(disk)))
 }
 
 fn path(vm: &str, rest: &str) -> String {

@@ -60,6 +60,10 @@ pub struct HostStatus {
     pub store_free: Bytes,
     /// Where primaries reach this host.
     pub replica_listen: String,
+    /// What the confinement of the VMs that run does without, because this host does not give it.
+    pub lacking: Vec<String>,
+    /// How the diskds that run read and write files.
+    pub stores: Vec<String>,
     /// What is wrong with folders of VMs that cannot be used.
     pub left_out: Vec<Problem>,
 }

@@ -16,6 +16,18 @@
 //!   POST   /v1/vms/{vm}/start                       StartVm     -> VmDetails
 //!   POST   /v1/vms/{vm}/stop                        StopVm      -> VmDetails
 //!   POST   /v1/vms/{vm}/kill                                    -> VmDetails
+//!   POST   /v1/vms/{vm}/upgrade                                 -> VmDetails
+//!   GET    /v1/vms/{vm}/disks                       [VmDisk]
+//!   POST   /v1/vms/{vm}/disks                       CreateDisk  -> VmDisk
+//!   POST   /v1/vms/{vm}/disks/attach                AttachDisk  -> VmDisk
+//!   GET    /v1/vms/{vm}/disks/{disk}                VmDisk
+//!   DELETE /v1/vms/{vm}/disks/{disk}                DetachDisk
+//!   PUT    /v1/vms/{vm}/disks/{disk}/size           ResizeDisk  -> ResizedDisk
+//!   POST   /v1/vms/{vm}/disks/{disk}/export         ExportDisk  -> job: ExportedDisk
+//!   GET    /v1/vms/{vm}/checkpoints                 [Checkpoint]
+//!   POST   /v1/vms/{vm}/checkpoints                 MakeCheckpoint -> Checkpoint
+//!   POST   /v1/vms/{vm}/checkpoints/{name}/apply    ApplyCheckpoint -> VmDetails
+//!   POST   /v1/vms/{vm}/checkpoints/{name}/merge    job: null
 //!   GET    /v1/vms/{vm}/console                     upgrade to the serial port's bytes
 //!   GET    /v1/vms/{vm}/serial-log                  text
 //!   GET    /v1/replications                         [Replication]
@@ -33,9 +45,11 @@
 //!
 //! `{vm}` is a name, an id, or the beginning (four digits or more) of an id that no other VM's has. `{point}` is
 //! `latest`, or the term's first eight digits, a dot and the sequence. A *job* answers with
-//! lines of JSON, see [`JobLine`].
+//! lines of JSON, see [`JobLine`]. `{disk}` is a disk's number, the name of its file or the beginning of its
+//! id, `{name}` a checkpoint's name or the beginning of its id.
 
 mod client;
+mod disk;
 mod host;
 mod job;
 mod point;
@@ -43,13 +57,15 @@ mod replication;
 mod vm;
 
 pub use client::{Client, DiskContent};
+pub use disk::{
+    ApplyCheckpoint, AttachDisk, Checkpoint, CreateDisk, DetachDisk, DiskFormat, DiskOverlay,
+    ExportDisk, ExportedDisk, MakeCheckpoint, ResizeDisk, ResizedDisk, VmDisk,
+};
 pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use point::Point;
 pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
-pub use vm::{
-    CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails, VmDisk,
-};
+pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails};
 
 /// Where polluxd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pollux/api.sock";

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use model::{Bus, Bytes, DirectBoot, DiskId, Generation, Mode, VmId, VmName, VmSpec, VmState};
+use model::{Bus, Bytes, DirectBoot, Generation, Mode, VmId, VmName, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 
-use crate::Accelerator;
+use crate::{Accelerator, Checkpoint, VmDisk};
 
 /// A VM in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub struct VmDetails {
     pub processes: Option<Processes>,
     /// Its disks, in boot order.
     pub disks: Vec<VmDisk>,
+    /// Its checkpoints, the oldest first.
+    pub checkpoints: Vec<Checkpoint>,
 }
 
 /// The processes of a VM.
@@ -58,19 +60,14 @@ pub struct Processes {
     pub guest: Option<u32>,
     /// What runs the guest's instructions, while QEMU runs.
     pub accelerator: Option<Accelerator>,
-}
-
-/// A disk of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmDisk {
-    /// Its identity.
-    pub id: DiskId,
-    /// The file that holds its content, or what was written above a recovery point.
-    pub file: PathBuf,
-    /// Size that the guest sees.
-    pub size: Bytes,
-    /// Space that the file takes on the host.
-    pub allocated: Option<Bytes>,
+    /// Version of the diskd that runs.
+    pub diskd_version: Option<String>,
+    /// Whether the diskd that runs is of another version than the one that is installed.
+    pub diskd_outdated: bool,
+    /// How diskd reads and writes files.
+    pub store: Option<String>,
+    /// What the confinement of these processes does without, because the host does not give it.
+    pub lacking: Vec<String>,
 }
 
 /// A VM to be made.

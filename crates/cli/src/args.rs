@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use api::DiskFormat;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use model::{Bus, Bytes};
 
@@ -53,6 +54,9 @@ pub(crate) enum Noun {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmVerb),
+    /// Disks of VMs, and their checkpoints
+    #[command(subcommand)]
+    Disk(DiskVerb),
     /// Sending VMs to other hosts
     #[command(subcommand)]
     Replication(ReplicationVerb),
@@ -102,6 +106,16 @@ pub(crate) enum VmVerb {
     Delete {
         /// The VM
         vm: String,
+    },
+    /// Start the disk server of a running VM anew, from the program that is installed now; the
+    /// guest does not notice
+    Upgrade {
+        /// The VM
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// All VMs of this host that run
+        #[arg(long)]
+        all: bool,
     },
     /// The serial port of a VM; Ctrl-] leaves
     Console {
@@ -166,6 +180,100 @@ pub(crate) struct Create {
     /// Command line for --kernel
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
     pub(crate) cmdline: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskVerb {
+    /// The disks of a VM, or of all VMs of this host
+    List {
+        /// The VM
+        vm: Option<String>,
+    },
+    /// Everything about the disks of a VM, or about one of them
+    Info {
+        /// The VM
+        vm: String,
+        /// The disk: its number, the name of its file, or the first digits of its id
+        disk: Option<String>,
+    },
+    /// Make an empty disk in the VM's folder and plug it in, while the VM runs or not
+    Create {
+        /// The VM
+        vm: String,
+        /// Its size, such as 20GiB
+        size: Bytes,
+        /// What it is plugged into: virtio, scsi or ide
+        #[arg(long)]
+        bus: Option<Bus>,
+    },
+    /// Plug in a raw file as it is, while the VM runs or not
+    Attach {
+        /// The VM
+        vm: String,
+        /// The file
+        file: PathBuf,
+        /// What it is plugged into: virtio, scsi or ide
+        #[arg(long)]
+        bus: Option<Bus>,
+    },
+    /// Unplug a disk; a guest that runs is asked to let it go
+    Detach {
+        /// The VM
+        vm: String,
+        /// The disk: its number, the name of its file, or the first digits of its id
+        disk: String,
+        /// And delete its file
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Make a disk larger
+    Resize {
+        /// The VM
+        vm: String,
+        /// The disk: its number, the name of its file, or the first digits of its id
+        disk: String,
+        /// Its new size, such as 40GiB
+        size: Bytes,
+    },
+    /// Keep all disks of a VM as they are now, at one instant
+    Checkpoint {
+        /// The VM
+        vm: String,
+        /// Its name; unless said, after the time
+        name: Option<String>,
+    },
+    /// Take all disks of a VM that is off back to a checkpoint; what was written since is lost
+    Apply {
+        /// The VM
+        vm: String,
+        /// The checkpoint: its name, or the first digits of its id
+        checkpoint: String,
+        /// Even if there are later checkpoints; they go
+        #[arg(long)]
+        drop_later: bool,
+    },
+    /// Remove a checkpoint; what was written since stays. Ctrl-C ends the wait, not the work
+    Merge {
+        /// The VM
+        vm: String,
+        /// The checkpoint: its name, or the first digits of its id
+        checkpoint: String,
+    },
+    /// Write a disk as it is now, or as it was at a checkpoint, into a file on polluxd's host
+    Export {
+        /// The VM
+        vm: String,
+        /// The disk: its number, the name of its file, or the first digits of its id
+        disk: String,
+        /// The file; it must not exist
+        file: PathBuf,
+        /// The checkpoint: its name, or the first digits of its id
+        #[arg(long, value_name = "CHECKPOINT")]
+        checkpoint: Option<String>,
+        /// raw, qcow2 or vhdx
+        #[arg(long, value_name = "FORMAT", default_value = "raw")]
+        format: DiskFormat,
+    },
 }
 
 #[derive(Debug, Subcommand)]

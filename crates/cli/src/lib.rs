@@ -14,6 +14,7 @@ mod console;
 mod export;
 mod run;
 mod show;
+mod show_disk;
 
 pub use args::Arguments;
 pub use run::run;

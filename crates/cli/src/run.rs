@@ -6,17 +6,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use api::{
-    Client, CreateVm, DiskContentFrom, EnableReplication, NewDisk, Progress, StartFailover,
+    ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
+    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, Progress, ResizeDisk, StartFailover,
     StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName};
+use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
 
 use crate::args::{
-    Arguments, Create, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb, ReplicationVerb,
-    VmVerb,
+    Arguments, Create, DiskVerb, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb,
+    ReplicationVerb, VmVerb,
 };
 use crate::show::{self, Shown};
+use crate::show_disk::{DiskInfo, DisksOf};
 use crate::{console, export};
 
 /// How often `--watch` looks.
@@ -57,6 +59,7 @@ impl Command {
     async fn carry_out(&self, noun: Noun) -> Result<(), Problem> {
         match noun {
             Noun::Vm(verb) => self.vm(verb).await,
+            Noun::Disk(verb) => self.disk(verb).await,
             Noun::Replication(verb) => self.replication(verb).await,
             Noun::Point(verb) => self.point(verb).await,
             Noun::Failover(verb) => self.failover(verb).await,
@@ -87,6 +90,10 @@ impl Command {
                 client.delete(&vm).await?;
                 self.say(&format!("VM `{vm}` is deleted"))
             }
+            VmVerb::Upgrade { vm: Some(vm), .. } => {
+                self.print(&vec![client.upgrade(&vm).await?.vm])
+            }
+            VmVerb::Upgrade { vm: None, .. } => self.upgrade_all().await,
             VmVerb::Console { vm, log: true } => {
                 let text = client.serial_log(&vm).await?;
                 write_out(&text).map(drop)
@@ -103,6 +110,117 @@ impl Command {
             .await?;
         drop(bar);
         self.print(&vec![made.vm])
+    }
+
+    /// All that run; one that cannot be upgraded is told of at the end.
+    async fn upgrade_all(&self) -> Result<(), Problem> {
+        let (mut done, mut failed) = (Vec::new(), None);
+        for vm in self.client.vms().await? {
+            if vm.state == VmState::Off {
+                continue;
+            }
+            match self.client.upgrade(&vm.id.to_string()).await {
+                Ok(details) => done.push(details.vm),
+                Err(problem) => failed = Some(problem),
+            }
+        }
+        self.print(&done)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn disk(&self, verb: DiskVerb) -> Result<(), Problem> {
+        let client = &self.client;
+        match verb {
+            DiskVerb::List { vm } => self.list_disks(vm).await,
+            DiskVerb::Info { vm, disk } => {
+                let disks = match disk {
+                    Some(disk) => vec![client.disk(&vm, &disk).await?],
+                    None => client.disks(&vm).await?,
+                };
+                self.print(&DiskInfo(disks))
+            }
+            DiskVerb::Create { vm, size, bus } => {
+                let made = client.create_disk(&vm, &CreateDisk { size, bus }).await?;
+                self.print(&DisksOf::one(vm, made))
+            }
+            DiskVerb::Attach { vm, file, bus } => {
+                let file = absolute(&file)?;
+                let attached = client.attach_disk(&vm, &AttachDisk { file, bus }).await?;
+                self.print(&DisksOf::one(vm, attached))
+            }
+            DiskVerb::Detach { vm, disk, delete } => {
+                client
+                    .detach_disk(&vm, &disk, &DetachDisk { delete })
+                    .await?;
+                self.say(&format!("disk `{disk}` of VM `{vm}` is detached"))
+            }
+            DiskVerb::Resize { vm, disk, size } => {
+                let resized = client.resize_disk(&vm, &disk, &ResizeDisk { size }).await?;
+                if self.format == Format::Json {
+                    return self.print(&resized);
+                }
+                if resized.at_next_start {
+                    eprintln!(
+                        "notice: the guest sees the new size after its next start, since the                          disk is plugged into {}",
+                        resized.disk.bus
+                    );
+                }
+                self.print(&DisksOf::one(vm, resized.disk))
+            }
+            DiskVerb::Checkpoint { vm, name } => {
+                let make = MakeCheckpoint { name };
+                self.print(&vec![client.make_checkpoint(&vm, &make).await?])
+            }
+            DiskVerb::Apply {
+                vm,
+                checkpoint,
+                drop_later,
+            } => {
+                let apply = ApplyCheckpoint { drop_later };
+                let details = client.apply_checkpoint(&vm, &checkpoint, &apply).await?;
+                self.print(&details.checkpoints)
+            }
+            DiskVerb::Merge { vm, checkpoint } => {
+                let bar = Bar::new(self.format);
+                client
+                    .merge_checkpoint(&vm, &checkpoint, |progress| bar.show(&progress))
+                    .await?;
+                drop(bar);
+                self.say(&format!("checkpoint `{checkpoint}` of VM `{vm}` is merged"))
+            }
+            DiskVerb::Export {
+                vm,
+                disk,
+                file,
+                checkpoint,
+                format,
+            } => {
+                let export = ExportDisk {
+                    file: absolute(&file)?,
+                    checkpoint,
+                    format,
+                };
+                let bar = Bar::new(self.format);
+                let exported = client
+                    .export_disk(&vm, &disk, &export, |progress| bar.show(&progress))
+                    .await?;
+                drop(bar);
+                self.print(&exported)
+            }
+        }
+    }
+
+    async fn list_disks(&self, vm: Option<String>) -> Result<(), Problem> {
+        let vms = match vm {
+            Some(vm) => vec![self.client.vm(&vm).await?.vm],
+            None => self.client.vms().await?,
+        };
+        let mut all = DisksOf::default();
+        for vm in vms {
+            let disks = self.client.disks(&vm.id.to_string()).await?;
+            all.extend(vm.name.as_str(), disks);
+        }
+        self.print(&all)
     }
 
     async fn replication(&self, verb: ReplicationVerb) -> Result<(), Problem> {

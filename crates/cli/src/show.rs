@@ -19,7 +19,7 @@ pub(crate) fn json(what: &impl Serialize) -> String {
 }
 
 /// Columns as wide as their content, or as the terminal allows.
-fn columns(header: &[&str]) -> Table {
+pub(crate) fn columns(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)
@@ -31,7 +31,7 @@ fn columns(header: &[&str]) -> Table {
     table
 }
 
-fn finish(table: &Table) -> String {
+pub(crate) fn finish(table: &Table) -> String {
     table
         .lines()
         .map(|line| line.trim_end().to_owned())
@@ -40,7 +40,7 @@ fn finish(table: &Table) -> String {
 }
 
 /// `name: value`, one a line.
-fn list(rows: Vec<(&str, String)>) -> String {
+pub(crate) fn list(rows: Vec<(&str, String)>) -> String {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)
@@ -54,7 +54,7 @@ fn list(rows: Vec<(&str, String)>) -> String {
     finish(&table)
 }
 
-fn or_dash(value: Option<impl ToString>) -> String {
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
@@ -126,16 +126,40 @@ impl Shown for VmDetails {
             rows.push(("vmd", format!("process {}", processes.vmd)));
             let diskd = or_dash(processes.diskd.map(|pid| format!("process {pid}")));
             let restarts = processes.diskd_restarts;
-            rows.push(("diskd", format!("{diskd}, restarted {restarts} times")));
+            let version = match (&processes.diskd_version, processes.diskd_outdated) {
+                (Some(version), true) => {
+                    format!(", of version {version}: `pollux vm upgrade` brings the installed one")
+                }
+                _ => String::new(),
+            };
+            rows.push((
+                "diskd",
+                format!("{diskd}, restarted {restarts} times{version}"),
+            ));
+            rows.push(("Disk I/O", or_dash(processes.store.clone())));
             let guest = or_dash(processes.guest.map(|pid| format!("process {pid}")));
             rows.push(("QEMU", guest));
+            for lacking in &processes.lacking {
+                rows.push(("Not confined", lacking.clone()));
+            }
         }
         for disk in &self.disks {
             let taken = disk
                 .allocated
                 .map_or_else(String::new, |taken| format!(", {taken} taken"));
-            let text = format!("{}{taken}, {}", disk.size, disk.file.display());
+            let text = format!(
+                "{} on {}: {}{taken}, {}",
+                disk.slot,
+                disk.bus,
+                disk.size,
+                disk.file.display()
+            );
             rows.push(("Disk", text));
+        }
+        for one in &self.checkpoints {
+            let merging = if one.merging { ", being merged" } else { "" };
+            let text = format!("{}, {} since{merging}", one.name, one.allocated);
+            rows.push(("Checkpoint", text));
         }
         list(rows)
     }
@@ -265,7 +289,12 @@ impl Shown for HostStatus {
             .left_out
             .iter()
             .map(|problem| format!("\nLeft out: {problem}"));
-        facts + &left_out.collect::<String>()
+        let stores = self.stores.iter();
+        let stores = stores.map(|store| format!("\nDisk I/O of VMs that run: {store}"));
+        let lacking = self.lacking.iter();
+        let lacking = lacking.map(|one| format!("\nNot confined: {one}"));
+        let more: String = stores.chain(lacking).chain(left_out).collect();
+        facts + &more
     }
 }
 

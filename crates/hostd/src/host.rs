@@ -325,11 +325,15 @@ impl Host {
             let Some(machine) = &view.home.machine else {
                 continue;
             };
-            if machine
-                .spec
-                .disks
-                .iter()
-                .any(|disk| identity(&machine.disk_file(disk)) == Some(wanted))
+            let files = machine.spec.disks.iter().flat_map(|disk| {
+                let overlays = disk.overlays.iter();
+                let mut files: Vec<_> = overlays.map(|one| machine.overlay_files(one).0).collect();
+                files.push(machine.disk_file(disk));
+                files
+            });
+            if files
+                .into_iter()
+                .any(|file| identity(&file) == Some(wanted))
             {
                 return Err(Problem::new(
                     Code::Conflict,
@@ -389,6 +393,22 @@ impl Host {
             Problem::failed(store.display().to_string(), &std::io::Error::from(errno))
         })?;
         let engine = self.engine().await;
+        let (mut lacking, mut stores) = (Vec::new(), Vec::new());
+        for vm in self.vms() {
+            // One that does not answer is told of by the VM's status line.
+            let Ok(Some(status)) = vm.supervisor.status().await else {
+                continue;
+            };
+            lacking.extend(status.lacking);
+            if let Some(diskd) = vm.supervisor.diskd_status().await {
+                lacking.extend(diskd.lacking);
+                stores.push(crate::http::store_name(diskd.store).to_owned());
+            }
+        }
+        for all in [&mut lacking, &mut stores] {
+            all.sort();
+            all.dedup();
+        }
         let vms: Vec<_> = self.vms().iter().map(Vm::view).collect();
         let count = |test: &dyn Fn(&crate::vm::View) -> bool| {
             u64::try_from(vms.iter().filter(|view| test(view)).count()).unwrap_or(u64::MAX)
@@ -418,6 +438,8 @@ impl Host {
             store_total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
             store_free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
             replica_listen: self.replica_listen.to_string(),
+            lacking,
+            stores,
             left_out: self.left_out(),
         })
     }

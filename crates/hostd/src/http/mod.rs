@@ -2,6 +2,7 @@
 
 mod body;
 mod console;
+mod disks;
 mod failover;
 mod hosts;
 mod points;
@@ -12,10 +13,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use model::{Code, Problem};
 
 pub(crate) use body::{Answered, Refusal};
+pub(crate) use vms::store_name;
 
 use crate::host::Host;
 
@@ -31,6 +33,21 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/start", post(vms::start))
         .route("/v1/vms/{vm}/stop", post(vms::stop))
         .route("/v1/vms/{vm}/kill", post(vms::kill))
+        .route("/v1/vms/{vm}/upgrade", post(disks::upgrade))
+        .route("/v1/vms/{vm}/disks", get(disks::list).post(disks::create))
+        .route("/v1/vms/{vm}/disks/attach", post(disks::attach))
+        .route(
+            "/v1/vms/{vm}/disks/{disk}",
+            get(disks::show).delete(disks::detach),
+        )
+        .route("/v1/vms/{vm}/disks/{disk}/size", put(disks::resize))
+        .route("/v1/vms/{vm}/disks/{disk}/export", post(disks::export))
+        .route(
+            "/v1/vms/{vm}/checkpoints",
+            get(disks::checkpoints).post(disks::checkpoint),
+        )
+        .route("/v1/vms/{vm}/checkpoints/{name}/apply", post(disks::apply))
+        .route("/v1/vms/{vm}/checkpoints/{name}/merge", post(disks::merge))
         .route("/v1/vms/{vm}/console", get(console::attach))
         .route("/v1/vms/{vm}/serial-log", get(console::log))
         .route("/v1/replications", get(replication::list))

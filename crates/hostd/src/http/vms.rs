@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{CreateVm, DiskContentFrom, JobLine, Processes, StartVm, StopVm, Vm, VmDetails, VmDisk};
+use api::{CreateVm, DiskContentFrom, JobLine, Processes, StartVm, StopVm, Vm, VmDetails};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use diskd::control::StoreKind;
 use jiff::Timestamp;
-use model::{Bytes, Code, Mode, Problem};
+use model::{Code, Mode, Problem};
 use replica::standing::{Override, Role};
 use tokio::sync::mpsc;
 
 use super::body::{Json as Body, lines};
-use super::{Answered, Refusal};
+use super::{Answered, Refusal, disks};
 use crate::host::Host;
 use crate::vm::{self, Message, View, create};
 
@@ -193,37 +194,48 @@ pub(super) async fn details(vm: &vm::Vm) -> Answered<VmDetails> {
     let view = vm.view();
     // One that does not answer is told of by the VM's status line.
     let status = vm.supervisor.status().await.unwrap_or(None);
-    let processes = status.map(|status| Processes {
-        vmd: status.pid,
-        diskd: status.diskd,
-        diskd_restarts: status.diskd_restarts,
-        guest: status.guest,
-        accelerator: view.guest.as_ref().map(|guest| guest.accelerator),
-    });
-    let disks = view.home.spec.disks.iter().map(|disk| {
-        let file = match &view.home.machine {
-            Some(machine) => machine.disk_file(disk),
-            None => view.home.path.join("journal"),
-        };
-        let allocated = std::fs::metadata(&file)
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .map(|meta| {
-                use std::os::unix::fs::MetadataExt;
-                Bytes(meta.blocks().saturating_mul(512))
-            });
-        VmDisk {
-            id: disk.id,
-            file,
-            size: disk.size,
-            allocated,
+    let diskd = match &status {
+        Some(_) => vm.supervisor.diskd_status().await,
+        None => None,
+    };
+    let processes = status.map(|status| {
+        let mut lacking = status.lacking;
+        let more = diskd.iter().flat_map(|diskd| &diskd.lacking);
+        lacking.extend(
+            more.filter(|one| !lacking.contains(one))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
+        Processes {
+            vmd: status.pid,
+            diskd: status.diskd,
+            diskd_restarts: status.diskd_restarts,
+            guest: status.guest,
+            accelerator: view.guest.as_ref().map(|guest| guest.accelerator),
+            diskd_outdated: diskd
+                .as_ref()
+                .is_some_and(|diskd| diskd.version != env!("CARGO_PKG_VERSION")),
+            diskd_version: diskd.as_ref().map(|diskd| diskd.version.clone()),
+            store: diskd
+                .as_ref()
+                .map(|diskd| store_name(diskd.store).to_owned()),
+            lacking,
         }
     });
     Ok(Json(VmDetails {
-        disks: disks.collect(),
+        disks: disks::disks(&view, diskd.as_ref()),
+        checkpoints: disks::all_checkpoints(&view),
         spec: view.home.spec.clone(),
         folder: view.home.path.clone(),
         processes,
         vm: summary(view),
     }))
+}
+
+/// For people.
+pub(crate) fn store_name(store: StoreKind) -> &'static str {
+    match store {
+        StoreKind::IoUring => "io_uring",
+        StoreKind::Threads => "threads, since the host gives no io_uring",
+    }
 }

@@ -22,6 +22,7 @@ use super::ended::describe;
 use super::folder::VmFolder;
 use super::launch::Guest;
 use super::owner::{Happening, Owner, refuse};
+use super::room;
 use super::state::{self, Event};
 use super::supervisor::{GuestRecord, Supervisor};
 
@@ -35,7 +36,20 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Found {
     guest: Guest,
     running: bool,
+    /// Why it does not run.
+    why: Why,
     trouble: Option<String>,
+}
+
+/// Why the processors of a guest do not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Somebody held them still.
+    Held,
+    /// A disk failed.
+    Fault,
+    /// These disks have no room.
+    NoRoom(Vec<u8>),
 }
 
 /// Looks for a guest; none only when there can be none. `known` is the one that ran last.
@@ -67,13 +81,25 @@ async fn find(
             Guest { record, qmp }
         }
     };
+    let mut why = Why::Held;
     let running = match &guest.qmp {
-        Some(qmp) => qmp.query_status().await.is_ok_and(|status| status.running),
+        Some(qmp) => match qmp.query_status().await {
+            Ok(status) => {
+                if status.status == "io-error" {
+                    why = fault(qmp).await;
+                } else if let Some(recorded) = room::recorded(supervisor, pid) {
+                    why = recorded;
+                }
+                status.running
+            }
+            Err(_) => false,
+        },
         None => true,
     };
     Ok(Some(Found {
         guest,
         running,
+        why,
         trouble,
     }))
 }
@@ -135,6 +161,7 @@ impl Owner {
         let Found {
             guest,
             running,
+            why,
             trouble,
         } = found;
         let spec = self.view().home.spec;
@@ -148,8 +175,12 @@ impl Owner {
             (_, true) => self.enter(VmState::Running),
             (_, false) => self.enter(VmState::Paused),
         }
-        tracing::info!(vm = %self.id, pid = guest.record.pid, running, "adopted");
+        let pid = guest.record.pid;
+        tracing::info!(vm = %self.id, pid, running, "adopted");
         self.watch(guest);
+        if !running {
+            self.held(pid, why).await;
+        }
         if self.view().standing.stood_down.is_some() {
             self.gate().await;
         }
@@ -160,6 +191,8 @@ impl Owner {
         let pid = guest.record.pid;
         if let Some(qmp) = guest.qmp.clone() {
             tokio::spawn(follow(qmp, pid, self.happen.clone()));
+            let supervisor = self.supervisor.clone();
+            tokio::spawn(room::watch(supervisor, pid, self.happen.clone()));
         }
         self.show(|view| view.guest = Some(guest.record.clone()));
         self.guest = Some(guest);
@@ -194,6 +227,7 @@ impl Owner {
             tracing::warn!(vm = %self.id, trouble, "the guest is gone");
         }
         self.guest = None;
+        self.forget_room();
         self.deadline = None;
         self.show(|view| {
             view.guest = None;
@@ -204,7 +238,7 @@ impl Owner {
     }
 
     /// The guest's processors were stopped or go on, by whomever.
-    pub(super) async fn processors(&mut self, pid: u32, running: bool, why: Option<&'static str>) {
+    pub(super) async fn processors(&mut self, pid: u32, running: bool, why: Why) {
         if !self.is_watched(pid) {
             return;
         }
@@ -214,11 +248,30 @@ impl Owner {
             return;
         }
         self.enter(next);
-        let trouble = (!running).then(|| why.unwrap_or("paused, and not by Pollux").to_owned());
-        self.show(|view| view.trouble = trouble);
+        if running {
+            self.forget_room();
+            self.show(|view| view.trouble = None);
+        } else {
+            self.held(pid, why).await;
+        }
         if running && self.view().standing.stood_down.is_some() {
             self.gate().await;
         }
+    }
+
+    /// Says why the guest does not run, and looks for room if that is what it lacks.
+    async fn held(&mut self, pid: u32, why: Why) {
+        let text = match why {
+            // It was told already.
+            Why::Held if self.waiting.is_some() => return,
+            Why::Held => "paused, and not by Pollux",
+            Why::Fault => "paused: I/O error on its disk",
+            Why::NoRoom(slots) => {
+                self.held_for_room = true;
+                return self.no_room(pid, slots).await;
+            }
+        };
+        self.show(|view| view.trouble = Some(text.to_owned()));
     }
 
     /// Ends the guest, whatever it does; the watch tells when it is gone.
@@ -236,18 +289,25 @@ impl Owner {
     }
 }
 
+/// Why a guest is held that QEMU held by itself.
+async fn fault(qmp: &Qmp) -> Why {
+    match qmp.without_room().await {
+        Ok(slots) if !slots.is_empty() => Why::NoRoom(slots),
+        _ => Why::Fault,
+    }
+}
+
 /// Tells when the processors of the guest stop and go on, until QEMU goes.
 async fn follow(qmp: Qmp, pid: u32, happen: mpsc::Sender<Happening>) {
-    const DISK_FAULT: &str = "paused: I/O error on its disk";
     let mut events = qmp.events();
     let mut told = match qmp.query_status().await {
-        Ok(status) if status.status == "io-error" => Some((false, Some(DISK_FAULT))),
-        Ok(status) if status.status == "paused" => Some((false, None)),
+        Ok(status) if status.status == "io-error" => Some((false, fault(&qmp).await)),
+        Ok(status) if status.status == "paused" => Some((false, Why::Held)),
         _ => None,
     };
     // The connection ends with the last who holds it.
     drop(qmp);
-    let mut why = None;
+    let mut why = Why::Held;
     loop {
         if let Some((running, why)) = told.take() {
             let happening = Happening::Processors { pid, running, why };
@@ -261,9 +321,20 @@ async fn follow(qmp: Qmp, pid: u32, happen: mpsc::Sender<Happening>) {
             Err(broadcast::error::RecvError::Closed) => return,
         };
         match event.name.as_str() {
-            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => why = Some(DISK_FAULT),
-            "STOP" => told = Some((false, why.take())),
-            "RESUME" => told = Some((true, None)),
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                why = match (event.data["nospace"].as_bool(), why) {
+                    // One disk that fails is the worse of the two.
+                    (_, Why::Fault) | (Some(false) | None, _) => Why::Fault,
+                    (Some(true), Why::NoRoom(slots)) => Why::NoRoom(slots),
+                    (Some(true), Why::Held) => {
+                        let node = event.data["node-name"].as_str().unwrap_or_default();
+                        let slot = node.strip_prefix("disk").and_then(|n| n.parse().ok());
+                        Why::NoRoom(slot.into_iter().collect())
+                    }
+                };
+            }
+            "STOP" => told = Some((false, std::mem::replace(&mut why, Why::Held))),
+            "RESUME" => told = Some((true, Why::Held)),
             // It ends: its processors stop for good.
             "SHUTDOWN" => return,
             _ => {}

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use model::{Code, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use model::{CheckpointSpec, Code, Lineage, PointId, Problem, VmId, VmSpec, VmState};
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing};
 use replica::wire::PartnerStanding;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::change::Change;
 use super::folder::{self, VmFolder};
+use super::merge::Merging;
 use super::owner::Owner;
 use super::relation::Relation;
 use super::supervisor::{GuestRecord, Supervisor};
@@ -58,6 +60,19 @@ pub(crate) enum Message {
     Disable { answer: Answer },
     /// The partner ended the relationship.
     Removed { answer: Answer },
+    /// Change its disks; answered when that is in force.
+    Change { change: Change, answer: Answer },
+    /// Keep all disks as they are for an export; answered when nothing else is done with them.
+    ExportBegins { answer: Answer },
+    /// An export has ended.
+    ExportEnds,
+    /// Make this checkpoint, which is to go when the export ends.
+    ExportPoint {
+        checkpoint: CheckpointSpec,
+        answer: Answer,
+    },
+    /// Something that was put off may be done now.
+    GoOn,
     /// What serves the disks cannot be asked.
     DisksLost,
     /// Send nothing, or go on.
@@ -99,6 +114,8 @@ pub(crate) struct View {
     pub(crate) relation: Option<Relation>,
     /// What the driver tells, on the primary while it runs.
     pub(crate) report: Option<watch::Receiver<LinkReport>>,
+    /// How far the merge of a checkpoint is, while there is one.
+    pub(crate) merge: Option<Merging>,
     /// The longest hold-up of the guest by a cut, in microseconds.
     pub(crate) pause_us: Arc<AtomicU64>,
 }
@@ -107,6 +124,12 @@ impl View {
     /// For messages: ``VM `web` ``.
     pub(crate) fn thing(&self) -> String {
         folder::thing(self.home.spec.name.as_str())
+    }
+
+    /// The checkpoint that is to go.
+    pub(crate) fn merging_checkpoint(&self) -> Option<&CheckpointSpec> {
+        let machine = self.home.machine.as_ref()?;
+        machine.spec.checkpoints.iter().find(|one| one.merging)
     }
 
     /// Whether its changes are sent to a twin, so that its disks are served while it is off too.
@@ -126,6 +149,8 @@ pub(crate) struct Vm {
     pub(crate) supervisor: Supervisor,
     /// QEMU serves one console at a time.
     pub(crate) console: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a person changes its disks, so that two do it one after the other.
+    pub(crate) disks: Arc<tokio::sync::Mutex<()>>,
     /// The journal, of a twin.
     pub(crate) store: Option<Store>,
     /// Bytes of segments received since polluxd started.
@@ -136,6 +161,17 @@ impl Vm {
     /// What there is to see now.
     pub(crate) fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// What there is to see, as it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Tells without waiting for an answer.
+    pub(crate) async fn tell(&self, message: Message) {
+        // Fails only when it was deleted meanwhile.
+        let _ = self.mailbox.send(message).await;
     }
 
     /// Sends a message made of an answer's sender, and waits for the answer.
@@ -182,6 +218,7 @@ impl Vm {
             standing,
             relation,
             report: None,
+            merge: None,
             pause_us: Arc::default(),
         });
         Owner::begin(
@@ -200,6 +237,7 @@ impl Vm {
             view,
             supervisor,
             console: Arc::default(),
+            disks: Arc::default(),
             store,
             received: Arc::default(),
         })

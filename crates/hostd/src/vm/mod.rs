@@ -1,18 +1,24 @@
 //! Virtual machines: their folders, their processes, and the task that owns each of them.
 
 pub(crate) mod access;
+pub(crate) mod change;
 pub(crate) mod create;
+mod disks;
 mod ended;
+pub(crate) mod export;
 pub(crate) mod folder;
 mod guest;
 mod handle;
 pub(crate) mod launch;
+mod merge;
 mod owner;
 mod power;
 mod progress;
 pub(crate) mod relation;
+pub(crate) mod reload;
 mod replicate;
 mod rights;
+pub(crate) mod room;
 pub(crate) mod source;
 mod state;
 pub(crate) mod supervisor;

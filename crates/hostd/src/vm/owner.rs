@@ -18,17 +18,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Problem, VmId, VmState};
+use model::{CheckpointId, Problem, VmId, VmState};
 use replica::run::Evidence;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use vmd::control::Status;
 
-use super::guest::Found;
+use super::disks::Changed;
+use super::guest::{Found, Why};
 use super::handle::{Answer, MAILBOX, Message, View};
 use super::launch::Guest;
 use super::replicate::Driver;
 use super::rights::Yielding;
+use super::room::{Waiting, WentOn};
 use super::state::{self, Event};
 use super::supervisor::Supervisor;
 use crate::host::Host;
@@ -56,9 +58,22 @@ pub(super) enum Happening {
     Processors {
         pid: u32,
         running: bool,
-        why: Option<&'static str>,
+        why: Why,
     },
     Killed(Result<(), Problem>),
+    /// A change of the disks was carried out, or not.
+    Changed(Box<Changed>),
+    /// Nothing is left to be merged of a checkpoint.
+    Merged(CheckpointId),
+    /// Requests of the guest wait for room on these disks.
+    NoRoom {
+        pid: u32,
+        slots: Vec<u8>,
+    },
+    /// There is room again, perhaps.
+    Room {
+        pid: u32,
+    },
     /// What keeps the VM from standing down, if anything, is known.
     Sent(Yielding),
     /// What the partner says to the takeover.
@@ -101,6 +116,16 @@ pub(super) struct Owner {
     /// Until then the guest may shut itself down.
     pub(super) deadline: Option<Instant>,
     pub(super) killing: Vec<Answer>,
+    /// Whether a change of the disks is being carried out.
+    pub(super) changing: bool,
+    /// Disks that are being exported.
+    pub(super) exports: u32,
+    /// The guest that waits for room.
+    pub(super) waiting: Option<Waiting>,
+    /// Whether QEMU held the guest by itself because there is no room.
+    pub(super) held_for_room: bool,
+    /// When it went on last after it had waited.
+    pub(super) went_on: Option<WentOn>,
 }
 impl Owner {
     /// Adopts what runs of the VM, and owns it from then on.
@@ -135,8 +160,14 @@ impl Owner {
             stopping: Vec::new(),
             deadline: None,
             killing: Vec::new(),
+            changing: false,
+            exports: 0,
+            waiting: None,
+            held_for_room: false,
+            went_on: None,
         };
         owner.adopt().await;
+        owner.converge();
         owner.settle();
         tokio::spawn(owner.run(mail, happenings));
     }
@@ -221,7 +252,14 @@ impl Owner {
             message,
             Message::Start { .. } | Message::Failover { .. } | Message::Delete { .. }
         );
-        begins && self.settling > 0 && self.guest.is_none() && !self.is_launching()
+        let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
+        match message {
+            Message::Change { .. }
+            | Message::ExportBegins { .. }
+            | Message::ExportPoint { .. }
+            | Message::Enable { .. } => settling || self.changing,
+            _ => begins && (settling || self.changing),
+        }
     }
 
     /// Whether a start is under way.
@@ -230,7 +268,7 @@ impl Owner {
     }
 
     fn undefer(&mut self) -> Option<Message> {
-        if self.settling > 0 {
+        if self.settling > 0 || self.changing {
             return None;
         }
         self.deferred.pop_front()
@@ -259,6 +297,11 @@ impl Owner {
             Message::Removed { answer } => {
                 let _ = answer.send(self.removed());
             }
+            Message::Change { change, answer } => self.change(change, answer),
+            Message::ExportBegins { answer } => self.export_begins(answer),
+            Message::ExportPoint { checkpoint, answer } => self.export_point(checkpoint, answer),
+            Message::ExportEnds => self.export_ends(),
+            Message::GoOn => self.merge(),
             Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
             Message::DisksLost => {}
             Message::Suspend { suspended, answer } => {
@@ -279,17 +322,19 @@ impl Owner {
     /// Sees to it that nothing of a VM runs while it is off, unless its changes are sent, and no
     /// guest in any case. A launch or a doubt that ends settles anew.
     pub(super) fn settle(&mut self) {
-        if self.is_launching() || self.doubt {
+        // Whoever changes the disks settles when that is done.
+        if self.is_launching() || self.doubt || self.changing {
             return;
         }
         self.settling += 1;
         let off = self.guest.is_none();
         let view = self.view();
+        let served = view.is_sent() || view.merging_checkpoint().is_some() || self.exports > 0;
         let supervisor = self.supervisor.clone();
         let host = Arc::clone(&self.host);
         let vm = self.id;
         self.spawn(async move {
-            let done = match view.home.machine.as_ref().filter(|_| view.is_sent()) {
+            let done = match view.home.machine.as_ref().filter(|_| served) {
                 Some(machine) => {
                     let term = view.standing.lineage.current().number;
                     let budget = host.settings.copy_budget;
@@ -329,6 +374,10 @@ impl Owner {
                 self.processors(pid, running, why).await;
             }
             Happening::Killed(done) => self.killed(done),
+            Happening::Changed(changed) => self.changed(*changed),
+            Happening::Merged(checkpoint) => self.merged(checkpoint),
+            Happening::NoRoom { pid, slots } => self.no_room(pid, slots).await,
+            Happening::Room { pid } => self.room(pid).await,
             Happening::Sent(yielding) => self.sent(yielding),
             Happening::Told(evidence) => self.told(evidence).await,
             Happening::Settled(certain) => self.settled(certain),

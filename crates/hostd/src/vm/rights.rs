@@ -86,6 +86,8 @@ impl Owner {
             return;
         };
         if self.state() == VmState::Paused {
+            // Whatever held it: it does not go on by itself.
+            self.forget_room();
             return;
         }
         let held = async {

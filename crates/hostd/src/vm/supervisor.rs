@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   RUN/SHORT-ID/
-//!     vmd.json diskd.json       how they were started
+//!     vmd.json diskd.json       how they were started, and what they were told since
 //!     vmd.sock                  vmd's control socket
 //!     diskd.sock disk0.sock ... diskd's, held by vmd
 //!     own/                      belongs to the VM's processes, who make what is in it
@@ -35,19 +35,20 @@ use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
 use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 
-use super::access::{Access, own, publish};
+use super::access::{Access, own};
 use super::ended::log_tail;
 use super::folder::VmFolder;
+use super::reload::Configs;
 use crate::lines::{LineError, Lines};
 use crate::programs::Programs;
 
 /// How long vmd may take for what it does at once.
-const AT_ONCE: Duration = Duration::from_secs(10);
+pub(super) const AT_ONCE: Duration = Duration::from_secs(10);
 /// How long vmd may take to be reachable after it was started, and to end everything: longer
 /// than it waits itself for diskd, so that it is vmd that gives up first and tells.
-const SLOW: Duration = Duration::from_secs(DISKD_LIMIT.as_secs() + 15);
+pub(super) const SLOW: Duration = Duration::from_secs(DISKD_LIMIT.as_secs() + 15);
 /// Nothing tells when another process begins to listen, so it is asked this often.
-const POLL: Duration = Duration::from_millis(10);
+pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// What only polluxd knows of the QEMU that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +90,22 @@ impl Supervisor {
         self.run.join("diskd.sock")
     }
 
-    fn control(&self) -> PathBuf {
+    /// For messages: ``VM `web` ``.
+    pub(super) fn thing(&self) -> &str {
+        &self.thing
+    }
+
+    /// Held while what runs is changed.
+    pub(super) fn changing(&self) -> &Mutex<()> {
+        &self.changing
+    }
+
+    /// diskd's NBD socket of the disk in `slot`.
+    pub(crate) fn nbd_socket(&self, slot: u8) -> PathBuf {
+        self.run.join(format!("nbd{slot}.sock"))
+    }
+
+    pub(super) fn control(&self) -> PathBuf {
         self.run.join("vmd.sock")
     }
 
@@ -175,38 +191,31 @@ impl Supervisor {
             return Ok(status.clone());
         }
         let access = Access::settle(folder, &self.run, programs, kvm)?;
-        let diskd = serde_json::to_vec_pretty(&self.diskd_config(folder, term, copy_budget))
-            .expect("a configuration has a JSON form");
-        let vmd = serde_json::to_vec_pretty(&self.vmd_config(programs, folder, access))
-            .expect("a configuration has a JSON form");
-        let wanted = [
-            (self.run.join("diskd.json"), diskd),
-            (self.run.join("vmd.json"), vmd),
-        ];
+        let mut wanted = self.wanted(programs, folder, term, copy_budget, access);
+        let found = self.written();
         if let Some(status) = running {
-            let same = wanted
-                .iter()
-                .all(|(path, text)| fs::read(path).is_ok_and(|found| found == *text));
+            let same = found.as_ref().is_some_and(|found| {
+                // Only what they say counts.
+                wanted.diskd.generation = found.diskd.generation;
+                let mut vmd = wanted.vmd.clone();
+                vmd.diskd.args.clone_from(&found.vmd.diskd.args);
+                wanted.diskd == found.diskd && vmd == found.vmd
+            });
             if same && !self.flush_failed().await {
                 return Ok(status);
             }
             // Ended in order after its guest, a diskd lets the next one reopen the disks.
             self.end().await?;
         }
-        for (path, text) in &wanted {
-            publish(path, text).map_err(|error| Problem::failed(&self.thing, &error))?;
-        }
+        wanted.diskd.generation = found.map_or(1, |found| found.diskd.generation + 1);
+        self.write(&wanted)?;
         self.spawn(programs, folder).await
     }
 
     /// Whether the diskd that runs takes no more writes on some disk because a flush failed.
     async fn flush_failed(&self) -> bool {
-        use diskd::control::{MAX_LINE, Reply, Request};
-        let Ok(lines) = Lines::connect(&self.diskd_socket(), MAX_LINE).await else {
-            return false;
-        };
-        let reply = lines.ask_within(AT_ONCE, &Request::Status).await;
-        matches!(reply, Ok(Reply::Status { disks, .. }) if disks.iter().any(|disk| disk.flush_failed))
+        let status = self.diskd_status().await;
+        status.is_some_and(|status| status.disks.iter().any(|disk| disk.flush_failed))
     }
 
     async fn spawn(&self, programs: &Programs, folder: &VmFolder) -> Result<Status, Problem> {
@@ -355,6 +364,21 @@ impl Supervisor {
 
     fn failed(&self, error: &LineError) -> Problem {
         Problem::failed(&self.thing, error)
+    }
+
+    /// What vmd and diskd should be told.
+    pub(super) fn wanted(
+        &self,
+        programs: &Programs,
+        folder: &VmFolder,
+        term: u64,
+        copy_budget: Bytes,
+        access: Access,
+    ) -> Configs {
+        Configs {
+            diskd: self.diskd_config(folder, term, copy_budget),
+            vmd: self.vmd_config(programs, folder, access),
+        }
     }
 
     fn diskd_config(&self, folder: &VmFolder, term: u64, copy_budget: Bytes) -> DiskdConfig {
