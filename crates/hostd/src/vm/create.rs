@@ -111,7 +111,7 @@ fn specification(thing: &str, wanted: &CreateVm) -> Result<VmSpec, Problem> {
     }
     let mut disks = Vec::with_capacity(wanted.disks.len());
     for new in &wanted.disks {
-        let bus = new.bus.unwrap_or(Bus::Virtio);
+        let bus = new.bus.unwrap_or(Bus::default_of(wanted.generation));
         let disk = disk_specification(thing, wanted.generation, &disks, new, bus)?;
         disks.push(disk);
     }
