@@ -25,6 +25,8 @@ pub mod engine;
 mod epoch;
 pub mod flow;
 pub mod fronts;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inherit;
 mod layer;
 pub mod nbd;

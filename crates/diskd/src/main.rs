@@ -43,8 +43,10 @@ fn main() -> Result<()> {
         )
         .init();
     // Before there are threads, so that none has more.
+    let mut lacking = Vec::new();
     if let Err(error) = syscalls::give_up_others() {
         tracing::warn!(%error, "system calls are not filtered");
+        lacking.push(format!("system calls are not filtered: {error}"));
     }
     let termination = Termination::take().context("cannot take SIGTERM")?;
     // Before anything else is opened: the inherited numbers must mean what the supervisor meant.
@@ -112,7 +114,7 @@ fn main() -> Result<()> {
         opening.recv().context("an owner thread ended")??;
     }
     tracing::info!(vm = %config.vm, term = config.term, disks = disks.len(), "serving");
-    let engine = Arc::new(Engine::new(path, &config, disks, Vec::new()));
+    let engine = Arc::new(Engine::new(path, &config, disks, lacking));
     if let Some(ready) = ready {
         // Whoever started this process waits for it; if nobody does any more, that is no reason to end.
         let told = File::from(ready).write_all(b"1");

@@ -18,7 +18,7 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// What to do after an answer.
 #[derive(Debug)]
-enum Next {
+pub(crate) enum Next {
     GoOn,
     Exit(Result<(), Problem>),
 }
@@ -115,7 +115,7 @@ fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
         }
         let (reply, next) = match serde_json::from_slice(&line) {
             Ok(request) => run(request, engine),
-            Err(error) => (refused(format!("is not understood: {error}")), Next::GoOn),
+            Err(error) => (not_understood(&error), Next::GoOn),
         };
         let answered = answer(stream, &reply);
         if let Next::Exit(_) = next {
@@ -124,6 +124,11 @@ fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
         }
         answered?;
     }
+}
+
+/// The answer to a line that is no request.
+pub(crate) fn not_understood(error: &serde_json::Error) -> Reply {
+    refused(format!("is not understood: {error}"))
 }
 
 fn refused(reason: String) -> Reply {
@@ -138,7 +143,7 @@ fn answer(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     stream.write_all(&bytes)
 }
 
-fn run(request: Request, engine: &Engine) -> (Reply, Next) {
+pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
     let mut next = Next::GoOn;
     let outcome = match request {
         Request::Status => engine.status(),
