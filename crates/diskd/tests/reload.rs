@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod nbd_support;
 mod support;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
 use model::{
     BLOCK_SIZE, Bytes, CheckpointId, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
 };
+use nbd_support::{Client, go};
 use pollux_diskd::config::{
     CONTROL_SOCKET, Config, DiskConfig, Front, READY, StackSpec, disk_socket, nbd_socket,
 };
@@ -26,6 +28,8 @@ use pollux_diskd::control::{DiskStatus, Reply, Request};
 use support::{Guest, SLOTS};
 use testkit::Rng;
 
+/// `NBD_REP_ERR_UNKNOWN`.
+const UNKNOWN: u32 = (1 << 31) + 6;
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
@@ -63,6 +67,10 @@ struct Vm {
 
 impl Vm {
     fn new(seed: u64) -> Self {
+        Self::with_front(seed, Front::VhostUser)
+    }
+
+    fn with_front(seed: u64, front: Front) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = |name: &str| folder.path().join(name);
         let size = Bytes(BLOCKS * BLOCK_SIZE);
@@ -75,7 +83,7 @@ impl Vm {
             disks.push(DiskConfig {
                 id: DiskId::random(),
                 slot,
-                front: Front::VhostUser,
+                front,
                 size,
                 stack: StackSpec::Raw { file },
                 state: path(&format!("{slot}.state")),
@@ -111,10 +119,12 @@ impl Vm {
         };
         vm.write_config();
         vm.start();
-        for disk in 0..DISKS {
-            let mut guest = Guest::new();
-            guest.connect(&vm.socket(disk));
-            vm.guests.push(guest);
+        if front == Front::VhostUser {
+            for disk in 0..DISKS {
+                let mut guest = Guest::new();
+                guest.connect(&vm.socket(disk));
+                vm.guests.push(guest);
+            }
         }
         vm.track();
         vm
@@ -345,6 +355,38 @@ impl Vm {
         }
     }
 
+    /// What others read: the disk as it is, and what each checkpoint holds.
+    fn verify_exports(&mut self) {
+        for disk in 0..DISKS {
+            let socket = self.path(&nbd_socket(u8::try_from(disk).unwrap()));
+            let read = |name: &str, len: usize| {
+                let mut client = Client::open(&socket, name, true);
+                client.read(0, u32::try_from(len).unwrap())
+            };
+            let model = &self.models[disk];
+            assert!(read("", model.len()) == *model, "the live view");
+            for checkpoint in &self.checkpoints {
+                let name = format!("checkpoint/{}", checkpoint.id);
+                let Some(held) = &checkpoint.held else {
+                    let mut client = Client::haggle(&socket);
+                    let replies = client.option(7, &go(&name)).unwrap();
+                    assert_eq!(replies[0].0, UNKNOWN, "it is being merged");
+                    continue;
+                };
+                let (content, maybe) = &held[disk];
+                let seen = read(&name, content.len());
+                for (sector, (seen, held)) in seen.chunks(512).zip(content.chunks(512)).enumerate()
+                {
+                    let other = maybe.get(&sector).map(Vec::as_slice);
+                    assert!(
+                        seen == held || Some(seen) == other,
+                        "{name}: sector {sector}"
+                    );
+                }
+            }
+        }
+    }
+
     /// Kills it, with `changed` on its way, and starts it again.
     fn kill_and_start(&mut self, changed: Option<Vec<HashMap<usize, Vec<u8>>>>) {
         self.kill();
@@ -397,7 +439,8 @@ impl Vm {
 
     fn checkpoint(&mut self, kill: bool) {
         let before = self.models.clone();
-        let changed = self.rng.once_in(2).then(|| self.offer());
+        let writes = !self.guests.is_empty() && self.rng.once_in(2);
+        let changed = writes.then(|| self.offer());
         let maybe = changed
             .clone()
             .unwrap_or_else(|| vec![HashMap::new(); DISKS]);
@@ -595,6 +638,9 @@ fn checkpoints_come_and_go_under_a_guest_and_kills_and_nobody_sees_a_difference(
                 _ => vm.write(),
             }
             vm.verify(&format!("seed {seed}"));
+            if vm.rng.once_in(3) {
+                vm.verify_exports();
+            }
         }
         vm.cut();
         vm.verify("at the end");
@@ -602,4 +648,120 @@ fn checkpoints_come_and_go_under_a_guest_and_kills_and_nobody_sees_a_difference(
         assert!(vm.process.take().unwrap().wait().unwrap().success());
     }
     assert!(kills > 50, "{kills}");
+}
+
+#[test]
+fn a_guest_without_virtio_has_its_disk_over_nbd_and_others_only_read() {
+    let mut vm = Vm::with_front(1, Front::Nbd);
+    let socket = vm.path(&nbd_socket(0));
+    let mut guest = Client::open(&socket, "guest", true);
+    guest.write(0, &[1; 8192]);
+    assert!(vm.status().1[0].connected);
+    let mut other = Client::open(&socket, "", true);
+    assert_eq!(other.read(0, 8192), [1; 8192]);
+    assert!(!vm.status().1[1].connected, "who reads is no guest");
+    vm.checkpoint(false);
+    guest.write(4096, &[2; 4096]);
+    let name = format!("checkpoint/{}", vm.checkpoints[0].id);
+    let mut frozen = Client::open(&socket, &name, true);
+    assert_eq!(frozen.read(0, 8192), [1; 8192]);
+    vm.kill();
+    vm.start();
+    let mut guest = Client::open(&socket, "guest", true);
+    assert_eq!(guest.read(4096, 4096), [2; 4096]);
+    assert_eq!(vm.status().1[0].dirty, vm.config.disks[0].size);
+}
+
+#[test]
+fn what_cannot_be_reached_is_refused_and_changes_nothing() {
+    let mut vm = Vm::new(2);
+    vm.write();
+    vm.checkpoint(false);
+    vm.write();
+    vm.checkpoint(false);
+    vm.write();
+    let good = vm.config.clone();
+    let (_, before) = vm.status();
+    let overlay = |file: &str, below: StackSpec| StackSpec::Overlay {
+        file: file.into(),
+        map: format!("{file}.map").into(),
+        checkpoint: Some(CheckpointId::random()),
+        below: Box::new(below),
+    };
+    let raw = |file: PathBuf| StackSpec::Raw { file };
+    let own = vm.path("1.raw");
+    let used = vm.path("used").display().to_string();
+    fs::write(&used, [7; 4096]).unwrap();
+    let stacks = [
+        // Without what was written since the checkpoints.
+        (raw(own.clone()), "not drained"),
+        (
+            overlay("/nowhere/overlay", good.disks[1].stack.clone()),
+            "nowhere",
+        ),
+        (overlay(&used, good.disks[1].stack.clone()), "4096 bytes"),
+        (raw(vm.path("used")), "below everything"),
+    ];
+    let mut wrong: Vec<(Config, &str)> = stacks
+        .into_iter()
+        .map(|(stack, why)| {
+            let mut config = good.clone();
+            // The first disk could go there, and must not alone.
+            let first = vm.path(&format!("first-{why}")).display().to_string();
+            config.disks[0].stack = overlay(&first, good.disks[0].stack.clone());
+            config.disks[1].stack = stack;
+            (config, why)
+        })
+        .collect();
+    let change = |change: fn(&mut Config)| {
+        let mut config = good.clone();
+        change(&mut config);
+        config
+    };
+    wrong.extend([
+        (change(|config| config.term = 2), "another term"),
+        (change(|config| drop(config.disks.pop())), "not about"),
+        (change(|config| config.disks[0].slot = 5), "only its size"),
+        (
+            change(|config| config.disks[0].size = Bytes(4096)),
+            "smaller",
+        ),
+        (
+            change(|config| config.disks[0].size.0 += 4096),
+            "keeps its size",
+        ),
+    ]);
+    for (config, why) in wrong {
+        vm.config = config;
+        vm.config.generation += 1;
+        vm.write_config();
+        match vm.ask(&Request::Reload) {
+            Reply::Refused { problem } => {
+                assert!(problem.to_string().contains(why), "{why}: {problem}");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
+        let (generation, after) = vm.status();
+        assert_eq!(generation, good.generation);
+        for (before, after) in before.iter().zip(&after) {
+            let ids = |disk: &DiskStatus| -> Vec<CheckpointId> {
+                disk.overlays.iter().map(|one| one.checkpoint).collect()
+            };
+            assert_eq!((before.size, ids(before)), (after.size, ids(after)));
+        }
+        vm.write();
+        vm.verify(why);
+    }
+    fs::write(vm.path("diskd.json"), b"{").unwrap();
+    assert!(matches!(vm.ask(&Request::Reload), Reply::Refused { .. }));
+    let drain = |checkpoint| Request::Drain {
+        disk: good.disks[0].id,
+        checkpoint,
+        limit: Bytes(1 << 20),
+    };
+    let reply = vm.ask(&drain(CheckpointId::random()));
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    vm.config = good.clone();
+    vm.checkpoint(false);
+    vm.verify("and it goes on");
 }
