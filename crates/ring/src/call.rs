@@ -71,6 +71,17 @@ impl Call {
         // SAFETY: the memory is kept by whoever made the call, and the descriptor open.
         let result = unsafe {
             match self {
+                // The kernel reads no array of pieces for these.
+                Self::Read {
+                    fd,
+                    at,
+                    into: Pieces::One(piece),
+                } => libc::pread(*fd, piece.iov_base, piece.iov_len, offset(*at)),
+                Self::Write {
+                    fd,
+                    at,
+                    from: Pieces::One(piece),
+                } => libc::pwrite(*fd, piece.iov_base, piece.iov_len, offset(*at)),
                 Self::Read { fd, at, into } => {
                     let (first, count) = into.as_parts();
                     libc::preadv(*fd, first, count, offset(*at))

@@ -23,6 +23,9 @@ const MAX_PIECES: usize = 1024;
 const MAX_CALL: usize = 1 << 30;
 /// Taken when the kernel (before 6.1) does not tell what O_DIRECT needs.
 const SAFE_ALIGNMENT: u64 = 4096;
+/// Up to this it takes less time to copy memory than to have another thread do it. Past it the owner
+/// would keep others waiting, and one processor alone copies slower than two.
+const CALL_HERE: usize = 128 << 10;
 /// Largest write of zeroes where the file system cannot punch holes.
 const ZEROES: u64 = 1 << 20;
 /// f_type of tmpfs and ramfs (statfs(2)): they take O_DIRECT and ignore it.
@@ -105,7 +108,7 @@ impl RingStore {
                 return (Err(Fault::Range), buffer);
             };
             let (call, pieces) = self.call(offset, &buffer, done, write);
-            let result = if self.in_memory {
+            let result = if self.in_memory && buffer.len() <= CALL_HERE {
                 call.perform()
             } else {
                 let payload = Payload::Bytes {
