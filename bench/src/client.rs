@@ -1,4 +1,7 @@
 //! A load generator on the guest's side of vhost-user-blk, the same for every server.
+//!
+//! It does what a guest's driver does: it asks for a notification only when it has nothing left
+//! to do, and kicks only when the server asks for that.
 #![allow(
     unsafe_code,
     reason = "requests name memory that is shared with the server"
@@ -8,7 +11,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,51 +21,36 @@ use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
 };
 
-/// Bytes of a request.
-const BLOCK: usize = 4096;
+use crate::load::{Client, Load, Pace};
+
 /// Entries of the queue; a request takes three.
 const QUEUE: u16 = 128;
 /// A server that answers nothing for so long hangs.
-const HANG: Duration = Duration::from_secs(10);
-
-/// Which requests are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pattern {
-    RandRead,
-    RandWrite,
-}
-
-/// Random requests of 4 KiB, `depth` at once, over the first `len` bytes of the disk.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) pattern: Pattern,
-    pub(crate) depth: usize,
-    pub(crate) len: u64,
-    pub(crate) duration: Duration,
-}
+pub(crate) const HANG: Duration = Duration::from_secs(10);
 
 /// A connection to a server. The queue borrows nothing from the transport but what outlives it.
-pub(crate) struct Client {
+pub(crate) struct VhostUserClient {
     queue: VirtioBlkQueue<'static, usize>,
     kick: Box<dyn QueueNotifier>,
     call: Arc<EventFd>,
     buffers: memmap2::MmapRaw,
-    depth: usize,
-    random: u64,
+    load: Load,
+    /// Slots that completed and were not used again; kept for its capacity.
+    finished: Vec<usize>,
     /// Keeps the queue's memory mapped and the connection open; dropped last.
     _transport: Box<VirtioBlkTransport>,
 }
 
-impl Client {
-    /// Connects with one queue for up to `depth` requests at once.
-    pub(crate) fn connect(socket: &Path, depth: usize) -> Result<Self> {
+impl VhostUserClient {
+    /// Connects with one queue.
+    pub(crate) fn connect(socket: &Path, load: Load) -> Result<Self> {
         let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
         let path = socket.to_str().context("the socket's path is not UTF-8")?;
         let transport = VhostUser::new(path, features.bits())
             .with_context(|| format!("cannot connect to {path}"))?;
         let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
         let memory = File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
-        memory.set_len((depth * BLOCK) as u64)?;
+        memory.set_len((load.depth * load.pattern.block()) as u64)?;
         let buffers = memmap2::MmapRaw::map_raw(&memory)?;
         let address = buffers.as_mut_ptr();
         // Not zeroes, so that no server can take a short cut.
@@ -72,74 +61,84 @@ impl Client {
         transport.map_mem_region(address as usize, buffers.len(), memory.as_raw_fd(), 0)?;
         let queues = VirtioBlkQueue::setup_queues(&mut *transport, 1, QUEUE)?;
         let mut queue = queues.into_iter().next().context("there is no queue")?;
-        queue.set_used_notif_enabled(true);
+        queue.set_used_notif_enabled(false);
         Ok(Self {
             queue,
             kick: transport.get_submission_notifier(0),
             call: transport.get_completion_fd(0),
             buffers,
-            depth,
-            random: 0x9e37_79b9_7f4a_7c15,
+            load,
+            finished: Vec::new(),
             _transport: transport,
         })
     }
 
-    /// Runs `load` and returns how many operations completed, and in what time.
-    pub(crate) fn run(&mut self, load: Load) -> Result<(u64, Duration)> {
-        let blocks = load.len / BLOCK as u64;
-        let start = Instant::now();
-        for slot in 0..load.depth.min(self.depth) {
-            self.submit(load.pattern, blocks, slot)?;
-        }
-        self.kick.notify()?;
-        let (mut done, mut running) = (0, load.depth.min(self.depth));
-        while running > 0 {
-            self.wait()?;
-            let finished: Vec<_> = self.queue.completions().collect();
-            let going_on = start.elapsed() < load.duration;
-            for completion in &finished {
-                if completion.ret != 0 {
-                    bail!("an operation failed with error {}", -completion.ret);
-                }
-                done += 1;
-                if going_on {
-                    self.submit(load.pattern, blocks, completion.context)?;
-                } else {
-                    running -= 1;
-                }
-            }
-            if going_on && !finished.is_empty() && self.queue.avail_notif_needed() {
-                self.kick.notify()?;
-            }
-        }
-        Ok((done, start.elapsed()))
-    }
-
-    fn submit(&mut self, pattern: Pattern, blocks: u64, slot: usize) -> Result<()> {
-        // xorshift64: a server cannot guess it, and it costs nothing.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let at = self.random % blocks * BLOCK as u64;
-        let buffer = self.buffers.as_mut_ptr().wrapping_add(slot * BLOCK);
+    fn submit(&mut self, at: u64, slot: usize) -> Result<()> {
+        let block = self.load.pattern.block();
+        let buffer = self.buffers.as_mut_ptr().wrapping_add(slot * block);
         // SAFETY: the slot lies in the mapping and no other request uses it.
         unsafe {
-            match pattern {
-                Pattern::RandRead => self.queue.read_raw(at, buffer, BLOCK, slot),
-                Pattern::RandWrite => self.queue.write_raw(at, buffer, BLOCK, slot),
+            if self.load.pattern.writes() {
+                self.queue.write_raw(at, buffer, block, slot)
+            } else {
+                self.queue.read_raw(at, buffer, block, slot)
             }
         }
         .context("cannot queue a request")
     }
 
-    /// Waits for a notification.
-    fn wait(&self) -> Result<()> {
-        let limit = Timespec::try_from(HANG)?;
-        let ready = poll(&mut [PollFd::new(&*self.call, PollFlags::IN)], Some(&limit))?;
-        if ready == 0 {
-            bail!("the server answered nothing for {HANG:?}");
+    /// Waits until something has completed.
+    fn wait(&mut self) -> Result<()> {
+        self.queue.set_used_notif_enabled(true);
+        // What was asked for is seen before the ring is looked at once more.
+        fence(Ordering::SeqCst);
+        if !self.queue.completions().has_next() {
+            let limit = Timespec::try_from(HANG)?;
+            let ready = poll(&mut [PollFd::new(&*self.call, PollFlags::IN)], Some(&limit))?;
+            if ready == 0 {
+                bail!("the server answered nothing for {HANG:?}");
+            }
+            self.call.read()?;
         }
-        self.call.read()?;
+        self.queue.set_used_notif_enabled(false);
+        Ok(())
+    }
+}
+
+impl Client for VhostUserClient {
+    fn run(&mut self, pace: &mut Pace) -> Result<()> {
+        let mut running = self.load.depth;
+        for slot in 0..running {
+            self.submit(pace.offset(), slot)?;
+        }
+        if self.queue.avail_notif_needed() {
+            self.kick.notify()?;
+        }
+        let mut finished = std::mem::take(&mut self.finished);
+        while running > 0 {
+            for completion in self.queue.completions() {
+                if completion.ret != 0 {
+                    bail!("an operation failed with error {}", -completion.ret);
+                }
+                finished.push(completion.context);
+            }
+            if finished.is_empty() {
+                self.wait()?;
+                continue;
+            }
+            if !pace.completed(finished.len()) {
+                running -= finished.len();
+                finished.clear();
+                continue;
+            }
+            for slot in finished.drain(..) {
+                self.submit(pace.offset(), slot)?;
+            }
+            if self.queue.avail_notif_needed() {
+                self.kick.notify()?;
+            }
+        }
+        self.finished = finished;
         Ok(())
     }
 }

@@ -28,6 +28,15 @@ impl Goal {
             Self::Reported => true,
         }
     }
+
+    /// As the table says it.
+    fn verdict(self, value: f64) -> &'static str {
+        match self {
+            Self::Reported => "",
+            _ if self.is_met_by(value) => "yes",
+            _ => "no",
+        }
+    }
 }
 
 impl fmt::Display for Goal {
@@ -105,7 +114,9 @@ pub(crate) fn publish(name: &str, figures: &[Figure]) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
-    table.set_header(["figure", "value", "unit", "goal", "runs", "min", "max"]);
+    table.set_header([
+        "figure", "value", "unit", "goal", "reached", "runs", "min", "max",
+    ]);
     for figure in figures {
         let color = if figure.goal.is_met_by(figure.value) {
             Color::Reset
@@ -118,6 +129,7 @@ pub(crate) fn publish(name: &str, figures: &[Figure]) -> Result<()> {
             number(figure.value).fg(color),
             Cell::new(figure.unit),
             Cell::new(figure.goal),
+            Cell::new(figure.goal.verdict(figure.value)),
             Cell::new(figure.runs).set_alignment(CellAlignment::Right),
             number(figure.min),
             number(figure.max),

@@ -7,6 +7,9 @@ mod client;
 mod dataplane;
 mod failover;
 mod figures;
+mod load;
+mod nbd;
+mod raw;
 mod scratch;
 mod servers;
 
@@ -18,6 +21,8 @@ use clap::{Parser, ValueEnum};
 struct Arguments {
     /// What to measure; everything if not given.
     what: Option<What>,
+    /// Of the data plane, only what has this in its name.
+    only: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         .map_or(What::value_variants().to_vec(), |what| vec![what]);
     for what in wanted {
         match what {
-            What::Dataplane => dataplane::run()?,
+            What::Dataplane => dataplane::run(arguments.only.as_deref().unwrap_or(""))?,
             What::Failover => failover::run()?,
         }
     }

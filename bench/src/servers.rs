@@ -1,4 +1,4 @@
-//! The servers that are compared: each serves one raw file over vhost-user-blk.
+//! The servers that are compared: each serves one raw file over vhost-user-blk or NBD.
 #![allow(
     unsafe_code,
     reason = "a child's descriptors are numbered between fork and exec"
@@ -14,12 +14,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use diskd::config::{CONTROL_SOCKET, Config, DiskConfig, Front, StackSpec, disk_socket};
+use diskd::config::{
+    CONTROL_SOCKET, Config, DiskConfig, Front, StackSpec, disk_socket, nbd_socket,
+};
 use diskd::control::{Reply, Request};
 use model::{Bytes, DiskId, VmId};
 
+use crate::client::VhostUserClient;
+use crate::load::{Client, Load};
+use crate::nbd::NbdClient;
+
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(10);
+/// NBD's name of the disk that a guest may write to.
+const EXPORT: &str = "guest";
 /// The first inherited descriptor, sd_listen_fds(3).
 const FIRST: RawFd = 3;
 
@@ -54,20 +62,15 @@ impl Aio {
 /// A running server; killed when dropped.
 pub(crate) struct Server {
     child: Child,
+    front: Front,
     socket: PathBuf,
     control: Option<UnixStream>,
 }
 
 impl Server {
     /// `pollux-diskd`, found beside this program.
-    pub(crate) fn diskd(folder: &Path, file: &Path) -> Result<Self> {
-        let program = std::env::current_exe()?.with_file_name("pollux-diskd");
-        if !program.exists() {
-            bail!(
-                "{} does not exist; `cargo build --release -p pollux-diskd` makes it",
-                program.display()
-            );
-        }
+    pub(crate) fn diskd(folder: &Path, file: &Path, front: Front) -> Result<Self> {
+        let program = diskd_program()?;
         let config = Config {
             vm: VmId::random(),
             term: 1,
@@ -75,7 +78,7 @@ impl Server {
             disks: vec![DiskConfig {
                 id: DiskId::random(),
                 slot: 0,
-                front: Front::VhostUser,
+                front,
                 size: Bytes(fs::metadata(file)?.len()),
                 stack: StackSpec::Raw {
                     file: file.to_owned(),
@@ -90,6 +93,10 @@ impl Server {
             folder.join("control.sock"),
         );
         fs::write(&configuration, serde_json::to_vec(&config)?)?;
+        let name = match front {
+            Front::VhostUser => disk_socket(0),
+            Front::Nbd => nbd_socket(0),
+        };
         let sockets: Vec<OwnedFd> = [&socket, &control]
             .into_iter()
             .map(|path| Ok(UnixListener::bind(path)?.into()))
@@ -98,15 +105,13 @@ impl Server {
         command
             .arg(&configuration)
             .env("LISTEN_FDS", sockets.len().to_string())
-            .env(
-                "LISTEN_FDNAMES",
-                format!("{}:{CONTROL_SOCKET}", disk_socket(0)),
-            );
+            .env("LISTEN_FDNAMES", format!("{name}:{CONTROL_SOCKET}"));
         inherit(&mut command, &sockets);
         let child = start(&mut command, "pollux-diskd")?;
         // From here on the child is killed if something fails.
         let mut server = Self {
             child,
+            front,
             socket,
             control: Some(UnixStream::connect(&control)?),
         };
@@ -115,23 +120,37 @@ impl Server {
     }
 
     /// `qemu-storage-daemon`, with a thread of its own for the export as the better-served users
-    /// of it have.
-    pub(crate) fn qsd(folder: &Path, file: &Path, aio: Aio, direct: bool) -> Result<Self> {
+    /// of it have. It takes no lock, so that both servers may be up on one file; only one is ever used.
+    pub(crate) fn qsd(
+        folder: &Path,
+        file: &Path,
+        front: Front,
+        aio: Aio,
+        direct: bool,
+    ) -> Result<Self> {
         let socket = folder.join(format!("qsd-{}.sock", aio.name()));
         let on = |on| if on { "on" } else { "off" };
         let mut command = Command::new("qemu-storage-daemon");
         command.args(["--object", "iothread,id=io", "--blockdev"]);
         command.arg(format!(
-            "driver=file,node-name=disk,filename={},aio={},cache.direct={},discard=unmap",
+            "driver=file,node-name=disk,filename={},aio={},cache.direct={},discard=unmap,locking=off",
             file.display(),
             aio.name(),
             on(direct),
         ));
-        command.arg("--export").arg(format!(
-            "type=vhost-user-blk,id=export,node-name=disk,writable=on,iothread=io,addr.type=unix,\
-             addr.path={}",
-            socket.display()
-        ));
+        let address = format!("addr.type=unix,addr.path={}", socket.display());
+        let export = "id=export,node-name=disk,writable=on,iothread=io";
+        match front {
+            Front::VhostUser => {
+                let export = format!("type=vhost-user-blk,{export},{address}");
+                command.arg("--export").arg(export);
+            }
+            Front::Nbd => {
+                let export = format!("type=nbd,{export},name={EXPORT}");
+                command.arg("--nbd-server").arg(address);
+                command.arg("--export").arg(export);
+            }
+        }
         let child = match start(&mut command, "qemu-storage-daemon") {
             Ok(child) => child,
             Err(error) => {
@@ -143,6 +162,7 @@ impl Server {
         };
         let mut server = Self {
             child,
+            front,
             socket,
             control: None,
         };
@@ -160,27 +180,32 @@ impl Server {
         Ok(server)
     }
 
-    /// Where it listens.
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+    /// Connects as the guest would.
+    pub(crate) fn connect(&self, load: Load) -> Result<Box<dyn Client>> {
+        Ok(match self.front {
+            Front::VhostUser => Box::new(VhostUserClient::connect(&self.socket, load)?),
+            Front::Nbd => Box::new(NbdClient::connect(&self.socket, EXPORT, load)?),
+        })
     }
 
-    /// Processor time that it has used.
+    /// Processor time that it and its threads have used.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // proc(5): the name may hold anything but ends at the last parenthesis; utime and stime are
-        // the 14th and 15th field, in ticks.
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks: u64 = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().unwrap_or(0))
-            .sum();
-        // SAFETY: only asks.
-        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-        Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+        let pid = libc::pid_t::try_from(self.child.id())?;
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: a zeroed timespec is one; both calls write to locals.
+        let time = unsafe {
+            let mut time: libc::timespec = std::mem::zeroed();
+            let failed = libc::clock_getcpuclockid(pid, &raw mut clock) != 0
+                || libc::clock_gettime(clock, &raw mut time) != 0;
+            if failed {
+                bail!("the server has ended");
+            }
+            time
+        };
+        Ok(Duration::new(
+            u64::try_from(time.tv_sec)?,
+            u32::try_from(time.tv_nsec)?,
+        ))
     }
 
     /// Asks diskd over its control socket.
@@ -204,6 +229,18 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `pollux-diskd` as it was built beside this program.
+pub(crate) fn diskd_program() -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("pollux-diskd");
+    if !program.exists() {
+        bail!(
+            "{} does not exist; `cargo build --release -p pollux-diskd` makes it",
+            program.display()
+        );
+    }
+    Ok(program)
 }
 
 fn start(command: &mut Command, name: &str) -> Result<Child> {
