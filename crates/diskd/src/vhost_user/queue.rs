@@ -41,7 +41,7 @@ use super::room::{Room, Waiting};
 use super::split_ring::{RingError, RingPlace, SplitRing};
 
 /// Answers that are published without waiting for more.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 
 /// Everything that a queue needs to run.
 #[derive(Debug)]
