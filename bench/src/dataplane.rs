@@ -83,7 +83,7 @@ pub(crate) fn run(only: &str) -> Result<()> {
         let folder = Scratch::new(&place.folder)?;
         let file = folder.path().join("disk.raw");
         fill(&file).with_context(|| format!("cannot write {}", file.display()))?;
-        for front in [Front::VhostUser] {
+        for front in [Front::VhostUser, Front::Nbd] {
             for load in loads() {
                 let case = Case {
                     place,
