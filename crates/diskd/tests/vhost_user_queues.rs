@@ -25,6 +25,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 
 const QUEUES: usize = 4;
+#[allow(clippy::cast_possible_truncation, reason = "4096")]
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Blocks of the disk; each is one seed of the race.
 const BLOCKS: usize = 2000;
