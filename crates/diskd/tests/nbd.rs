@@ -213,6 +213,7 @@ fn fio_verifies_what_it_wrote() {
             "--io_size=48m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--randseed=7",
             "--fsync=64",
