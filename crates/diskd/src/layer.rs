@@ -248,3 +248,7 @@ impl<S: Store> Image for Layer<S> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "layer_tests.rs"]
+mod tests;

@@ -38,13 +38,16 @@ const BLOCK: usize = 4096;
 const BLOCKS: u64 = 224;
 const DISKS: usize = 2;
 
+/// Content, and sectors that perhaps held something else.
+type Held = (Vec<u8>, HashMap<usize, Vec<u8>>);
+
 /// A checkpoint of all disks, with what they held.
 struct Checkpoint {
     id: CheckpointId,
     /// Of the overlay files.
     stem: String,
-    /// Content, and sectors of which it is not known whether they were written before.
-    held: Option<Vec<(Vec<u8>, HashMap<usize, Vec<u8>>)>>,
+    /// By disk; none once it is being merged.
+    held: Option<Vec<Held>>,
 }
 
 struct Vm {
