@@ -56,3 +56,7 @@ impl<S: Store, M: Store, B: Device> Overlay<S, M, B> {
         Ok(self.present_bytes())
     }
 }
+
+#[cfg(test)]
+#[path = "drain_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 //! killed and the power is cut: random torn subsets of what was not flushed, of each data file and each
 //! map on its own, with volatile maps lost or left over from the boot before.
 //!
-//! 200 to 400 seeds of six lives each are tried, `POLLUX_SEEDS` says how many otherwise; 1,000 of each
+//! 100 to 200 seeds of six lives each are tried, `POLLUX_SEEDS` says how many otherwise; 1,000 of each
 //! were when this was written. They found a flush that did not sync a map which a killed process had
 //! written.
 
@@ -214,21 +214,21 @@ fn live(seed: u64, height: usize, changes: bool, broken: Option<Rule>) {
 
 #[test]
 fn a_raw_disk_keeps_its_promises_through_kills_and_power_cuts() {
-    for seed in seeds(200) {
+    for seed in seeds(100) {
         live(seed, 0, false, None);
     }
 }
 
 #[test]
 fn overlays_on_overlays_keep_their_promises_through_kills_and_power_cuts() {
-    for seed in seeds(200) {
+    for seed in seeds(100) {
         live(seed, 1 + usize::from(seed % 2 == 0), false, None);
     }
 }
 
 #[test]
 fn overlays_that_come_drain_and_go_keep_their_promises_through_kills_and_power_cuts() {
-    for seed in seeds(400) {
+    for seed in seeds(200) {
         live(seed, usize::try_from(seed % 3).expect("few"), true, None);
     }
 }
