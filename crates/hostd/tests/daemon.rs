@@ -6,10 +6,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use api::{
-    Client, CreateVm, DiskContentFrom, EnableReplication, NewDisk, StartFailover, StartVm, StopVm,
-    TestFailover, TrustPeer, VmDetails,
+    ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
+    DiskFormat, EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, ResizeDisk, StartFailover,
+    StartVm, StopVm, TestFailover, TrustPeer, VmDetails,
 };
-use model::{Bytes, Code, Generation, Problem, VmState};
+use model::{Bus, Bytes, Code, Generation, Problem, VmState};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A host, ended and removed when dropped.
@@ -541,5 +542,146 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
         host.client.untrust("pollux").await,
         Code::NotFound,
         "pollux",
+    );
+}
+
+#[tokio::test]
+async fn the_disks_of_a_vm_that_is_off_come_go_grow_and_are_taken_back() {
+    let host = Host::start("castor").await;
+    let client = &host.client;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let more = CreateDisk {
+        size: Bytes(2 << 20),
+        bus: None,
+    };
+    let disk = client.create_disk("web", &more).await.expect("made");
+    assert_eq!((disk.slot, disk.bus), (1, Bus::Virtio));
+    assert_eq!(fs::metadata(&disk.file).expect("there").len(), 2 << 20);
+    let size = Bytes(4 << 20);
+    let grown = client
+        .resize_disk("web", "disk1.raw", &ResizeDisk { size })
+        .await;
+    assert!(!grown.expect("grown").at_next_start);
+    assert_eq!(fs::metadata(&disk.file).expect("there").len(), 4 << 20);
+    client
+        .detach_disk("web", "1", &DetachDisk::default())
+        .await
+        .expect("detached");
+    assert!(disk.file.exists(), "without --delete it stays");
+    let attach = AttachDisk {
+        file: disk.file.clone(),
+        bus: Some(Bus::Scsi),
+    };
+    let again = client.attach_disk("web", &attach).await.expect("attached");
+    assert_eq!((again.size, again.bus), (size, Bus::Scsi));
+    for name in ["one", "two"] {
+        let make = MakeCheckpoint {
+            name: Some(name.to_owned()),
+        };
+        client.make_checkpoint("web", &make).await.expect("made");
+    }
+    let apply = |drop_later| ApplyCheckpoint { drop_later };
+    refused(
+        client.apply_checkpoint("web", "one", &apply(false)).await,
+        Code::Conflict,
+        "--drop-later",
+    );
+    let before = client.vm("web").await.expect("there").spec.generation_id;
+    assert_eq!(before, made.spec.generation_id);
+    let back = client.apply_checkpoint("web", "one", &apply(true)).await;
+    let back = back.expect("taken back");
+    assert_ne!(back.spec.generation_id, before);
+    assert_eq!(back.checkpoints.len(), 1);
+    refused(
+        client
+            .detach_disk("web", "1", &DetachDisk { delete: true })
+            .await,
+        Code::Conflict,
+        "pollux disk merge",
+    );
+    assert!(disk.file.exists());
+    // What vm.toml says is what a later polluxd shows.
+    let text = fs::read_to_string(made.folder.join("vm.toml")).expect("there");
+    let spec = model::VmSpec::from_toml(&text).expect("good");
+    assert_eq!(spec, client.vm("web").await.expect("there").spec);
+}
+
+#[tokio::test]
+async fn what_a_user_gets_wrong_with_disks_is_refused_and_changes_nothing() {
+    let host = Host::start("castor").await;
+    let client = &host.client;
+    host.create("db", vec![empty(1 << 20)]).await.expect("made");
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let foreign = client.disks("db").await.expect("listed")[0].file.clone();
+    let scratch = |name: &str, content: &[u8]| {
+        let path = host.path().join(name);
+        fs::write(&path, content).expect("written");
+        path
+    };
+    let odd = scratch("odd.raw", &[0; 5000]);
+    let vhdx = scratch("x.vhdx", &[b"vhdxfile".as_slice(), &[0; 8184]].concat());
+    for (file, bus, code, says) in [
+        (foreign, None, Code::Conflict, "belongs to VM `db`"),
+        (made.disks[0].file.clone(), None, Code::Conflict, "VM `web`"),
+        (odd, None, Code::Invalid, "multiple of 4 KiB"),
+        (vhdx, None, Code::Invalid, "qemu-img convert"),
+        ("/absent".into(), None, Code::NotFound, "/absent"),
+        ("relative".into(), None, Code::Invalid, "absolute"),
+    ] {
+        let attach = AttachDisk { file, bus };
+        refused(client.attach_disk("web", &attach).await, code, says);
+    }
+    for (size, bus, says) in [
+        (5000, None, "4 KiB"),
+        (1 << 60, None, "64 TiB"),
+        (1 << 20, Some(Bus::Ide), "no IDE"),
+    ] {
+        let size = Bytes(size);
+        let create = CreateDisk { size, bus };
+        refused(
+            client.create_disk("web", &create).await,
+            Code::Invalid,
+            says,
+        );
+    }
+    let size = Bytes(1 << 20);
+    let resized = client.resize_disk("web", "0", &ResizeDisk { size }).await;
+    refused(resized, Code::Invalid, "only grow");
+    refused(client.disk("web", "7").await, Code::NotFound, "disk list");
+    let merged = client.merge_checkpoint("web", "absent", |_| {}).await;
+    refused(merged, Code::NotFound, "checkpoint `absent`");
+    let taken = scratch("taken.raw", b"precious");
+    for (file, checkpoint, code, says) in [
+        (taken.clone(), None, Code::Conflict, "exists already"),
+        ("/absent/x.raw".into(), None, Code::NotFound, "folder"),
+        (
+            host.path().join("new.raw"),
+            Some("absent".to_owned()),
+            Code::NotFound,
+            "checkpoint `absent`",
+        ),
+    ] {
+        let export = ExportDisk {
+            file,
+            checkpoint,
+            format: DiskFormat::Raw,
+        };
+        refused(
+            client.export_disk("web", "0", &export, |_| {}).await,
+            code,
+            says,
+        );
+    }
+    assert_eq!(fs::read(taken).expect("there"), b"precious");
+    assert_eq!(
+        client.vm("web").await.expect("there"),
+        made,
+        "nothing changed"
     );
 }
