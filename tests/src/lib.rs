@@ -8,6 +8,7 @@
 mod guest;
 mod host;
 mod judge;
+pub mod power;
 mod until;
 mod wire;
 
