@@ -161,7 +161,7 @@ impl Command {
                 }
                 if resized.at_next_start {
                     eprintln!(
-                        "notice: the guest sees the new size after its next start, since the                          disk is plugged into {}",
+                        "notice: the guest sees the new size after its next start: the disk is on {}",
                         resized.disk.bus
                     );
                 }

@@ -49,6 +49,15 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
         (&["vm", "create", "web", "--memory", "much"], "much"),
         (&["vm", "create", "web", "--initrd", "x"], "--kernel"),
         (&["vm", "fly", "web"], "fly"),
+        (&["vm", "create", "web", "--bus", "usb"], "virtio"),
+        (&["vm", "upgrade"], "<VM>"),
+        (&["disk", "create", "web", "large"], "large"),
+        (&["disk", "create", "web", "1GiB", "--bus", "usb"], "virtio"),
+        (&["disk", "attach", "web"], "FILE"),
+        (
+            &["disk", "export", "web", "0", "x", "--format", "vmdk"],
+            "qcow2",
+        ),
         (&["failover", "start", "web", "--force"], "--because"),
         (&["replication", "enable", "web"], "--to"),
         (
