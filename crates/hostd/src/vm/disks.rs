@@ -126,6 +126,10 @@ impl Owner {
         let Some(folder) = self.view().home.machine else {
             return;
         };
+        // Nobody answers; it is done when somebody does.
+        if self.doubt || self.changing {
+            return;
+        }
         let spec = folder.spec.clone();
         self.carry_out(Change::Converge, folder, spec, None);
     }

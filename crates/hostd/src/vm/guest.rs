@@ -149,7 +149,10 @@ impl Owner {
     pub(super) async fn found(&mut self, found: Option<Found>) {
         self.doubt = false;
         match found {
-            Some(found) => self.take_in(found).await,
+            Some(found) => {
+                self.take_in(found).await;
+                self.converge();
+            }
             None => self.no_guest(Some("ended while its supervisor did not answer".to_owned())),
         }
         if self.guest.is_some() && !self.killing.is_empty() {
