@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use model::Bytes;
 use serde_json::Value;
 use testkit::guest::GuestImages;
@@ -18,12 +18,8 @@ pub const FIRST_WRITE: Duration = Duration::from_secs(180);
 /// # Errors
 /// The guest images cannot be built, or the host refuses.
 pub fn create_writer(host: &Host, name: &str, size: &str, pause_ms: u32) -> Result<()> {
-    create(
-        host,
-        name,
-        size,
-        &format!(" pollux.workload=/dev/vda:pause-ms={pause_ms}"),
-    )
+    let option = format!(" pollux.workload=/dev/vda:pause-ms={pause_ms}");
+    create(host, name, &["--disk", size], &option)
 }
 
 /// Makes the VM `name` with a disk of `size` which its guest only looks at.
@@ -31,41 +27,69 @@ pub fn create_writer(host: &Host, name: &str, size: &str, pause_ms: u32) -> Resu
 /// # Errors
 /// The guest images cannot be built, or the host refuses.
 pub fn create_idle(host: &Host, name: &str, size: &str) -> Result<()> {
-    create(host, name, size, "")
+    create_shell(host, name, &["--disk", size])
 }
 
-fn create(host: &Host, name: &str, size: &str, option: &str) -> Result<()> {
+/// Makes the VM `name` as `arguments` of `pollux vm create` say; its guest waits for what is typed.
+///
+/// # Errors
+/// The guest images cannot be built, or the host refuses.
+pub fn create_shell(host: &Host, name: &str, arguments: &[&str]) -> Result<()> {
+    create(host, name, arguments, "")
+}
+
+fn create(host: &Host, name: &str, arguments: &[&str], option: &str) -> Result<()> {
     let images = GuestImages::build_or_get()?;
     let kernel = images.kernel.display().to_string();
     let initrd = images.initrd.display().to_string();
     let cmdline = format!("console=ttyS0 quiet{option}");
-    host.pollux(&[
+    let common = [
         "vm",
         "create",
         name,
         "--memory",
         "256MiB",
-        "--disk",
-        size,
         "--kernel",
         &kernel,
         "--initrd",
         &initrd,
         "--cmdline",
         &cmdline,
-    ])?;
+    ];
+    host.pollux(&[&common, arguments].concat())?;
+    Ok(())
+}
+
+/// What a guest says when it saw an error, or found one.
+pub const BAD_NEWS: [&str; 3] = ["FAILED", "FOUND DAMAGE", "I/O error"];
+
+/// Starts `vm` and waits for its shell.
+///
+/// # Errors
+/// It does not come up.
+pub fn start_shell(host: &Host, vm: &str) -> Result<()> {
+    let before = host.serial_log(vm)?.len();
+    host.pollux(&["vm", "start", vm])?;
+    host.serial_line(vm, before, "BusyBox v", FIRST_WRITE)?;
     Ok(())
 }
 
 /// The number in the last whole `flushed` line of a serial log: records 1 to that are durable.
 #[must_use]
 pub fn flushed(log: &str) -> Option<u64> {
+    flushed_on(log, "")
+}
+
+/// As [`flushed`], in lines that begin with the name of a device.
+#[must_use]
+pub fn flushed_on(log: &str, device: &str) -> Option<u64> {
     let whole = &log[..log.rfind('\n')?];
-    let line = whole
-        .lines()
-        .rev()
-        .find(|line| line.contains("pollux-workload: flushed"))?;
-    line.rsplit(' ').next()?.trim().parse().ok()
+    let marker = format!("{device} pollux-workload: flushed ");
+    let marker = marker.trim_start();
+    whole.lines().rev().find_map(|line| {
+        let (_, number) = line.split_once(marker)?;
+        number.trim().parse().ok()
+    })
 }
 
 /// Waits until the guest of `vm` flushed `more` records more than now; gives how many it has.
@@ -73,12 +97,36 @@ pub fn flushed(log: &str) -> Option<u64> {
 /// # Errors
 /// It does not within `limit`, or saw an error.
 pub fn writes_on(host: &Host, vm: &str, more: u64, limit: Duration) -> Result<u64> {
-    let start = flushed(&host.serial_log(vm)?).unwrap_or(0);
-    until(limit, "the guest writes on", || {
+    device_writes_on(host, vm, "", more, limit)
+}
+
+/// As [`writes_on`], of a device that [`crate::write_on`] writes on.
+///
+/// # Errors
+/// As there.
+pub fn device_writes_on(
+    host: &Host,
+    vm: &str,
+    device: &str,
+    more: u64,
+    limit: Duration,
+) -> Result<u64> {
+    let start = flushed_on(&host.serial_log(vm)?, device).unwrap_or(0);
+    until(limit, &format!("the guest writes on {device}"), || {
         let log = host.serial_log(vm)?;
-        ensure!(!log.contains("FAILED"), "the guest saw an error");
-        Ok(flushed(&log).filter(|now| *now >= start + more))
+        no_bad_news(&log)?;
+        Ok(flushed_on(&log, device).filter(|now| *now >= start + more))
     })
+}
+
+/// # Errors
+/// The guest saw an error, or found one: the first line that says so.
+pub fn no_bad_news(log: &str) -> Result<()> {
+    let bad = |line: &&str| BAD_NEWS.iter().any(|news| line.contains(news));
+    match log.lines().find(bad) {
+        Some(line) => bail!("the guest says: {line}"),
+        None => Ok(()),
+    }
 }
 
 /// Waits until the twin of `vm`, which does not write any more, lacks nothing.

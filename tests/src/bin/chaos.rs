@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, kill, text, until,
-    writes_on,
+    BAD_NEWS, FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, kill,
+    text, until, writes_on,
 };
 use serde_json::Value;
 use testkit::Rng;
@@ -36,8 +36,6 @@ const POINTS: u32 = 8;
 const BATCH: u64 = 64;
 /// A twin that lost its primary for a while asks again within half of this.
 const CATCH_UP: Duration = MINUTE;
-/// What the guest says when it saw an error, or found one.
-const BAD_NEWS: [&str; 3] = ["FAILED", "FOUND DAMAGE", "I/O error"];
 
 fn main() -> ExitCode {
     let options = match arguments() {
