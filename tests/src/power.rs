@@ -10,6 +10,8 @@
 //!                           there, or what the batch after them would leave there
 //! ```
 //!
+//! Every other session drains its overlay from batch [`DRAINED_FROM`] on, while the steps of a batch run.
+//!
 //! Nothing else is right: a block of zeroes where none were written is a map that was durable before
 //! its data.
 
@@ -22,6 +24,14 @@ const SECTOR: usize = 512;
 /// Longest step in sectors.
 const LONGEST: u64 = 40;
 const STEPS: usize = 12;
+/// The first batch in which the overlay is drained, if it is.
+pub const DRAINED_FROM: u64 = 4;
+
+/// Whether the overlay of `session` is drained.
+#[must_use]
+pub fn drains(session: u64) -> bool {
+    session % 2 == 1
+}
 
 /// One operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use block::{Buffer, Device, Op};
 use image::{Overlay, OverlayFiles, RawDevice};
-use pollux_tests::power::{SECTORS, Step, batch, judge};
+use pollux_tests::power::{DRAINED_FROM, SECTORS, Step, batch, drains, judge};
 use ring::{Kind, Ring, RingStore};
 
 const SIZE: u64 = SECTORS * 512;
-/// The batch from which on the overlay is drained, in every other session.
-const DRAINED_FROM: u64 = 4;
+/// How much is drained in a batch, in bytes: little, so that it takes several.
+const DRAINED: u64 = 32 << 10;
 
 type Disk = Overlay<RingStore, RingStore, RawDevice<RingStore>>;
 
@@ -66,7 +66,7 @@ fn run() -> Result<()> {
         begin(folder, number, seed + number)?;
         let disk = open(&ring, folder, number).await?;
         say(&format!("session {number} begins over {kind}"));
-        work(&disk, seed + number, number % 2 == 1).await
+        work(&disk, seed + number, drains(number)).await
     })
 }
 
@@ -109,23 +109,28 @@ fn begin(folder: &Path, number: u64, session: u64) -> Result<()> {
 
 async fn work(disk: &Disk, session: u64, drained: bool) -> Result<()> {
     for number in 1.. {
-        let mut ops: Vec<Op> = batch(session, number)
-            .iter()
-            .map(|step| step.op(session))
-            .collect();
+        let steps = batch(session, number);
+        let mut jobs: Vec<Option<Op>> = steps.iter().map(|step| Some(step.op(session))).collect();
         if number % 3 == 0 {
-            ops.insert(ops.len() / 2, Op::Flush);
+            jobs.insert(jobs.len() / 2, Some(Op::Flush));
         }
-        let running = ops.into_iter().map(|op| disk.run(op)).collect();
-        for done in testkit::join(running).await {
-            done.outcome
-                .map_err(|fault| anyhow!("batch {number}: {fault}"))?;
+        let draining = drained && number >= DRAINED_FROM;
+        if draining {
+            jobs.insert(jobs.len() / 3, None);
         }
-        if drained && number >= DRAINED_FROM {
-            disk.drain(64 << 10).await?;
+        let run = |job: Option<Op>| async {
+            match job {
+                Some(op) => disk.run(op).await.outcome,
+                None => disk.drain(DRAINED).await.map(drop),
+            }
+        };
+        for outcome in testkit::join(jobs.into_iter().map(run).collect()).await {
+            outcome.map_err(|fault| anyhow!("batch {number}: {fault}"))?;
         }
         disk.run(Op::Flush).await.outcome?;
-        say(&format!("flushed {number}"));
+        let left = disk.present_bytes() >> 10;
+        let how = if draining { "draining" } else { "filling" };
+        say(&format!("flushed {number} {how} {left} KiB"));
         ensure!(number < u64::MAX, "enough");
     }
     Ok(())
