@@ -1,10 +1,16 @@
-//! A line on the control socket of diskd, and its configuration: read strictly, written, read again.
+//! Lines on the control socket of diskd, answered by the engine of a small disk; its configuration, read
+//! strictly, written, read again.
 
 use std::fmt::Debug;
 
 use diskd::config::{Config, DiskConfig, Front, StackSpec};
 use diskd::control::{Reply, Request};
-use model::{Bytes, CheckpointId, DiskId, RelationshipId, VmId};
+use diskd::fuzzing::{ID, control};
+use jiff::Timestamp;
+use journal::{Consistency, Content, DiskExtent, Header};
+use model::{
+    BLOCK_SIZE, Bytes, CheckpointId, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,7 +23,6 @@ pub const WORDS: &[&str] = &[
     "\"untrack\"",
     "\"seed\"",
     "\"cut\"",
-    "\"fold-back\"",
     "\"shutdown\"",
     "\"header\"",
     "\"relationship\"",
@@ -35,6 +40,13 @@ pub const WORDS: &[&str] = &[
     "\"vhost-user\"",
     "\"nbd\"",
     "\"generation\"",
+    "\"fold-back\"",
+    "\"reload\"",
+    "\"drain\"",
+    "\"checkpoint\"",
+    "\"from\"",
+    // The VM, its disk and its checkpoint.
+    "67e55044-10b1-426f-9247-bb680e5fe0c8",
 ];
 
 fn again<T: Debug + PartialEq + Serialize + DeserializeOwned>(data: &[u8]) {
@@ -45,14 +57,16 @@ fn again<T: Debug + PartialEq + Serialize + DeserializeOwned>(data: &[u8]) {
     }
 }
 
-/// One line, or one file.
+/// Lines, or one file.
 pub fn run(data: &[u8]) {
     again::<Request>(data);
     again::<Reply>(data);
     again::<Config>(data);
+    control(data);
 }
 
-/// Requests, a reply, and a configuration with a checkpoint.
+/// Requests, of which the last ones come one after the other, a reply, and a configuration with a
+/// checkpoint.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let config = Config {
@@ -74,19 +88,60 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }],
         copy_budget: Bytes(1 << 20),
     };
+    let relationship = RelationshipId::random();
+    let (disk, checkpoint, limit) = (DiskId(ID), CheckpointId(ID), Bytes(1 << 20));
+    let header = Header {
+        vm: VmId(ID),
+        disks: vec![DiskExtent {
+            id: disk,
+            size: Bytes(64 * BLOCK_SIZE),
+        }],
+        content: Content::Delta {
+            sequence: 1,
+            since: Since::Seed {
+                seed: SeedId::random(),
+                parts: 1,
+            },
+        },
+        time: Timestamp::now(),
+        consistency: Consistency::Crash,
+        lineage: Lineage::begin("host-a"),
+    };
     let requests = [
         Request::Status,
-        Request::Track {
-            relationship: RelationshipId::random(),
+        Request::Drain {
+            disk,
+            checkpoint,
+            limit,
         },
-        Request::FoldBack { file: "/c".into() },
+        Request::Reload,
+        Request::Track { relationship },
+        Request::Seed {
+            header: header.clone(),
+            disk,
+            from: 0,
+            limit,
+            file: "part".into(),
+        },
+        Request::Cut {
+            header,
+            file: "delta".into(),
+        },
+        Request::FoldBack {
+            file: "delta".into(),
+        },
+        Request::Untrack,
     ];
+    let lines = requests.map(|request| {
+        let mut line = serde_json::to_vec(&request).expect("has a JSON form");
+        line.push(b'\n');
+        line
+    });
     let mut seeds = vec![
         serde_json::to_vec(&config).expect("has a JSON form"),
         serde_json::to_vec(&Reply::Tracking { exact: true }).expect("has a JSON form"),
+        lines[3..].concat(),
     ];
-    for request in requests {
-        seeds.push(serde_json::to_vec(&request).expect("has a JSON form"));
-    }
+    seeds.extend(lines);
     seeds
 }

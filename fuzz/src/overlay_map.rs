@@ -1,10 +1,13 @@
 //! The two maps of an overlay, as a disk and a tmpfs may hold them, and operations above them.
 //!
 //! Whatever the maps say, what is written is read again: at once, after `kill -9`, and, if it was
-//! flushed, after a reboot.
+//! flushed, after a reboot. So it is when the overlay begins to drain between the operations; when
+//! nothing is left in it, what lies below reads the same.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use block::{Buffer, Device, Op};
 use image::{Overlay, OverlayFiles, Tag};
@@ -29,33 +32,61 @@ const PLACES: [u64; 8] = [
     8 * 100,
 ];
 
+/// How many bytes are drained between two operations, and how many at the end.
+const SOME: u64 = 2 * BLOCK_SIZE;
+const FEW: u64 = 64 * BLOCK_SIZE;
+
 type Disk = Overlay<Memory, Memory, Below>;
 
-/// Reads as the number of each sector.
-struct Below;
+/// Reads as the number of each sector that was not written. Clones are the same disk.
+#[derive(Clone, Default)]
+struct Below {
+    content: Memory,
+    written: Rc<RefCell<BTreeSet<u64>>>,
+    /// Whether the overlay above may write: it drains.
+    writable: Rc<Cell<bool>>,
+}
+
+impl Below {
+    fn put(&self, at: u64, content: &[u8]) {
+        assert!(self.writable.get(), "a mutation below an overlay");
+        self.content.put(at, content);
+        let sectors = at / 512..(at + content.len() as u64) / 512;
+        self.written.borrow_mut().extend(sectors);
+    }
+}
 
 impl Device for Below {
     fn size(&self) -> u64 {
         BLOCKS * BLOCK_SIZE
     }
     async fn run(&self, op: Op) -> block::Done {
-        let (at, mut into) = match op {
-            Op::Read { at, into } => (at, into),
-            Op::Flush => {
-                return block::Done {
-                    outcome: Ok(()),
-                    buffer: None,
-                };
+        let mut buffer = None;
+        match op {
+            Op::Read { at, mut into } => {
+                for sector in (0..into.len()).step_by(512) {
+                    let at = at + sector as u64;
+                    let content = if self.written.borrow().contains(&(at / 512)) {
+                        self.content.bytes(at, 512)
+                    } else {
+                        (at / 512).to_le_bytes().repeat(64)
+                    };
+                    into.copy_from_slice(sector, &content);
+                }
+                buffer = Some(into);
             }
-            other => panic!("{other:?} below an overlay"),
-        };
-        for sector in (0..into.len()).step_by(512) {
-            let number = (at + sector as u64) / 512;
-            into.copy_from_slice(sector, &number.to_le_bytes().repeat(64));
+            Op::Write { at, from } => {
+                self.put(at, &from.to_vec());
+                buffer = Some(from);
+            }
+            Op::Discard { at, len } | Op::WriteZeroes { at, len, .. } => {
+                self.put(at, &vec![0; usize::try_from(len).expect("a few blocks")]);
+            }
+            Op::Flush => {}
         }
         block::Done {
             outcome: Ok(()),
-            buffer: Some(into),
+            buffer,
         }
     }
 }
@@ -73,14 +104,24 @@ fn volatile() -> PathBuf {
     })
 }
 
-fn open(path: &Path, data: &Memory, map: &Memory, boot: u128) -> Option<Disk> {
-    let files = OverlayFiles {
-        data: data.clone(),
-        map: map.clone(),
-        volatile: path,
-    };
-    let boot = BootId(Uuid::from_u128(boot));
-    now(Overlay::open(files, Below, boot, &TAG)).ok()
+/// What survives a reboot.
+#[derive(Default)]
+struct Files {
+    data: Memory,
+    map: Memory,
+    below: Below,
+}
+
+impl Files {
+    fn open(&self, path: &Path, boot: u128) -> Option<Disk> {
+        let files = OverlayFiles {
+            data: self.data.clone(),
+            map: self.map.clone(),
+            volatile: path,
+        };
+        let boot = BootId(Uuid::from_u128(boot));
+        now(Overlay::open(files, self.below.clone(), boot, &TAG)).ok()
+    }
 }
 
 /// A map file as the code makes it, with `bits` in it, the second half in its second page; what
@@ -120,7 +161,7 @@ fn operation(bytes: &[u8]) -> Op {
     }
 }
 
-fn read(disk: &Disk, at: u64, len: u64) -> Vec<u8> {
+fn read(disk: &impl Device, at: u64, len: u64) -> Vec<u8> {
     let into = Buffer::zeroed(usize::try_from(len).expect("a few blocks"));
     let done = now(disk.run(Op::Read { at, into }));
     assert_eq!(done.outcome, Ok(()));
@@ -128,7 +169,7 @@ fn read(disk: &Disk, at: u64, len: u64) -> Vec<u8> {
 }
 
 /// The places that operations touch, with a block on both sides.
-fn look(disk: &Disk) -> Vec<Vec<u8>> {
+fn look(disk: &impl Device) -> Vec<Vec<u8>> {
     let end = BLOCKS * BLOCK_SIZE;
     PLACES
         .iter()
@@ -152,14 +193,14 @@ pub fn run(data: &[u8]) {
     let none: &[u8] = &[];
 
     let path = volatile();
-    let (content, map) = (Memory::default(), Memory::default());
+    let files = Files::default();
     std::fs::write(&path, none).expect("written");
-    drop(open(&path, &content, &map, 1).expect("a new overlay"));
+    drop(files.open(&path, 1).expect("a new overlay"));
     let mut live = std::fs::read(&path).expect("read");
-    let mut durable = map.bytes(0, live.len());
+    let mut durable = files.map.bytes(0, live.len());
     let over = if mode & 1 == 0 { none } else { header };
     forge(&mut durable, over, durable_bits);
-    map.put(0, &durable);
+    files.map.put(0, &durable);
     let over = if mode & 2 == 0 { none } else { header };
     forge(&mut live, over, volatile_bits);
     if mode & 4 != 0 {
@@ -167,10 +208,17 @@ pub fn run(data: &[u8]) {
     }
     std::fs::write(&path, &live).expect("written");
 
-    let Some(disk) = open(&path, &content, &map, 1) else {
+    let Some(disk) = files.open(&path, 1) else {
         return;
     };
-    for bytes in operations.chunks_exact(3) {
+    let drains_from = if mode & 16 == 0 { 8 } else { share % 8 };
+    for (number, bytes) in (0..).zip(operations.chunks_exact(3)) {
+        if number >= drains_from {
+            files.below.writable.set(true);
+            let before = look(&disk);
+            assert!(now(disk.drain(SOME)).is_ok());
+            assert!(look(&disk) == before, "draining changes nothing");
+        }
         let op = operation(bytes);
         let (at, len) = op.range();
         let expected = match &op {
@@ -187,22 +235,26 @@ pub fn run(data: &[u8]) {
         }
     }
     let before = look(&disk);
+    if drains_from < 8 && disk.present_bytes() <= FEW {
+        assert_eq!(now(disk.drain(FEW)), Ok(0));
+        assert!(look(disk.below()) == before, "all of it is below");
+    }
     let mut disk = disk;
     if mode & 8 == 0 {
         drop(disk);
-        disk = open(&path, &content, &map, 1).expect("opened after kill -9");
+        disk = files.open(&path, 1).expect("opened after kill -9");
         assert!(look(&disk) == before, "kill -9 loses nothing");
     }
     assert_eq!(now(disk.run(Op::Flush)).outcome, Ok(()));
     drop(disk);
-    let disk = open(&path, &content, &map, 2).expect("opened after a reboot");
+    let disk = files.open(&path, 2).expect("opened after a reboot");
     assert!(
         look(&disk) == before,
         "a reboot loses nothing that was flushed"
     );
 }
 
-/// Empty maps, and maps that differ.
+/// Empty maps, maps that differ, and overlays that drain.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let operations: Vec<u8> = (0..24).map(|n: u8| n.wrapping_mul(37)).collect();
@@ -215,5 +267,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seed(2, b"PLXVOLA1\x01\0\0\0"),
         seed(4, &[0xaa; 256]),
         seed(8, &[]),
+        seed(16, &[0xff; 6]),
+        seed(16 + 8, &[0x5a; 64]),
     ]
 }

@@ -140,7 +140,10 @@ fn fuzz(programs: &Path, home: &Path, target: &Target, seconds: u32) -> Result<R
         folder.join("seeds"),
         folder.join("broken"),
     );
-    for path in [&corpus, &seeds, &crashes] {
+    // Some leave files behind when they are ended.
+    let temporary = folder.join("tmp");
+    let _ = fs::remove_dir_all(&temporary);
+    for path in [&corpus, &seeds, &crashes, &temporary] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
     for (number, seed) in (target.seeds)().iter().enumerate() {
@@ -162,6 +165,7 @@ fn fuzz(programs: &Path, home: &Path, target: &Target, seconds: u32) -> Result<R
         .arg(format!("-max_len={LONGEST_INPUT}"))
         .arg("-print_final_stats=1")
         .args([&corpus, &seeds])
+        .env("TMPDIR", &temporary)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
