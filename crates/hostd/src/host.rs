@@ -48,6 +48,8 @@ const MIN_ID: usize = 4;
 struct Registry {
     vms: BTreeMap<VmId, Vm>,
     reserved: Vec<VmName>,
+    /// Device and number of files that are being made disks.
+    claimed: Vec<(u64, u64)>,
     left_out: Vec<LeftOut>,
 }
 
@@ -69,6 +71,22 @@ pub(crate) struct NameReservation {
 impl Drop for NameReservation {
     fn drop(&mut self) {
         self.host.lock().reserved.retain(|name| *name != self.name);
+    }
+}
+
+/// A file that becomes a disk of one VM and of no other; until dropped.
+pub(crate) struct FileClaim {
+    host: Arc<Host>,
+    file: Option<(u64, u64)>,
+}
+
+impl Drop for FileClaim {
+    fn drop(&mut self) {
+        let file = self.file;
+        self.host
+            .lock()
+            .claimed
+            .retain(|other| Some(*other) != file);
     }
 }
 
@@ -143,6 +161,8 @@ impl Host {
     /// Reads the folder of a VM that was made here, and checks what an editor may have changed.
     fn read_own(&self, path: &Path) -> Result<VmFolder, Problem> {
         let folder = VmFolder::read(path)?;
+        create::sweep_unnamed(&folder)
+            .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
         let refuse = |reason: String| {
             let file = path.join("vm.toml").display().to_string();
             let way_out = "Correct the file and start polluxd again";
@@ -313,13 +333,32 @@ impl Host {
         })
     }
 
-    /// Refuses a disk file that belongs to a VM of this host.
-    pub(crate) fn check_unused(&self, file: &Path) -> Result<(), Problem> {
+    /// Keeps a file for a VM that it is to become a disk of. Refuses one that belongs to a VM of
+    /// this host, or is kept for one.
+    pub(crate) fn claim(self: &Arc<Self>, file: &Path) -> Result<FileClaim, Problem> {
         // Not the path: a file may have several.
         let identity = |path: &Path| path.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
-        let Some(wanted) = identity(file) else {
-            return Ok(());
+        let mut claim = FileClaim {
+            host: Arc::clone(self),
+            file: None,
         };
+        let refuse = |reason: String, way_out: &str| {
+            let thing = format!("disk file {}", file.display());
+            Problem::new(Code::Conflict, thing, reason, way_out)
+        };
+        // One that is not there is refused by whoever opens it.
+        let Some(wanted) = identity(file) else {
+            return Ok(claim);
+        };
+        // First, so that of two at the same time one finds the other's claim or its disk.
+        let mut registry = self.lock();
+        if registry.claimed.contains(&wanted) {
+            let reason = "is being given to a VM at this moment".to_owned();
+            return Err(refuse(reason, "Name another file"));
+        }
+        registry.claimed.push(wanted);
+        drop(registry);
+        claim.file = Some(wanted);
         for vm in self.vms() {
             let view = vm.view();
             let Some(machine) = &view.home.machine else {
@@ -335,15 +374,12 @@ impl Host {
                 .into_iter()
                 .any(|file| identity(&file) == Some(wanted))
             {
-                return Err(Problem::new(
-                    Code::Conflict,
-                    format!("disk file {}", file.display()),
-                    format!("belongs to {}", view.thing()),
-                    "Have it copied with `--image` while that VM is off, or name another file",
-                ));
+                let reason = format!("belongs to {}", view.thing());
+                let way_out = "Name another file, or make a copy of it while that VM is off";
+                return Err(refuse(reason, way_out));
             }
         }
-        Ok(())
+        Ok(claim)
     }
 
     /// A VM is gone.

@@ -685,3 +685,155 @@ async fn what_a_user_gets_wrong_with_disks_is_refused_and_changes_nothing() {
         "nothing changed"
     );
 }
+
+#[tokio::test]
+async fn a_vm_toml_that_was_edited_while_the_vm_is_off_is_read_before_anything_is_done_with_it() {
+    let host = Host::start("castor").await;
+    let client = &host.client;
+    host.create("db", vec![]).await.expect("made");
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let file = made.folder.join("vm.toml");
+    let text = fs::read_to_string(&file).expect("there");
+    let create = CreateDisk {
+        size: Bytes(1 << 20),
+        bus: None,
+    };
+    for (from, to, says) in [
+        ("processors = 1", "processors = 0", "processors"),
+        ("\"web\"", "\"db\"", "exists already"),
+        (
+            &*made.vm.id.to_string(),
+            "01234567-89ab-4def-8123-456789abcdef",
+            "says the id",
+        ),
+    ] {
+        assert!(text.contains(from), "{text}");
+        fs::write(&file, text.replace(from, to)).expect("edited");
+        for refusal in [
+            client.start("web", &StartVm::default()).await.map(drop),
+            client.create_disk("web", &create).await.map(drop),
+        ] {
+            let problem = refusal.expect_err("refused");
+            assert!(problem.to_string().contains(says), "{problem}");
+        }
+    }
+    let edited = text.replace("processors = 1", "processors = 2");
+    fs::write(&file, edited.replace("\"web\"", "\"www\"")).expect("edited");
+    client.create_disk("web", &create).await.expect("made");
+    let now = client.vm("www").await.expect("by its new name");
+    assert_eq!((now.vm.processors, now.disks.len()), (2, 2));
+    refused(client.vm("web").await, Code::NotFound, "does not exist");
+    // Nothing of what the editor wrote was lost.
+    let text = fs::read_to_string(&file).expect("there");
+    assert_eq!(model::VmSpec::from_toml(&text).expect("good"), now.spec);
+}
+
+#[tokio::test]
+async fn of_two_vms_that_are_given_the_same_file_at_once_one_gets_it() {
+    let host = Host::start("castor").await;
+    for name in ["web", "db"] {
+        host.create(name, vec![]).await.expect("made");
+    }
+    for n in 0..20 {
+        let file = host.path().join(format!("shared{n}.raw"));
+        fs::write(&file, [0; 4096]).expect("written");
+        let attach = AttachDisk {
+            file: file.clone(),
+            bus: None,
+        };
+        let (web, db) = tokio::join!(
+            host.client.attach_disk("web", &attach),
+            host.client.attach_disk("db", &attach)
+        );
+        let (name, disk, other) = match (web, db) {
+            (Ok(disk), Err(problem)) => ("web", disk, problem),
+            (Err(problem), Ok(disk)) => ("db", disk, problem),
+            both => panic!("exactly one: {both:?}"),
+        };
+        assert_eq!(other.code, Code::Conflict, "{other}");
+        let detach = DetachDisk { delete: false };
+        let slot = disk.slot.to_string();
+        let done = host.client.detach_disk(name, &slot, &detach).await;
+        done.expect("detached");
+    }
+    let twice = DiskContentFrom::File(host.path().join("shared0.raw"));
+    let disk = || NewDisk {
+        from: twice.clone(),
+        size: None,
+        bus: None,
+    };
+    refused(
+        host.create("both", vec![disk(), disk()]).await,
+        Code::Conflict,
+        "shared0.raw",
+    );
+}
+
+#[tokio::test]
+async fn a_disk_file_that_a_killed_polluxd_had_made_and_not_plugged_in_is_removed() {
+    let mut host = Host::start("castor").await;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    // Killed before vm.toml, after it, and a file that was detached and holds somebody's data.
+    let names = [
+        ".new-disk1.raw",
+        "disk1.raw",
+        ".new-disk0.raw",
+        "disk2.raw",
+        ".new-disk3.raw",
+    ];
+    for name in names {
+        fs::write(made.folder.join(name), "").expect("written");
+    }
+    let folder = std::mem::replace(&mut host.folder, tempfile::tempdir().expect("scratch"));
+    let again = Host::start_in(folder, "castor").await;
+    assert_eq!(again.client.vm("web").await.expect("there"), made);
+    for name in names {
+        let stays = name == "disk2.raw";
+        assert_eq!(made.folder.join(name).exists(), stays, "{name}");
+    }
+    assert!(made.folder.join("disk0.raw").exists());
+    let create = CreateDisk {
+        size: Bytes(1 << 20),
+        bus: None,
+    };
+    let disk = again.client.create_disk("web", &create).await;
+    disk.expect("made");
+    let hidden = fs::read_dir(&made.folder).expect("read").any(|entry| {
+        let name = entry.expect("read").file_name();
+        name.to_string_lossy().starts_with('.')
+    });
+    assert!(!hidden, "the mark is gone");
+}
+
+#[tokio::test]
+async fn deleting_a_vm_leaves_a_file_that_was_attached() {
+    let host = Host::start("castor").await;
+    let made = host
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let file = host.path().join("data.raw");
+    fs::write(&file, [7; 4096]).expect("written");
+    let attach = AttachDisk {
+        file: file.clone(),
+        bus: None,
+    };
+    let client = &host.client;
+    client.attach_disk("web", &attach).await.expect("attached");
+    let checkpoint = MakeCheckpoint::default();
+    client
+        .make_checkpoint("web", &checkpoint)
+        .await
+        .expect("made");
+    client.delete("web").await.expect("deleted");
+    assert!(!made.folder.exists());
+    assert_eq!(fs::read(&file).expect("there"), [7; 4096]);
+}

@@ -98,6 +98,21 @@ impl Qmp {
         Ok(Unplugged::Gone)
     }
 
+    /// Waits until the disk in `slot`, which the guest was asked for, is gone.
+    ///
+    /// # Errors
+    /// [`QmpError`]: QEMU has ended.
+    pub async fn unplugged(&self, slot: u8) -> Result<(), QmpError> {
+        let mut events = self.events();
+        while self.plugged().await?.contains(&slot) {
+            if let Err(RecvError::Closed) = events.recv().await {
+                return Err(QmpError::Gone);
+            }
+        }
+        self.disconnect(slot).await;
+        Ok(())
+    }
+
     /// Removes the connection of a disk that is not plugged in, if there is one.
     async fn disconnect(&self, slot: u8) {
         let node = node_of(slot);

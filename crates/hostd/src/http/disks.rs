@@ -22,7 +22,7 @@ use super::hosts::blocking;
 use super::{Answered, Refusal, vms};
 use crate::host::Host;
 use crate::vm::change::{Change, disk_thing, find_checkpoint, find_disk, new_checkpoint};
-use crate::vm::create::{disk_specification, no_space_or};
+use crate::vm::create::{Unnamed, disk_specification, no_space_or};
 use crate::vm::folder::VmFolder;
 use crate::vm::reload::DiskdStatus;
 use crate::vm::{Message, View, Vm, access, export};
@@ -68,12 +68,14 @@ pub(super) async fn create(
     // Everything that can be refused is, before a file is made.
     Change::Add(disk.clone()).plan(spec, vm.view().guest.is_some())?;
     let (path, size, thing) = (machine.disk_file(&disk), disk.size, machine.thing());
+    let unnamed = Unnamed::mark(&path).map_err(|error| no_space_or(&thing, &error))?;
     blocking(move || make(&thing, &path, size)).await?;
     let added = add(&vm, &disk).await;
     if added.is_err() {
         // It is empty; a file that stays is in nobody's way.
         let _ = fs::remove_file(machine.disk_file(&disk));
     }
+    drop(unnamed);
     added
 }
 
@@ -117,7 +119,7 @@ pub(super) async fn attach(
         bus: None,
     };
     let file = wanted.file.clone();
-    host.check_unused(&file)?;
+    let _claim = host.claim(&file)?;
     let (bus, thing) = (bus(&vm, spec, wanted.bus), machine.thing());
     let (generation, others) = (spec.generation, spec.disks.clone());
     let mut disk =
@@ -373,11 +375,13 @@ async fn run_export(
         size: disk.size,
     };
     source.wait(&vm.supervisor).await?;
-    export::run(&source, &wanted.file, wanted.format, |progress| {
-        let told = told.clone();
-        async move { told.send(JobLine::Progress(progress)).await.is_ok() }
-    })
-    .await
+    let (file, format, told) = (wanted.file.clone(), wanted.format, told.clone());
+    let exported = blocking(move || {
+        export::run(&source, &file, format, |progress| {
+            told.blocking_send(JobLine::Progress(progress)).is_ok()
+        })
+    });
+    exported.await.map_err(|Refusal(problem)| problem)
 }
 
 pub(super) async fn upgrade(

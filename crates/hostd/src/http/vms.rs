@@ -40,15 +40,16 @@ pub(super) async fn create(
     Body(wanted): Body<CreateVm>,
 ) -> Result<Response, Refusal> {
     let reserved = host.reserve(&wanted.name)?;
+    let mut claims = Vec::new();
     for disk in &wanted.disks {
         if let DiskContentFrom::File(file) = &disk.from {
-            host.check_unused(file)?;
+            claims.push(host.claim(file)?);
         }
     }
     let (told, progress) = mpsc::channel(4);
     tokio::spawn(async move {
         let done = make(&host, wanted, told.clone()).await;
-        drop(reserved);
+        drop((reserved, claims));
         let line = match done {
             Ok(made) => JobLine::Done(made),
             Err(problem) => JobLine::Failed(problem),

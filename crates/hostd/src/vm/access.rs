@@ -36,6 +36,8 @@ use std::path::{Path, PathBuf};
 use diskd::config::StackSpec;
 use model::Problem;
 use qemu::{Firmware, RunPaths};
+use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use sandbox::Rights;
 
@@ -59,9 +61,41 @@ pub(crate) fn let_pass(folder: &Path) -> io::Result<()> {
     set_mode(folder, mode | 0o011)
 }
 
-/// Takes back a disk file that was given to a VM, when it is detached.
+/// Gives a disk file that was given to a VM back to whom it belonged, when it is detached.
 pub(crate) fn give_back(file: &Path) -> io::Result<()> {
-    give(file, None)
+    let Some((user, group)) = remembered(file) else {
+        return give(file, None);
+    };
+    chown(file, Some(user), Some(group))?;
+    Ok(removexattr(file, OWNER)?)
+}
+
+/// Where a disk file from elsewhere keeps whose it was; only root reads and writes it.
+const OWNER: &str = "trusted.pollux.owner";
+
+/// Notes whose a file is before it is given away. Where the file system keeps no such notes, it is
+/// given back to polluxd's own user.
+fn remember(file: &Path, user: Option<u32>) -> io::Result<()> {
+    if !geteuid().is_root() || remembered(file).is_some() {
+        return Ok(());
+    }
+    let meta = fs::metadata(file)?;
+    if Some(meta.uid()) == user {
+        return Ok(());
+    }
+    let owner = format!("{}:{}", meta.uid(), meta.gid());
+    match setxattr(file, OWNER, owner.as_bytes(), XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn remembered(file: &Path) -> Option<(u32, u32)> {
+    let mut noted = [0; 32];
+    let len = getxattr(file, OWNER, &mut noted).ok()?;
+    let noted = std::str::from_utf8(noted.get(..len)?).ok()?;
+    let (user, group) = noted.split_once(':')?;
+    Some((user.parse().ok()?, group.parse().ok()?))
 }
 
 /// Writes a file that is the VM's to read, as a whole or not at all. For what need not survive a
@@ -337,7 +371,13 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
             let mut options = OpenOptions::new();
             options.append(true).create(true).mode(0o600).open(path)?;
         }
-        match give(path, user) {
+        let outside = !path.starts_with(&folder.path);
+        let noted = if outside {
+            remember(path, user)
+        } else {
+            Ok(())
+        };
+        match noted.and_then(|()| give(path, user)) {
             // Whoever opens it says so.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
@@ -407,4 +447,39 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only root gives files away, and not every file system keeps notes of whose they were.
+    #[test]
+    fn a_file_that_was_given_away_twice_goes_back_to_whom_it_belonged_first() {
+        let folder = tempfile::tempdir().expect("scratch");
+        let file = folder.path().join("data.raw");
+        fs::write(&file, "content").expect("written");
+        let owner = || {
+            let meta = fs::metadata(&file).expect("there");
+            (meta.uid(), meta.gid())
+        };
+        let first = if geteuid().is_root() {
+            (1234, 5678)
+        } else {
+            owner()
+        };
+        chown(&file, Some(first.0), Some(first.1)).expect("given");
+        for user in [Some(70_001), Some(70_002), None] {
+            remember(&file, user).expect("noted");
+            give(&file, user).expect("given");
+        }
+        let noted = remembered(&file).is_some();
+        give_back(&file).expect("given back");
+        let wanted = match (geteuid().is_root(), noted) {
+            (true, false) => (0, 0),
+            _ => first,
+        };
+        assert_eq!(owner(), wanted);
+        assert!(remembered(&file).is_none());
+    }
 }

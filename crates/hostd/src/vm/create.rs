@@ -82,6 +82,49 @@ pub(crate) fn sweep(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Stands beside a disk file until `vm.toml` names it or it is removed again: where a crash leaves
+/// both, nobody ever wrote to the file.
+pub(crate) struct Unnamed(PathBuf);
+
+/// Begins the name of an [`Unnamed`]; the rest is the file's.
+const UNNAMED: &str = ".new-";
+
+impl Unnamed {
+    pub(crate) fn mark(file: &Path) -> io::Result<Self> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let mark = file.with_file_name(format!("{UNNAMED}{name}"));
+        File::create(&mark)?;
+        sync_parent(&mark)?;
+        Ok(Self(mark))
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        // One that stays marks nothing: its file is named, or is not there.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Removes disk files that were made for a VM and never became its disks.
+pub(crate) fn sweep_unnamed(folder: &VmFolder) -> io::Result<()> {
+    for entry in fs::read_dir(&folder.path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(file) = name.to_str().and_then(|name| name.strip_prefix(UNNAMED)) else {
+            continue;
+        };
+        let file = folder.path.join(file);
+        let mut disks = folder.spec.disks.iter();
+        if disks.all(|disk| folder.disk_file(disk) != file) {
+            tracing::info!(file = %file.display(), "removing a disk that was never plugged in");
+            durable::remove(&file)?;
+        }
+        fs::remove_file(entry.path())?;
+    }
+    Ok(())
+}
+
 fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path
         .parent()

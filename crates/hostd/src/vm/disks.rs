@@ -17,8 +17,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Bytes, CheckpointId, CheckpointSpec, Code, DiskSpec, Problem, VmState};
+use model::{Bytes, CheckpointId, CheckpointSpec, Code, DiskId, DiskSpec, Problem, VmState};
 use qemu::{Disk, Qmp, Unplugged};
+use tokio::sync::mpsc;
 
 use super::change::{Change, disk_thing, stems};
 use super::create::no_space_or;
@@ -64,6 +65,10 @@ impl Owner {
                 "is the replica of another host's VM",
                 "Change its disks on its primary host",
             );
+        };
+        let machine = match view.state {
+            VmState::Off if !self.changing && !self.doubt => self.read_again(&machine)?,
+            _ => machine,
         };
         if self.changing {
             return refuse("has its disks changed at the moment", "Try again");
@@ -134,6 +139,26 @@ impl Owner {
         self.carry_out(Change::Converge, folder, spec, None);
     }
 
+    /// The guest let a disk go that it was asked for, later than anybody waited.
+    pub(super) fn let_go(&mut self, id: DiskId) {
+        // Of a guest that has ended, disks were not let go but lost.
+        if self.guest.is_none() {
+            return;
+        }
+        let change = Change::Remove(id);
+        let planned = self
+            .changeable(&change)
+            .and_then(|old| Ok((change.plan(&old.spec, self.guest.is_some())?, old)));
+        match planned {
+            Ok((spec, old)) => self.carry_out(change, old, spec, None),
+            // It was detached meanwhile, or has to stay: a checkpoint holds it.
+            Err(problem) => {
+                tracing::info!(vm = %self.id, %problem, "let go by the guest too late");
+                self.converge();
+            }
+        }
+    }
+
     fn carry_out(
         &mut self,
         change: Change,
@@ -156,6 +181,7 @@ impl Owner {
             served: view.is_sent(),
             guest: guest.filter(|_| view.state != VmState::Off),
             change,
+            me: self.me.clone(),
         };
         tracing::info!(vm = %self.id, change = ?work.change, "disks change");
         self.spawn(async move {
@@ -297,6 +323,7 @@ struct Work {
     served: bool,
     guest: Option<Qmp>,
     change: Change,
+    me: mpsc::Sender<Message>,
 }
 
 impl Work {
@@ -424,14 +451,24 @@ impl Work {
         let refuse = |reason: &str, way_out: &str| {
             Err(Problem::new(Code::Conflict, thing.clone(), reason, way_out))
         };
-        match qmp.unplug(disk.slot, UNPLUG).await {
+        let asked = qmp.unplug(disk.slot, UNPLUG).await;
+        if matches!(asked, Ok(Unplugged::Late)) {
+            let (qmp, me, disk) = (qmp.clone(), self.me.clone(), disk.clone());
+            tokio::spawn(async move {
+                if qmp.unplugged(disk.slot).await.is_ok() {
+                    // Fails only when the owner has ended.
+                    let _ = me.send(Message::LetGo(disk.id)).await;
+                }
+            });
+        }
+        match asked {
             Ok(Unplugged::Gone) => Ok(()),
             Ok(Unplugged::Refused) => refuse(
                 "is not let go by the guest",
                 "Unmount it in the guest, or stop the VM first",
             ),
             Ok(Unplugged::Late) => refuse(
-                "was not let go by the guest in time; it may still do so",
+                "was not let go by the guest in time; it is detached when the guest does so",
                 "Try again once the guest has started and uses it no more, or stop the VM first",
             ),
             Err(error) => Err(Problem::failed(thing, &error)),

@@ -1,20 +1,22 @@
 //! A disk as it was at a checkpoint, into a file: `qemu-img` reads diskd's read-only NBD export.
 //!
-//! The file appears under its name when it is whole; until then it has a hidden one beside it,
-//! which is removed if the export fails.
+//! The file appears under its name when it is whole. Until then it has none, so that nothing is left
+//! of an export that fails, whatever is killed.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use api::{DiskFormat, ExportedDisk, Progress};
 use model::{Bytes, CheckpointId, Code, Problem};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+use rustix::io::Errno;
 use tokio::net::UnixStream;
-use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::supervisor::Supervisor;
@@ -24,6 +26,8 @@ const SERVED: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// Of what a failing qemu-img says, so much is told.
 const MAX_SAID: u64 = 4096;
+/// What setpriv ends with when it cannot run a program.
+const NOT_RUN: i32 = 127;
 
 /// What is exported.
 #[derive(Debug, Clone)]
@@ -94,60 +98,107 @@ pub(crate) fn check(file: &Path) -> Result<(), Problem> {
     }
 }
 
-/// A file that is not whole; removed when dropped.
-struct Partial(PathBuf);
+/// A file that is not whole. Without a name it goes with the last process that has it open.
+struct Partial {
+    file: File,
+    /// Where the file system wants a name; removed when dropped.
+    name: Option<PathBuf>,
+}
+
+impl Partial {
+    fn make(path: &Path, checkpoint: CheckpointId) -> io::Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Self {
+                file: file.into(),
+                name: None,
+            }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(path, checkpoint),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn named(path: &Path, checkpoint: CheckpointId) -> io::Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.with_file_name(format!(".{name}.{checkpoint}.partial"));
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
+        Ok(Self {
+            file: options.open(&name)?,
+            name: Some(name),
+        })
+    }
+
+    /// Gives it its name; unlike rename, never one that another file got meanwhile.
+    fn publish(&self, path: &Path) -> io::Result<Metadata> {
+        self.file.sync_all()?;
+        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        self.file.metadata()
+    }
+}
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Fails only when it was not made.
-        let _ = fs::remove_file(&self.0);
+        if let Some(name) = &self.name {
+            // What cannot be removed says by its name what it is.
+            let _ = fs::remove_file(name);
+        }
     }
 }
 
 /// Exports `source` into the new file `file`. When `progress` answers false, it is given up.
-pub(crate) async fn run<F: Future<Output = bool>>(
+///
+/// It blocks: qemu-img dies with the thread that started it, and so with polluxd.
+pub(crate) fn run(
     source: &Source,
     file: &Path,
     format: DiskFormat,
-    progress: impl Fn(Progress) -> F,
+    progress: impl Fn(Progress) -> bool,
 ) -> Result<ExportedDisk, Problem> {
     let thing = format!("file {}", file.display());
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let partial = Partial(file.with_file_name(format!(".{name}.{}.partial", source.checkpoint)));
-    let mut child = Command::new("qemu-img")
-        .args(["convert", "-p", "--image-opts", "-O", &format.to_string()])
+    let failed = |error: io::Error| super::create::no_space_or(&thing, &error);
+    let partial = Partial::make(file, source.checkpoint).map_err(failed)?;
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "qemu-img", "convert", "-p"])
+        .args(["--image-opts", "-O", &format.to_string()])
         .arg(source.options())
-        .arg(&partial.0)
-        .stdin(Stdio::null())
+        .arg("/proc/self/fd/0")
+        .stdin(partial.file.try_clone().map_err(failed)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
-        .map_err(|error| {
-            let reason = format!("cannot be run: {error}");
-            let way_out = "Install it (Debian: package qemu-utils)";
-            Problem::new(Code::Failed, "qemu-img", reason, way_out)
-        })?;
-    let (out, errors) = (child.stdout.take(), child.stderr.take());
-    let said = tokio::spawn(async move {
+        .map_err(|error| cannot_run("setpriv", &error.to_string(), "util-linux"))?;
+    let errors = child.stderr.take();
+    let said = thread::spawn(move || {
         let mut said = String::new();
         if let Some(errors) = errors {
             // What was read until it failed is told.
-            let _ = errors.take(MAX_SAID).read_to_string(&mut said).await;
+            let _ = errors.take(MAX_SAID).read_to_string(&mut said);
         }
         said
     });
-    if let Some(out) = out {
-        if !tell(out, source.size, progress).await {
-            let reason = "was not made: whoever asked for it went away";
-            return Err(Problem::new(Code::Conflict, thing, reason, ""));
-        }
+    let wanted = child
+        .stdout
+        .take()
+        .is_none_or(|out| tell(out, source.size, progress));
+    if !wanted {
+        // Fails only when it has ended by itself.
+        let _ = child.kill();
     }
     let ended = child
         .wait()
-        .await
         .map_err(|error| Problem::failed("qemu-img", &error))?;
-    let said = said.await.unwrap_or_default();
+    let said = said.join().unwrap_or_default();
+    if !wanted {
+        let reason = "was not made: whoever asked for it went away";
+        return Err(Problem::new(Code::Conflict, thing, reason, ""));
+    }
+    if ended.code() == Some(NOT_RUN) {
+        return Err(cannot_run("qemu-img", said.trim(), "qemu-utils"));
+    }
     if !ended.success() {
         let full = said.contains("No space left") || said.contains("quota exceeded");
         let (code, way_out) = if full {
@@ -158,17 +209,7 @@ pub(crate) async fn run<F: Future<Output = bool>>(
         let reason = format!("cannot be written: {}", said.trim());
         return Err(Problem::new(code, thing, reason, way_out));
     }
-    let (from, to) = (partial.0.clone(), file.to_owned());
-    let published = tokio::task::spawn_blocking(move || {
-        fs::File::open(&from)?.sync_all()?;
-        // Unlike rename, it never replaces a file that was made meanwhile.
-        fs::hard_link(&from, &to)?;
-        fs::metadata(&to)
-    });
-    let meta = match published.await {
-        Ok(published) => published.map_err(|error| Problem::failed(&thing, &error))?,
-        Err(error) => return Err(Problem::failed(&thing, &error)),
-    };
+    let meta = partial.publish(file).map_err(failed)?;
     Ok(ExportedDisk {
         file: file.to_owned(),
         format,
@@ -177,17 +218,19 @@ pub(crate) async fn run<F: Future<Output = bool>>(
     })
 }
 
+fn cannot_run(program: &str, reason: &str, package: &str) -> Problem {
+    let reason = format!("cannot be run: {reason}");
+    let way_out = format!("Install it (Debian: package {package})");
+    Problem::new(Code::Failed, program, reason, way_out)
+}
+
 /// Tells how far qemu-img says that it is; false when nobody wants to know.
-async fn tell<F: Future<Output = bool>>(
-    mut out: impl AsyncRead + Unpin,
-    size: Bytes,
-    progress: impl Fn(Progress) -> F,
-) -> bool {
+fn tell(mut out: impl Read, size: Bytes, progress: impl Fn(Progress) -> bool) -> bool {
     let mut buffer = [0; 1024];
     let mut text = String::new();
     let mut last = None;
     loop {
-        let read = match out.read(&mut buffer).await {
+        let read = match out.read(&mut buffer) {
             Ok(0) | Err(_) => return true,
             Ok(read) => read,
         };
@@ -197,7 +240,7 @@ async fn tell<F: Future<Output = bool>>(
             let what = "exporting".to_owned();
             let total = size;
             let now = Progress { what, done, total };
-            if last.replace(done) != Some(done) && !progress(now).await {
+            if last.replace(done) != Some(done) && !progress(now) {
                 return false;
             }
         }
@@ -228,6 +271,30 @@ mod tests {
         assert_eq!(percent("    (100.00/100%)\r\n"), Some(10_000));
         for text in ["", "(", "(x/100%)", "/100%)", "(1/100%)"] {
             assert_eq!(percent(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_has_no_name_and_takes_no_others() {
+        let folder = tempfile::tempdir().expect("scratch");
+        let path = folder.path().join("new.raw");
+        let names = || fs::read_dir(folder.path()).expect("read").count();
+        for named in [false, true] {
+            let make = || match named {
+                false => Partial::make(&path, CheckpointId::random()),
+                true => Partial::named(&path, CheckpointId::random()),
+            };
+            let mut partial = make().expect("made");
+            std::io::Write::write_all(&mut partial.file, b"content").expect("written");
+            assert!(!path.exists());
+            partial.publish(&path).expect("published");
+            drop(partial);
+            assert_eq!(fs::read(&path).expect("read"), b"content");
+            let late = make().expect("made");
+            late.publish(&path).expect_err("another file has that name");
+            drop(late);
+            assert_eq!(names(), 1);
+            fs::remove_file(&path).expect("removed");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use model::{CheckpointSpec, Code, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use model::{CheckpointSpec, Code, DiskId, Lineage, PointId, Problem, VmId, VmSpec, VmState};
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing};
 use replica::wire::PartnerStanding;
@@ -62,6 +62,8 @@ pub(crate) enum Message {
     Removed { answer: Answer },
     /// Change its disks; answered when that is in force.
     Change { change: Change, answer: Answer },
+    /// The guest let a disk go, later than anybody waited.
+    LetGo(DiskId),
     /// Keep all disks as they are for an export; answered when nothing else is done with them.
     ExportBegins { answer: Answer },
     /// An export has ended.

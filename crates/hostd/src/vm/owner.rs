@@ -255,6 +255,7 @@ impl Owner {
         let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
         match message {
             Message::Change { .. }
+            | Message::LetGo(_)
             | Message::ExportBegins { .. }
             | Message::ExportPoint { .. }
             | Message::Enable { .. } => settling || self.changing,
@@ -301,6 +302,7 @@ impl Owner {
             Message::ExportBegins { answer } => self.export_begins(answer),
             Message::ExportPoint { checkpoint, answer } => self.export_point(checkpoint, answer),
             Message::ExportEnds => self.export_ends(),
+            Message::LetGo(disk) => self.let_go(disk),
             Message::GoOn => self.merge(),
             Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
             Message::DisksLost => {}

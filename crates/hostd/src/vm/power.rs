@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Code, Problem, VmState};
+use model::{Code, DiskSpec, Problem, VmSpec, VmState};
 use replica::run::Evidence;
 use replica::standing::Override;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::access;
 use super::create;
+use super::folder::VmFolder;
 use super::handle::Answer;
 use super::launch::{Engine, Guest, Launch};
 use super::owner::{Happening, Owner, refuse};
@@ -54,6 +56,7 @@ impl Owner {
                 "Fail it over to start it here",
             ));
         };
+        let machine = self.read_again(machine)?;
         machine.check_files()?;
         let reserve = self.host.settings.memory_reserve;
         self.host
@@ -63,6 +66,56 @@ impl Owner {
         self.round += 1;
         self.enter(VmState::Starting);
         Ok(())
+    }
+
+    /// Takes over what an editor made of `vm.toml` while nothing ran.
+    pub(super) fn read_again(&self, known: &VmFolder) -> Result<VmFolder, Problem> {
+        let found = VmFolder::read(&known.path).map_err(|problem| Problem {
+            way_out: "Correct the file".to_owned(),
+            ..problem
+        })?;
+        if found == *known {
+            return Ok(found);
+        }
+        let refuse = |reason: String, way_out: &str| {
+            let file = known.path.join("vm.toml").display().to_string();
+            Err(Problem::new(Code::Invalid, file, reason, way_out))
+        };
+        let (old, new) = (&known.spec, &found.spec);
+        if (new.id, &found.origin) != (old.id, &known.origin) {
+            let reason = format!("says the id {}, and the VM has {}", new.id, old.id);
+            return refuse(reason, "Write its own id there");
+        }
+        if new.name != old.name {
+            // Held until the name is seen as the VM's.
+            let _name = self.host.reserve(&new.name)?;
+            self.show(|view| view.home.spec.name = new.name.clone());
+        }
+        let hardware = |spec: &VmSpec| -> Vec<_> {
+            let of = |disk: &DiskSpec| (disk.id, disk.slot, disk.size, disk.file.clone());
+            spec.disks.iter().map(of).collect()
+        };
+        let view = self.view();
+        if let Some(relation) = view
+            .relation
+            .as_ref()
+            .filter(|_| hardware(old) != hardware(new))
+        {
+            let reason = format!(
+                "says other disks than those that are replicated to host `{}`",
+                relation.partner
+            );
+            return refuse(
+                reason,
+                "End that first with `pollux replication disable`, or name the disks as before",
+            );
+        }
+        tracing::info!(vm = %self.id, "vm.toml was changed, and is read again");
+        self.show(|view| {
+            view.home.spec = found.spec.clone();
+            view.home.machine = Some(found.clone());
+        });
+        Ok(found)
     }
 
     /// Decides on the evidence, makes the decision durable, then starts QEMU.
@@ -214,9 +267,24 @@ impl Owner {
         let run = self.supervisor.run().to_owned();
         let supervisor = self.supervisor.clone();
         let thing = self.thing();
+        let foreign = self.seen.borrow().home.machine.as_ref().map(|machine| {
+            let files = machine
+                .spec
+                .disks
+                .iter()
+                .map(|disk| machine.disk_file(disk));
+            files
+                .filter(|file| !file.starts_with(&machine.path))
+                .collect::<Vec<_>>()
+        });
         let done = async {
             supervisor.shut_down().await?;
             let removed = tokio::task::spawn_blocking(move || {
+                for file in foreign.into_iter().flatten() {
+                    if let Err(error) = access::give_back(&file) {
+                        tracing::warn!(file = %file.display(), %error, "stays the VM's");
+                    }
+                }
                 if run.exists() {
                     std::fs::remove_dir_all(&run)?;
                 }
