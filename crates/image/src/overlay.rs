@@ -151,6 +151,11 @@ impl<S: Store, M: Store, B: Device> Overlay<S, M, B> {
         self.presence.count() * BLOCK_SIZE
     }
 
+    /// Whether a flush failed: what was written, or drained, since the last one may be lost.
+    pub fn flush_failed(&self) -> bool {
+        self.flushes.failed()
+    }
+
     /// Whether it holds nothing: the disk reads as what is below.
     pub fn is_empty(&self) -> bool {
         self.presence.count() == 0

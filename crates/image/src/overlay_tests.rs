@@ -230,3 +230,86 @@ fn a_new_overlay_does_not_take_over_what_an_earlier_one_held() {
         assert!(read(&overlay).await == noise(1), "what is below");
     });
 }
+
+/// A store on a file system that can become full: then it does not grow.
+#[derive(Clone)]
+struct Tight {
+    inner: PowerCutStore,
+    full: Rc<Cell<bool>>,
+    taken: Rc<Cell<u64>>,
+}
+
+impl Tight {
+    fn take(&self, end: u64) -> Result<(), Fault> {
+        if self.full.get() && end > self.taken.get() {
+            return Err(Fault::Os(libc::ENOSPC));
+        }
+        self.taken.set(self.taken.get().max(end));
+        Ok(())
+    }
+}
+
+impl Store for Tight {
+    fn alignment(&self) -> u64 {
+        self.inner.alignment()
+    }
+    async fn read(&self, at: u64, into: Buffer) -> Done {
+        self.inner.read(at, into).await
+    }
+    async fn write(&self, at: u64, from: Buffer) -> Done {
+        if let Err(fault) = self.take(at + from.len() as u64) {
+            return Op::Write { at, from }.refuse(fault);
+        }
+        self.inner.write(at, from).await
+    }
+    async fn punch(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.inner.punch(at, len).await
+    }
+    async fn zero(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.take(at + len)?;
+        self.inner.zero(at, len).await
+    }
+    async fn sync(&self) -> Result<(), Fault> {
+        self.inner.sync().await
+    }
+    async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
+        self.inner.next_data(range).await
+    }
+}
+
+#[test]
+fn a_full_file_system_refuses_a_new_overlay_and_fails_no_flush_of_one_that_is_there() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("scratch");
+    let map = Tight {
+        inner: PowerCutStore::new(0, 1, 1),
+        full: Rc::new(Cell::new(true)),
+        taken: Rc::default(),
+    };
+    drive(1, async move {
+        let boot = BootId::random();
+        let data = PowerCutStore::new(index(SIZE), 512, 2);
+        let volatile = folder.path().join("volatile");
+        let open = || {
+            let files = OverlayFiles {
+                data: data.clone(),
+                map: map.clone(),
+                volatile: &volatile,
+            };
+            Overlay::open(files, Below(Rc::new(noise(1))), boot, &TAG)
+        };
+        let refused = open().await.err();
+        assert!(matches!(
+            refused,
+            Some(OverlayError::Presence(PresenceError::Durable(Fault::Os(
+                libc::ENOSPC
+            ))))
+        ));
+        map.full.set(false);
+        let overlay = open().await.expect("there is room");
+        map.full.set(true);
+        let from = Buffer::from_slice(&[7; 4096]);
+        assert_eq!(overlay.run(Op::Write { at: 0, from }).await.outcome, Ok(()));
+        assert_eq!(overlay.run(Op::Flush).await.outcome, Ok(()));
+        assert!(!overlay.flush_failed());
+    });
+}

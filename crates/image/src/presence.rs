@@ -9,6 +9,9 @@
 //!   both files   | header, 4 KiB: magic, tag, size, boot (volatile only) | bits ...
 //! ```
 //!
+//! Both take all their space when they are begun: a file system that is full refuses then, not when
+//! something that was written is flushed.
+//!
 //! The size is that of the disk when the map was begun. A disk may grow later, and the map with it:
 //! what it says nothing of is absent. No bit may lie behind the end of the disk.
 #![allow(unsafe_code, reason = "words of the mapping are reached as atomics")]
@@ -187,8 +190,12 @@ impl<M: Store> Presence<M> {
         MmapOptions::new().len(len).map_raw(&file)
     }
 
-    /// An empty durable map.
+    /// An empty durable map. It takes all its space now: a flush that finds no room for it later would
+    /// be a failed one.
     async fn begin(&self, wanted: &Header) -> Result<(), PresenceError> {
+        let len = self.map.len() as u64;
+        let taken = self.durable.zero(0, len).await;
+        taken.map_err(PresenceError::Durable)?;
         let mut page = Buffer::zeroed(PAGE);
         for (at, word) in wanted.iter().enumerate() {
             page.copy_from_slice(8 * at, &word.to_le_bytes());
