@@ -513,6 +513,28 @@ fn clients_of_an_export_that_is_gone_are_hung_up_on_and_the_others_notice_nothin
 }
 
 #[test]
+fn a_read_of_an_export_that_is_gone_is_not_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server(folder.path());
+    server.with(|disk, handle| {
+        let mut exports = nbd_support::exports(disk);
+        exports.push(Export::new("checkpoint/1", "", true, disk.clone()));
+        handle.replace(exports);
+        disk.hold_next_read();
+    });
+    let mut checkpoint = Client::open(&server.socket, "checkpoint/1", true);
+    checkpoint.give(&request(1, 0, READ, 0, 512));
+    while !server.with(|disk, _| disk.holds()) {
+        std::thread::yield_now();
+    }
+    // From here on a merge changes what it reads.
+    server.with(|disk, handle| handle.replace(nbd_support::exports(disk)));
+    server.with(|disk, _| disk.release());
+    let read = std::io::Read::read(&mut checkpoint.stream, &mut [0; 512]);
+    assert_eq!(read.unwrap(), 0, "hung up on, and nothing was answered");
+}
+
+#[test]
 fn a_new_size_is_seen_by_new_clients() {
     let folder = tempfile::tempdir().unwrap();
     let server = server(folder.path());

@@ -4,14 +4,14 @@
 mod nbd_support;
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nbd_support::{
     BLOCK_STATUS, Client, DF, FLUSH, FUA, NO_HOLE, READ, REQ_ONE, Server, TRIM, WRITE,
     WRITE_ZEROES, disk_file,
 };
 use pollux_diskd::nbd::Limits;
-use testkit::Rng;
+use testkit::{Rng, seeds};
 
 const SIZE: u64 = 4 << 20;
 
@@ -127,32 +127,45 @@ fn round(rng: &mut Rng, clients: &mut [Client], model: &mut [u8]) {
 /// by one that was not there before, and in the file.
 #[test]
 fn random_requests_over_several_connections_do_what_a_model_does() {
-    for seed in 0..12 {
-        let mut rng = Rng::new(seed);
+    for seed in seeds(12) {
         let folder = tempfile::tempdir().unwrap();
         let file = disk_file(folder.path(), SIZE);
-        let mut server = Server::start(folder.path(), &file);
-        let mut model = vec![0; usize::try_from(SIZE).unwrap()];
-        let mut clients: Vec<_> = [true, true, false]
-            .map(|structured| Client::open(&server.socket, "guest", structured))
-            .into();
-        for _ in 0..60 {
-            round(&mut rng, &mut clients, &mut model);
-        }
-        let whole = u32::try_from(SIZE).unwrap();
-        for structured in [true, false] {
-            let mut late = Client::open(&server.socket, "disk", structured);
-            assert!(late.read(0, whole) == model, "seed {seed}");
-        }
-        server.stop();
-        assert!(std::fs::read(&file).unwrap() == model, "seed {seed}");
+        compare(seed, Server::start(folder.path(), &file), &file);
     }
+}
+
+/// The same where the kernel gives no io_uring: 4 seeds.
+#[test]
+fn random_requests_do_what_a_model_does_without_io_uring() {
+    for seed in seeds(4) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = disk_file(folder.path(), SIZE);
+        compare(seed, Server::on_threads(folder.path(), &file), &file);
+    }
+}
+
+fn compare(seed: u64, mut server: Server, file: &Path) {
+    let mut rng = Rng::new(seed);
+    let mut model = vec![0; usize::try_from(SIZE).unwrap()];
+    let mut clients: Vec<_> = [true, true, false]
+        .map(|structured| Client::open(&server.socket, "guest", structured))
+        .into();
+    for _ in 0..60 {
+        round(&mut rng, &mut clients, &mut model);
+    }
+    let whole = u32::try_from(SIZE).unwrap();
+    for structured in [true, false] {
+        let mut late = Client::open(&server.socket, "disk", structured);
+        assert!(late.read(0, whole) == model, "seed {seed}");
+    }
+    server.stop();
+    assert!(std::fs::read(file).unwrap() == model, "seed {seed}");
 }
 
 /// The same over an overlay, as a VM with a checkpoint has it; what is below stays as it was. 6 seeds.
 #[test]
 fn random_requests_to_an_overlay_do_what_a_model_does_and_leave_what_is_below() {
-    for seed in 100..106 {
+    for seed in seeds(6).map(|seed| 100 + seed) {
         let mut rng = Rng::new(seed);
         let folder = tempfile::tempdir().unwrap();
         let file = disk_file(folder.path(), SIZE);
@@ -184,7 +197,7 @@ fn random_requests_to_an_overlay_do_what_a_model_does_and_leave_what_is_below() 
 #[test]
 fn a_client_that_sends_again_what_was_not_answered_loses_nothing_over_restarts() {
     let mut sent_again = 0;
-    for seed in 200..204 {
+    for seed in seeds(4).map(|seed| 200 + seed) {
         let mut rng = Rng::new(seed);
         let folder = tempfile::tempdir().unwrap();
         let file = disk_file(folder.path(), SIZE);

@@ -116,7 +116,8 @@ impl Handle {
     }
 
     /// Serves other exports from now on. Clients of an export that stays (the same name, rights and disk)
-    /// notice nothing; those of one that is gone are answered what runs, and hung up on.
+    /// notice nothing; those of one that is gone are hung up on, and nothing that runs is answered: its
+    /// content may change as soon as this returns.
     pub fn replace(&self, exports: Vec<Export>) {
         self.server.replace(exports);
     }

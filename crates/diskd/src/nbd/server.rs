@@ -77,14 +77,15 @@ impl Server {
         self.clients.borrow().iter().any(|client| wanted(client))
     }
 
-    /// Serves others from now on. Clients of what is no longer there are closed.
+    /// Serves others from now on. Clients of what is no longer there are hung up on, without an answer to
+    /// what runs: from now on its content may be another one.
     pub(super) fn replace(&self, exports: Vec<Export>) {
         self.exports.replace(exports);
         let list = self.exports.list();
         for client in self.clients.borrow().iter() {
             let chosen = client.export();
             if chosen.is_some_and(|chosen| !list.iter().any(|export| export.is(&chosen))) {
-                client.close();
+                client.sever();
             }
         }
     }

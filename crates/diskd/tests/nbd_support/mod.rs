@@ -19,7 +19,7 @@ use futures_util::future::join;
 use image::{Overlay, OverlayFiles, RawDevice};
 use model::BootId;
 use pollux_diskd::nbd::{Export, Handle, Limits, serve_within};
-use ring::{Ring, RingStore, Sender};
+use ring::{Kind, Ring, RingStore, Sender};
 
 /// Nothing in these tests takes longer unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -33,6 +33,8 @@ pub struct TestDisk {
     /// So many of the next mutations wait until [`TestDisk::release`].
     hold: Cell<u64>,
     held: Cell<bool>,
+    /// The next read waits too.
+    hold_read: Cell<bool>,
     released: Waiters,
     pub flushes: Cell<u64>,
 }
@@ -47,6 +49,7 @@ impl TestDisk {
             fault: Cell::new(None),
             hold: Cell::new(0),
             held: Cell::new(false),
+            hold_read: Cell::new(false),
             released: Waiters::default(),
             flushes: Cell::new(0),
         })
@@ -55,6 +58,16 @@ impl TestDisk {
     /// The next mutation waits until [`TestDisk::release`], at the latest until a shutdown has begun.
     pub fn hold_next(&self) {
         self.hold.set(1);
+    }
+
+    /// The next read waits until [`TestDisk::release`].
+    pub fn hold_next_read(&self) {
+        self.hold_read.set(true);
+    }
+
+    /// Whether something waits for [`TestDisk::release`].
+    pub fn holds(&self) -> bool {
+        self.held.get()
     }
 
     /// What was held goes on.
@@ -73,6 +86,12 @@ impl Device for TestDisk {
         self.size.get()
     }
     async fn run(&self, op: Op) -> Done {
+        if matches!(op, Op::Read { .. }) && self.hold_read.take() {
+            self.held.set(true);
+            self.released
+                .until(|| (!self.held.get()).then_some(()))
+                .await;
+        }
         if op.mutates() {
             if let Some(left) = self.hold.get().checked_sub(1) {
                 self.hold.set(left);
@@ -182,10 +201,38 @@ impl Server {
         limits: Limits,
         exports: impl FnOnce(&Ring, &Rc<TestDisk>) -> Vec<Export> + Send + 'static,
     ) -> Self {
+        let ring = || Ring::new(256).unwrap();
+        Self::serving_on(listener, socket, file, limits, exports, ring)
+    }
+
+    /// Where the kernel gives no io_uring.
+    pub fn on_threads(folder: &Path, file: &Path) -> Self {
+        let socket = folder.join("nbd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let limits = Limits::default();
+        let ring = || Ring::of_kind(Kind::Threads, 256).unwrap();
+        Self::serving_on(
+            listener,
+            socket,
+            file,
+            limits,
+            |_, disk| exports(disk),
+            ring,
+        )
+    }
+
+    fn serving_on(
+        listener: UnixListener,
+        socket: PathBuf,
+        file: &Path,
+        limits: Limits,
+        exports: impl FnOnce(&Ring, &Rc<TestDisk>) -> Vec<Export> + Send + 'static,
+        ring: fn() -> Ring,
+    ) -> Self {
         let (messages, mailbox) = ring::mailbox(16);
         let file = file.to_owned();
         let thread = std::thread::spawn(move || {
-            let ring = Ring::new(256).unwrap();
+            let ring = ring();
             let disk = TestDisk::open(&ring, &file);
             let exports = exports(&ring, &disk);
             let handle = serve_within(&ring, listener, exports, limits).unwrap();
