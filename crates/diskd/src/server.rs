@@ -6,6 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Code, Problem};
 
@@ -15,6 +16,8 @@ use crate::signals::Termination;
 
 /// Most control connections at once; more wait in the listening queue.
 const MAX_CONNECTIONS: usize = 16;
+/// After a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do after an answer.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ pub fn serve(
     // The flag belongs to the socket, which the supervisor made and others have had.
     listener.set_nonblocking(false)?;
     let acceptor = listener.try_clone()?;
-    let failed = exit.clone();
+    let (failed, freeing) = (exit.clone(), slots.clone());
     std::thread::Builder::new()
         .name("accept".to_owned())
         .spawn(move || {
@@ -53,7 +56,12 @@ pub fn serve(
                             return;
                         }
                     }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if is_passing(&error) => {
+                        // Nobody took the place.
+                        let _ = freeing.send(());
+                        tracing::warn!(%error, "cannot take a control connection in; trying on");
+                        std::thread::sleep(PAUSE);
+                    }
                     Err(error) => {
                         let _ = failed.send(Err(error));
                         return;
@@ -96,6 +104,21 @@ pub fn serve(
             }
         })?;
     exits.recv().unwrap_or(Ok(Ok(())))
+}
+
+/// Too many open files, no memory, a client that went away: the guests go on meanwhile.
+fn is_passing(error: &io::Error) -> bool {
+    let errors = [
+        libc::EINTR,
+        libc::ECONNABORTED,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|error| errors.contains(&error))
 }
 
 fn converse(stream: &UnixStream, engine: &Engine) -> io::Result<Next> {
