@@ -24,6 +24,7 @@ use model::{BLOCK_SIZE, Bytes};
 
 use crate::plan::{Over, Plan};
 use crate::point::PointDevice;
+use crate::state::DiskState;
 
 /// A part of a stack, with everything below it.
 pub(crate) enum Layer<S> {
@@ -146,9 +147,14 @@ impl<S: Store> OverlayLayer<S> {
     }
 
     /// Copies about `limit` bytes of what it holds down. What is left; with nothing left, all of it is
-    /// durable below.
-    pub(crate) async fn drain(&self, limit: u64) -> Result<Bytes, Fault> {
-        self.overlay.drain(limit).await.map(Bytes)
+    /// durable below. A flush that fails is noted in `state`: what may be lost below is still above, but is
+    /// not looked for there until the disk is reopened.
+    pub(crate) async fn drain(&self, limit: u64, state: &DiskState) -> Result<Bytes, Fault> {
+        let left = self.overlay.drain(limit).await;
+        if self.overlay.flush_failed() {
+            state.fail_flush();
+        }
+        left.map(Bytes)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use block::{Buffer, Gate};
 use model::{BootId, CheckpointId, DiskId, RelationshipId};
-use testkit::{PowerCutStore, Rng, Schedule, device_conformance};
+use testkit::{PowerCutStore, Rng, Schedule, device_conformance, seeds};
 
 use super::*;
 use crate::plan::{Base, Flat};
@@ -114,7 +114,9 @@ impl Scene {
         let overlay = layer.overlay().expect("an overlay");
         overlay.will_drain();
         for _ in 0..1 + rng.below(6) {
-            let left = overlay.drain(4096 * (1 + rng.below(6))).await;
+            let left = overlay
+                .drain(4096 * (1 + rng.below(6)), self.tracker.state())
+                .await;
             if left.expect("drained").0 == 0 {
                 let mut overlays = overlays;
                 overlays.remove(at);
@@ -169,7 +171,7 @@ async fn work(disk: Rc<Disk>, number: usize, seed: u64, content: Rc<RefCell<Vec<
 
 #[test]
 fn stacks_change_under_writers_and_none_of_them_sees_it() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let schedule = Schedule::new(seed);
         let scene = Scene::new(seed);
         let content = Rc::new(RefCell::new(vec![0; SIZE]));
@@ -256,4 +258,31 @@ fn a_stack_of_layers_is_a_device_like_any_other() {
         });
         assert_eq!(schedule.run(), 0);
     }
+}
+
+#[test]
+fn a_flush_that_fails_while_an_overlay_is_merged_fails_the_disk() {
+    let schedule = Schedule::new(1);
+    let scene = Scene::new(1);
+    schedule.spawn(async move {
+        let layer = scene.fresh(1).await;
+        scene.go_to(Vec::new(), vec![layer]).await;
+        let write = || Op::Write {
+            at: 0,
+            from: Buffer::from_slice(&[1; 4096]),
+        };
+        assert_eq!(scene.tracker.run(write()).await.outcome, Ok(()));
+        let layers = layers(&scene.gate.below());
+        let overlay = layers[1].overlay().expect("an overlay");
+        if let Layer::Raw { device, .. } = &*layers[0] {
+            device.store().fail_syncs(1);
+        }
+        overlay.will_drain();
+        let state = scene.tracker.state();
+        assert!(overlay.drain(u64::MAX, state).await.is_err());
+        assert!(state.flush_failed(), "what lies below may be lost");
+        let done = scene.tracker.run(write()).await;
+        assert_eq!(done.outcome, Err(Fault::FlushFailed));
+    });
+    assert_eq!(schedule.run(), 0);
 }

@@ -265,6 +265,7 @@ impl Owner {
                 let (stack, tracker) = (Rc::clone(&self.stack), Rc::clone(tracker));
                 self.beside(async move {
                     let prepared = stack.prepare(*config, tracker.state()).await;
+                    tracker.publish();
                     let _ = answer.send(prepared.map_err(|error| Unprepared(format!("{error:#}"))));
                 });
             }
@@ -344,9 +345,10 @@ impl Owner {
         }
         // What lies below changes from now on.
         self.fronts.serve_frozen(&self.tracker, &self.stack);
-        let stack = Rc::clone(&self.stack);
+        let (stack, tracker) = (Rc::clone(&self.stack), Rc::clone(&self.tracker));
         self.beside(async move {
-            let left = stack.merge(checkpoint, limit).await;
+            let left = stack.merge(checkpoint, limit, tracker.state()).await;
+            tracker.publish();
             let _ = answer.send(left.map_err(|fault| match fault {
                 MergeFault::Disk(Fault::Os(libc::ENOSPC | libc::EDQUOT)) => Unmerged::Full,
                 fault => Unmerged::Failed(crate::engine::chain(&fault)),

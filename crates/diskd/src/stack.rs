@@ -34,7 +34,7 @@ use crate::assemble::{Assembler, DYING, FileLayer, lock};
 use crate::config::{DiskConfig, StackSpec};
 use crate::control::OverlayStatus;
 use crate::layer::{Below, OverlayLayer, layers, restack, thrown_away};
-use crate::plan::{Base, Flat, Plan};
+use crate::plan::{Base, Flat, Over, Plan};
 use crate::state::{DiskState, Stamp};
 use crate::tracker::Tracker;
 
@@ -107,7 +107,8 @@ impl Stack {
         if reopening {
             state.reopened();
         }
-        if last.is_some_and(|last| !same_content(&tools, &last, &flat, &layers(&top))) {
+        let same = |last| same_content(&tools, last, &flat, &layers(&top));
+        if last.as_ref().is_some_and(|last| !same(last)) {
             tracing::warn!("the disk has another stack than before: every block counts as changed");
             state.forget();
         }
@@ -119,6 +120,12 @@ impl Stack {
             prepared: RefCell::default(),
         };
         stack.note().context("cannot note the stack of the disk")?;
+        // Of a process that was killed before it went to this stack.
+        if let Some(last) = last {
+            let flat = stack.flat.borrow();
+            let gone = |over: &&Over| !flat.overlays.contains(over);
+            stack.forget(last.overlays.iter().filter(gone));
+        }
         Ok((stack, state))
     }
 
@@ -130,7 +137,12 @@ impl Stack {
     /// Notes what is in force.
     fn note(&self) -> std::io::Result<()> {
         let text = serde_json::to_vec(&self.config.borrow().stack)?;
-        durable::replace(&self.tools.last_stack(), &text)
+        let path = self.tools.last_stack();
+        // A process that comes after a killed one needs no room.
+        if std::fs::read(&path).is_ok_and(|noted| noted == text) {
+            return Ok(());
+        }
+        durable::replace(&path, &text)
     }
 
     /// What the files look like once nothing writes to them any more.
@@ -163,6 +175,19 @@ impl Stack {
         let plan = Plan::between(&old, &flat)?;
         self.look_at_lengths(&old, config.size)?;
         let layers = layers(&self.gate.below());
+        if let Some(over) = plan
+            .thrown_away
+            .first()
+            .map(|lowest| &old.overlays[*lowest])
+        {
+            let mut found = layers.iter().filter_map(|layer| layer.overlay());
+            if found.any(|layer| layer.over == *over && layer.is_draining()) {
+                bail!(
+                    "the overlay {} is being merged: what lies below it is not what it was",
+                    over.file.display()
+                );
+            }
+        }
         for number in &plan.dropped {
             let over = &old.overlays[*number];
             let drained = layers
@@ -196,8 +221,11 @@ impl Stack {
             fresh.push(layer);
         }
         // What the guest has not flushed yet is made durable before it waits, not while it waits.
-        let flushed = self.gate.run(Op::Flush).await.outcome;
-        flushed.context("the disk cannot be flushed")?;
+        if let Err(fault) = self.gate.run(Op::Flush).await.outcome {
+            // Noted before anybody hears of it, as one of the guest's.
+            state.fail_flush();
+            return Err(fault).context("the disk cannot be flushed");
+        }
         Ok(Prepared {
             config: wanted,
             flat,
@@ -274,12 +302,18 @@ impl Stack {
             // The next process then finds a stack that it does not know.
             tracing::warn!(%error, "cannot note the stack of the disk");
         }
-        for number in plan.dropped.iter().chain(&plan.thrown_away) {
-            if let Err(error) = self.tools.forget(&old.overlays[*number]) {
+        let gone = plan.dropped.iter().chain(&plan.thrown_away);
+        self.forget(gone.map(|number| &old.overlays[*number]));
+        true
+    }
+
+    /// Gives back what lies beside the state for overlays that are gone.
+    fn forget<'a>(&self, gone: impl Iterator<Item = &'a Over>) {
+        for over in gone {
+            if let Err(error) = self.tools.forget(over) {
                 tracing::warn!(%error, "cannot remove the maps of an overlay");
             }
         }
-        true
     }
 
     /// The checkpoints of the disk, the oldest first.
@@ -346,12 +380,13 @@ impl Stack {
         &self,
         checkpoint: CheckpointId,
         limit: Bytes,
+        state: &DiskState,
     ) -> Result<Bytes, MergeFault> {
         let layer = self.find(checkpoint).map_err(MergeFault::Gone)?;
         let Some(overlay) = layer.overlay() else {
             return Ok(Bytes(0));
         };
-        let left = overlay.drain(limit.0).await?;
+        let left = overlay.drain(limit.0, state).await?;
         if left == Bytes(0) && !self.tools.was_drained(&overlay.over) {
             let noted = self.tools.note_merging(&overlay.over, true);
             noted.map_err(MergeFault::Note)?;

@@ -26,7 +26,7 @@ use pollux_diskd::config::{
 };
 use pollux_diskd::control::{DiskStatus, Reply, Request};
 use support::{Guest, SLOTS};
-use testkit::Rng;
+use testkit::{Rng, seeds};
 
 /// `NBD_REP_ERR_UNKNOWN`.
 const UNKNOWN: u32 = (1 << 31) + 6;
@@ -623,7 +623,7 @@ impl Drop for Vm {
 #[test]
 fn checkpoints_come_and_go_under_a_guest_and_kills_and_nobody_sees_a_difference() {
     let mut kills = 0;
-    for seed in 0..8 {
+    for seed in seeds(8) {
         let mut vm = Vm::new(seed);
         for _ in 0..40 {
             let kill = vm.rng.once_in(3);
@@ -766,5 +766,49 @@ fn what_cannot_be_reached_is_refused_and_changes_nothing() {
     assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
     vm.config = good.clone();
     vm.checkpoint(false);
+    vm.verify("and it goes on");
+}
+
+#[test]
+fn a_checkpoint_is_not_applied_once_it_is_being_merged() {
+    let mut vm = Vm::new(3);
+    vm.write();
+    vm.checkpoint(false);
+    let checkpoint = vm.checkpoints[0].id;
+    let good = vm.config.clone();
+    vm.write();
+    for disk in &good.disks {
+        let reply = vm.ask(&Request::Drain {
+            disk: disk.id,
+            checkpoint,
+            limit: Bytes(BLOCK_SIZE),
+        });
+        assert!(matches!(reply, Reply::Drained { .. }), "{reply:?}");
+    }
+    // What it held has gone below, or may go at any time: nothing has its content any more.
+    for disk in &mut vm.config.disks {
+        let StackSpec::Overlay { below, .. } = disk.stack.clone() else {
+            panic!("a checkpoint was taken");
+        };
+        let file = vm.folder.path().join(format!("applied{}", disk.slot));
+        disk.stack = StackSpec::Overlay {
+            map: file.with_extension("map"),
+            file,
+            checkpoint: Some(CheckpointId::random()),
+            below,
+        };
+    }
+    vm.config.generation += 1;
+    vm.write_config();
+    match vm.ask(&Request::Reload) {
+        Reply::Refused { problem } => {
+            assert!(problem.to_string().contains("is being merged"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+    vm.config = good;
+    vm.write_config();
+    vm.write();
+    vm.checkpoints[0].held = None;
     vm.verify("and it goes on");
 }
