@@ -1,5 +1,7 @@
-//! The tour in README.md does what it says: each of its commands is run, in its order.
+//! The tour in README.md and the page about disks do what they say: each of their commands is run,
+//! in its order.
 
+use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,12 +9,12 @@ use pollux_tests::{Host, Scratch, nothing_pending, text, until};
 use testkit::guest::{GuestImages, ROOT_UP};
 
 const README: &str = include_str!("../../README.md");
+const DISKS: &str = include_str!("../../docs/disks.md");
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The commands of the tour: the host, and the words after `pollux`.
-fn tour() -> Vec<(&'static str, Vec<&'static str>)> {
-    README
-        .lines()
+/// The commands of a page: the host, and the words after `pollux`.
+fn commands(page: &'static str) -> Vec<(&'static str, Vec<&'static str>)> {
+    page.lines()
         .filter_map(|line| line.trim().split_once("$ pollux "))
         .map(|(host, command)| (host, command.split_whitespace().collect()))
         .collect()
@@ -27,7 +29,7 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
     );
     let image = GuestImages::build_or_get()?.disk.display().to_string();
     let exported = scratch.state().join("web.raw").display().to_string();
-    let tour = tour();
+    let tour = commands(README);
     ensure!(
         tour.len() >= 15,
         "the tour has only {} commands",
@@ -67,5 +69,33 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
         }
     }
     pollux.serial_line("web", 0, ROOT_UP, LIMIT)?;
+    Ok(())
+}
+
+#[test]
+fn every_command_of_the_page_about_disks_works_in_its_order() -> Result<()> {
+    let scratch = Scratch::new("system/disks-page")?;
+    let host = Host::start("castor", &scratch)?;
+    let file = |name: &str| scratch.state().join(name).display().to_string();
+    File::create(file("data.raw"))?.set_len(64 << 20)?;
+    let all = commands(DISKS);
+    ensure!(all.len() >= 15, "the page has only {} commands", all.len());
+    for (prompt, words) in all {
+        ensure!(prompt.is_empty(), "the page has one host");
+        // `disk detach` is given the file's name alone.
+        let named = |word: &&str| word.contains('.') && !words.contains(&"detach");
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| match Some(word).filter(|word| named(word)) {
+                Some(name) => file(name),
+                None => (*word).to_owned(),
+            })
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        host.pollux(&words)
+            .with_context(|| format!("$ pollux {}", words.join(" ")))?;
+    }
+    let exported = file("shop.vhdx");
+    ensure!(std::fs::metadata(&exported)?.len() > 0, "{exported}");
     Ok(())
 }
