@@ -15,7 +15,7 @@
 //! Nothing here survives a crash, and nothing has to: the gate holds no content.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use crate::{Device, Done, Fault, Image, Op, Place, Waiters};
@@ -159,8 +159,8 @@ impl<D: Image> Image for Gate<D> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         let pass = self.pass().await;
         pass.below.translate(range, visit).await
     }

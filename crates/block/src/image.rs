@@ -1,6 +1,6 @@
 //! Where the content of a virtual disk is.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use crate::Fault;
@@ -41,6 +41,10 @@ pub trait Image {
     /// Calls `visit` with consecutive, non-empty pieces that together are exactly `range`,
     /// in rising order. Pieces begin and end on sectors if `range` does.
     ///
+    /// When `visit` breaks, nothing more is looked at, and that is told. What was looked at then is a
+    /// little more than what was visited: whoever asks again from there on for the rest of a disk in
+    /// many pieces does not pay for its pieces twice.
+    ///
     /// What changes meanwhile is told as it was at some instant of the call, each piece for itself.
     ///
     /// # Errors
@@ -49,8 +53,8 @@ pub trait Image {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault>;
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault>;
 }
 
 impl<I: Image> Image for Rc<I> {
@@ -60,8 +64,8 @@ impl<I: Image> Image for Rc<I> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         I::translate(self, range, visit).await
     }
 }

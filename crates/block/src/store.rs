@@ -32,5 +32,11 @@ pub trait Store {
 
     /// The first part of `range` that takes space; all before it reads as zeroes. None if all of
     /// `range` reads as zeroes. A store that cannot tell says that all of it takes space.
+    ///
+    /// May hold up the owner thread for as long as the file system takes to look: whoever asks for a
+    /// disk in many pieces does so a limited number of times in a turn ([`Image::translate`] ends when
+    /// its visitor breaks).
+    ///
+    /// [`Image::translate`]: crate::Image::translate
     async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault>;
 }

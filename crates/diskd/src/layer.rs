@@ -14,7 +14,7 @@
 //! - A raw file alone costs nothing: only what passes an overlay allocates.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use block::{Device, Done, Fault, Image, Op, Place, Store};
@@ -83,8 +83,8 @@ impl<S: Store> Image for Below<S> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         let layer = self.layer();
         Box::pin(layer.translate(range, visit)).await
     }
@@ -245,8 +245,8 @@ impl<S: Store> Image for Layer<S> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         match self {
             Self::Raw { device, .. } => device.translate(range, visit).await,
             Self::Point(point) => point.translate(range, visit).await,

@@ -4,7 +4,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -171,8 +171,8 @@ impl Image for PointDevice {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         self.reader.image.translate(range, visit).await
     }
 }

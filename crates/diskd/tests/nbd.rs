@@ -5,7 +5,7 @@ mod nbd_support;
 
 use std::os::unix::fs::FileExt;
 
-use nbd_support::{Server, disk_file, pattern, run};
+use nbd_support::{BLOCK_STATUS, Client, READ, REQ_ONE, Server, disk_file, pattern, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -219,4 +219,35 @@ fn fio_verifies_what_it_wrote() {
             "--fsync=64",
         ],
     );
+}
+
+#[test]
+fn a_client_that_asks_for_one_extent_after_the_other_has_each_looked_at_twice_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = disk_file(folder.path(), 16 * MIB);
+    let raw = std::fs::File::options().write(true).open(&file).unwrap();
+    let block = pattern(5, 4096);
+    for at in (0..8 * MIB).step_by(16384) {
+        raw.write_all_at(&block, at).unwrap();
+    }
+    let server = Server::start(folder.path(), &file);
+    let mut client = Client::open(&server.socket, "disk", true);
+    let (mut at, mut extents) = (0, 0);
+    while at < client.size {
+        let len = u32::try_from(client.size - at).unwrap();
+        client.ask(1, REQ_ONE, BLOCK_STATUS, at, len, &[]);
+        let told = client.answer().unwrap().extents;
+        assert_eq!(told.len(), 1);
+        at += u64::from(told[0].0);
+        extents += 1;
+    }
+    assert_eq!(extents, 2 * 512, "a piece and a hole, 512 times");
+    let pieces = server.with(|disk, _| disk.pieces.get());
+    assert!(pieces <= 2 * extents, "{pieces} for {extents} extents");
+    // A read of much, in pieces too short to be told one by one, does not look at all of them.
+    client.ask(1, 0, READ, 0, 16 << 20, &[]);
+    let content = client.answer().unwrap().content(0..16 * MIB);
+    assert!(content == std::fs::read(&file).unwrap());
+    let looked = server.with(|disk, _| disk.pieces.get()) - pieces;
+    assert!(looked <= 128, "{looked} pieces for one read");
 }

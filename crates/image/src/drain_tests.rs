@@ -1,7 +1,8 @@
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use block::{Buffer, Gate, Op};
+use block::{Buffer, Gate, Image, Op};
 use model::BootId;
 use testkit::{
     PowerCutStore, Rng, Schedule, device_conformance, finish, image_conformance,
@@ -192,4 +193,43 @@ fn an_overlay_grows_with_its_disk_and_keeps_what_a_killed_process_wrote() {
             assert_eq!(content[at..at + 4096], [7; 4096]);
         }
     });
+}
+
+#[test]
+fn a_disk_in_many_pieces_is_looked_at_once_when_it_is_asked_for_piece_by_piece() {
+    for seed in 0..6 {
+        let parts = Parts::new(seed);
+        finish(&Schedule::new(seed), async move {
+            let raw = RawDevice::new(parts.raw.clone(), SIZE, false).expect("whole blocks");
+            let overlay = parts.clone().open(SIZE, BootId::random()).await;
+            for block in (0..SIZE / BLOCK_SIZE).step_by(4) {
+                for (at, above) in [(block, false), (block + 2, true)] {
+                    let at = at * BLOCK_SIZE;
+                    let from = Buffer::from_slice(&[7; 4096]);
+                    let op = Op::Write { at, from };
+                    let done = if above {
+                        overlay.run(op).await
+                    } else {
+                        raw.run(op).await
+                    };
+                    assert_eq!(done.outcome, Ok(()));
+                }
+            }
+            let before = parts.raw.looks() + parts.data.looks();
+            let (mut at, mut pieces) = (0, 0);
+            while at < SIZE {
+                let rest = at..SIZE;
+                let mut first = |piece: Range<u64>, _| {
+                    at = piece.end;
+                    pieces += 1;
+                    ControlFlow::Break(())
+                };
+                let flow = overlay.translate(rest, &mut first).await;
+                assert_eq!(flow, Ok(ControlFlow::Break(())));
+            }
+            assert!(pieces >= SIZE / BLOCK_SIZE / 2, "{pieces} pieces");
+            let looks = parts.raw.looks() + parts.data.looks() - before;
+            assert!(looks <= pieces, "{looks} looks for {pieces} pieces");
+        });
+    }
 }

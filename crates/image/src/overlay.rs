@@ -37,7 +37,7 @@
 //! process that drained or before this overlay was put on top, may still be in memory only.
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use block::{Buffer, Claim, Claims, Device, Done, Fault, Image, Op, Place, Store};
@@ -307,8 +307,11 @@ impl<S: Store, M: Store, B: Device> Overlay<S, M, B> {
     pub(crate) async fn copy_down(&self, blocks: Range<u64>) -> Result<(), Fault> {
         let range = blocks.start * BLOCK_SIZE..blocks.end * BLOCK_SIZE;
         let mut parts = Vec::new();
-        let mut note = |part: Range<u64>, place| parts.push((part, place == Place::Zero));
-        self.data.translate(range, &mut note).await?;
+        let mut note = |part: Range<u64>, place| {
+            parts.push((part, place == Place::Zero));
+            ControlFlow::Continue(())
+        };
+        let _ = self.data.translate(range, &mut note).await?;
         for (part, is_zero) in parts {
             let (at, len) = (part.start, part.end - part.start);
             let op = if is_zero {
@@ -440,8 +443,8 @@ impl<S: Store, M: Store, B: Device + Image> Image for Overlay<S, M, B> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         if range.start > range.end || range.end > Device::size(self) {
             return Err(Fault::Range);
         }
@@ -450,17 +453,20 @@ impl<S: Store, M: Store, B: Device + Image> Image for Overlay<S, M, B> {
             let (run, present) = self.presence.run(blocks(at, range.end));
             let part = at..range.end.min(run.end * BLOCK_SIZE);
             at = part.end;
-            if present {
-                self.data.translate(part, visit).await?;
+            let flow = if present {
+                self.data.translate(part, visit).await?
             } else {
                 let mut below = |part, place| {
                     let zero = place == Place::Zero;
-                    visit(part, if zero { Place::Zero } else { Place::Below });
+                    visit(part, if zero { Place::Zero } else { Place::Below })
                 };
-                self.below.translate(part, &mut below).await?;
+                self.below.translate(part, &mut below).await?
+            };
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! After a crash the store holds what it held: nothing is kept in memory here.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use block::{Buffer, Claims, Device, Done, Fault, Image, Op, Place, Store};
 use model::{BLOCK_SIZE, SECTOR_SIZE};
@@ -254,8 +254,8 @@ impl<S: Store> Image for RawDevice<S> {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         if range.start > range.end || range.end > self.size {
             return Err(Fault::Range);
         }
@@ -268,16 +268,17 @@ impl<S: Store> Image for RawDevice<S> {
                 let end = data.end.next_multiple_of(SECTOR_SIZE);
                 start.max(at)..end.min(range.end)
             });
-            if at < data.start {
-                visit(at..data.start, Place::Zero);
-            }
-            if !data.is_empty() {
-                let at = data.start;
-                visit(data.clone(), Place::Stored { at });
+            let hole = at..data.start;
+            if !hole.is_empty() && visit(hole, Place::Zero).is_break() {
+                return Ok(ControlFlow::Break(()));
             }
             at = data.end;
+            let place = Place::Stored { at: data.start };
+            if !data.is_empty() && visit(data, place).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

@@ -17,7 +17,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -322,10 +322,7 @@ impl PointImage {
         };
         let mut outcome = Ok(());
         let mut rest = into;
-        self.places(at..end, &mut |range, place| {
-            if outcome.is_err() {
-                return;
-            }
+        let _ = self.places(at..end, &mut |range, place| {
             let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
             rest = after;
@@ -343,16 +340,25 @@ impl PointImage {
                     .reader
                     .read_encoded(disk, range.start, (segment, frame, skip), part),
             };
+            match outcome {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
         });
         outcome
     }
 
-    /// Calls `visit` with the pieces of `range`, which lies inside the disk. Needs no I/O.
-    fn places(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
+    /// Calls `visit` with the pieces of `range`, which lies inside the disk, until it breaks. Needs no
+    /// I/O.
+    fn places(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let disk = &self.reader.disks[self.disk];
         let mut at = range.start;
         if range.is_empty() {
-            return;
+            return ControlFlow::Continue(());
         }
         let first = disk
             .pieces
@@ -362,7 +368,7 @@ impl PointImage {
             if start >= range.end {
                 break;
             }
-            below(disk, at..start, visit);
+            below(disk, at..start, visit)?;
             at = at.max(start);
             let end = (piece.end() * BLOCK_SIZE).min(range.end);
             let place = match piece.source {
@@ -374,10 +380,10 @@ impl PointImage {
                         + u32::try_from(at - start).expect("a frame has 64 KiB"),
                 },
             };
-            visit(at..end, place);
+            visit(at..end, place)?;
             at = end;
         }
-        below(disk, at..range.end, visit);
+        below(disk, at..range.end, visit)
     }
 }
 
@@ -389,23 +395,27 @@ impl Image for PointImage {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         if range.start > range.end || range.end > self.size() {
             return Err(Fault::Range);
         }
-        self.places(range, visit);
-        Ok(())
+        Ok(self.places(range, visit))
     }
 }
 
 /// What the base says of a range that no segment holds.
-fn below(disk: &Disk, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Place)) {
+fn below(
+    disk: &Disk,
+    range: Range<u64>,
+    visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     let end = range.end.min(disk.base_len.max(range.start));
     if range.start < end {
-        visit(range.start..end, Place::Stored { at: range.start });
+        visit(range.start..end, Place::Stored { at: range.start })?;
     }
     if end < range.end {
-        visit(end..range.end, Place::Zero);
+        visit(end..range.end, Place::Zero)?;
     }
+    ControlFlow::Continue(())
 }

@@ -309,8 +309,9 @@ impl Store for RingStore {
     }
 
     async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
-        // A look at the file system's map of the file, which is in memory as a rule; the ring has no
-        // operation for it.
+        // Two blocking calls on the owner thread: looks at the file system's map of the file, which is
+        // in memory as a rule; the ring has no operation for them. Fine on a local file system, not on
+        // one across a network. Whoever asks many times gives way to others between.
         let start = match self.seek(range.start, true) {
             Ok(Some(start)) if start < range.end => start,
             Ok(_) => return Ok(None),

@@ -1,6 +1,7 @@
 //! What every device and every store has to do, whatever runs them.
 
 use std::future::{Future, poll_fn};
+use std::ops::{ControlFlow, Range};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
@@ -366,7 +367,7 @@ pub async fn image_conformance<I: Image>(image: &I, content: &[u8], seed: u64, r
         ranges.push((a.min(b) / sectors * sectors)..(a.max(b) / sectors * sectors));
     }
     for range in ranges {
-        let mut at = range.start;
+        let (mut at, mut pieces) = (range.start, 0);
         let outcome = image
             .translate(range.clone(), &mut |piece, place| {
                 assert_eq!(piece.start, at, "a gap in {range:?}");
@@ -381,13 +382,37 @@ pub async fn image_conformance<I: Image>(image: &I, content: &[u8], seed: u64, r
                     let bytes = &content[size(piece.start)..size(piece.end)];
                     assert!(bytes.iter().all(|byte| *byte == 0), "{piece:?} is not zero");
                 }
+                pieces += 1;
+                ControlFlow::Continue(())
             })
             .await;
-        assert_eq!(outcome, Ok(()), "{range:?}");
+        assert_eq!(outcome, Ok(ControlFlow::Continue(())), "{range:?}");
         assert_eq!(at, range.end, "{range:?} ends early");
+        if pieces > 0 {
+            stops(image, range, 1 + rng.below(pieces)).await;
+        }
     }
     for range in [disk..disk + SECTOR, disk + SECTOR..disk + 2 * SECTOR] {
-        let outcome = image.translate(range.clone(), &mut |_, _| {}).await;
+        let outcome = image
+            .translate(range.clone(), &mut |_, _| ControlFlow::Continue(()))
+            .await;
         assert_eq!(outcome, Err(Fault::Range), "{range:?} lies outside");
     }
+}
+
+/// When its visitor breaks at piece `last`, `image` tells no more pieces, and that it broke.
+async fn stops<I: Image>(image: &I, range: Range<u64>, last: u64) {
+    let mut seen = 0;
+    let outcome = image
+        .translate(range.clone(), &mut |_, _| {
+            seen += 1;
+            if seen < last {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })
+        .await;
+    assert_eq!(outcome, Ok(ControlFlow::Break(())), "{range:?}");
+    assert_eq!(seen, last, "{range:?} goes on after a break");
 }

@@ -37,6 +37,7 @@ struct Inner {
     rng: Rng,
     failing_syncs: u32,
     syncs: u64,
+    looks: u64,
     held: bool,
 }
 
@@ -63,6 +64,7 @@ impl PowerCutStore {
                 rng: Rng::new(seed),
                 failing_syncs: 0,
                 syncs: 0,
+                looks: 0,
                 held: false,
             })),
             alignment,
@@ -111,6 +113,12 @@ impl PowerCutStore {
     #[must_use]
     pub fn syncs(&self) -> u64 {
         self.inner.borrow().syncs
+    }
+
+    /// How often it was asked where it has data.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.inner.borrow().looks
     }
 
     /// While held, operations wait; the executor must be told to poll them again by another wake
@@ -330,7 +338,8 @@ impl Store for PowerCutStore {
 
     async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
         self.delay().await;
-        let inner = self.inner.borrow();
+        let mut inner = self.inner.borrow_mut();
+        inner.looks += 1;
         let unit = BLOCK as u64;
         let is_data = |block: u64| usize::try_from(block).is_ok_and(|block| inner.is_data(block));
         let end = range.end.min(inner.current.len() as u64);

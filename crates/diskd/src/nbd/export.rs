@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -13,9 +13,12 @@ use super::protocol::HOLE_AND_ZERO;
 /// What the empty name stands for ("Option types", `NBD_OPT_EXPORT_NAME`: the default export).
 pub const DEFAULT: &str = "disk";
 
-/// Extents of a block status are looked up in steps of this many bytes, so that a disk in many
-/// pieces keeps nobody else waiting.
+/// Extents of a block status are looked up in steps of at most this many bytes, so that a large disk
+/// keeps nobody else waiting.
 pub(super) const LOOK: u64 = 64 << 20;
+
+/// And of at most this many pieces: each may cost a few calls to the file system, on the owner thread.
+pub(super) const PIECES: usize = 128;
 
 /// A disk whose type is not known here.
 pub(super) trait Disk {
@@ -24,8 +27,8 @@ pub(super) trait Disk {
     fn translate<'a>(
         &'a self,
         range: Range<u64>,
-        visit: &'a mut dyn FnMut(Range<u64>, Place),
-    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + 'a>>;
+        visit: &'a mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Pin<Box<dyn Future<Output = Result<ControlFlow<()>, Fault>> + 'a>>;
 }
 
 impl<D: Device + Image> Disk for D {
@@ -38,8 +41,8 @@ impl<D: Device + Image> Disk for D {
     fn translate<'a>(
         &'a self,
         range: Range<u64>,
-        visit: &'a mut dyn FnMut(Range<u64>, Place),
-    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + 'a>> {
+        visit: &'a mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Pin<Box<dyn Future<Output = Result<ControlFlow<()>, Fault>> + 'a>> {
         Box::pin(Image::translate(self, range, visit))
     }
 }
@@ -107,24 +110,21 @@ impl Extents {
         }
     }
 
-    /// Adds what follows the last one, if there is room.
-    pub(super) fn add(&mut self, range: &Range<u64>, zero: bool) {
-        // What follows a piece that was left out is left out too.
-        if range.start != self.end {
-            return;
-        }
+    /// Adds what follows the last one; breaks, and leaves it out, if there is no room.
+    pub(super) fn add(&mut self, range: &Range<u64>, zero: bool) -> ControlFlow<()> {
         let flags = if zero { HOLE_AND_ZERO } else { 0 };
         // A request is less than 4 GiB, and so is all that is said about it.
         let Ok(len) = u32::try_from(range.end - range.start) else {
-            return;
+            return ControlFlow::Break(());
         };
         let full = self.list.len() >= self.most;
         match self.list.last_mut() {
             Some((last, same)) if *same == flags => *last = last.saturating_add(len),
-            _ if full => return,
+            _ if full => return ControlFlow::Break(()),
             _ => self.list.push((len, flags)),
         }
         self.end = range.end;
+        ControlFlow::Continue(())
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
@@ -170,9 +170,9 @@ impl Image for Nothing {
     async fn translate(
         &self,
         _range: Range<u64>,
-        _visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
-        Ok(())
+        _visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -230,8 +230,8 @@ impl Image for Memory {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
         let bytes = self.bytes.borrow();
         let mut at = range.start;
         while at < range.end {
@@ -242,10 +242,12 @@ impl Image for Memory {
             } else {
                 Place::Stored { at }
             };
-            visit(at..end, found);
+            if visit(at..end, found).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
             at = end;
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

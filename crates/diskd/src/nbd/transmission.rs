@@ -4,13 +4,13 @@
 //! whatever it asks for, and the disk works on one part while the next is received. A reply in one piece,
 //! for clients without structured replies, is read part by part with nothing else between.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use block::Op;
 
 use super::connection::{Connection, Ended};
-use super::export::{Extents, LOOK, is_zero};
+use super::export::{Extents, LOOK, PIECES, is_zero};
 use super::inbox::Inbox;
 use super::negotiation::{MAX_PAYLOAD, Session};
 use super::protocol::{Failure, Header, REQUEST_HEADER, command};
@@ -30,6 +30,10 @@ const HOLE_COST: usize = 128;
 
 /// Most extents in a block status. The client asks again from where they end.
 const EXTENTS: usize = 512;
+
+/// Most steps of [`PIECES`] in which a block status is looked up. What comes after them is not in the
+/// answer, though its last extent may go on there.
+const STEPS: usize = 64;
 
 /// Takes requests until the client ends, or breaks a rule after which nothing can be understood.
 pub(super) async fn run(
@@ -168,7 +172,8 @@ async fn read_part(call: &Rc<Call>, range: Range<u64>) -> Result<(), Ended> {
     Ok(())
 }
 
-/// Runs of zeroes and of anything in a range; those of zeroes are at least [`HOLE`] bytes long.
+/// Runs of zeroes and of anything in a range; those of zeroes are at least [`HOLE`] bytes long. Where
+/// there are many more pieces than such runs could be, the rest is taken for anything.
 async fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
     let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
     let put = |runs: &mut Vec<(Range<u64>, bool)>, range: Range<u64>, zero| match runs.last_mut() {
@@ -178,23 +183,31 @@ async fn runs(call: &Call, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
     };
     // The run of zeroes that is being looked at.
     let mut hole = range.start..range.start;
+    let mut left = PIECES;
     let mut look = |piece: Range<u64>, place| {
         if is_zero(place) {
             hole.end = piece.end;
-            return;
+        } else {
+            let long = hole.end - hole.start >= HOLE;
+            put(&mut runs, hole.clone(), long);
+            put(&mut runs, piece.clone(), false);
+            hole = piece.end..piece.end;
         }
-        let long = hole.end - hole.start >= HOLE;
-        put(&mut runs, hole.clone(), long);
-        put(&mut runs, piece.clone(), false);
-        hole = piece.end..piece.end;
+        left -= 1;
+        if left == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let disk = &call.export().disk;
     if disk.translate(range.clone(), &mut look).await.is_err() {
         // Nobody knows: reading it will tell.
         return vec![(range, false)];
     }
-    let long = hole.end - hole.start >= HOLE;
+    let (rest, long) = (hole.end..range.end, hole.end - hole.start >= HOLE);
     put(&mut runs, hole, long);
+    put(&mut runs, rest, false);
     runs
 }
 
@@ -255,19 +268,30 @@ async fn write(call: &Rc<Call>, range: Range<u64>, inbox: &mut Inbox) -> Result<
     Ok(())
 }
 
-/// Looks up where the zeroes are, and gives way to others between.
+/// Looks up where the zeroes are, and gives way to others between. No further than the answer goes, and
+/// a piece behind: a client that asks for one extent after the other has each piece looked at once or
+/// twice, however many there are.
 async fn status(call: Rc<Call>, range: Range<u64>, most: usize) {
     let mut extents = Extents::new(range.start, most);
-    while extents.end < range.end {
+    for _ in 0..STEPS {
         let step = extents.end..range.end.min(extents.end.saturating_add(LOOK));
         let until = step.end;
-        let mut look = |piece: Range<u64>, place| extents.add(&piece, is_zero(place));
+        let (mut full, mut seen) = (false, 0);
+        let mut look = |piece: Range<u64>, place| {
+            full = extents.add(&piece, is_zero(place)).is_break();
+            seen += 1;
+            if full || seen == PIECES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
         if call.export().disk.translate(step, &mut look).await.is_err() {
             // Nobody knows: reading it will tell.
             let rest = extents.end..until;
-            extents.add(&rest, false);
+            full = extents.add(&rest, false).is_break();
         }
-        if extents.end < until {
+        if full || extents.end == range.end {
             break;
         }
         call.connection().ring().yield_now().await;

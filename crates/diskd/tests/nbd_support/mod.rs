@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,6 +37,8 @@ pub struct TestDisk {
     hold_read: Cell<bool>,
     released: Waiters,
     pub flushes: Cell<u64>,
+    /// Pieces that were told of where it has content.
+    pub pieces: Cell<u64>,
 }
 
 impl TestDisk {
@@ -52,6 +54,7 @@ impl TestDisk {
             hold_read: Cell::new(false),
             released: Waiters::default(),
             flushes: Cell::new(0),
+            pieces: Cell::new(0),
         })
     }
 
@@ -118,9 +121,13 @@ impl Image for TestDisk {
     async fn translate(
         &self,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Place),
-    ) -> Result<(), Fault> {
-        self.raw.translate(range, visit).await
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
+        let mut count = |piece, place| {
+            self.pieces.set(self.pieces.get() + 1);
+            visit(piece, place)
+        };
+        self.raw.translate(range, &mut count).await
     }
 }
 
