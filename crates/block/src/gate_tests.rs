@@ -141,8 +141,7 @@ fn what_comes_while_it_is_closed_waits_and_runs_on_what_is_below_when_it_opens()
     let mut drained: Pin<Box<dyn Future<Output = ()>>> = Box::pin(gate.drain());
     assert!(poll(&mut drained).is_ready(), "what waits does not run");
     let new = Slow::new(4, 1);
-    let told = [512..1024];
-    let swapped = gate.swap(Rc::clone(&new), told.to_vec());
+    let swapped = gate.swap(Rc::clone(&new), std::iter::once(512..1024).collect());
     assert!(Rc::ptr_eq(&swapped.old, &old));
     assert_eq!(swapped.changed, [512..1024, 1024..2048], "and it grew");
     assert_eq!(gate.size(), 2048);
