@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,26 +10,40 @@ use crate::{Host, until};
 
 /// For what a guest does at once, on a machine that is busy.
 const MINUTE: Duration = Duration::from_secs(60);
+/// Nothing of a line is shown after this long: it is typed again.
+const LOST: Duration = Duration::from_secs(15);
+/// So much of a line tells that it is shown.
+const SHOWN: usize = 6;
+/// The shell waits for the next line.
+const PROMPT: &str = "/ # ";
 
 /// Types `line` into the shell of `vm` and waits until the guest says `marker` in a line that comes
 /// after it; gives that line. What is typed is shown too, so it must not hold the marker as it is.
 ///
 /// # Errors
-/// There is no shell, or no such line within a minute.
+/// There is no shell, or no such line in time.
 pub fn type_in(host: &Host, vm: &str, line: &str, marker: &str) -> Result<String> {
     let before = host.serial_log(vm)?.len();
-    let mut console = None;
-    let found = until(MINUTE, &format!("the guest answers `{line}`"), || {
-        if console.is_none() {
-            console = keyboard(host, vm, line)?;
-        }
+    let mut console: Option<Child> = None;
+    let mut typed = Instant::now();
+    let start: String = line.chars().take(SHOWN).collect();
+    let found = until(2 * MINUTE, &format!("the guest answers `{line}`"), || {
         let log = host.serial_log(vm)?;
         let new = log.get(before..).unwrap_or_default();
+        // What comes before the shell has its terminal again is lost.
+        if typed.elapsed() > LOST && !new.contains(&start) {
+            if let Some(mut lost) = console.take() {
+                lost.kill()?;
+                lost.wait()?;
+            }
+        }
+        if console.is_none() {
+            console = keyboard(host, vm, line)?;
+            typed = Instant::now();
+        }
         let whole = &new[..new.rfind('\n').map_or(0, |end| end + 1)];
-        Ok(whole
-            .lines()
-            .find(|line| line.contains(marker))
-            .map(str::to_owned))
+        let answer = whole.lines().find(|line| line.contains(marker));
+        Ok(answer.filter(|_| new.contains(PROMPT)).map(str::to_owned))
     });
     if let Some(mut console) = console {
         console.kill()?;
