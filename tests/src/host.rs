@@ -131,6 +131,7 @@ pub struct Host {
     state: PathBuf,
     run: PathBuf,
     port: u16,
+    programs: PathBuf,
     daemon: Option<Child>,
     echo: bool,
 }
@@ -141,6 +142,23 @@ impl Host {
     /// # Errors
     /// polluxd does not come up.
     pub fn start(name: &str, scratch: &Scratch) -> Result<Self> {
+        Self::start_from(programs()?, name, scratch)
+    }
+
+    /// As [`Host::start`], with copies of the host's programs that the test may replace.
+    ///
+    /// # Errors
+    /// polluxd does not come up.
+    pub fn start_installed(name: &str, scratch: &Scratch) -> Result<Self> {
+        let (built, installed) = (programs()?, scratch.state.join("bin"));
+        fs::create_dir_all(&installed)?;
+        for program in ["polluxd", "pollux-vmd", "pollux-diskd"] {
+            fs::copy(built.join(program), installed.join(program))?;
+        }
+        Self::start_from(installed, name, scratch)
+    }
+
+    fn start_from(programs: PathBuf, name: &str, scratch: &Scratch) -> Result<Self> {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let (state, run) = (scratch.state.join(name), scratch.run.path().join(name));
         fs::create_dir_all(&state)?;
@@ -150,6 +168,7 @@ impl Host {
             state,
             run,
             port,
+            programs,
             daemon: None,
             echo: false,
         };
@@ -191,7 +210,7 @@ impl Host {
     /// # Errors
     /// It was not built.
     pub fn daemon_command(&self) -> Result<Command> {
-        let mut command = Command::new(programs()?.join("polluxd"));
+        let mut command = Command::new(self.programs.join("polluxd"));
         command
             .arg("--state")
             .arg(&self.state)

@@ -104,19 +104,6 @@ fn held_and_let_go(host: &Host, place: &Small, devices: &[String]) -> Result<Vec
     Ok(written)
 }
 
-fn all_right(host: &Host, written: &[u64]) -> Result<()> {
-    host.pollux(&["vm", "kill", "web"])?;
-    no_bad_news(&host.serial_log("web")?)?;
-    for (slot, written) in written.iter().enumerate() {
-        let file = host.state().join(format!("{slot}-{written}.raw"));
-        let path = file.display().to_string();
-        host.pollux(&["disk", "export", "web", &slot.to_string(), &path])?;
-        let judged = judge(&file, Cut::Point)?;
-        assert!(judged.committed >= *written, "slot {slot}");
-    }
-    Ok(())
-}
-
 fn disk_file(folder: &Path, name: &str, size: u64) -> Result<String> {
     let path = folder.join(name);
     File::create_new(&path)?.set_len(size)?;
@@ -148,7 +135,12 @@ fn a_guest_without_room_is_held_and_goes_on_when_there_is_some() -> Result<()> {
     write_on(&host, "web", order[1], "pause-ms=5")?;
     small.fill(1)?;
     let written = held_and_let_go(&host, &small, &devices)?;
-    all_right(&host, &written)?;
+    host.pollux(&["vm", "kill", "web"])?;
+    no_bad_news(&host.serial_log("web")?)?;
+    for (file, written) in [ide, virtio].iter().zip(written) {
+        let judged = judge(file.as_ref(), Cut::Point)?;
+        assert!(judged.committed >= written, "{file}");
+    }
 
     // Overlays: their maps grow in the same place, and must not fail a flush.
     let id = host.json(&["vm", "show", "web"])?;
@@ -170,7 +162,15 @@ fn a_guest_without_room_is_held_and_goes_on_when_there_is_some() -> Result<()> {
         "begun",
     )?;
     let written = held_and_let_go(&host, &overlays, &devices)?;
-    all_right(&host, &written)?;
+    host.pollux(&["vm", "kill", "web"])?;
+    no_bad_news(&host.serial_log("web")?)?;
+    for (slot, written) in written.iter().enumerate() {
+        let file = host.state().join(format!("{slot}.raw"));
+        let path = file.display().to_string();
+        host.pollux(&["disk", "export", "web", &slot.to_string(), &path])?;
+        let judged = judge(&file, Cut::Point)?;
+        assert!(judged.committed >= *written, "slot {slot}");
+    }
     drop(host);
     Ok(())
 }

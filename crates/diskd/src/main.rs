@@ -1,4 +1,5 @@
 //! `pollux-diskd <config.json>`: serves the disks of one VM. Started by pollux-vmd.
+//! `pollux-diskd --version`: whether it can be run at all, before it takes another's place.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,6 +34,13 @@ fn abort_on_panic() {
 
 fn main() -> Result<()> {
     abort_on_panic();
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == "--version")
+    {
+        println!("pollux-diskd {}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)

@@ -370,7 +370,10 @@ impl Work {
                 self.plug_all(&self.next).await?;
                 self.unplug_others().await
             }
-            Change::Upgrade => self.supervisor_takes(&self.next, true).await,
+            Change::Upgrade => {
+                self.host.programs.try_diskd().await?;
+                self.supervisor_takes(&self.next, true).await
+            }
             Change::Checkpoint(_) | Change::Apply { .. } | Change::Merge(_) | Change::Drop(_) => {
                 let folder = self.next.checkpoints();
                 let thing = self.next.thing();
