@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Checkpoint, CreateDisk, DetachDisk, DiskContentFrom, DiskOverlay,
@@ -16,6 +17,7 @@ use axum::response::Response;
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bus, Bytes, CheckpointSpec, Code, DiskSpec, Problem, VmSpec, free_slot};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::body::{Json as Body, lines};
 use super::hosts::blocking;
@@ -26,6 +28,9 @@ use crate::vm::create::{Unnamed, disk_specification, no_space_or};
 use crate::vm::folder::VmFolder;
 use crate::vm::reload::DiskdStatus;
 use crate::vm::{Message, View, Vm, access, export};
+
+/// How long an export waits until what the guest wrote meanwhile is merged.
+const MERGED: Duration = Duration::from_secs(30);
 
 pub(super) async fn list(
     State(host): State<Arc<Host>>,
@@ -336,6 +341,10 @@ pub(super) async fn export(
     tokio::spawn(async move {
         let done = run_export(&vm, &disk, of, &wanted, &told).await;
         vm.tell(Message::ExportEnds).await;
+        let whole = |view: &View| view.merging_checkpoint().is_none();
+        // The next export or change finds the disks as they were. It fails only when the VM is gone
+        // or the guest has written for longer than anybody wants to wait.
+        let _ = timeout(MERGED, vm.watch().wait_for(whole)).await;
         let line = match done {
             Ok(exported) => JobLine::Done(exported),
             Err(problem) => JobLine::Failed(problem),

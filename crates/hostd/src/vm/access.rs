@@ -366,8 +366,9 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
         Ok(())
     };
     let owned_file = |path: &Path, make: bool| -> io::Result<()> {
-        if make && user.is_some() {
-            // In a folder where it cannot make files itself.
+        if make {
+            // It cannot make files itself: the folder is not its own, or Landlock lets it write only
+            // to files that are there.
             let mut options = OpenOptions::new();
             options.append(true).create(true).mode(0o600).open(path)?;
         }
@@ -481,5 +482,31 @@ mod tests {
         };
         assert_eq!(owner(), wanted);
         assert!(remembered(&file).is_none());
+    }
+
+    /// Landlock lets nobody write to a file that was not there when the rights were taken.
+    #[test]
+    fn what_processes_write_is_there_before_they_start_whoever_they_are() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let folder = VmFolder {
+            path: scratch.path().join("vm"),
+            spec: model::VmSpec::new(
+                "web".parse().expect("a good name"),
+                model::Generation::Two,
+                1,
+                model::Bytes(64 << 20),
+                true,
+                None,
+                Vec::new(),
+            )
+            .expect("good"),
+            origin: None,
+        };
+        let run = scratch.path().join("run");
+        for path in [&folder.path, &run] {
+            fs::create_dir(path).expect("made");
+        }
+        give_all(&folder, &run, None).expect("given");
+        assert!(folder.path.join("serial.log").exists());
     }
 }

@@ -159,8 +159,18 @@ pub(crate) fn run(
     progress: impl Fn(Progress) -> bool,
 ) -> Result<ExportedDisk, Problem> {
     let thing = format!("file {}", file.display());
-    let failed = |error: io::Error| super::create::no_space_or(&thing, &error);
-    let partial = Partial::make(file, source.checkpoint).map_err(failed)?;
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            full(&thing, &error.to_string())
+        }
+        _ => Problem::failed(&thing, &error),
+    };
+    let partial = Partial::make(file, source.checkpoint).map_err(|error| {
+        failed(io::Error::new(
+            error.kind(),
+            format!("cannot be made: {error}"),
+        ))
+    })?;
     let mut child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "qemu-img", "convert", "-p"])
         .args(["--image-opts", "-O", &format.to_string()])
@@ -200,14 +210,12 @@ pub(crate) fn run(
         return Err(cannot_run("qemu-img", said.trim(), "qemu-utils"));
     }
     if !ended.success() {
-        let full = said.contains("No space left") || said.contains("quota exceeded");
-        let (code, way_out) = if full {
-            (Code::Full, "Make room there, or name a file elsewhere")
-        } else {
-            (Code::Failed, "")
-        };
-        let reason = format!("cannot be written: {}", said.trim());
-        return Err(Problem::new(code, thing, reason, way_out));
+        let said = said.trim();
+        if said.contains("No space left") || said.contains("quota exceeded") {
+            return Err(full(&thing, said));
+        }
+        let reason = format!("cannot be written: {said}");
+        return Err(Problem::new(Code::Failed, thing, reason, ""));
     }
     let meta = partial.publish(file).map_err(failed)?;
     Ok(ExportedDisk {
@@ -216,6 +224,12 @@ pub(crate) fn run(
         size: source.size,
         allocated: Bytes(meta.blocks().saturating_mul(512)),
     })
+}
+
+fn full(thing: &str, reason: &str) -> Problem {
+    let reason = format!("cannot be written: {reason}");
+    let way_out = "Make room there, or name a file elsewhere";
+    Problem::new(Code::Full, thing, reason, way_out)
 }
 
 fn cannot_run(program: &str, reason: &str, package: &str) -> Problem {
