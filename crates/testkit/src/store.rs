@@ -357,3 +357,21 @@ impl Store for PowerCutStore {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Schedule, store_conformance};
+
+    #[test]
+    fn it_is_a_store_like_a_file_whatever_it_needs() {
+        for (seed, alignment) in (0..12).zip([1, 512, 4096].into_iter().cycle()) {
+            let schedule = Schedule::new(seed);
+            schedule.spawn(async move {
+                let store = PowerCutStore::new(0, alignment, seed);
+                store_conformance(&store, seed, 300).await;
+            });
+            assert_eq!(schedule.run(), 0, "it waits for ever (seed {seed})");
+        }
+    }
+}
