@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use block::{Buffer, Gate};
 use model::{BootId, CheckpointId, DiskId, RelationshipId};
-use testkit::{PowerCutStore, Rng, Schedule, device_conformance, seeds};
+use testkit::{PowerCutStore, Rng, Schedule, device_conformance, image_conformance, seeds};
 
 use super::*;
 use crate::plan::{Base, Flat};
@@ -257,6 +257,96 @@ fn a_stack_of_layers_is_a_device_like_any_other() {
             device_conformance(&scene.tracker, seed, 100).await;
         });
         assert_eq!(schedule.run(), 0);
+    }
+}
+
+/// Writes and discards of up to three blocks each.
+async fn scribble(disk: &impl Device, rng: &mut Rng, content: &mut [u8]) {
+    for _ in 0..6 {
+        let first = rng.index(SECTORS);
+        let count = 1 + rng.index((SECTORS - first).min(24));
+        let place = first * 512..(first + count) * 512;
+        let (at, len) = (place.start as u64, place.len() as u64);
+        let (op, bytes) = if rng.once_in(3) {
+            (Op::Discard { at, len }, vec![0; place.len()])
+        } else {
+            let bytes = rng.bytes(place.len());
+            let from = Buffer::from_slice(&bytes);
+            (Op::Write { at, from }, bytes)
+        };
+        assert_eq!(disk.run(op).await.outcome, Ok(()));
+        content[place].copy_from_slice(&bytes);
+    }
+}
+
+#[test]
+fn a_stack_of_layers_is_an_image_like_any_other_and_so_is_each_layer_of_it() {
+    for seed in seeds(40) {
+        let schedule = Schedule::new(seed);
+        let scene = Scene::new(seed);
+        schedule.spawn(async move {
+            let mut rng = Rng::new(seed);
+            let mut content = vec![0; SIZE];
+            for _ in 0..8 {
+                scribble(&scene.tracker, &mut rng, &mut content).await;
+                scene.change(&mut rng).await;
+                image_conformance(&scene.tracker, &content, rng.bits(), 20).await;
+                // As an export of a checkpoint asks it.
+                for layer in layers(&scene.gate.below()) {
+                    let held = read(&*layer, 0, SIZE).await;
+                    image_conformance(&*layer, &held, rng.bits(), 10).await;
+                }
+            }
+        });
+        assert_eq!(schedule.run(), 0, "somebody waits for ever (seed {seed})");
+    }
+}
+
+/// Its pieces are all of it, and none that is told to be zero is not.
+async fn zeroes_are_zero(image: &impl Image, content: &[u8]) {
+    let mut at = 0;
+    let mut visit = |piece: Range<u64>, place| {
+        assert_eq!(piece.start, at, "a gap");
+        at = piece.end;
+        let bytes = usize::try_from(piece.start).unwrap()..usize::try_from(piece.end).unwrap();
+        assert!(
+            place != Place::Zero || content[bytes].iter().all(|byte| *byte == 0),
+            "{piece:?} is not zero"
+        );
+        ControlFlow::Continue(())
+    };
+    let outcome = image.translate(0..SIZE as u64, &mut visit).await;
+    assert_eq!(outcome, Ok(ControlFlow::Continue(())));
+    assert_eq!(at, SIZE as u64, "it ends early");
+}
+
+#[test]
+fn where_a_disk_has_content_is_told_right_while_its_stack_changes() {
+    for seed in seeds(100) {
+        let schedule = Schedule::new(seed);
+        let scene = Scene::new(seed);
+        let tasks = schedule.clone();
+        schedule.spawn(async move {
+            let mut rng = Rng::new(seed);
+            let mut content = vec![0; SIZE];
+            for _ in 0..3 {
+                scribble(&scene.tracker, &mut rng, &mut content).await;
+                let layer = scene.fresh(rng.bits()).await;
+                let overlays = scene.flat.borrow().overlays.clone();
+                scene.go_to(overlays, vec![layer]).await;
+            }
+            scribble(&scene.tracker, &mut rng, &mut content).await;
+            let disk = Rc::clone(&scene.tracker);
+            tasks.spawn(async move {
+                for _ in 0..40 {
+                    zeroes_are_zero(&disk, &content).await;
+                }
+            });
+            for _ in 0..8 {
+                scene.change(&mut rng).await;
+            }
+        });
+        assert_eq!(schedule.run(), 0, "somebody waits for ever (seed {seed})");
     }
 }
 
