@@ -4,6 +4,7 @@ use std::rc::Rc;
 use ring::{Ring, RingStore};
 use testkit::{
     PowerCutStore, Rng, Schedule, device_conformance, image_conformance, power_cut_conformance,
+    read_only_conformance,
 };
 
 use super::*;
@@ -124,16 +125,17 @@ fn a_failed_flush_is_sticky_for_writes_and_flushes_and_reads_go_on() {
 }
 
 #[test]
-fn a_read_only_disk_refuses_every_change() {
-    let store = PowerCutStore::new(0, 512, 1);
-    let device = RawDevice::new(store, SIZE, true).expect("whole blocks");
-    drive(1, async move {
-        let from = Buffer::zeroed(512);
-        let done = device.run(Op::Write { at: 0, from }).await;
-        assert_eq!(done.outcome, Err(Fault::ReadOnly));
-        let done = device.run(Op::Discard { at: 0, len: 512 }).await;
-        assert_eq!(done.outcome, Err(Fault::ReadOnly));
-    });
+fn a_read_only_disk_is_read_and_refuses_every_change() {
+    for (seed, alignment) in [(1, 1), (2, 512), (3, 4096)] {
+        let (store, device) = memory(alignment, seed);
+        drive(seed, async move {
+            device_conformance(&device, seed, 100).await;
+            let content = store_content(&store);
+            let device = RawDevice::new(store.clone(), SIZE, true).expect("whole blocks");
+            read_only_conformance(&device, &content, seed, 200).await;
+            assert!(store_content(&store) == content);
+        });
+    }
 }
 
 #[test]
