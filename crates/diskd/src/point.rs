@@ -11,6 +11,7 @@ use std::task::{Poll, Waker};
 
 use block::{Buffer, Device, Done, Fault, Image, Op, Place};
 use journal::{JournalError, PointImage};
+use model::SECTOR_SIZE;
 use tracing::Span;
 
 use crate::sparse::Sparse;
@@ -138,13 +139,20 @@ impl Device for PointDevice {
     }
 
     async fn run(&self, op: Op) -> Done {
-        let (outcome, buffer) = match op {
+        let (at, len) = op.range();
+        let inside = at
+            .checked_add(len)
+            .is_some_and(|end| end <= Device::size(self));
+        if !inside || (at | len) % SECTOR_SIZE != 0 {
+            return op.refuse(Fault::Range);
+        }
+        match op {
             Op::Read { at, into } => {
                 let slot = Arc::new(Slot::default());
                 let answer = Answer(Arc::clone(&slot));
                 // With all threads gone the answer is dropped, and says so.
                 drop(self.jobs.send(Job { at, into, answer }));
-                return poll_fn(|cx| {
+                poll_fn(|cx| {
                     let mut slot = slot.lock();
                     if let Some(done) = slot.0.take() {
                         return Poll::Ready(done);
@@ -152,13 +160,16 @@ impl Device for PointDevice {
                     slot.1 = Some(cx.waker().clone());
                     Poll::Pending
                 })
-                .await;
+                .await
             }
-            Op::Flush => (Ok(()), None),
-            Op::Write { from, .. } => (Err(Fault::ReadOnly), Some(from)),
-            Op::Discard { .. } | Op::WriteZeroes { .. } => (Err(Fault::ReadOnly), None),
-        };
-        Done { outcome, buffer }
+            Op::Flush => Done {
+                outcome: Ok(()),
+                buffer: None,
+            },
+            Op::Write { .. } | Op::Discard { .. } | Op::WriteZeroes { .. } => {
+                op.refuse(Fault::ReadOnly)
+            }
+        }
     }
 }
 
@@ -176,3 +187,7 @@ impl Image for PointDevice {
         self.reader.image.translate(range, visit).await
     }
 }
+
+#[cfg(test)]
+#[path = "point_tests.rs"]
+mod tests;
