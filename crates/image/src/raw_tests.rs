@@ -1,10 +1,11 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use block::Waiters;
 use ring::{Ring, RingStore};
 use testkit::{
-    PowerCutStore, Rng, Schedule, device_conformance, image_conformance, power_cut_conformance,
-    read_only_conformance,
+    PowerCutStore, Rng, Schedule, crooked, device_conformance, image_conformance,
+    power_cut_conformance, read_only_conformance,
 };
 
 use super::*;
@@ -185,5 +186,194 @@ fn a_discarded_disk_gives_its_space_back_and_a_zeroed_one_keeps_it() {
         let done = device.run(Op::Discard { at, len }).await;
         assert_eq!(done.outcome, Ok(()));
         assert_eq!(store.space(), index(SIZE / 2 + 4096), "discarded");
+    });
+}
+
+/// Notes how much memory its requests have at once. Its second punch and those after it wait until
+/// they may go on.
+struct Watched {
+    store: PowerCutStore,
+    held: Cell<usize>,
+    most: Cell<usize>,
+    punches: Cell<u32>,
+    go_on: Cell<bool>,
+    changed: Waiters,
+}
+
+impl Watched {
+    /// A disk of `size` bytes over one that needs 4096.
+    fn disk(size: u64, seed: u64) -> RawDevice<Self> {
+        let store = Self {
+            store: PowerCutStore::new(0, 4096, seed),
+            held: Cell::new(0),
+            most: Cell::new(0),
+            punches: Cell::new(0),
+            go_on: Cell::new(false),
+            changed: Waiters::default(),
+        };
+        RawDevice::new(store, size, false).expect("whole blocks")
+    }
+
+    fn hold(&self, len: usize) {
+        self.held.set(self.held.get() + len);
+        self.most.set(self.most.get().max(self.held.get()));
+    }
+}
+
+impl Store for Watched {
+    fn alignment(&self) -> u64 {
+        self.store.alignment()
+    }
+    async fn read(&self, at: u64, into: Buffer) -> Done {
+        let len = into.len();
+        self.hold(len);
+        let done = self.store.read(at, into).await;
+        self.held.set(self.held.get() - len);
+        done
+    }
+    async fn write(&self, at: u64, from: Buffer) -> Done {
+        let len = from.len();
+        self.hold(len);
+        let done = self.store.write(at, from).await;
+        self.held.set(self.held.get() - len);
+        done
+    }
+    async fn punch(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.punches.set(self.punches.get() + 1);
+        self.changed.notify();
+        if self.punches.get() > 1 {
+            self.changed.until(|| self.go_on.get().then_some(())).await;
+        }
+        self.store.punch(at, len).await
+    }
+    async fn zero(&self, at: u64, len: u64) -> Result<(), Fault> {
+        self.store.zero(at, len).await
+    }
+    async fn sync(&self) -> Result<(), Fault> {
+        self.store.sync().await
+    }
+    async fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>, Fault> {
+        self.store.next_data(range).await
+    }
+}
+
+#[test]
+fn what_the_store_cannot_take_is_copied_through_little_memory() {
+    let device = Watched::disk(4 << 20, 1);
+    drive(1, async move {
+        let most = &device.store().most;
+        let mut rng = Rng::new(1);
+        let long = 3 << 20;
+        for (at, len, straight) in [
+            (512, long, true),
+            (0, long + 512, true),
+            (4096 - 512, long + 1024, true),
+            (BOUNCE - 512, 1024, true),
+            (0, long, false),
+            (1024, long, false),
+        ] {
+            let memory = if straight {
+                Buffer::from_slice
+            } else {
+                crooked
+            };
+            let bytes = rng.bytes(len);
+            most.set(0);
+            let from = memory(&bytes);
+            assert_eq!(device.run(Op::Write { at, from }).await.outcome, Ok(()));
+            let into = memory(&vec![0; len]);
+            let done = device.run(Op::Read { at, into }).await;
+            assert_eq!(done.outcome, Ok(()));
+            let seen = done.buffer.expect("given back").to_vec();
+            assert!(seen == bytes, "{len} at {at}");
+            assert!(
+                most.get() <= index(BOUNCE),
+                "{len} at {at} took {}",
+                most.get()
+            );
+        }
+        // What it can take goes to it as it is.
+        let from = Buffer::from_slice(&vec![1; long]);
+        let done = device.run(Op::Write { at: 4096, from }).await;
+        assert_eq!(done.outcome, Ok(()));
+        assert_eq!(most.get(), long);
+    });
+}
+
+#[test]
+fn a_write_does_not_wait_for_the_end_of_a_long_discard() {
+    for seed in 0..20 {
+        let device = Rc::new(Watched::disk(3 * LONGEST, seed));
+        let schedule = Schedule::new(seed);
+        let discard = Rc::clone(&device);
+        schedule.spawn(async move {
+            let (at, len) = (512, 3 * LONGEST - 512);
+            let done = discard.run(Op::Discard { at, len }).await;
+            assert_eq!(done.outcome, Ok(()));
+        });
+        let write = Rc::clone(&device);
+        schedule.spawn(async move {
+            let store = write.store();
+            let begun = || (store.punches.get() > 0).then_some(());
+            store.changed.until(begun).await;
+            // A part of a block that is being discarded.
+            let (at, from) = (8192 + 512, Buffer::from_slice(&[7; 512]));
+            assert_eq!(write.run(Op::Write { at, from }).await.outcome, Ok(()));
+            store.go_on.set(true);
+            store.changed.notify();
+        });
+        assert_eq!(schedule.run(), 0, "the write waits for all of it");
+        assert_eq!(device.store().punches.get(), 3);
+        let content = device.store().store.content();
+        assert_eq!(content[8192 + 512..][..512], [7; 512], "it came after");
+    }
+}
+
+#[test]
+fn a_discard_of_many_steps_leaves_zeroes_and_no_space_and_nothing_else_changes() {
+    let ring = Ring::new(8).expect("this host has io_uring");
+    let folder = tempfile::tempdir().expect("scratch");
+    let size = 3 * LONGEST;
+    let path = folder.path().join("disk");
+    let store = RingStore::open(&ring, &path, false, true).expect("made");
+    let device = RawDevice::new(store, size, false).expect("whole blocks");
+    ring.block_on(async {
+        // Around the ends of the discard and of its steps.
+        let ends = [
+            4096,
+            LONGEST,
+            LONGEST + 4096,
+            2 * LONGEST,
+            2 * LONGEST + 4096,
+            size - 4096,
+        ];
+        for end in ends {
+            let (at, from) = (end - 4096, Buffer::from_slice(&[7; 8192]));
+            assert_eq!(device.run(Op::Write { at, from }).await.outcome, Ok(()));
+        }
+        let (start, end) = (512, size - 512);
+        let (at, len) = (start, end - start);
+        assert_eq!(device.run(Op::Discard { at, len }).await.outcome, Ok(()));
+        for near in ends {
+            let at = near - 4096;
+            let into = Buffer::zeroed(8192);
+            let done = device.run(Op::Read { at, into }).await;
+            assert_eq!(done.outcome, Ok(()));
+            let seen = done.buffer.expect("given back").to_vec();
+            for (at, sector) in (at..).step_by(512).zip(seen.chunks(512)) {
+                let kept = !(start..end).contains(&at);
+                assert_eq!(sector, [if kept { 7 } else { 0 }; 512], "at {at}");
+            }
+        }
+        let mut space = 0;
+        let mut visit = |piece: Range<u64>, place| {
+            if place != Place::Zero {
+                space += piece.end - piece.start;
+            }
+            ControlFlow::Continue(())
+        };
+        let told = device.translate(0..size, &mut visit).await;
+        assert_eq!(told, Ok(ControlFlow::Continue(())));
+        assert_eq!(space, 8192, "the partial blocks at its ends");
     });
 }

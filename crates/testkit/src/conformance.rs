@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-pub use device::{device_conformance, power_cut_conformance, read_only_conformance};
+pub use device::{crooked, device_conformance, power_cut_conformance, read_only_conformance};
 pub use image::image_conformance;
 pub use store::store_conformance;
 

@@ -12,8 +12,8 @@ mod schedule;
 mod store;
 
 pub use conformance::{
-    device_conformance, image_conformance, join, power_cut_conformance, read_only_conformance,
-    ready, store_conformance,
+    crooked, device_conformance, image_conformance, join, power_cut_conformance,
+    read_only_conformance, ready, store_conformance,
 };
 pub use folder::CutFolder;
 pub use history::History;

@@ -5,9 +5,10 @@ use block::{Buffer, Device, Fault, Op};
 use super::{SECTOR, join, size};
 use crate::Rng;
 
-/// Memory that O_DIRECT does not take: two pieces that begin at odd addresses.
+/// Memory that O_DIRECT does not take: two pieces that begin at odd addresses, with `bytes` in them.
+#[must_use]
 #[allow(unsafe_code, reason = "crooked memory is made of raw pieces")]
-fn crooked(bytes: &[u8]) -> Buffer {
+pub fn crooked(bytes: &[u8]) -> Buffer {
     use std::sync::Arc;
     let half = bytes.len() / 2;
     let owner = Arc::new(Memory(Buffer::zeroed(bytes.len() + 16)));
