@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -116,6 +116,16 @@ fn programs() -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
+/// Copies the programs of a host into `folder`.
+fn install(folder: &Path) -> Result<()> {
+    let built = programs()?;
+    fs::create_dir_all(folder)?;
+    for program in ["polluxd", "pollux-vmd", "pollux-diskd"] {
+        fs::copy(built.join(program), folder.join(program))?;
+    }
+    Ok(())
+}
+
 /// What `pollux` said when it refused.
 #[derive(Debug)]
 pub struct Refusal {
@@ -134,6 +144,8 @@ pub struct Host {
     programs: PathBuf,
     daemon: Option<Child>,
     echo: bool,
+    /// Whom polluxd runs as, if not as whoever runs this.
+    user: Option<u32>,
 }
 
 impl Host {
@@ -142,7 +154,7 @@ impl Host {
     /// # Errors
     /// polluxd does not come up.
     pub fn start(name: &str, scratch: &Scratch) -> Result<Self> {
-        Self::start_from(programs()?, name, scratch)
+        Self::start_from(programs()?, name, scratch.state.join(name), scratch, None)
     }
 
     /// As [`Host::start`], with copies of the host's programs that the test may replace.
@@ -150,17 +162,37 @@ impl Host {
     /// # Errors
     /// polluxd does not come up.
     pub fn start_installed(name: &str, scratch: &Scratch) -> Result<Self> {
-        let (built, installed) = (programs()?, scratch.state.join("bin"));
-        fs::create_dir_all(&installed)?;
-        for program in ["polluxd", "pollux-vmd", "pollux-diskd"] {
-            fs::copy(built.join(program), installed.join(program))?;
-        }
-        Self::start_from(installed, name, scratch)
+        let installed = scratch.state.join("bin");
+        install(&installed)?;
+        Self::start_from(installed, name, scratch.state.join(name), scratch, None)
     }
 
-    fn start_from(programs: PathBuf, name: &str, scratch: &Scratch) -> Result<Self> {
+    /// As [`Host::start_installed`], for the user `uid` and with everything in `home`, which becomes
+    /// that user's. For root only.
+    ///
+    /// # Errors
+    /// polluxd does not come up.
+    pub fn start_as(uid: u32, name: &str, home: &Path, scratch: &Scratch) -> Result<Self> {
+        let (installed, state) = (home.join("bin"), home.join(name));
+        install(&installed)?;
+        let run = scratch.run.path().join(name);
+        for folder in [&state, &run] {
+            fs::create_dir_all(folder)?;
+            chown(folder, Some(uid), Some(uid))?;
+        }
+        chown(home, Some(uid), Some(uid))?;
+        Self::start_from(installed, name, state, scratch, Some(uid))
+    }
+
+    fn start_from(
+        programs: PathBuf,
+        name: &str,
+        state: PathBuf,
+        scratch: &Scratch,
+        user: Option<u32>,
+    ) -> Result<Self> {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let (state, run) = (scratch.state.join(name), scratch.run.path().join(name));
+        let run = scratch.run.path().join(name);
         fs::create_dir_all(&state)?;
         fs::create_dir_all(&run)?;
         let mut host = Self {
@@ -171,6 +203,7 @@ impl Host {
             programs,
             daemon: None,
             echo: false,
+            user,
         };
         host.start_daemon()?;
         Ok(host)
@@ -210,7 +243,20 @@ impl Host {
     /// # Errors
     /// It was not built.
     pub fn daemon_command(&self) -> Result<Command> {
-        let mut command = Command::new(self.programs.join("polluxd"));
+        let program = self.programs.join("polluxd");
+        let mut command = match self.user {
+            None => Command::new(program),
+            Some(uid) => {
+                let mut command = Command::new("setpriv");
+                command.args([
+                    "--clear-groups",
+                    &format!("--reuid={uid}"),
+                    &format!("--regid={uid}"),
+                ]);
+                command.arg(program);
+                command
+            }
+        };
         command
             .arg("--state")
             .arg(&self.state)

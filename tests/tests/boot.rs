@@ -90,12 +90,16 @@ fn confined(host: &Host, process: &str) -> Result<()> {
     assert_eq!(field("CapEff:")?, ["0000000000000000"]);
     let own: u32 = field("Uid:")?[0].parse()?;
     let polluxd = fs::metadata("/proc/self")?.uid();
-    if polluxd == 0 {
+    let lacking = vm
+        .pointer("/processes/lacking")
+        .context("what is lacking")?;
+    if lacking.to_string().contains("run as polluxd's own user") {
+        // Say, the checkout lies in /root, where nobody else may go.
+        assert_eq!(own, polluxd, "as it was told");
+    } else {
         assert!(own >= 2_010_000_000, "{process} runs as {own}");
         let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
         assert_ne!(network(&pid.to_string())?, network("self")?);
-    } else {
-        assert_eq!(own, polluxd);
     }
     Ok(())
 }
