@@ -20,6 +20,6 @@ pub use disk::{
 pub use history::{Lineage, LineageError, PointId, Since, Term};
 pub use id::{BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
 pub use problem::{Code, Problem};
-pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, SECTOR_SIZE};
+pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, REGION_SIZE, SECTOR_SIZE};
 pub use spec::{DirectBoot, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec};
 pub use state::{Health, Mode, ReplicationState, VmState};

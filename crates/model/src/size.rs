@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The unit of tracking, presence and segments, in bytes.
 pub const BLOCK_SIZE: u64 = 4096;
 
+/// The unit of the write-intent log and of comparisons with a twin, in bytes: 256 blocks.
+pub const REGION_SIZE: u64 = 1 << 20;
+
 /// The logical sector that guests see, in bytes.
 pub const SECTOR_SIZE: u64 = 512;
 
