@@ -5,9 +5,11 @@
 //! - [`Journal`]: the folder of a replica VM (docs/formats/journal.md): takes segments
 //!   in, keeps points, merges the oldest into the base.
 //! - [`PointReader`]: reads any point of it, over base and segments at once.
+//! - [`compare`]: which blocks of it differ from what another host has.
 //!
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
+pub mod compare;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -350,7 +350,7 @@ impl PointImage {
 
     /// Calls `visit` with the pieces of `range`, which lies inside the disk, until it breaks. Needs no
     /// I/O.
-    fn places(
+    pub(crate) fn places(
         &self,
         range: Range<u64>,
         visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,

@@ -2,6 +2,7 @@ use block::Image;
 use proptest::prelude::*;
 
 use super::*;
+use crate::compare::BlockHashes;
 use crate::{Begun, Held};
 
 #[test]
@@ -48,6 +49,38 @@ fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
     more(&mut journal, &folder, &mut primary, &mut points, 2);
     assert_content(&outside, &pinned, "after more points");
     assert_points(&journal, &points, "at the end");
+}
+
+#[test]
+fn the_hashes_of_a_region_are_those_of_the_content_wherever_it_lies() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    primary.grow(0, 300);
+    more(&mut journal, &folder, &mut primary, &mut points, 8);
+    for merges in 0..points.len() {
+        for known in &points[merges..] {
+            let reader = journal.open_point(known.id).expect("opened");
+            for (id, content) in primary.ids.iter().zip(&known.disks) {
+                let image = reader.image(*id).expect("has it");
+                // As it is, and as it would be after it grew.
+                for more in [0, 5 * BLOCK, 300 * BLOCK] {
+                    let mut content = content.clone();
+                    content.resize(content.len() + more, 0);
+                    let size = Bytes(content.len() as u64);
+                    let mut regions = (0..).zip(content.chunks(256 * BLOCK));
+                    for (number, content) in &mut regions {
+                        let hashes = image.region_hashes(number, size).expect("read");
+                        assert_eq!(hashes, BlockHashes::of(content), "region {number}");
+                    }
+                    let past = content.len().div_ceil(256 * BLOCK) as u64;
+                    for past in [past, u64::MAX] {
+                        image.region_hashes(past, size).expect_err("past the end");
+                    }
+                }
+            }
+        }
+        let _ = journal.merge_oldest().expect("merged");
+    }
 }
 
 #[test]
