@@ -230,6 +230,9 @@ impl<S: Store> Device for Layer<S> {
 
     async fn run(&self, op: Op) -> Done {
         match self {
+            #[cfg(test)]
+            Self::Raw { device, .. } => crate::lab::slowly(device, op).await,
+            #[cfg(not(test))]
             Self::Raw { device, .. } => device.run(op).await,
             Self::Point(point) => point.run(op).await,
             Self::Overlay(layer) => layer.overlay.run(op).await,

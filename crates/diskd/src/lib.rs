@@ -28,7 +28,11 @@ pub mod fronts;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod inherit;
+#[cfg(test)]
+mod lab;
 mod layer;
+#[cfg(test)]
+mod litmus_tests;
 pub mod nbd;
 pub mod outbox;
 pub mod owner;

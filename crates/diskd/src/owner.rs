@@ -386,6 +386,8 @@ async fn cut_epoch<D: Device + 'static>(
     cut: &Cut,
     stage: StageOrder,
 ) {
+    #[cfg(test)]
+    crate::lab::late(ring).await;
     let parked = Instant::now();
     tracker.park();
     let outcome = if cut.parked().await {
@@ -431,6 +433,8 @@ fn sealed<D: Device + 'static>(
     if !begins {
         return;
     }
+    #[cfg(test)]
+    crate::lab::sealed();
     if told.is_err() {
         tracker.end(false);
         return;

@@ -100,6 +100,8 @@ pub(crate) enum Rule {
     DoubleMark,
     CopyBeforeWrite,
     WaitForCrossing,
+    /// All disks are parked before one of them seals.
+    OneInstant,
 }
 
 impl<D: Device> Tracker<D> {
@@ -117,7 +119,7 @@ impl<D: Device> Tracker<D> {
             changed: Waiters::default(),
             faults: Sparse::default(),
             #[cfg(test)]
-            broken: Cell::new(None),
+            broken: Cell::new(crate::lab::broken()),
         };
         tracker.publish();
         tracker
