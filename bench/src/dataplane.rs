@@ -334,6 +334,7 @@ fn tracking(place: &Place, file: &Path, figures: &mut Vec<Figure>) -> Result<()>
             &mut side,
             &Request::Track {
                 relationship: RelationshipId::random(),
+                begin: true,
             },
         )?;
         let on = side.slice(RUN)?.operations_per_second;

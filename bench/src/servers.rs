@@ -84,6 +84,7 @@ impl Server {
                     file: file.to_owned(),
                 },
                 state: folder.join("state"),
+                tracking: folder.join("tracking"),
             }],
             copy_budget: Bytes(64 << 20),
         };

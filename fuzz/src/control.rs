@@ -4,9 +4,10 @@
 use std::fmt::Debug;
 
 use diskd::config::{Config, DiskConfig, Front, StackSpec};
-use diskd::control::{Reply, Request};
+use diskd::control::{Compared, Reply, Request};
 use diskd::fuzzing::{ID, control};
 use jiff::Timestamp;
+use journal::compare::Blocks;
 use journal::{Consistency, Content, DiskExtent, Header};
 use model::{
     BLOCK_SIZE, Bytes, CheckpointId, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
@@ -41,6 +42,13 @@ pub const WORDS: &[&str] = &[
     "\"nbd\"",
     "\"generation\"",
     "\"fold-back\"",
+    "\"confirm\"",
+    "\"suspect\"",
+    "\"hashes\"",
+    "\"compared\"",
+    "\"regions\"",
+    "\"begin\"",
+    "\"tracking\"",
     "\"reload\"",
     "\"drain\"",
     "\"checkpoint\"",
@@ -85,6 +93,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 below: Box::new(StackSpec::Raw { file: "/b".into() }),
             },
             state: "/run/a".into(),
+            tracking: "/a/tracking".into(),
         }],
         copy_budget: Bytes(1 << 20),
     };
@@ -115,7 +124,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
             limit,
         },
         Request::Reload,
-        Request::Track { relationship },
+        Request::Track {
+            relationship,
+            begin: false,
+        },
         Request::Seed {
             header: header.clone(),
             disk,
@@ -127,8 +139,24 @@ pub fn seeds() -> Vec<Vec<u8>> {
             header,
             file: "delta".into(),
         },
+        Request::Confirm {
+            file: "delta".into(),
+        },
         Request::FoldBack {
             file: "delta".into(),
+        },
+        Request::Suspect,
+        Request::Hashes {
+            disk,
+            from: 0,
+            limit: 1,
+        },
+        Request::Compared {
+            disk,
+            regions: vec![Compared {
+                region: 0,
+                differ: vec![Blocks { first: 3, count: 2 }],
+            }],
         },
         Request::Untrack,
     ];
@@ -139,7 +167,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     });
     let mut seeds = vec![
         serde_json::to_vec(&config).expect("has a JSON form"),
-        serde_json::to_vec(&Reply::Tracking { exact: true }).expect("has a JSON form"),
+        serde_json::to_vec(&Reply::Tracking {
+            exact: true,
+            suspect: Bytes(0),
+        })
+        .expect("has a JSON form"),
         lines[3..].concat(),
     ];
     seeds.extend(lines);

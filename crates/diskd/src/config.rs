@@ -62,6 +62,9 @@ pub struct DiskConfig {
     /// File for state that survives `kill -9` but not a reboot: dirty maps, volatile presence,
     /// sticky failure. On tmpfs.
     pub state: PathBuf,
+    /// Folder for what must survive a power cut while changes are tracked: `<id>.intent`,
+    /// `<id>.stack`, `<id>.<overlay>.merge`. On durable storage; several disks may share it.
+    pub tracking: PathBuf,
 }
 
 /// How the guest reaches a disk.

@@ -5,12 +5,17 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use journal::Header;
+use journal::compare::{BlockHashes, Blocks};
 use model::{Bytes, CheckpointId, DiskId, Problem, RelationshipId};
 use serde::{Deserialize, Serialize};
 
 /// Longest line in bytes, either way.
 pub const MAX_LINE: usize = 1 << 20;
+
+/// Most regions in one [`Reply::Hashes`].
+pub const MAX_HASHES: u64 = 128;
 
 /// What diskd is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,12 +23,14 @@ pub const MAX_LINE: usize = 1 << 20;
 pub enum Request {
     /// How it is. Answered by [`Reply::Status`].
     Status,
-    /// Track changes for this relationship. Goes on where it was if the state file is of this
-    /// boot and this relationship; otherwise every block is marked. Answered by
-    /// [`Reply::Tracking`].
+    /// Track changes for this relationship. Goes on where it was if nothing was lost since; after a
+    /// power cut what nobody can tell is suspect. Answered by [`Reply::Tracking`].
     Track {
         /// The relationship.
         relationship: RelationshipId,
+        /// The initial replication is not finished: there is nothing yet to compare with, and every
+        /// block is marked unless all is known.
+        begin: bool,
     },
     /// Stop tracking and forget all marks. Answered by [`Reply::Done`].
     Untrack,
@@ -50,11 +57,38 @@ pub enum Request {
         /// The segment file, in the outbox; it appears when it is whole.
         file: PathBuf,
     },
-    /// Mark what a staged segment holds again, then remove its file: it will not be shipped.
-    /// Answered by [`Reply::Done`].
+    /// The replica has what a staged segment holds: its file is removed, nothing is unconfirmed any
+    /// more. May be repeated. Answered by [`Reply::Done`].
+    Confirm {
+        /// The segment file.
+        file: PathBuf,
+    },
+    /// Mark what a staged segment holds again, then remove its file: it will not be shipped. If the
+    /// file is gone or cannot be read, the regions that it held are suspect. Answered by
+    /// [`Reply::Done`].
     FoldBack {
         /// The segment file.
         file: PathBuf,
+    },
+    /// From now on nobody can tell how any disk differs from the replica: every region is suspect.
+    /// Answered by [`Reply::Done`].
+    Suspect,
+    /// The hashes of the next suspect regions of a disk. Answered by [`Reply::Hashes`].
+    Hashes {
+        /// The disk.
+        disk: DiskId,
+        /// First region to look at, in regions of 1 MiB.
+        from: u64,
+        /// Most regions; at most [`MAX_HASHES`] are given.
+        limit: u64,
+    },
+    /// Regions were compared with the replica: what differs is marked, and they are suspect no longer.
+    /// Answered by [`Reply::Done`].
+    Compared {
+        /// The disk.
+        disk: DiskId,
+        /// The regions.
+        regions: Vec<Compared>,
     },
     /// Read the configuration file again and go there, at one instant for all disks: overlays are
     /// pushed on top, dropped when they were drained, replaced by fresh ones; a disk grows. The guest
@@ -94,12 +128,16 @@ pub enum Reply {
         lacking: Vec<String>,
         /// Its disks, in the configuration's order.
         disks: Vec<DiskStatus>,
+        /// What became of epochs since this diskd started.
+        epochs: EpochStatus,
     },
     /// To [`Request::Track`].
     Tracking {
-        /// Whether the marks of every disk were found and are exact. If not, every block of
-        /// every disk is marked now.
+        /// Whether the marks of every disk are exact. If not, what nobody can tell is suspect, or
+        /// marked.
         exact: bool,
+        /// Regions of all disks that must be compared with the replica before the next cut.
+        suspect: Bytes,
     },
     /// To [`Request::Seed`] and [`Request::Cut`].
     Staged(Staged),
@@ -107,6 +145,13 @@ pub enum Reply {
     Drained {
         /// What is left. Nothing: all of it is durable below, and the overlay is not needed any more.
         left: Bytes,
+    },
+    /// To [`Request::Hashes`].
+    Hashes {
+        /// Suspect regions, in rising order.
+        regions: Vec<RegionHashes>,
+        /// Where to go on; none when no suspect region is left behind them.
+        next: Option<u64>,
     },
     /// Done.
     Done,
@@ -154,6 +199,107 @@ pub struct DiskStatus {
     /// Whether a flush failed: the disk takes no more writes until it is reopened, by a shutdown
     /// after the guest is gone and another start. Every block counts as changed then.
     pub flush_failed: bool,
+    /// What is tracked; none if nothing is.
+    pub tracking: Option<TrackingStatus>,
+}
+
+/// What is tracked of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackingStatus {
+    /// For whom.
+    pub relationship: RelationshipId,
+    /// Blocks that may differ from what was staged.
+    pub marked: Bytes,
+    /// Blocks of the epoch that is being staged.
+    pub sealed: Bytes,
+    /// Regions with blocks in a staged segment that the replica has not confirmed.
+    pub unconfirmed: Bytes,
+    /// Regions that must be compared with the replica.
+    pub suspect: Bytes,
+    /// Regions that are compared after a power cut, at most.
+    pub armed: Bytes,
+    /// The write-intent log.
+    pub log: LogStatus,
+    /// Commits of the log since this diskd started.
+    pub commits: u64,
+    /// Sweeps since this diskd started: regions that are the replica's again leave the log.
+    pub sweeps: u64,
+}
+
+/// How the write-intent log of a disk is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LogStatus {
+    /// It is kept.
+    Kept,
+    /// It could not be written: after a power cut the whole disk is compared.
+    Lost {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What became of the epochs of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochStatus {
+    /// Cuts that hold.
+    pub cuts: u64,
+    /// Cuts given up because a disk did not stop issuing writes in time.
+    pub abandoned: u64,
+    /// Epochs whose marks went back, before or after their segment was whole.
+    pub folded_back: u64,
+    /// The last of them.
+    pub last_fold_back: Option<FoldedBack>,
+    /// How long the guest's writes were held up by cuts.
+    pub pauses: Pauses,
+    /// Old content saved because the guest wrote before it was staged.
+    pub copied: Bytes,
+}
+
+/// An epoch that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoldedBack {
+    /// Why.
+    pub why: String,
+    /// When.
+    pub time: Timestamp,
+}
+
+/// How long the guest's writes were held up, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pauses {
+    /// By the last cut.
+    pub last_us: u64,
+    /// By the longest.
+    pub longest_us: u64,
+    /// Half of the cuts took at most this; rounded up, by at most an eighth.
+    pub p50_us: u64,
+    /// 99 of 100 took at most this; rounded up, by at most an eighth.
+    pub p99_us: u64,
+}
+
+/// What a suspect region holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionHashes {
+    /// Which one.
+    pub region: u64,
+    /// Of each of its blocks.
+    pub hashes: BlockHashes,
+}
+
+/// What came of comparing a region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compared {
+    /// Which one.
+    pub region: u64,
+    /// The blocks of it that differ.
+    pub differ: Vec<Blocks>,
 }
 
 /// The overlay of a checkpoint: what was written since.

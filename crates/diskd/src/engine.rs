@@ -15,24 +15,20 @@
 //!   name nothing can go wrong any more: an owner that is slow to clear its sealed map is not waited for.
 //! - No answer at all (this process was killed) says nothing: whoever asked looks into the outbox.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use journal::{Content, Header, SegmentReader, Summary};
-use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, RelationshipId, VmId};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, VmId};
 use ring::Sender;
 
 use crate::config::Config;
 use crate::control::{DiskStatus, Reply, StoreKind};
-use crate::cut::Cut;
-use crate::epoch::{EpochFault, Underway};
-use crate::outbox::{Draft, Filler, OutboxError};
-use crate::owner::{Delivery, Order, SealFault, StageOrder};
-use crate::staging::Abandoned;
+use crate::owner::Order;
+use crate::tally::Tally;
 use crate::tracker::Stats;
 
 /// See [`Engine::patience`].
@@ -70,6 +66,8 @@ pub struct Engine {
     stacks: Mutex<()>,
     /// Held while disks wait for each other: one instant at a time.
     instant: Mutex<()>,
+    /// Counted since this process started.
+    tally: Mutex<Tally>,
 }
 
 impl Engine {
@@ -89,6 +87,7 @@ impl Engine {
             epoch: Mutex::new(()),
             stacks: Mutex::new(()),
             instant: Mutex::new(()),
+            tally: Mutex::default(),
         }
     }
 
@@ -187,6 +186,10 @@ impl Engine {
         self.instant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn all(&self) -> Vec<&Disk> {
         self.disks.iter().collect()
     }
@@ -211,6 +214,7 @@ impl Engine {
             writes: disk.stats.writes.load(Relaxed),
             flushes: disk.stats.flushes.load(Relaxed),
             flush_failed: disk.stats.flush_failed.load(Relaxed) != 0,
+            tracking: look.tracking,
         });
         Ok(Reply::Status {
             pid: std::process::id(),
@@ -219,246 +223,8 @@ impl Engine {
             store,
             lacking: self.lacking.clone(),
             disks: disks.collect(),
+            epochs: self.tally().status(),
         })
-    }
-
-    /// Tracks changes for `relationship`.
-    ///
-    /// # Errors
-    /// When another request works on the marks.
-    pub fn track(&self, relationship: RelationshipId) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        let found = self.ask(&self.all(), Order::Tracking)?;
-        let exact = found.iter().all(|found| *found == Some(relationship));
-        if !exact {
-            self.ask(&self.all(), |answer| Order::TrackAll(relationship, answer))?;
-        }
-        Ok(Reply::Tracking { exact })
-    }
-
-    /// Forgets all marks.
-    ///
-    /// # Errors
-    /// When another request works on the marks.
-    pub fn untrack(&self) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        self.ask(&self.all(), Order::Untrack)?;
-        Ok(Reply::Done)
-    }
-
-    /// The disks that `header` names, in its order.
-    fn disks_of(&self, header: &Header) -> Result<Vec<&Disk>, Problem> {
-        header.check().map_err(|error| self.invalid(error))?;
-        if header.vm != self.vm {
-            return Err(self.invalid(format!("the header is that of VM {}", header.vm)));
-        }
-        let term = header.lineage.current().number;
-        if term != self.term {
-            return Err(self.problem(
-                Code::Conflict,
-                format!(
-                    "the header is of term {term}, this process may write in term {}",
-                    self.term
-                ),
-                "",
-            ));
-        }
-        header
-            .disks
-            .iter()
-            .map(|named| {
-                self.disks
-                    .iter()
-                    .find(|disk| disk.id == named.id && disk.size.load(Relaxed) == named.size.0)
-                    .ok_or_else(|| {
-                        self.invalid(format!("there is no disk {} of {}", named.id, named.size))
-                    })
-            })
-            .collect()
-    }
-
-    /// Cuts an epoch on all disks of the header and writes its segment.
-    ///
-    /// # Errors
-    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
-    pub fn cut(&self, mut header: Header, file: &Path) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        if !matches!(header.content, Content::Delta { .. }) {
-            return Err(self.invalid("a cut makes a delta, the header is of another kind"));
-        }
-        let disks = self.disks_of(&header)?;
-        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
-        let cut = Arc::new(Cut::new(disks.len()));
-        let (deliveries, delivered) = mpsc::channel();
-        let mut epoch = Underway::new(self, &disks, delivered);
-        let instant = self.one_instant();
-        for (number, disk) in (0..).zip(&disks) {
-            let stage = self.stage_order(number, &deliveries);
-            if let Err(problem) = self.order(disk, Order::Cut(Arc::clone(&cut), stage)) {
-                cut.abandon();
-                drop(deliveries);
-                epoch.give_up();
-                return Err(problem);
-            }
-        }
-        drop(deliveries);
-        epoch.await_seals(Some(&cut));
-        drop(instant);
-        if let Some(time) = cut.time() {
-            header.time = time;
-        }
-        let filler = Filler::begin(file, opened, &header);
-        self.finish(epoch, draft, filler)
-    }
-
-    /// Stages a part of an initial replication.
-    ///
-    /// # Errors
-    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
-    pub fn seed(
-        &self,
-        header: &Header,
-        disk: DiskId,
-        from: u64,
-        limit: Bytes,
-        file: &Path,
-    ) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        if !matches!(header.content, Content::Seed { .. }) {
-            return Err(self.invalid("a seed is asked for, the header is of another kind"));
-        }
-        if from % BLOCK_SIZE != 0 {
-            return Err(self.invalid(format!("byte {from} is not the first of a block")));
-        }
-        let disks = self.disks_of(header)?;
-        let Some(number) = disks.iter().position(|one| one.id == disk) else {
-            return Err(self.invalid(format!("the header does not name disk {disk}")));
-        };
-        let disk = disks[number];
-        let number = u16::try_from(number).map_err(|error| self.invalid(error))?;
-        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
-        let (deliveries, delivered) = mpsc::channel();
-        let stage = self.stage_order(number, &deliveries);
-        drop(deliveries);
-        let order = Order::Seed {
-            from: from / BLOCK_SIZE,
-            limit: limit.0.div_ceil(BLOCK_SIZE),
-            stage,
-        };
-        self.order(disk, order)?;
-        let mut epoch = Underway::new(self, &[disk], delivered);
-        epoch.await_seals(None);
-        let filler = Filler::begin(file, opened, header);
-        self.finish(epoch, draft, filler)
-    }
-
-    fn stage_order(&self, disk: u16, deliveries: &mpsc::Sender<Delivery>) -> StageOrder {
-        StageOrder {
-            disk,
-            budget: self.copy_budget.0,
-            deliveries: deliveries.clone(),
-        }
-    }
-
-    /// Writes what the owners deliver, until the segment is whole or will never be.
-    fn finish(
-        &self,
-        mut epoch: Underway<'_>,
-        draft: Draft,
-        filler: Result<Filler, OutboxError>,
-    ) -> Result<Reply, Problem> {
-        let mut filler = match filler {
-            Ok(filler) => filler,
-            Err(error) => {
-                epoch.give_up();
-                return Err(self.outbox(&error));
-            }
-        };
-        if let Err(fault) = epoch.write(&mut filler) {
-            epoch.give_up();
-            return Err(self.unfinished(&fault));
-        }
-        let published: Result<Summary, OutboxError> = filler.finish().and_then(|summary| {
-            draft.publish()?;
-            Ok(summary)
-        });
-        match published {
-            Ok(summary) => {
-                // From here on nothing is an error: the file is there, with all that is sealed.
-                epoch.end(true);
-                Ok(Reply::Staged(epoch.report(&summary)))
-            }
-            Err(error) => {
-                epoch.give_up();
-                Err(self.outbox(&error))
-            }
-        }
-    }
-
-    fn unfinished(&self, fault: &EpochFault) -> Problem {
-        let tracked = "the changes stay marked; ask again";
-        match fault {
-            EpochFault::Outbox(error) => self.outbox(error),
-            EpochFault::Seal(fault @ SealFault::Late) => {
-                self.problem(Code::Conflict, fault, tracked)
-            }
-            EpochFault::Seal(fault) => self.problem(Code::Conflict, fault, "track changes first"),
-            EpochFault::Staging(fault @ Abandoned::Budget) => self.problem(
-                Code::Full,
-                format!("{fault} (copy budget {})", self.copy_budget),
-                tracked,
-            ),
-            EpochFault::Staging(fault) => self.problem(Code::Failed, fault, tracked),
-            EpochFault::Gone => self.problem(
-                Code::Failed,
-                "an owner thread ended",
-                "look at the log of pollux-diskd",
-            ),
-        }
-    }
-
-    fn outbox(&self, error: &OutboxError) -> Problem {
-        let (code, way_out) = match error {
-            OutboxError::Exists(_) => (Code::Conflict, "fold it back or remove it"),
-            error if error.is_full() => (Code::Full, "the changes stay marked; make room"),
-            _ => (Code::Failed, "the changes stay marked; ask again"),
-        };
-        self.problem(code, chain(error), way_out)
-    }
-
-    /// Marks what the segment `file` holds and removes it.
-    ///
-    /// # Errors
-    /// When it cannot be read; nothing was changed.
-    pub fn fold_back(&self, file: &Path) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        let failed = |error: &dyn std::error::Error| {
-            self.problem(
-                Code::Failed,
-                format!("cannot fold back {}: {}", file.display(), chain(error)),
-                "",
-            )
-        };
-        let segment = SegmentReader::open(file).map_err(|error| failed(&error))?;
-        let mut marks = Vec::new();
-        for named in &segment.header().disks {
-            let disk = self.disks.iter().find(|disk| disk.id == named.id);
-            let disk =
-                disk.ok_or_else(|| self.invalid(format!("there is no disk {}", named.id)))?;
-            marks.push((disk, Vec::new()));
-        }
-        for run in segment.runs() {
-            let run = run.map_err(|error| failed(&error))?;
-            if let Some((_, runs)) = marks.get_mut(usize::from(run.disk)) {
-                runs.push(run.block..run.block + u64::from(run.count));
-            }
-        }
-        for (disk, runs) in marks {
-            self.ask(&[disk], |answer| Order::Mark(runs.clone(), answer))?;
-        }
-        // Only now: a kill in between marks too much, never too little.
-        std::fs::remove_file(file).map_err(|error| failed(&error))?;
-        Ok(Reply::Done)
     }
 
     /// Lets every request be answered, takes no more, makes everything durable; for as long as that
@@ -511,6 +277,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+mod epochs;
+mod marks;
 mod reload;
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ use ring::Ring;
 
 use super::*;
 use crate::flow::{Cause, Flow, Piece};
+use crate::owner::{Delivery, SealFault};
 use crate::staging::StageReport;
 use crate::tracker::SealError;
+use journal::{Content, Header, SegmentReader};
 
 const SIZE: Bytes = Bytes(16 * BLOCK_SIZE);
 /// Longest time until an answer comes.

@@ -16,10 +16,12 @@ use crate::engine::{Disk, Engine};
 use crate::outbox::{Filler, OutboxError};
 use crate::owner::{Delivery, Order, SealFault};
 use crate::staging::Abandoned;
+use crate::tally::micros;
 
 /// How long a cut waits for all disks to stop issuing mutations. The guest's writes are held up
 /// meanwhile.
 const PARKING: Duration = Duration::from_secs(1);
+
 /// Why there will be no segment.
 pub(crate) enum EpochFault {
     Seal(SealFault),
@@ -167,13 +169,23 @@ impl<'a> Underway<'a> {
         self.engine.end_epoch(&self.disks, whole);
     }
 
+    /// How long the disk was held up that was held up longest.
+    pub(crate) fn pause(&self) -> Duration {
+        self.pause
+    }
+
+    /// Bytes of old content that were saved.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied
+    }
+
     pub(crate) fn report(&self, summary: &Summary) -> Staged {
         Staged {
             content: summary.content,
             zeroes: summary.zeroes,
             file_len: summary.file_len,
             copied_before_write: Bytes(self.copied),
-            pause_us: u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX),
+            pause_us: micros(self.pause),
             next: self.next.map(|block| block * BLOCK_SIZE),
         }
     }

@@ -73,6 +73,7 @@ impl Scene {
                 below: Box::new(StackSpec::Raw { file: path("raw") }),
             },
             state: path("state"),
+            tracking: path("tracking"),
         };
         let config = Config {
             vm: VmId(ID),
@@ -122,8 +123,10 @@ impl Scene {
 
     /// The request with its files in the folder of the disk.
     fn confined(&self, mut request: Request) -> Request {
-        if let Request::Seed { file, .. } | Request::Cut { file, .. } | Request::FoldBack { file } =
-            &mut request
+        if let Request::Seed { file, .. }
+        | Request::Cut { file, .. }
+        | Request::Confirm { file }
+        | Request::FoldBack { file } = &mut request
         {
             let name = file.file_name().unwrap_or("segment".as_ref()).to_owned();
             // Not one of the disk's own.
@@ -147,7 +150,8 @@ mod tests {
             "{{\"request\":\"drain\",\"disk\":\"{ID}\",\"checkpoint\":\"{ID}\",\"limit\":\"1MiB\"}}\n"
         );
         for line in [
-            format!("{{\"request\":\"track\",\"relationship\":\"{ID}\"}}\n"),
+            format!("{{\"request\":\"track\",\"relationship\":\"{ID}\",\"begin\":true}}\n"),
+            format!("{{\"request\":\"hashes\",\"disk\":\"{ID}\",\"from\":0,\"limit\":9}}\n"),
             "{\"request\":\"reload\"}\n".to_owned(),
             drain.clone(),
             drain,

@@ -45,5 +45,6 @@ mod stack;
 pub mod staging;
 pub mod state;
 pub mod syscalls;
+mod tally;
 pub mod tracker;
 pub mod vhost_user;

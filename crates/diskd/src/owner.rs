@@ -19,7 +19,7 @@ use model::{BootId, Bytes, CheckpointId, RelationshipId};
 use ring::{Kind, Mailbox, Ring};
 
 use crate::config::DiskConfig;
-use crate::control::{OverlayStatus, StoreKind};
+use crate::control::{OverlayStatus, StoreKind, TrackingStatus};
 use crate::cut::Cut;
 use crate::flow::{Flow, Piece};
 use crate::fronts::{Fronts, Sockets};
@@ -91,6 +91,8 @@ pub struct Look {
     pub overlays: Vec<OverlayStatus>,
     /// How its files are read and written.
     pub store: StoreKind,
+    /// What is tracked of it.
+    pub tracking: Option<TrackingStatus>,
 }
 
 /// Why another stack cannot be had, in words.
@@ -308,6 +310,7 @@ impl Owner {
                 Kind::IoUring => StoreKind::IoUring,
                 Kind::Threads => StoreKind::Threads,
             },
+            tracking: None,
         }
     }
 

@@ -78,6 +78,7 @@ impl Vm {
                     path(&format!("{number}.map")),
                 ),
                 state: path(&format!("{number}.state")),
+                tracking: path("tracking"),
             })
             .collect();
         let names = disks.iter().map(|disk| disk_socket(disk.slot));
@@ -256,8 +257,11 @@ impl Vm {
     }
 
     fn track(&self, relationship: RelationshipId) -> bool {
-        match self.ask(&Request::Track { relationship }) {
-            Reply::Tracking { exact } => exact,
+        match self.ask(&Request::Track {
+            relationship,
+            begin: true,
+        }) {
+            Reply::Tracking { exact, .. } => exact,
             other => panic!("{other:?}"),
         }
     }

@@ -90,6 +90,7 @@ impl Vm {
                 size,
                 stack: StackSpec::Raw { file },
                 state: path(&format!("{slot}.state")),
+                tracking: path("tracking"),
             });
         }
         let listen = |name: String| {
@@ -228,8 +229,11 @@ impl Vm {
 
     fn track(&self) -> bool {
         let relationship = self.relationship;
-        match self.ask(&Request::Track { relationship }) {
-            Reply::Tracking { exact } => exact,
+        match self.ask(&Request::Track {
+            relationship,
+            begin: true,
+        }) {
+            Reply::Tracking { exact, .. } => exact,
             other => panic!("{other:?}"),
         }
     }

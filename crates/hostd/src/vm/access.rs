@@ -10,7 +10,7 @@
 //!       checkpoints/           root:U 0750
 //!       disk0.raw, overlays    U     0600   made by polluxd if they are not there yet
 //!       serial.log uefi-...fd  U     0600
-//!       outbox/                U     0700
+//!       outbox/ tracking/      U     0700
 //!   RUN/                       root  0711
 //!     SHORT-ID/                root:U 0750
 //!       vmd.json vmd.sock      root  0600
@@ -179,7 +179,12 @@ impl Access {
     /// What diskd may do.
     pub(crate) fn diskd(&self, folder: &VmFolder, run: &Path) -> Rights {
         let stacks = stacks(folder);
-        let mut write = vec![folder.path.clone(), own(run), outbox(folder)];
+        let mut write = vec![
+            folder.path.clone(),
+            own(run),
+            outbox(folder),
+            tracking(folder),
+        ];
         let files = stacks.iter().flat_map(files);
         write.extend(files.filter(|file| !file.starts_with(&folder.path)));
         let mut read = vec![run.to_owned()];
@@ -348,6 +353,11 @@ fn outbox(folder: &VmFolder) -> PathBuf {
     }
 }
 
+/// Where diskd keeps what must survive a power cut while changes are tracked.
+pub(crate) fn tracking(folder: &VmFolder) -> PathBuf {
+    folder.path.join("tracking")
+}
+
 /// Gives everything to `user`; to polluxd's own if there is none.
 fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (PathBuf, io::Error)> {
     let shared = |path: &Path| -> io::Result<()> {
@@ -389,6 +399,7 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
     at(own(run), owned_folder(&own(run)))?;
     at(folder.path.clone(), shared(&folder.path))?;
     at(outbox(folder), owned_folder(&outbox(folder)))?;
+    at(tracking(folder), owned_folder(&tracking(folder)))?;
     for stack in stacks(folder) {
         for file in files(&stack) {
             let parent = file.parent().filter(|parent| *parent != folder.path);

@@ -114,9 +114,12 @@ impl DiskdSource {
         self.ask(&Request::Untrack, AT_ONCE).await?;
         let request = Request::Track {
             relationship: self.relationship,
+            begin: true,
         };
         match self.ask(&request, AT_ONCE).await? {
-            Reply::Tracking { exact: false } => self.empty_outbox().map_err(|e| self.failed(&e)),
+            Reply::Tracking { exact: false, .. } => {
+                self.empty_outbox().map_err(|e| self.failed(&e))
+            }
             _ => Err(self.confused()),
         }
     }
@@ -169,6 +172,7 @@ impl Source for DiskdSource {
         durable::create_folder(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
         let request = Request::Track {
             relationship: self.relationship,
+            begin: true,
         };
         let answer = self.ask(&request, AT_ONCE).await;
         if answer.is_err() {
@@ -177,7 +181,7 @@ impl Source for DiskdSource {
             let _ = self.owner.try_send(Message::DisksLost);
         }
         let mut exact = match answer? {
-            Reply::Tracking { exact } => exact,
+            Reply::Tracking { exact, .. } => exact,
             _ => return Err(self.confused()),
         };
         if !exact {
@@ -348,7 +352,10 @@ mod tests {
                 stream.read_line(&mut line).await.expect("a request");
                 let request: Request = serde_json::from_str(&line).expect("one that it knows");
                 let reply = match request {
-                    Request::Track { .. } => Reply::Tracking { exact },
+                    Request::Track { .. } => Reply::Tracking {
+                        exact,
+                        suspect: Bytes(0),
+                    },
                     _ => Reply::Done,
                 };
                 exact = request != Request::Untrack;
@@ -370,6 +377,7 @@ mod tests {
         let file = DiskdSource::outbox(scratch.path()).join("3.delta");
         let track = Request::Track {
             relationship: source.relationship,
+            begin: true,
         };
         fs::write(&file, b"torn").expect("written");
         let tracking = source.track().await.expect("it goes on");

@@ -35,7 +35,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
 use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 
-use super::access::{Access, own};
+use super::access::{Access, own, tracking};
 use super::ended::log_tail;
 use super::folder::VmFolder;
 use super::reload::Configs;
@@ -392,6 +392,7 @@ impl Supervisor {
             size: disk.size,
             stack: folder.stack(disk),
             state: own(&self.run).join(format!("disk{}.state", disk.slot)),
+            tracking: tracking(folder),
         });
         DiskdConfig {
             vm: folder.spec.id,

@@ -66,6 +66,7 @@ impl Unsent {
         // A diskd that has not tracked since its start has marked nothing.
         let request = Request::Track {
             relationship: self.relationship,
+            begin: false,
         };
         match ask(&self.socket, &request).await {
             Ok(Reply::Tracking { .. }) => self.seen().await,
@@ -103,12 +104,16 @@ fn staged(home: &Path) -> io::Result<u64> {
     })
 }
 
-/// Bytes marked in all disks.
+/// Bytes marked in all disks, and those of which nobody can tell.
 async fn marked(socket: &Path) -> Result<u64, Problem> {
     match ask(socket, &Request::Status).await? {
         Reply::Status { disks, .. } => {
-            let dirty = disks.iter().map(|disk| disk.dirty.0);
-            Ok(dirty.fold(0, u64::saturating_add))
+            let pending = disks.iter().map(|disk| {
+                let tracking = disk.tracking.as_ref();
+                let suspect = tracking.map_or(0, |tracking| tracking.suspect.0);
+                disk.dirty.0.saturating_add(suspect)
+            });
+            Ok(pending.fold(0, u64::saturating_add))
         }
         _ => Err(Problem::new(Code::Failed, "diskd", "is confused", "")),
     }

@@ -1,0 +1,216 @@
+//! Epochs: [`Request::Cut`](crate::control::Request::Cut) and
+//! [`Request::Seed`](crate::control::Request::Seed).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+
+use journal::{Content, Header, Summary};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem};
+
+use super::{Disk, Engine, chain};
+use crate::control::Reply;
+use crate::cut::Cut;
+use crate::epoch::{EpochFault, Underway};
+use crate::outbox::{Draft, Filler, OutboxError};
+use crate::owner::{Delivery, Order, SealFault, StageOrder};
+use crate::staging::Abandoned;
+
+impl Engine {
+    /// The disks that `header` names, in its order.
+    fn disks_of(&self, header: &Header) -> Result<Vec<&Disk>, Problem> {
+        header.check().map_err(|error| self.invalid(error))?;
+        if header.vm != self.vm {
+            return Err(self.invalid(format!("the header is that of VM {}", header.vm)));
+        }
+        let term = header.lineage.current().number;
+        if term != self.term {
+            return Err(self.problem(
+                Code::Conflict,
+                format!(
+                    "the header is of term {term}, this process may write in term {}",
+                    self.term
+                ),
+                "",
+            ));
+        }
+        header
+            .disks
+            .iter()
+            .map(|named| {
+                self.disks
+                    .iter()
+                    .find(|disk| disk.id == named.id && disk.size.load(Relaxed) == named.size.0)
+                    .ok_or_else(|| {
+                        self.invalid(format!("there is no disk {} of {}", named.id, named.size))
+                    })
+            })
+            .collect()
+    }
+
+    /// Cuts an epoch on all disks of the header and writes its segment.
+    ///
+    /// # Errors
+    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
+    pub fn cut(&self, mut header: Header, file: &Path) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        if !matches!(header.content, Content::Delta { .. }) {
+            return Err(self.invalid("a cut makes a delta, the header is of another kind"));
+        }
+        let disks = self.disks_of(&header)?;
+        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        let cut = Arc::new(Cut::new(disks.len()));
+        let (deliveries, delivered) = mpsc::channel();
+        let mut epoch = Underway::new(self, &disks, delivered);
+        let instant = self.one_instant();
+        for (number, disk) in (0..).zip(&disks) {
+            let stage = self.stage_order(number, &deliveries);
+            if let Err(problem) = self.order(disk, Order::Cut(Arc::clone(&cut), stage)) {
+                cut.abandon();
+                drop(deliveries);
+                epoch.give_up();
+                return Err(problem);
+            }
+        }
+        drop(deliveries);
+        epoch.await_seals(Some(&cut));
+        drop(instant);
+        if let Some(time) = cut.time() {
+            header.time = time;
+            self.tally().cut(epoch.pause());
+        }
+        let filler = Filler::begin(file, opened, &header);
+        self.finish(epoch, draft, filler)
+    }
+
+    /// Stages a part of an initial replication.
+    ///
+    /// # Errors
+    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
+    pub fn seed(
+        &self,
+        header: &Header,
+        disk: DiskId,
+        from: u64,
+        limit: Bytes,
+        file: &Path,
+    ) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        if !matches!(header.content, Content::Seed { .. }) {
+            return Err(self.invalid("a seed is asked for, the header is of another kind"));
+        }
+        if from % BLOCK_SIZE != 0 {
+            return Err(self.invalid(format!("byte {from} is not the first of a block")));
+        }
+        let disks = self.disks_of(header)?;
+        let Some(number) = disks.iter().position(|one| one.id == disk) else {
+            return Err(self.invalid(format!("the header does not name disk {disk}")));
+        };
+        let disk = disks[number];
+        let number = u16::try_from(number).map_err(|error| self.invalid(error))?;
+        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        let (deliveries, delivered) = mpsc::channel();
+        let stage = self.stage_order(number, &deliveries);
+        drop(deliveries);
+        let order = Order::Seed {
+            from: from / BLOCK_SIZE,
+            limit: limit.0.div_ceil(BLOCK_SIZE),
+            stage,
+        };
+        self.order(disk, order)?;
+        let mut epoch = Underway::new(self, &[disk], delivered);
+        epoch.await_seals(None);
+        let filler = Filler::begin(file, opened, header);
+        self.finish(epoch, draft, filler)
+    }
+
+    fn stage_order(&self, disk: u16, deliveries: &mpsc::Sender<Delivery>) -> StageOrder {
+        StageOrder {
+            disk,
+            budget: self.copy_budget.0,
+            deliveries: deliveries.clone(),
+        }
+    }
+
+    /// Writes what the owners deliver, until the segment is whole or will never be.
+    fn finish(
+        &self,
+        mut epoch: Underway<'_>,
+        draft: Draft,
+        filler: Result<Filler, OutboxError>,
+    ) -> Result<Reply, Problem> {
+        let mut filler = match filler {
+            Ok(filler) => filler,
+            Err(error) => {
+                epoch.give_up();
+                self.tally().folded_back(chain(&error));
+                return Err(self.outbox(&error));
+            }
+        };
+        if let Err(fault) = epoch.write(&mut filler) {
+            epoch.give_up();
+            self.count(&fault);
+            return Err(self.unfinished(&fault));
+        }
+        let published: Result<Summary, OutboxError> = filler.finish().and_then(|summary| {
+            draft.publish()?;
+            Ok(summary)
+        });
+        match published {
+            Ok(summary) => {
+                // From here on nothing is an error: the file is there, with all that is sealed.
+                epoch.end(true);
+                self.tally().copied(epoch.copied());
+                Ok(Reply::Staged(epoch.report(&summary)))
+            }
+            Err(error) => {
+                epoch.give_up();
+                self.tally().folded_back(chain(&error));
+                Err(self.outbox(&error))
+            }
+        }
+    }
+
+    fn count(&self, fault: &EpochFault) {
+        match fault {
+            EpochFault::Seal(SealFault::Late) => self.tally().abandoned(),
+            // Nothing was sealed.
+            EpochFault::Seal(SealFault::Seal(_)) => {}
+            EpochFault::Outbox(error) => self.tally().folded_back(chain(error)),
+            EpochFault::Staging(fault) => self.tally().folded_back(fault.to_string()),
+            EpochFault::Gone => self.tally().folded_back("an owner thread ended"),
+        }
+    }
+
+    fn unfinished(&self, fault: &EpochFault) -> Problem {
+        let tracked = "the changes stay marked; ask again";
+        match fault {
+            EpochFault::Outbox(error) => self.outbox(error),
+            EpochFault::Seal(fault @ SealFault::Late) => {
+                self.problem(Code::Conflict, fault, tracked)
+            }
+            EpochFault::Seal(fault) => self.problem(Code::Conflict, fault, "track changes first"),
+            EpochFault::Staging(fault @ Abandoned::Budget) => self.problem(
+                Code::Full,
+                format!("{fault} (copy budget {})", self.copy_budget),
+                tracked,
+            ),
+            EpochFault::Staging(fault) => self.problem(Code::Failed, fault, tracked),
+            EpochFault::Gone => self.problem(
+                Code::Failed,
+                "an owner thread ended",
+                "look at the log of pollux-diskd",
+            ),
+        }
+    }
+
+    fn outbox(&self, error: &OutboxError) -> Problem {
+        let (code, way_out) = match error {
+            OutboxError::Exists(_) => (Code::Conflict, "fold it back or remove it"),
+            error if error.is_full() => (Code::Full, "the changes stay marked; make room"),
+            _ => (Code::Failed, "the changes stay marked; ask again"),
+        };
+        self.problem(code, chain(error), way_out)
+    }
+}
