@@ -63,17 +63,6 @@ fn create(host: &Host, name: &str, arguments: &[&str], option: &str) -> Result<(
 /// What a guest says when it saw an error, or found one.
 pub const BAD_NEWS: [&str; 3] = ["FAILED", "FOUND DAMAGE", "I/O error"];
 
-/// Starts `vm` and waits for its shell.
-///
-/// # Errors
-/// It does not come up.
-pub fn start_shell(host: &Host, vm: &str) -> Result<()> {
-    let before = host.serial_log(vm)?.len();
-    host.pollux(&["vm", "start", vm])?;
-    host.serial_line(vm, before, "BusyBox v", FIRST_WRITE)?;
-    Ok(())
-}
-
 /// The number in the last whole `flushed` line of a serial log: records 1 to that are durable.
 #[must_use]
 pub fn flushed(log: &str) -> Option<u64> {

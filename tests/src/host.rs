@@ -472,15 +472,29 @@ impl Host {
         marker: &str,
         limit: Duration,
     ) -> Result<String> {
-        let found = until(limit, &format!("the guest says `{marker}`"), || {
-            let log = self.serial_log(vm)?;
-            let new = log.get(after..).unwrap_or_default();
+        self.serial(vm, after, marker, limit, |new| {
             // Only whole lines: the rest may still come.
             let whole = &new[..new.rfind('\n').map_or(0, |end| end + 1)];
-            Ok(whole
-                .lines()
-                .find(|line| line.contains(marker))
-                .map(str::to_owned))
+            let found = whole.lines().find(|line| line.contains(marker));
+            Ok(found.map(str::to_owned))
+        })
+    }
+
+    /// Waits until `look` finds `what` in the guest's serial log after the first `after` bytes of it.
+    ///
+    /// # Errors
+    /// It does not come within `limit`, or `look` fails; the error shows the end of the log.
+    pub fn serial<T>(
+        &self,
+        vm: &str,
+        after: usize,
+        what: &str,
+        limit: Duration,
+        mut look: impl FnMut(&str) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let found = until(limit, &format!("the guest says `{what}`"), || {
+            let log = self.serial_log(vm)?;
+            look(log.get(after..).unwrap_or_default())
         });
         found.with_context(|| {
             let log = self.serial_log(vm).unwrap_or_default();

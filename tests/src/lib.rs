@@ -15,10 +15,10 @@ mod wire;
 
 pub use guest::{
     BAD_NEWS, FIRST_WRITE, create_idle, create_shell, create_writer, device_writes_on, flushed,
-    flushed_on, kill_diskd, no_bad_news, nothing_pending, start_shell, writes_on,
+    flushed_on, kill_diskd, no_bad_news, nothing_pending, writes_on,
 };
 pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
 pub use judge::judge;
-pub use shell::{ask, device, type_in, write_on};
+pub use shell::{ask, device, shell_waits, start_shell, type_in, write_on};
 pub use until::until;
 pub use wire::Wire;

@@ -1,86 +1,107 @@
 //! What a test types into the shell on a guest's serial port, and what the guest answers.
+//!
+//! The shell and the programs that it started share the port. Each line is one write of one of
+//! them, so lines are whole, but they come in any order. A line is typed only where the shell
+//! waits for one: what comes before it has its terminal is lost.
 
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Host, until};
+use crate::{FIRST_WRITE, Host, until};
 
 /// For what a guest does at once, on a machine that is busy.
-const MINUTE: Duration = Duration::from_secs(60);
-/// Nothing of a line is shown after this long: it is typed again.
-const LOST: Duration = Duration::from_secs(15);
-/// So much of a line tells that it is shown.
-const SHOWN: usize = 6;
+const LIMIT: Duration = Duration::from_secs(120);
 /// The shell waits for the next line.
 const PROMPT: &str = "/ # ";
 
+/// Starts `vm` and waits until its shell does.
+///
+/// # Errors
+/// It does not come up.
+pub fn start_shell(host: &Host, vm: &str) -> Result<()> {
+    let before = host.serial_log(vm)?.len();
+    host.pollux(&["vm", "start", vm])?;
+    shell_waits(host, vm, before, FIRST_WRITE)
+}
+
+/// Waits until the shell of `vm` waits for a line, after the first `after` bytes of the serial log.
+///
+/// # Errors
+/// It does not within `limit`.
+pub fn shell_waits(host: &Host, vm: &str, after: usize, limit: Duration) -> Result<()> {
+    host.serial(vm, after, PROMPT, limit, |new| {
+        Ok(new.contains(PROMPT).then_some(()))
+    })
+}
+
 /// Types `line` into the shell of `vm` and waits until the guest says `marker` in a line that comes
-/// after it; gives that line. What is typed is shown too, so it must not hold the marker as it is.
+/// after it, and the shell waits for the next; gives the line with the marker. What is typed is
+/// shown too, so it must not hold the marker as it is.
 ///
 /// # Errors
 /// There is no shell, or no such line in time.
 pub fn type_in(host: &Host, vm: &str, line: &str, marker: &str) -> Result<String> {
     let before = host.serial_log(vm)?.len();
-    let mut console: Option<Child> = None;
-    let mut typed = Instant::now();
-    let start: String = line.chars().take(SHOWN).collect();
-    let found = until(2 * MINUTE, &format!("the guest answers `{line}`"), || {
-        let log = host.serial_log(vm)?;
-        let new = log.get(before..).unwrap_or_default();
-        // What comes before the shell has its terminal again is lost.
-        if typed.elapsed() > LOST && !new.contains(&start) {
-            if let Some(mut lost) = console.take() {
-                lost.kill()?;
-                lost.wait()?;
-            }
-        }
-        if console.is_none() {
-            console = keyboard(host, vm, line)?;
-            typed = Instant::now();
+    let mut console = Console::type_in(host, vm, line)?;
+    let found = host.serial(vm, before, marker, LIMIT, |new| {
+        if console.was_refused()? {
+            console = Console::type_in(host, vm, line)?;
         }
         let whole = &new[..new.rfind('\n').map_or(0, |end| end + 1)];
         let answer = whole.lines().find(|line| line.contains(marker));
         Ok(answer.filter(|_| new.contains(PROMPT)).map(str::to_owned))
     });
-    if let Some(mut console) = console {
-        console.kill()?;
-        console.wait()?;
-    }
-    found
+    found.with_context(|| format!("typed: {line}"))
 }
 
-/// A connected console into which `line` was typed; none while the one before it is being closed.
-fn keyboard(host: &Host, vm: &str, line: &str) -> Result<Option<Child>> {
-    let mut console = host
-        .command(&["vm", "console", vm])?
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let typed = console.stdin.as_mut().context("a pipe")?;
-    // Fails only when it was refused.
-    let _ = typed.write_all(format!("{line}\n").as_bytes());
-    // The shell shows what is typed: the first byte tells that the line is on its way.
-    let mut first = [0];
-    let shown = console.stdout.as_mut().context("a pipe")?;
-    if shown.read(&mut first)? == 1 {
-        return Ok(Some(console));
+/// A console into which a line was typed; closed when dropped.
+struct Console(Child);
+
+impl Console {
+    fn type_in(host: &Host, vm: &str, line: &str) -> Result<Self> {
+        let mut console = host
+            .command(&["vm", "console", vm])?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut keys = console.stdin.take().context("a pipe")?;
+        // Fails only when it was refused.
+        let _ = keys.write_all(format!("{line}\n").as_bytes());
+        Ok(Self(console))
     }
-    let refusal = console.wait_with_output()?;
-    let said = String::from_utf8_lossy(&refusal.stderr).into_owned();
-    ensure!(said.contains("open elsewhere"), "no console: {said}");
-    Ok(None)
+
+    /// Whether the console before it was still being closed.
+    fn was_refused(&mut self) -> Result<bool> {
+        if self.0.try_wait()?.is_none() {
+            return Ok(false);
+        }
+        let mut said = String::new();
+        let errors = self.0.stderr.as_mut().context("a pipe")?;
+        errors.read_to_string(&mut said)?;
+        ensure!(said.contains("open elsewhere"), "no console: {said}");
+        Ok(true)
+    }
 }
 
-/// What `command` prints in the shell of `vm`: one line.
+impl Drop for Console {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `command` prints in the shell of `vm`: one line, or nothing.
 ///
 /// # Errors
 /// As [`type_in`].
 pub fn ask(host: &Host, vm: &str, command: &str) -> Result<String> {
-    const MARKER: &str = "pollux-answer: ";
+    // Nothing follows it where the command prints nothing, not even a space.
+    const MARKER: &str = "pollux-answer:";
     let line = format!("echo pollux-ans''wer: $({command})");
     let answer = type_in(host, vm, &line, MARKER)?;
     let (_, answer) = answer.split_once(MARKER).context("it was found by it")?;
@@ -91,11 +112,11 @@ pub fn ask(host: &Host, vm: &str, command: &str) -> Result<String> {
 /// which one is found first.
 ///
 /// # Errors
-/// It does not appear within a minute.
+/// It does not appear within two minutes.
 pub fn device(host: &Host, vm: &str, size: u64) -> Result<String> {
     let sectors = size / 512;
     let look = format!("grep -lx {sectors} /sys/block/[sv]d*/size | cut -d/ -f4");
-    until(MINUTE, &format!("a disk of {sectors} sectors"), || {
+    until(LIMIT, &format!("a disk of {sectors} sectors"), || {
         let name = ask(host, vm, &look)?;
         Ok((!name.is_empty()).then_some(name))
     })

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pollux_tests::{Host, Scratch, json_u64};
+use pollux_tests::{Host, Scratch, json_u64, shell_waits};
 use testkit::guest::{FIRMWARE, GENERATION_ID, GuestImages, ROOT_UP, SECURE_BOOT};
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -47,7 +47,7 @@ fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {
     confined(&host, "guest")?;
 
     // The shell on the serial port is up; what is typed there is run there.
-    said("BusyBox v")?;
+    shell_waits(&host, "guest", 0, BOOT)?;
     let mut console = host
         .command(&["vm", "console", "guest"])?
         .stdin(Stdio::piped())

@@ -108,6 +108,9 @@ fn disks_are_made_attached_resized_and_detached_under_a_guest_that_writes() -> R
     start_shell(&host, "web")?;
     write_on(&host, "web", "vda", "pause-ms=5")?;
 
+    // A disk that the guest did not find yet has no name: that is an answer too.
+    assert_eq!(ask(&host, "web", "true")?, "");
+
     // Made and plugged in, on both buses that can do that.
     host.pollux(&["disk", "create", "web", "28MiB", "--bus", "scsi"])?;
     let scsi = device(&host, "web", 28 * MIB)?;
