@@ -66,6 +66,9 @@ pub(crate) enum Noun {
     /// Starting twins
     #[command(subcommand)]
     Failover(FailoverVerb),
+    /// Segment files, read without polluxd
+    #[command(subcommand)]
+    Segment(SegmentVerb),
     /// This host and those it trusts
     #[command(subcommand)]
     Host(HostVerb),
@@ -363,6 +366,47 @@ pub(crate) enum FailoverVerb {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum SegmentVerb {
+    /// What a segment says of itself: disks, lineage, what it builds on, how much it holds
+    Info {
+        /// The segment file
+        file: PathBuf,
+    },
+    /// Check every hash of a segment, and say what is wrong where
+    Verify {
+        /// The segment file
+        file: PathBuf,
+    },
+    /// Content of a disk as a segment holds it, to standard output or into a file
+    Cat {
+        /// The segment file
+        file: PathBuf,
+        #[command(flatten)]
+        part: Part,
+        /// Write a new, sparse file instead; it must not exist
+        #[arg(long, value_name = "FILE", conflicts_with = "index")]
+        to: Option<PathBuf>,
+        /// List what the segment holds instead
+        #[arg(long)]
+        index: bool,
+    },
+}
+
+/// Part of a disk.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Part {
+    /// The disk: its number in the segment from 0, or the first digits of its id
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+    /// First byte of the disk, such as 1MiB or 4096
+    #[arg(long, value_name = "OFFSET", value_parser = bytes)]
+    pub(crate) at: Option<Bytes>,
+    /// How much; unless said, to the end of the disk
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub(crate) length: Option<Bytes>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum HostVerb {
     /// How this host is
     Status,
@@ -395,6 +439,12 @@ fn on_or_off(text: &str) -> Result<bool, &'static str> {
         "off" => Ok(false),
         _ => Err("it must be `on` or `off`"),
     }
+}
+
+/// A size, or a number of bytes.
+fn bytes(text: &str) -> Result<Bytes, model::ParseBytesError> {
+    text.parse()
+        .map_or_else(|_| text.parse(), |number| Ok(Bytes(number)))
 }
 
 /// A time such as `30s`, `5min` or `1h`, in seconds.
@@ -437,6 +487,14 @@ mod tests {
         for bad in ["", "s", "0s", "-5s", "5 parsecs", "99999999999999999999s"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn places_in_a_disk_are_read_with_and_without_units() {
+        assert_eq!(bytes("4096"), Ok(Bytes(4096)));
+        assert_eq!(bytes("1MiB"), Ok(Bytes(1 << 20)));
+        assert!(bytes("1.5 MiB").is_err());
+        assert!(bytes("").is_err());
     }
 
     #[test]

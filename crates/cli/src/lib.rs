@@ -3,16 +3,20 @@
 //! ```text
 //!   arguments --clap--> args --run--> api::Client --HTTP--> polluxd
 //!                                |
-//!                                '--> show: tables for people, JSON for programs
+//!                                |--> show: tables for people, JSON for programs
+//!                                '--> segment: files that are read without polluxd
 //! ```
 //!
 //! Nothing is decided here: what is refused, polluxd refuses, and the exit code is the
-//! problem's. Only what cannot even be asked is refused on this side.
+//! problem's. Only what cannot even be asked is refused on this side, and what is wrong with a file
+//! that is read here.
 
 mod args;
 mod console;
 mod export;
+mod new_file;
 mod run;
+mod segment;
 mod show;
 mod show_disk;
 

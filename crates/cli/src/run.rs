@@ -15,11 +15,11 @@ use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
 
 use crate::args::{
     Arguments, Create, DiskVerb, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb,
-    ReplicationVerb, VmVerb,
+    ReplicationVerb, SegmentVerb, VmVerb,
 };
-use crate::show::{self, Shown};
+use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
-use crate::{console, export};
+use crate::{console, export, segment};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -63,6 +63,7 @@ impl Command {
             Noun::Replication(verb) => self.replication(verb).await,
             Noun::Point(verb) => self.point(verb).await,
             Noun::Failover(verb) => self.failover(verb).await,
+            Noun::Segment(verb) => self.segment(verb).await,
             Noun::Host(verb) => self.host(verb).await,
         }
     }
@@ -321,6 +322,70 @@ impl Command {
         }
     }
 
+    /// Files are read here, without polluxd.
+    async fn segment(&self, verb: SegmentVerb) -> Result<(), Problem> {
+        let bar = Bar::new(self.format);
+        let progress = |what: &str, done, total| {
+            bar.show(&Progress {
+                what: what.to_owned(),
+                done: Bytes(done),
+                total: Bytes(total),
+            });
+        };
+        match verb {
+            SegmentVerb::Info { file } => self.print(&segment::SegmentInfo::read(&file)?),
+            SegmentVerb::Verify { file } => {
+                let verifying = |done, total| progress("verifying", done, total);
+                let verified = segment::verify(&file, verifying).await?;
+                bar.hide();
+                self.print(&verified)?;
+                verified.problem().map_or(Ok(()), Err)
+            }
+            SegmentVerb::Cat {
+                file,
+                part,
+                index: true,
+                ..
+            } => self.print(&segment::list(&file, &part)?),
+            SegmentVerb::Cat { file, part, to, .. } => {
+                let copying = |done, total| progress("copying", done, total);
+                if to.is_none() {
+                    self.takes_content()?;
+                }
+                let copied = segment::copy(&file, &part, to.as_deref(), copying).await?;
+                bar.hide();
+                if let (Format::Table, Some(notice)) = (self.format, copied.notice()) {
+                    eprintln!("notice: {notice}");
+                }
+                match to {
+                    Some(_) => self.print(&copied),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Checks that content can go to standard output.
+    fn takes_content(&self) -> Result<(), Problem> {
+        let refuse = |reason, way_out| {
+            Err(Problem::new(
+                Code::Invalid,
+                "standard output",
+                reason,
+                way_out,
+            ))
+        };
+        if self.format == Format::Json {
+            let reason = "takes content or JSON, not both";
+            return refuse(reason, "Name a file with --to, or list with --index");
+        }
+        if io::stdout().is_terminal() {
+            let reason = "is a terminal, and content may be anything";
+            return refuse(reason, "Redirect it, or name a file with --to");
+        }
+        Ok(())
+    }
+
     async fn host(&self, verb: HostVerb) -> Result<(), Problem> {
         let client = &self.client;
         match verb {
@@ -387,19 +452,6 @@ pub(crate) fn write_out(bytes: &[u8]) -> Result<bool, Problem> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Problem::failed("standard output", &error)),
     }
-}
-
-/// Without what would steer a terminal: names in errors come from anywhere.
-fn harmless(text: &str) -> String {
-    let mut all = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && c != '\n' {
-            all.extend(c.escape_default());
-        } else {
-            all.push(c);
-        }
-    }
-    all
 }
 
 fn statement(force: Force) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use api::{HostStatus, Identity, Peer, Point, Replication, Vm, VmDetails};
 use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
 use model::Bytes;
 use serde::Serialize;
 
@@ -67,6 +68,24 @@ fn time(seconds: u64) -> String {
     } else {
         format!("{days}d {clock}")
     }
+}
+
+/// Without what would steer a terminal: names in errors come from anywhere.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            all.extend(c.escape_default());
+        } else {
+            all.push(c);
+        }
+    }
+    all
+}
+
+/// To the millisecond, in UTC.
+pub(crate) fn exact_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()
 }
 
 /// Such as `30 s`, `5 min`.
@@ -210,7 +229,7 @@ impl Shown for Vec<Point> {
             };
             table.add_row([
                 point.id.to_string(),
-                point.time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+                exact_time(point.time),
                 consistency.to_owned(),
                 point.size.to_string(),
                 if point.pinned { "yes" } else { "-" }.to_owned(),

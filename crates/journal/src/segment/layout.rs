@@ -214,7 +214,9 @@ impl Footer {
     /// Checked as far as it can be without the rest of the file.
     pub(super) fn read(bytes: &[u8; FOOTER_LEN]) -> Result<Self, SegmentError> {
         if &bytes[120..] != END_MAGIC {
-            return Err(SegmentError::Foreign("it does not end as one"));
+            return Err(SegmentError::Foreign(
+                "it does not end as one (cut short, or never finished)",
+            ));
         }
         if blake3::hash(&bytes[..88]).as_bytes() != &bytes[88..120] {
             return Err(SegmentError::Damaged(Site::Footer));

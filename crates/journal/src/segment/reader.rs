@@ -23,6 +23,8 @@ const BATCH: u32 = 1024;
 pub struct SegmentReader {
     file: Arc<dyn File>,
     header: Arc<Header>,
+    /// First byte of the first frame.
+    frames_at: u64,
     footer: Footer,
 }
 
@@ -52,15 +54,15 @@ impl SegmentReader {
     /// # Errors
     /// What is wrong with it.
     pub fn of(file: Arc<dyn File>) -> Result<Self, SegmentError> {
-        let (reader, hash, frames_at) = Self::ends(file)?;
-        reader.check(&hash, frames_at)?;
+        let (reader, hash) = Self::ends(file)?;
+        reader.check(&hash)?;
         Ok(reader)
     }
 
     /// [`SegmentReader::of`] a file that was checked before and has this root: its frame table
     /// and index are believed.
     pub(crate) fn checked_before(file: Arc<dyn File>, root: Root) -> Result<Self, SegmentError> {
-        let (reader, _, _) = Self::ends(file)?;
+        let (reader, _) = Self::ends(file)?;
         if reader.footer.summary.root == root {
             Ok(reader)
         } else {
@@ -68,8 +70,8 @@ impl SegmentReader {
         }
     }
 
-    /// Prelude, header and footer; the hash in the prelude, and where the frames begin.
-    fn ends(file: Arc<dyn File>) -> Result<(Self, [u8; 32], u64), SegmentError> {
+    /// Prelude, header and footer; and the hash in the prelude.
+    fn ends(file: Arc<dyn File>) -> Result<(Self, [u8; 32]), SegmentError> {
         let file_len = file.size().map_err(|source| SegmentError::Io {
             action: "read",
             site: Site::Footer,
@@ -95,9 +97,10 @@ impl SegmentReader {
         let reader = Self {
             file,
             header: Arc::new(header),
+            frames_at,
             footer,
         };
-        Ok((reader, prelude.hash, frames_at))
+        Ok((reader, prelude.hash))
     }
 
     /// What the segment says of itself.
@@ -110,6 +113,12 @@ impl SegmentReader {
     #[must_use]
     pub fn summary(&self) -> &Summary {
         &self.footer.summary
+    }
+
+    /// Bytes that its frames take in the file: what its content less its zeroes was compressed to.
+    #[must_use]
+    pub fn stored(&self) -> Bytes {
+        Bytes(self.footer.table - self.frames_at)
     }
 
     #[cfg(test)]
@@ -183,12 +192,12 @@ impl SegmentReader {
     }
 
     /// Checks frame table and index against each other, the disks, and the root.
-    fn check(&self, header_hash: &[u8; 32], frames_at: u64) -> Result<(), SegmentError> {
+    fn check(&self, header_hash: &[u8; 32]) -> Result<(), SegmentError> {
         let summary = self.footer.summary;
         let mut tree = Tree::new(header_hash);
         // A bit for each block of content that no run has claimed yet.
         let mut unclaimed: Vec<u16> = Vec::with_capacity(summary.frames as usize);
-        let mut at = frames_at;
+        let mut at = self.frames_at;
         self.entries(|number, entry| {
             if entry.at != at {
                 return invalid(Site::Frame(number), "does not follow the frame before it");

@@ -122,6 +122,17 @@ fn every_flipped_bit_of_a_segment_is_found() {
 }
 
 #[test]
+fn what_frames_take_in_the_file_is_what_is_left_of_it_without_the_rest() {
+    let (bytes, _) = small();
+    let reader = open(&bytes).expect("a good segment");
+    let summary = reader.summary();
+    let header = serde_json::to_vec(reader.header()).expect("a header").len();
+    let tables = summary.frames as usize * layout::ENTRY_LEN + summary.runs as usize * RUN_LEN;
+    let rest = PRELUDE_LEN + header + tables + FOOTER_LEN;
+    assert_eq!(reader.stored(), Bytes((bytes.len() - rest) as u64));
+}
+
+#[test]
 fn a_segment_cut_short_or_continued_is_refused() {
     let (bytes, _) = small();
     for len in 0..bytes.len() {
