@@ -344,6 +344,7 @@ impl Host {
                 size: Bytes(SIZE),
                 stack: StackSpec::Raw { file },
                 state: path(format!("{number}.state")),
+                tracking: folder.path().to_owned(),
             }
         };
         let config = Config {
@@ -406,7 +407,10 @@ impl Host {
             tally: Tally::default(),
         };
         let relationship = RelationshipId::random();
-        let reply = host.ask(Request::Track { relationship });
+        let reply = host.ask(Request::Track {
+            relationship,
+            begin: true,
+        });
         assert!(matches!(reply, Reply::Tracking { .. }), "{reply:?}");
         host
     }
