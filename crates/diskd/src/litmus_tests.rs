@@ -28,6 +28,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use memmap2::MmapRaw;
 use model::{
     BLOCK_SIZE, BootId, Bytes, Code, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
 };
@@ -35,7 +36,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use testkit::Rng;
 use virtio_driver::{
-    QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
+    EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
 };
 
 use crate::config::{Config, DiskConfig, Front, StackSpec};
@@ -183,6 +184,110 @@ impl Chain {
     }
 }
 
+/// A guest's side of all disks.
+struct Fronts<'a> {
+    /// Of the disks that are reached by vhost-user, [`QUEUES`] each.
+    queues: Vec<VirtioBlkQueue<'a, usize>>,
+    calls: Vec<Arc<EventFd>>,
+    kicks: Vec<Box<dyn QueueNotifier>>,
+    nbd: Nbd,
+    /// Shared with the servers: [`ROOM`] bytes for each chain.
+    memory: MmapRaw,
+}
+
+/// The transports of the disks that are reached by vhost-user, and the memory that they share.
+fn connect(folder: &Path, chains: usize) -> (Vec<Box<VirtioBlkTransport>>, MmapRaw) {
+    let file = std::fs::File::from(memfd_create("io", MemfdFlags::CLOEXEC).expect("memory"));
+    file.set_len((chains * ROOM) as u64).expect("memory");
+    let memory = MmapRaw::map_raw(&file).expect("mapped");
+    let bits = (VirtioFeatureFlags::VERSION_1).bits() | 1 << 12;
+    let transports = (0..NBD_DISK).map(|disk| {
+        let socket = folder.join(format!("{disk}.guest"));
+        let transport = VhostUser::new(socket.to_str().expect("of letters"), bits);
+        let mut transport: Box<VirtioBlkTransport> = Box::new(transport.expect("served"));
+        let start = memory.as_mut_ptr() as usize;
+        let mapped = transport.map_mem_region(start, memory.len(), file.as_raw_fd(), 0);
+        mapped.expect("mapped");
+        transport
+    });
+    (transports.collect(), memory)
+}
+
+impl<'a> Fronts<'a> {
+    fn of(transports: &'a mut [Box<VirtioBlkTransport>], memory: MmapRaw, nbd: Nbd) -> Self {
+        let (mut queues, mut calls, mut kicks) = (Vec::new(), Vec::new(), Vec::new());
+        for transport in transports {
+            let made = VirtioBlkQueue::setup_queues(&mut **transport, QUEUES, 64);
+            queues.extend(made.expect("queues"));
+            for queue in 0..QUEUES {
+                calls.push(transport.get_completion_fd(queue));
+                kicks.push(transport.get_submission_notifier(queue));
+            }
+        }
+        for queue in &mut queues {
+            queue.set_used_notif_enabled(true);
+        }
+        Self {
+            queues,
+            calls,
+            kicks,
+            nbd,
+            memory,
+        }
+    }
+
+    /// Issues the write of a chain that waits for nothing.
+    fn issue(&mut self, chain: usize, place: Place, bytes: &[u8]) {
+        if place.disk == NBD_DISK {
+            self.nbd.write(chain, place.at, bytes);
+            return;
+        }
+        let index = place.disk * QUEUES + place.queue;
+        let buffer = self.memory.as_mut_ptr().wrapping_add(chain * ROOM);
+        #[allow(
+            unsafe_code,
+            reason = "the chain has its part of the mapping to itself"
+        )]
+        // SAFETY: inside the mapping; the chain issues nothing else until this was answered.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer, bytes.len());
+            let queue = &mut self.queues[index];
+            let issued = queue.write_raw(place.at, buffer, bytes.len(), chain);
+            issued.expect("room");
+        }
+        self.kicks[index].notify().expect("kicked");
+    }
+
+    /// Waits for answers; the chains that have one.
+    fn answered(&mut self) -> Vec<usize> {
+        let mut polled: Vec<PollFd<'_>> = self
+            .calls
+            .iter()
+            .map(|call| PollFd::from_borrowed_fd(borrow(&**call), PollFlags::IN))
+            .collect();
+        polled.push(PollFd::new(&self.nbd.0, PollFlags::IN));
+        poll(&mut polled, None).expect("polled");
+        let readable: Vec<bool> = polled
+            .iter()
+            .map(|polled| !polled.revents().is_empty())
+            .collect();
+        let mut chains = Vec::new();
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if readable[index] {
+                self.calls[index].read().expect("read");
+            }
+            for completion in queue.completions() {
+                assert_eq!(completion.ret, 0, "a write");
+                chains.push(completion.context);
+            }
+        }
+        if readable[self.queues.len()] {
+            chains.push(self.nbd.answer());
+        }
+        chains
+    }
+}
+
 /// Writes until told to stop, and then until everything was answered. How many writes were.
 fn write(folder: &Path, seed: u64, stop: &AtomicBool) -> u64 {
     let mut rng = Rng::new(seed);
@@ -196,99 +301,24 @@ fn write(folder: &Path, seed: u64, stop: &AtomicBool) -> u64 {
             at: 0,
         })
         .collect();
-    let memory = std::fs::File::from(memfd_create("io", MemfdFlags::CLOEXEC).expect("memory"));
-    memory
-        .set_len((chains.len() * ROOM) as u64)
-        .expect("memory");
-    let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
-    let bits = (VirtioFeatureFlags::VERSION_1).bits() | 1 << 12;
-    let mut transports: Vec<Box<VirtioBlkTransport>> = Vec::new();
-    for disk in 0..NBD_DISK {
-        let socket = folder.join(format!("{disk}.guest"));
-        let socket = socket.to_str().expect("of letters");
-        let transport = VhostUser::new(socket, bits).expect("served");
-        let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
-        let start = map.as_mut_ptr() as usize;
-        transport
-            .map_mem_region(start, map.len(), memory.as_raw_fd(), 0)
-            .expect("mapped");
-        transports.push(transport);
-    }
-    let mut queues = Vec::new();
-    let mut calls = Vec::new();
-    let mut kicks: Vec<Box<dyn QueueNotifier>> = Vec::new();
-    for transport in &mut transports {
-        let made = VirtioBlkQueue::<usize>::setup_queues(&mut **transport, QUEUES, 64);
-        queues.extend(made.expect("queues"));
-        for queue in 0..QUEUES {
-            calls.push(transport.get_completion_fd(queue));
-            kicks.push(transport.get_submission_notifier(queue));
-        }
-    }
-    for queue in &mut queues {
-        queue.set_used_notif_enabled(true);
-    }
-    let mut nbd = Nbd::open(&folder.join(format!("{NBD_DISK}.guest")));
+    let (mut transports, memory) = connect(folder, chains.len());
+    let nbd = Nbd::open(&folder.join(format!("{NBD_DISK}.guest")));
+    let mut fronts = Fronts::of(&mut transports, memory, nbd);
     let (mut running, mut written) = (0, 0);
     let mut ready: Vec<usize> = (0..chains.len()).collect();
     loop {
-        let stopped = stop.load(Ordering::Acquire);
-        for number in ready.drain(..) {
-            let chain = &mut chains[number];
-            if stopped {
-                continue;
+        if !stop.load(Ordering::Acquire) {
+            running += ready.len();
+            for number in ready.drain(..) {
+                let chain = &mut chains[number];
+                let place = chain.next(&mut rng);
+                fronts.issue(number, place, &chain.content(place.len));
             }
-            running += 1;
-            let Place {
-                disk,
-                queue,
-                at,
-                len,
-            } = chain.next(&mut rng);
-            let bytes = chain.content(len);
-            if disk == NBD_DISK {
-                nbd.write(number, at, &bytes);
-                continue;
-            }
-            let index = disk * QUEUES + queue;
-            let buffer = map.as_mut_ptr().wrapping_add(number * ROOM);
-            #[allow(
-                unsafe_code,
-                reason = "the chain has its part of the mapping to itself"
-            )]
-            // SAFETY: inside the mapping; the chain issues nothing else until this was answered.
-            unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer, len);
-                let queue: &mut VirtioBlkQueue<'_, usize> = &mut queues[index];
-                queue.write_raw(at, buffer, len, number).expect("room");
-            }
-            kicks[index].notify().expect("kicked");
         }
         if running == 0 {
             return written;
         }
-        let mut polled: Vec<PollFd<'_>> = calls
-            .iter()
-            .map(|call| PollFd::from_borrowed_fd(borrow(&**call), PollFlags::IN))
-            .collect();
-        polled.push(PollFd::new(&nbd.0, PollFlags::IN));
-        poll(&mut polled, None).expect("polled");
-        let readable: Vec<bool> = polled
-            .iter()
-            .map(|polled| !polled.revents().is_empty())
-            .collect();
-        for (index, queue) in queues.iter_mut().enumerate() {
-            if readable[index] {
-                calls[index].read().expect("read");
-            }
-            for completion in queue.completions() {
-                assert_eq!(completion.ret, 0, "a write");
-                ready.push(completion.context);
-            }
-        }
-        if readable[queues.len()] {
-            ready.push(nbd.answer());
-        }
+        ready = fronts.answered();
         running -= ready.len();
         written += ready.len() as u64;
     }
@@ -328,7 +358,9 @@ impl Host {
     fn start(rule: Option<Rule>, seed: u64, copy_budget: u64) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").expect("scratch in memory");
         let path = |name: String| folder.path().join(name);
-        std::fs::create_dir(path("outbox".to_owned())).expect("made");
+        for name in ["outbox", "tracking"] {
+            std::fs::create_dir(path(name.to_owned())).expect("made");
+        }
         let disk = |number: usize| {
             let file = path(format!("{number}.raw"));
             let made = std::fs::File::create(&file).expect("made");
@@ -344,7 +376,7 @@ impl Host {
                 size: Bytes(SIZE),
                 stack: StackSpec::Raw { file },
                 state: path(format!("{number}.state")),
-                tracking: folder.path().to_owned(),
+                tracking: path("tracking".to_owned()),
             }
         };
         let config = Config {
@@ -466,7 +498,8 @@ impl Host {
                 }
             }
         }
-        std::fs::remove_file(file).expect("removed");
+        let file = file.to_owned();
+        assert_eq!(self.ask(Request::Confirm { file }), Reply::Done);
         true
     }
 

@@ -101,6 +101,7 @@ pub(crate) enum Rule {
     CopyBeforeWrite,
     WaitForCrossing,
     /// All disks are parked before one of them seals.
+    #[cfg(test)]
     OneInstant,
 }
 
