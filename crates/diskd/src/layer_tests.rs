@@ -9,7 +9,7 @@ use testkit::{PowerCutStore, Rng, Schedule, device_conformance, image_conformanc
 
 use super::*;
 use crate::plan::{Base, Flat};
-use crate::state::DiskState;
+use crate::state::{DiskState, Marks};
 use crate::tracker::{Stats, Tracker};
 
 const BLOCKS: usize = 24;
@@ -42,11 +42,9 @@ impl Scene {
         let gate = Rc::new(Gate::new(Rc::new(Layer::Raw { device, lock: None })));
         let boot = BootId::random();
         let path = folder.path().join("state");
-        let state = DiskState::open(&path, boot, DiskId::random(), size as u64, 1, None);
+        let state = DiskState::open(&path, boot, DiskId::random(), size as u64, 1);
         let state = state.expect("opened");
-        state.track(RelationshipId::random());
-        state.seal();
-        state.release();
+        state.track(RelationshipId::random(), Marks::None);
         let tracker = Tracker::new(
             Rc::clone(&gate),
             state,

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
-//! - [`state`]: what survives `kill -9`.
+//! - [`state`]: what survives `kill -9`; [`stamp`]: whether a file was touched while it was closed.
 //! - [`cut`]: one instant for all disks.
 //! - [`owner`], [`fronts`]: the thread of a disk, through what the disk is reached.
 //! - `stack`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
@@ -43,6 +43,7 @@ pub mod signals;
 mod sparse;
 mod stack;
 pub mod staging;
+pub mod stamp;
 pub mod state;
 pub mod syscalls;
 mod tally;

@@ -35,7 +35,8 @@ use crate::config::{DiskConfig, StackSpec};
 use crate::control::OverlayStatus;
 use crate::layer::{Below, OverlayLayer, layers, restack, thrown_away};
 use crate::plan::{Base, Flat, Over, Plan};
-use crate::state::{DiskState, Stamp};
+use crate::stamp::Stamp;
+use crate::state::DiskState;
 use crate::tracker::Tracker;
 
 /// The device that front ends serve.
@@ -89,9 +90,14 @@ impl Stack {
         }
         let last = last_stack(&tools.last_stack());
         let looks = looks(last.as_ref().unwrap_or(&flat));
-        let state = DiskState::open(&config.state, boot, id, size.0, term, looks)?;
+        let state = DiskState::open(&config.state, boot, id, size.0, term)?;
+        state.look(looks);
         let reopening = state.is_reopening();
         if reopening {
+            tracing::warn!(
+                "a flush failed before the disk was closed: every block counts as changed"
+            );
+            state.forget();
             tools.forget_cached(&flat)?;
         }
         let mut locks = locks.into_iter();

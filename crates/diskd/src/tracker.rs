@@ -34,7 +34,7 @@ use slab::Slab;
 
 use crate::sparse::Sparse;
 use crate::staging::{Epoch, Staging};
-use crate::state::DiskState;
+use crate::state::{DiskState, Marks};
 
 /// Why an epoch cannot begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -156,7 +156,7 @@ impl<D: Device> Tracker<D> {
 
     /// Tracks for `relationship` from now on, with every block marked. Not while an epoch is staged.
     pub fn track_all(&self, relationship: RelationshipId) {
-        self.state.track(relationship);
+        self.state.track(relationship, Marks::All);
         self.publish();
     }
 

@@ -127,7 +127,7 @@ impl World {
 
     /// A new process on what the last one left.
     fn start(&self) -> Rc<Tracker<Probe>> {
-        let state = DiskState::open(&self.state(), self.boot, self.disk, SIZE, 1, None);
+        let state = DiskState::open(&self.state(), self.boot, self.disk, SIZE, 1);
         let state = state.expect("opened");
         let below = RawDevice::new(self.store.clone(), SIZE, false).expect("whole blocks");
         let issued = Rc::clone(&self.issued);
