@@ -26,6 +26,29 @@ struct Pending {
     number: u64,
 }
 
+impl Pending {
+    fn range(&self) -> Range<u64> {
+        self.at..self.at + self.bytes.len() as u64
+    }
+
+    /// What is left of it where `other` did not write.
+    fn except(self, other: &Self) -> impl Iterator<Item = Self> {
+        let (own, other) = (self.range(), other.range());
+        let before = own.start..own.end.min(other.start);
+        let after = own.start.max(other.end)..own.end;
+        let parts = [before, after].into_iter().filter(|part| !part.is_empty());
+        parts.map(move |part| {
+            let index = |at: u64| usize::try_from(at - self.at).expect("inside a write");
+            Self {
+                at: part.start,
+                bytes: self.bytes[index(part.start)..index(part.end)].to_vec(),
+                completed: self.completed,
+                number: self.number,
+            }
+        })
+    }
+}
+
 struct Inner {
     durable: Vec<u8>,
     current: Vec<u8>,
@@ -331,6 +354,9 @@ impl Store for PowerCutStore {
         for write in pending {
             if covered.contains(&write.number) {
                 put(&mut inner.durable, write.at, &write.bytes);
+                // What it overwrote cannot come back.
+                let older = std::mem::take(&mut inner.pending).into_iter();
+                inner.pending = older.flat_map(|older| older.except(&write)).collect();
             } else {
                 inner.pending.push(write);
             }
