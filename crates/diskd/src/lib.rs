@@ -11,6 +11,7 @@
 //!
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
 //! - [`state`]: what survives `kill -9`; [`stamp`]: whether a file was touched while it was closed.
+//! - [`intent`]: what survives a power cut.
 //! - [`cut`]: one instant for all disks.
 //! - [`owner`], [`fronts`]: the thread of a disk, through what the disk is reached.
 //! - `stack`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
@@ -28,6 +29,7 @@ pub mod fronts;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod inherit;
+pub mod intent;
 #[cfg(test)]
 mod lab;
 mod layer;

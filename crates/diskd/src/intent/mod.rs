@@ -1,0 +1,670 @@
+//! The write-intent log: which regions of a disk may differ from what its twin has, after a power cut.
+//!
+//! ```text
+//!   write --> is its region armed? --yes--------------------------------> mark, issue
+//!               | no                                                       ^
+//!               v                                                          |
+//!             wanted --> commit: pages that changed, then one sync --> armed
+//! ```
+//!
+//! A file on durable storage, of one disk and one relationship. A region (1 MiB) is *armed* when the
+//! log durably says that it may differ. What survives a power cut of the disk and of the log, whatever
+//! was not flushed is lost or torn: every region whose [`IntentLog::arm`] returned and that was not
+//! disarmed is armed. More may be armed, never less.
+//!
+//! # Format (version 1; `docs/formats/intent.md` has it byte by byte)
+//!
+//! ```text
+//!   | header | header | bits 1 | bits 1 | bits 2 | bits 2 | ...       pages of 4 KiB, two copies of each
+//! ```
+//!
+//! A page has 128 bytes of head: magic, disk, relationship, page number, generation, BLAKE3 of the
+//! rest. The content of the header is the size of the disk, what its files look like, and what they
+//! looked like when it was closed in order. That of others is a bit for each of 31,744 regions.
+//!
+//! # Rules
+//!
+//! - **The older copy is written**, the newest valid one counts: a torn write leaves what was true
+//!   before. A page of which neither copy is valid arms all its regions. Without a header nothing is
+//!   known.
+//! - **Synced before anybody goes on.** A region is armed in memory when the sync after its page was
+//!   written has succeeded, and is still wanted then.
+//! - **Forgotten at once.** A region that is disarmed is not armed in memory from this instant on; the
+//!   page says so when it is next written. Whoever wants it in between waits for a commit.
+//! - **Synced before it is trusted.** A process that was killed may have left pages that were written
+//!   and not synced.
+//! - **Both copies say the same** after a sweep ([`IntentLog::disarm`]), when the disk was opened, and
+//!   when it was closed: a page that rots later is no loss. Between, one that rots before the next
+//!   sweep leaves the older one: the checksum tells a page that rotted from none that was torn.
+//! - A write or sync that failed is never tried again: nobody knows what the pages are then. Every
+//!   later commit is refused, and whoever has the path removes the file, syncs its folder, and goes on
+//!   without a log, or refuses the write.
+//!
+//! # Commits
+//!
+//! Whoever comes first leads: it gives way once, so that all who come in the same turn are carried,
+//! takes the pages that changed, writes them, syncs, and wakes the others. Who comes meanwhile is
+//! carried by the next commit. There is no task of the log: leaders are operations of guests, which run
+//! to completion.
+//!
+//! A guest that writes everywhere would wait for a commit with almost every write. While one commit
+//! follows the other without a pause, each arms more of the neighbourhood of what is wanted: 2, 4, ... up
+//! to [`WIDEST`] regions; when they come apart, it narrows step by step. What was armed in vain is clean,
+//! and the next sweep disarms it.
+
+mod bits;
+mod page;
+#[cfg(test)]
+mod power_tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::task::Poll;
+
+use block::{Buffer, Fault, Store, Waiters};
+use futures_util::future::join_all;
+use model::{BLOCK_SIZE, DiskId, REGION_SIZE, RelationshipId};
+
+use bits::Bits;
+pub use page::Tag;
+use page::{Content, PAGE, REGIONS, WORDS, newest, place};
+
+/// Largest disk in bytes.
+const MAX_DISK: u64 = 64 << 40;
+/// The page of the header.
+const HEADER: usize = 0;
+/// Most regions that one cold region arms, with itself; a power of two. They lie in one page.
+pub const WIDEST: u64 = 1 << MAX_PRESSURE;
+const MAX_PRESSURE: u32 = 6;
+
+/// What a new log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Armed {
+    /// Everything may differ.
+    All,
+    /// Nothing does.
+    None,
+}
+
+/// What the files of a disk look like: a digest of whatever tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looks([u64; 4]);
+
+impl Looks {
+    /// Of these words, such as inode numbers, sizes and times; their number counts too.
+    #[must_use]
+    pub fn of(words: &[u64]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for word in words {
+            hasher.update(&word.to_le_bytes());
+        }
+        let mut looks = [0; 4];
+        let digest = hasher.finalize();
+        for (word, bytes) in looks.iter_mut().zip(digest.as_bytes().chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+        }
+        Self(looks)
+    }
+}
+
+/// Why nothing is known from a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// It cannot be read, or made durable.
+    #[error("the write-intent log cannot be read")]
+    Unreadable(#[source] Fault),
+    /// Both copies of the header are torn or rotten, or it was never finished, or is none.
+    #[error("the write-intent log has no valid header")]
+    NoHeader,
+    /// It was put in the place of another.
+    #[error("the write-intent log is that of disk {0}")]
+    OtherDisk(DiskId),
+}
+
+/// Why the log can no longer be trusted. The file must be removed before anything is written to a
+/// region that is not armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// It cannot be made, written or made durable.
+    #[error("the write-intent log cannot be written")]
+    Write(#[source] Fault),
+    /// The disk ends before; the log itself is all right.
+    #[error("region {region} is outside the write-intent log, which has {end}")]
+    Outside {
+        /// The first that is.
+        region: u64,
+        /// Number of regions.
+        end: u64,
+    },
+    /// A disk is a multiple of 4 KiB, of 64 TiB at most; the log itself is all right.
+    #[error(
+        "a write-intent log of {0} bytes is not possible: 4 KiB to 64 TiB are, in steps of 4 KiB"
+    )]
+    Size(u64),
+}
+
+/// The regions that blocks touch.
+#[must_use]
+pub fn regions(blocks: &Range<u64>) -> Range<u64> {
+    const BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
+    if blocks.start >= blocks.end {
+        return 0..0;
+    }
+    blocks.start / BLOCKS..blocks.end.div_ceil(BLOCKS)
+}
+
+/// Which copy of a page is the newest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Page {
+    /// 0: neither copy is valid.
+    generation: u64,
+    newest: usize,
+}
+
+/// See the module. Used by the owner thread of its disk only.
+pub struct IntentLog<S> {
+    store: S,
+    tag: Tag,
+    size: Cell<u64>,
+    identity: Cell<Option<Looks>>,
+    closed: Cell<Option<Looks>>,
+    /// What the next commit writes.
+    wanted: Bits,
+    /// What is durable, and wanted.
+    armed: Bits,
+    pages: RefCell<Vec<Page>>,
+    /// Pages whose newest copy says something else than what is wanted.
+    changed: RefCell<BTreeSet<usize>>,
+    /// Pages whose copies differ.
+    uneven: RefCell<BTreeSet<usize>>,
+    /// The next commit makes copies alike.
+    evens: Cell<bool>,
+    leading: Cell<bool>,
+    begun: Cell<u64>,
+    ended: Cell<u64>,
+    failed: Cell<Option<Fault>>,
+    /// Somebody waits for a region.
+    cold: Cell<bool>,
+    /// How many commits followed one another without a pause, up to [`MAX_PRESSURE`].
+    pressure: Cell<u32>,
+    waiting: Waiters,
+}
+
+/// Rules that tests break on purpose, to see that they would notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    SyncBeforeRelease,
+    OlderCopy,
+    ForgetAtOnce,
+    SyncAtOpening,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+}
+
+/// Always true outside tests.
+fn keeps(rule: Rule) -> bool {
+    #[cfg(test)]
+    return BROKEN.get() != Some(rule);
+    #[cfg(not(test))]
+    {
+        let _ = rule;
+        true
+    }
+}
+
+/// Number of regions of a disk.
+fn count(size: u64) -> u64 {
+    size.div_ceil(REGION_SIZE)
+}
+
+/// Number of pages of bits of a disk.
+fn bit_pages(size: u64) -> usize {
+    usize::try_from(count(size).div_ceil(REGIONS)).expect("a few thousand")
+}
+
+fn check(size: u64) -> Result<(), LogError> {
+    if size == 0 || size > MAX_DISK || size % BLOCK_SIZE != 0 {
+        return Err(LogError::Size(size));
+    }
+    Ok(())
+}
+
+impl<S: Store> IntentLog<S> {
+    /// Begins a log of a disk of `size` bytes in `store`; what was in it is gone. The caller syncs the
+    /// folder of a new file.
+    ///
+    /// # Errors
+    /// [`LogError`]. A log that was not finished is [`Unknown::NoHeader`] later.
+    pub async fn create(store: S, tag: Tag, size: u64, armed: Armed) -> Result<Self, LogError> {
+        check(size)?;
+        let log = Self::empty(store, tag, size);
+        // What was there must not be taken for a part of this one. It takes its space, too.
+        let pages = log.pages.borrow().len();
+        let cleared = log.store.zero(0, place(pages, 0)).await;
+        cleared.map_err(LogError::Write)?;
+        log.store.sync().await.map_err(LogError::Write)?;
+        if armed == Armed::All {
+            log.wanted.put(0..log.regions(), true, |_| {});
+        }
+        log.changed.borrow_mut().extend(1..pages);
+        log.settle().await?;
+        log.changed.borrow_mut().insert(HEADER);
+        log.settle().await?;
+        Ok(log)
+    }
+
+    /// Opens the log of `disk` in `store`.
+    ///
+    /// # Errors
+    /// [`Unknown`]: everything may differ.
+    pub async fn open(store: S, disk: DiskId) -> Result<Self, Unknown> {
+        if keeps(Rule::SyncAtOpening) {
+            store.sync().await.map_err(Unknown::Unreadable)?;
+        }
+        let copies = read(&store, HEADER).await?;
+        let uneven = !are_even(&copies);
+        let (copy, header) = newest(copies).ok_or(Unknown::NoHeader)?;
+        if header.tag.disk != disk {
+            return Err(Unknown::OtherDisk(header.tag.disk));
+        }
+        let size = header.words[0];
+        if check(size).is_err() {
+            return Err(Unknown::NoHeader);
+        }
+        let log = Self::empty(store, header.tag, size);
+        log.closed.set(looks(&header.words[1..]));
+        log.identity.set(looks(&header.words[6..]));
+        log.found(HEADER, Some((copy, &header)), uneven);
+        let mut invalid = 0;
+        for number in 1..=bit_pages(size) {
+            if !log.load(number).await? {
+                invalid += 1;
+            }
+        }
+        // Bits behind the end of the disk are none: it was about to grow.
+        let room = bit_pages(size) as u64 * REGIONS;
+        log.wanted.put(log.regions()..room, false, |_| {});
+        log.armed.join(0, &log.wanted.all_words(), &log.wanted);
+        if invalid > 0 {
+            let of = bit_pages(size);
+            tracing::warn!(
+                %disk, invalid, of,
+                "pages of the write-intent log are not valid: all that they cover may differ"
+            );
+        }
+        Ok(log)
+    }
+
+    /// Takes over what the copies of a page of bits say. False if neither is valid.
+    async fn load(&self, number: usize) -> Result<bool, Unknown> {
+        let copies = read(&self.store, number).await?;
+        let copies = copies.map(|copy| copy.filter(|copy| copy.tag == self.tag));
+        let uneven = !are_even(&copies);
+        let newest = newest(copies);
+        if let Some((copy, content)) = &newest {
+            self.found(number, Some((*copy, content)), uneven);
+            self.wanted.fill(number - 1, &content.words);
+        } else {
+            self.found(number, None, uneven);
+            self.wanted.fill(number - 1, &[u64::MAX; WORDS]);
+        }
+        Ok(newest.is_some())
+    }
+
+    fn found(&self, number: usize, newest: Option<(usize, &Content)>, uneven: bool) {
+        if let Some((copy, content)) = newest {
+            self.pages.borrow_mut()[number] = Page {
+                generation: content.generation,
+                newest: copy,
+            };
+        }
+        if uneven {
+            self.uneven.borrow_mut().insert(number);
+        }
+    }
+
+    fn empty(store: S, tag: Tag, size: u64) -> Self {
+        let log = Self {
+            store,
+            tag,
+            size: Cell::new(size),
+            identity: Cell::new(None),
+            closed: Cell::new(None),
+            wanted: Bits::default(),
+            armed: Bits::default(),
+            pages: RefCell::default(),
+            changed: RefCell::default(),
+            uneven: RefCell::default(),
+            evens: Cell::new(false),
+            leading: Cell::new(false),
+            begun: Cell::new(0),
+            ended: Cell::new(0),
+            failed: Cell::new(None),
+            cold: Cell::new(false),
+            pressure: Cell::new(0),
+            waiting: Waiters::default(),
+        };
+        log.make_room(size);
+        log
+    }
+
+    fn make_room(&self, size: u64) {
+        let pages = bit_pages(size);
+        self.wanted.grow(pages);
+        self.armed.grow(pages);
+        self.pages.borrow_mut().resize(pages + 1, Page::default());
+    }
+
+    /// For which twin changes are tracked.
+    pub fn relationship(&self) -> RelationshipId {
+        self.tag.relationship
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.size.get()
+    }
+
+    /// How many regions the disk has; the last may be shorter.
+    pub fn regions(&self) -> u64 {
+        count(self.size.get())
+    }
+
+    /// Whether every region of `blocks` is armed.
+    pub fn is_armed(&self, blocks: &Range<u64>) -> bool {
+        self.armed.all(regions(blocks))
+    }
+
+    /// How many regions are.
+    pub fn armed(&self) -> u64 {
+        self.armed.count()
+    }
+
+    /// The first run in `within` of regions that are.
+    pub fn next_armed(&self, within: Range<u64>) -> Option<Range<u64>> {
+        self.armed.next(within)
+    }
+
+    /// How often something was made durable.
+    pub fn commits(&self) -> u64 {
+        self.ended.get()
+    }
+
+    /// What the disk's files looked like when it was opened last; none before it was.
+    pub fn identity(&self) -> Option<Looks> {
+        self.identity.get()
+    }
+
+    /// What they looked like when it was closed in order; none if it was not.
+    pub fn closed(&self) -> Option<Looks> {
+        self.closed.get()
+    }
+
+    /// Returns when `regions` are armed.
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub async fn arm(&self, regions: Range<u64>) -> Result<(), LogError> {
+        let end = self.regions();
+        if regions.end > end {
+            let region = regions.start.max(end);
+            return Err(LogError::Outside { region, end });
+        }
+        // Again if they were disarmed meanwhile.
+        while !self.armed.all(regions.clone()) {
+            let width = 1 << self.pressure.get();
+            let near = regions.start / width * width..regions.end.next_multiple_of(width).min(end);
+            self.put(near, true);
+            self.cold.set(true);
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets `regions`: in memory at once, durably before it returns. Both copies of what changed
+    /// say the same then, unless more was armed meanwhile.
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub async fn disarm(&self, regions: &[Range<u64>]) -> Result<(), LogError> {
+        let end = self.regions();
+        let inside = |range: &Range<u64>| range.start.min(end)..range.end.min(end);
+        for range in regions.iter().map(inside) {
+            self.put(range.clone(), false);
+            if keeps(Rule::ForgetAtOnce) {
+                self.armed.put(range, false, |_| {});
+            }
+        }
+        let settled = self.settle().await;
+        for range in regions.iter().map(inside) {
+            if !keeps(Rule::ForgetAtOnce) {
+                self.armed.put(range, false, |_| {});
+            }
+        }
+        settled
+    }
+
+    /// The disk is open and looks like `identity`: it is not closed any more, durably. Before
+    /// anything is written to it.
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub async fn opened(&self, identity: Looks) -> Result<(), LogError> {
+        self.identity.set(Some(identity));
+        self.closed.set(None);
+        self.changed.borrow_mut().insert(HEADER);
+        self.settle().await
+    }
+
+    /// The disk was closed in order, flushed, and looks like `stamp`. Nothing is written to it until
+    /// [`IntentLog::opened`].
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub async fn close(&self, stamp: Looks) -> Result<(), LogError> {
+        self.closed.set(Some(stamp));
+        self.changed.borrow_mut().insert(HEADER);
+        self.settle().await
+    }
+
+    /// The disk is about to grow to `size` bytes; its new regions are armed, and the one in which it
+    /// ended. A smaller size changes nothing.
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub async fn grow(&self, size: u64) -> Result<(), LogError> {
+        check(size)?;
+        let old = self.size.get();
+        if size <= old {
+            return Ok(());
+        }
+        let known = self.pages.borrow().len();
+        let pages = bit_pages(size) + 1;
+        if pages > known {
+            let (at, end) = (place(known, 0), place(pages, 0));
+            let made = self.store.zero(at, end - at).await;
+            made.map_err(|fault| self.fail(fault))?;
+        }
+        self.make_room(size);
+        self.put(old / REGION_SIZE..count(size), true);
+        self.changed.borrow_mut().extend(known..pages);
+        self.settle().await?;
+        // Not before its pages: without them a cut would arm more, not less, but it need not.
+        self.size.set(size);
+        self.changed.borrow_mut().insert(HEADER);
+        self.settle().await
+    }
+
+    /// Notes what is wanted, and the pages in which it changes.
+    fn put(&self, regions: Range<u64>, set: bool) {
+        let mut changed = self.changed.borrow_mut();
+        self.wanted.put(regions, set, |word| {
+            changed.insert(1 + word / WORDS);
+        });
+    }
+
+    /// Commits, and makes the copies of every page alike.
+    async fn settle(&self) -> Result<(), LogError> {
+        self.commit().await?;
+        self.evens.set(true);
+        self.commit().await
+    }
+
+    /// Returns when everything that is wanted now is durable.
+    async fn commit(&self) -> Result<(), LogError> {
+        // One that runs took its pages already.
+        let mine = self.begun.get() + 1;
+        while self.ended.get() < mine {
+            let leads = self.waiting.until(|| {
+                if let Some(fault) = self.failed.get() {
+                    return Some(Err(LogError::Write(fault)));
+                }
+                let done = self.ended.get() >= mine;
+                (done || !self.leading.get()).then_some(Ok(!done))
+            });
+            if leads.await? {
+                self.lead().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn lead(&self) -> Result<(), LogError> {
+        self.leading.set(true);
+        give_way().await;
+        self.begun.set(self.begun.get() + 1);
+        self.cold.set(false);
+        let batch = self.take();
+        let outcome = self.store_pages(&batch).await;
+        if outcome.is_ok() {
+            for (number, content, copy) in &batch {
+                self.pages.borrow_mut()[*number] = Page {
+                    generation: content.generation,
+                    newest: *copy,
+                };
+                if *number != HEADER {
+                    self.armed.join(*number - 1, &content.words, &self.wanted);
+                }
+            }
+            self.ended.set(self.begun.get());
+            let pressure = self.pressure.get();
+            self.pressure.set(if self.cold.get() {
+                MAX_PRESSURE.min(pressure + 1)
+            } else {
+                pressure.saturating_sub(1)
+            });
+        }
+        let outcome = outcome.map_err(|fault| self.fail(fault));
+        self.leading.set(false);
+        self.waiting.notify();
+        outcome
+    }
+
+    fn fail(&self, fault: Fault) -> LogError {
+        let first = self.failed.get().unwrap_or(fault);
+        self.failed.set(Some(first));
+        LogError::Write(first)
+    }
+
+    /// The pages that a commit writes, as they are now, and to which copy of them.
+    fn take(&self) -> Vec<(usize, Content, usize)> {
+        let changed = self.changed.take();
+        let mut uneven = self.uneven.borrow_mut();
+        let evened = if self.evens.take() {
+            std::mem::take(&mut *uneven)
+        } else {
+            BTreeSet::new()
+        };
+        let batch = changed.union(&evened).map(|number| {
+            let page = self.pages.borrow()[*number];
+            let content = Content {
+                tag: self.tag,
+                number: *number as u64,
+                generation: page.generation + 1,
+                words: match number.checked_sub(1) {
+                    None => self.header(),
+                    Some(page) => self.wanted.page(page),
+                },
+            };
+            let older = if keeps(Rule::OlderCopy) || !changed.contains(number) {
+                1 - page.newest
+            } else {
+                page.newest
+            };
+            (*number, content, older)
+        });
+        let batch = batch.collect();
+        uneven.extend(changed);
+        batch
+    }
+
+    async fn store_pages(&self, batch: &[(usize, Content, usize)]) -> Result<(), Fault> {
+        let writes = batch
+            .iter()
+            .map(|(number, content, copy)| self.store.write(place(*number, *copy), content.seal()));
+        for done in join_all(writes).await {
+            done.outcome?;
+        }
+        if keeps(Rule::SyncBeforeRelease) && !batch.is_empty() {
+            self.store.sync().await?;
+        }
+        Ok(())
+    }
+
+    fn header(&self) -> Vec<u64> {
+        let mut words = vec![self.size.get()];
+        for looks in [self.closed.get(), self.identity.get()] {
+            words.push(u64::from(looks.is_some()));
+            words.extend(looks.map_or([0; 4], |looks| looks.0));
+        }
+        words.resize(WORDS, 0);
+        words
+    }
+}
+
+/// As [`IntentLog::header`] writes them.
+fn looks(words: &[u64]) -> Option<Looks> {
+    let looks = words[1..5].try_into().map(Looks).ok()?;
+    (words[0] == 1).then_some(looks)
+}
+
+/// Both copies of a page, as far as they are valid.
+async fn read<S: Store>(store: &S, number: usize) -> Result<[Option<Content>; 2], Unknown> {
+    let done = store.read(place(number, 0), Buffer::zeroed(2 * PAGE)).await;
+    done.outcome.map_err(Unknown::Unreadable)?;
+    let bytes = done
+        .buffer
+        .map(|buffer| buffer.to_vec())
+        .unwrap_or_default();
+    let copy = |at: usize| {
+        let content = bytes.get(at * PAGE..(at + 1) * PAGE);
+        let content = content.and_then(Content::unseal);
+        content.filter(|content| content.number == number as u64)
+    };
+    Ok([copy(0), copy(1)])
+}
+
+fn are_even(copies: &[Option<Content>; 2]) -> bool {
+    match copies {
+        [Some(first), Some(second)] => first.words == second.words && first.tag == second.tag,
+        _ => false,
+    }
+}
+
+/// Lets everybody who is ready now go first.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
