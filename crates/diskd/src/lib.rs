@@ -50,4 +50,6 @@ pub mod state;
 pub mod syscalls;
 mod tally;
 pub mod tracker;
+#[cfg(test)]
+mod tracking_lives;
 pub mod vhost_user;

@@ -59,6 +59,7 @@ struct Inner {
     next: u64,
     rng: Rng,
     failing_syncs: u32,
+    failing_reads: u32,
     syncs: u64,
     looks: u64,
     held: bool,
@@ -86,6 +87,7 @@ impl PowerCutStore {
                 next: 0,
                 rng: Rng::new(seed),
                 failing_syncs: 0,
+                failing_reads: 0,
                 syncs: 0,
                 looks: 0,
                 held: false,
@@ -130,6 +132,11 @@ impl PowerCutStore {
     /// The next `count` syncs fail and make nothing durable.
     pub fn fail_syncs(&self, count: u32) {
         self.inner.borrow_mut().failing_syncs = count;
+    }
+
+    /// The next `count` reads fail.
+    pub fn fail_reads(&self, count: u32) {
+        self.inner.borrow_mut().failing_reads = count;
     }
 
     /// How many syncs began.
@@ -287,7 +294,14 @@ impl Store for PowerCutStore {
         let len = into.len();
         into.fill_zero(0, len);
         {
-            let inner = self.inner.borrow();
+            let mut inner = self.inner.borrow_mut();
+            if inner.failing_reads > 0 {
+                inner.failing_reads -= 1;
+                return Done {
+                    outcome: Err(Fault::Os(5)), // EIO
+                    buffer: Some(into),
+                };
+            }
             let from = usize::try_from(at).expect("a small store");
             let end = (from + len).min(inner.current.len());
             if from < end {
