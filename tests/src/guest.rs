@@ -81,6 +81,13 @@ pub fn flushed_on(log: &str, device: &str) -> Option<u64> {
     })
 }
 
+/// What a guest said since it was started last: its log goes on where an earlier start's ended.
+#[must_use]
+pub fn since_start(log: &str) -> &str {
+    log.rsplit_once("pollux-guest: kernel up")
+        .map_or(log, |(_, now)| now)
+}
+
 /// Waits until the guest of `vm` flushed `more` records more than now; gives how many it has.
 ///
 /// # Errors
@@ -100,11 +107,11 @@ pub fn device_writes_on(
     more: u64,
     limit: Duration,
 ) -> Result<u64> {
-    let start = flushed_on(&host.serial_log(vm)?, device).unwrap_or(0);
+    let start = flushed_on(since_start(&host.serial_log(vm)?), device).unwrap_or(0);
     until(limit, &format!("the guest writes on {device}"), || {
         let log = host.serial_log(vm)?;
         no_bad_news(&log)?;
-        Ok(flushed_on(&log, device).filter(|now| *now >= start + more))
+        Ok(flushed_on(since_start(&log), device).filter(|now| *now >= start + more))
     })
 }
 

@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{
     Host, Scratch, create_shell, device, device_writes_on, flushed_on, judge, no_bad_news,
-    start_shell, text, type_in, until, write_on,
+    since_start, start_shell, text, type_in, until, write_on,
 };
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use testkit::workload::Cut;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -33,13 +35,24 @@ impl Small {
         Ok(Self(at))
     }
 
-    /// Takes all room but for `free` MiB.
+    /// Takes all room but for `free` MiB. In small parts: a guest that writes takes some of it too.
     fn fill(&self, free: u64) -> Result<()> {
-        let space = rustix::fs::statvfs(&self.0)?;
-        let take = (space.f_bavail * space.f_frsize).saturating_sub(free * MIB);
         let ballast = File::create(self.0.join("ballast"))?;
-        rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, take)?;
-        Ok(())
+        let mut taken = 0;
+        loop {
+            let space = rustix::fs::statvfs(&self.0)?;
+            let left = (space.f_bavail * space.f_frsize).saturating_sub(free * MIB);
+            if left == 0 {
+                return Ok(());
+            }
+            let part = left.min(MIB);
+            match rustix::fs::fallocate(&ballast, FallocateFlags::empty(), taken, part) {
+                Ok(()) => taken += part,
+                // The guest was first.
+                Err(Errno::NOSPC) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 
     fn make_room(&self) -> Result<()> {
@@ -89,7 +102,8 @@ fn held_and_let_go(host: &Host, place: &Small, devices: &[String]) -> Result<Vec
     assert!(status.contains(&mount), "{status}");
     let log = host.serial_log("web")?;
     no_bad_news(&log)?;
-    let before: Vec<_> = devices.iter().map(|name| flushed_on(&log, name)).collect();
+    let said = since_start(&log);
+    let before: Vec<_> = devices.iter().map(|name| flushed_on(said, name)).collect();
     place.make_room()?;
     until(LIMIT, "the guest goes on by itself", || {
         let vm = host.json(&["vm", "show", "web"])?;
