@@ -18,7 +18,7 @@ use crate::{
     ApplyCheckpoint, AttachDisk, CONSOLE_PROTOCOL, Checkpoint, CreateDisk, CreateVm, DetachDisk,
     EnableReplication, ExportDisk, ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE,
     MakeCheckpoint, Peer, Point, Progress, Replication, ResizeDisk, ResizedDisk, StartFailover,
-    StartVm, StopVm, TestFailover, TrustPeer, Vm, VmDetails, VmDisk,
+    StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -244,6 +244,11 @@ impl Client {
     /// The relationship of one VM.
     pub async fn replication(&self, vm: &str) -> Result<Replication, Problem> {
         self.get(&path(vm, "/replication")).await
+    }
+
+    /// How the changes of a VM are tracked.
+    pub async fn tracking(&self, vm: &str) -> Result<Tracking, Problem> {
+        self.get(&path(vm, "/tracking")).await
     }
 
     /// Replicates a VM to a peer.

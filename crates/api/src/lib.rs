@@ -36,6 +36,7 @@
 //!   DELETE /v1/vms/{vm}/replication
 //!   POST   /v1/vms/{vm}/replication/suspend                     -> Replication
 //!   POST   /v1/vms/{vm}/replication/resume                      -> Replication
+//!   GET    /v1/vms/{vm}/tracking                    Tracking
 //!   GET    /v1/vms/{vm}/points                      [Point]
 //!   GET    /v1/vms/{vm}/points/{point}/disks/{n}    the disk's bytes; Range is understood
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
@@ -54,6 +55,7 @@ mod host;
 mod job;
 mod point;
 mod replication;
+mod tracking;
 mod vm;
 
 pub use client::{Client, DiskContent};
@@ -65,6 +67,7 @@ pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use point::Point;
 pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
+pub use tracking::{Epochs, Finding, FoldedBack, IntentLog, Tracked, TrackedDisk, Tracking};
 pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails};
 
 /// Where polluxd listens unless told otherwise.

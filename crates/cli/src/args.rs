@@ -60,6 +60,9 @@ pub(crate) enum Noun {
     /// Sending VMs to other hosts
     #[command(subcommand)]
     Replication(ReplicationVerb),
+    /// How changes of VMs are tracked
+    #[command(subcommand)]
+    Track(TrackVerb),
     /// Recovery points of twins
     #[command(subcommand)]
     Point(PointVerb),
@@ -312,6 +315,15 @@ pub(crate) enum ReplicationVerb {
     },
     /// End a relationship; the twin stays at the other host
     Disable {
+        /// The VM
+        vm: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrackVerb {
+    /// What of each disk waits to be sent, what a power cut would cost, and how the cuts go
+    Status {
         /// The VM
         vm: String,
     },

@@ -19,6 +19,7 @@ mod run;
 mod segment;
 mod show;
 mod show_disk;
+mod show_tracking;
 
 pub use args::Arguments;
 pub use run::run;

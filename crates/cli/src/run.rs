@@ -15,7 +15,7 @@ use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
 
 use crate::args::{
     Arguments, Create, DiskVerb, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb,
-    ReplicationVerb, SegmentVerb, VmVerb,
+    ReplicationVerb, SegmentVerb, TrackVerb, VmVerb,
 };
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
@@ -61,6 +61,7 @@ impl Command {
             Noun::Vm(verb) => self.vm(verb).await,
             Noun::Disk(verb) => self.disk(verb).await,
             Noun::Replication(verb) => self.replication(verb).await,
+            Noun::Track(TrackVerb::Status { vm }) => self.print(&self.client.tracking(&vm).await?),
             Noun::Point(verb) => self.point(verb).await,
             Noun::Failover(verb) => self.failover(verb).await,
             Noun::Segment(verb) => self.segment(verb).await,

@@ -7,6 +7,7 @@ mod failover;
 mod hosts;
 mod points;
 mod replication;
+mod tracking;
 mod vms;
 
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub fn router(host: Arc<Host>) -> Router {
             post(replication::suspend),
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
+        .route("/v1/vms/{vm}/tracking", get(tracking::show))
         .route("/v1/vms/{vm}/points", get(points::list))
         .route(
             "/v1/vms/{vm}/points/{point}/disks/{disk}",

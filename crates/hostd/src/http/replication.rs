@@ -114,13 +114,7 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
         Some(report) => report.borrow().clone(),
         None => LinkReport::new(ReplicationState::ReadyForInitialReplication),
     };
-    let state = if view.standing.stood_down.is_some() {
-        ReplicationState::StoodDown
-    } else if relation.suspended {
-        ReplicationState::Suspended
-    } else {
-        report.state
-    };
+    let state = state(view, &relation);
     let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
     let error = report.last_error.as_ref().map(ToString::to_string);
     let lag_s = seconds_since(report.acknowledged_cut);
@@ -150,6 +144,19 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
             .seeding
             .map(|position| progress(view, &relation, position)),
         last_error: error,
+    }
+}
+
+/// State of a relationship that is sent from here.
+pub(super) fn state(view: &View, relation: &Relation) -> ReplicationState {
+    if view.standing.stood_down.is_some() {
+        ReplicationState::StoodDown
+    } else if relation.suspended {
+        ReplicationState::Suspended
+    } else {
+        let ready = ReplicationState::ReadyForInitialReplication;
+        let report = view.report.as_ref();
+        report.map_or(ready, |report| report.borrow().state)
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diskd::config::Config as DiskdConfig;
-use diskd::control::{self, DiskStatus, StoreKind};
+use diskd::control::{self, DiskStatus, EpochStatus, StoreKind};
 use model::{Bytes, CheckpointId, Code, DiskId, Problem};
 use tokio::time::{Instant, sleep};
 use vmd::config::Config as VmdConfig;
@@ -42,6 +42,7 @@ pub(crate) struct DiskdStatus {
     pub(crate) store: StoreKind,
     pub(crate) lacking: Vec<String>,
     pub(crate) disks: Vec<DiskStatus>,
+    pub(crate) epochs: EpochStatus,
 }
 
 /// What vmd and diskd are started with.
@@ -213,6 +214,7 @@ impl Supervisor {
                 store,
                 lacking,
                 disks,
+                epochs,
                 ..
             }) => Some(DiskdStatus {
                 version,
@@ -220,6 +222,7 @@ impl Supervisor {
                 store,
                 lacking,
                 disks,
+                epochs,
             }),
             _ => None,
         }
