@@ -474,6 +474,74 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
     assert!(client.replications().await.expect("listed").is_empty());
 }
 
+#[tokio::test]
+async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
+    let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
+    refused(
+        castor.client.tracking("web").await,
+        Code::NotFound,
+        "VM `web`",
+    );
+    let made = castor.create("web", vec![empty(1 << 20)]).await;
+    let folder = made.expect("made").folder;
+    refused(
+        castor.client.tracking("web").await,
+        Code::Conflict,
+        "pollux replication enable",
+    );
+    for (host, other) in [(&castor, &pollux), (&pollux, &castor)] {
+        let theirs = other.client.identity().await.expect("an identity");
+        let trust = TrustPeer {
+            name: theirs.name,
+            address: theirs.address,
+            fingerprint: theirs.fingerprint,
+            limit: None,
+        };
+        host.client.trust(&trust).await.expect("trusted");
+    }
+    let enable = EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+    };
+    let enabled = castor.client.enable_replication("web", &enable).await;
+    enabled.expect("the peer agrees");
+    // The program in its place serves nothing.
+    refused(
+        castor.client.tracking("web").await,
+        Code::Unreachable,
+        "diskd.log",
+    );
+    refused(
+        pollux.client.tracking("web").await,
+        Code::Conflict,
+        "`castor`",
+    );
+
+    // The log of a relationship goes with it; what else is there stays.
+    let kept = folder.join("tracking");
+    fs::create_dir_all(&kept).expect("made");
+    let disk = castor.client.vm("web").await.expect("there").disks[0].id;
+    for kind in ["intent", "stack"] {
+        fs::write(kept.join(format!("{disk}.{kind}")), "").expect("written");
+    }
+    castor
+        .client
+        .disable_replication("web")
+        .await
+        .expect("disabled");
+    assert!(!kept.join(format!("{disk}.intent")).exists());
+    assert!(kept.join(format!("{disk}.stack")).exists());
+    let detach = DetachDisk { delete: false };
+    castor
+        .client
+        .detach_disk("web", "0", &detach)
+        .await
+        .expect("detached");
+    assert!(!kept.join(format!("{disk}.stack")).exists());
+    castor.client.delete("web").await.expect("deleted");
+    assert!(!folder.exists());
+}
+
 #[test]
 fn a_name_that_a_host_cannot_have_is_refused_before_anything_is_made() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -43,6 +43,7 @@ use sandbox::Rights;
 
 use super::folder::VmFolder;
 use super::source::DiskdSource;
+use super::tracking;
 use crate::programs::Programs;
 
 const KVM: &str = "/dev/kvm";
@@ -183,7 +184,7 @@ impl Access {
             folder.path.clone(),
             own(run),
             outbox(folder),
-            tracking(folder),
+            tracking::folder(folder),
         ];
         let files = stacks.iter().flat_map(files);
         write.extend(files.filter(|file| !file.starts_with(&folder.path)));
@@ -353,11 +354,6 @@ fn outbox(folder: &VmFolder) -> PathBuf {
     }
 }
 
-/// Where diskd keeps what must survive a power cut while changes are tracked.
-pub(crate) fn tracking(folder: &VmFolder) -> PathBuf {
-    folder.path.join("tracking")
-}
-
 /// Gives everything to `user`; to polluxd's own if there is none.
 fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (PathBuf, io::Error)> {
     let shared = |path: &Path| -> io::Result<()> {
@@ -399,7 +395,8 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
     at(own(run), owned_folder(&own(run)))?;
     at(folder.path.clone(), shared(&folder.path))?;
     at(outbox(folder), owned_folder(&outbox(folder)))?;
-    at(tracking(folder), owned_folder(&tracking(folder)))?;
+    let kept = tracking::folder(folder);
+    at(kept.clone(), owned_folder(&kept))?;
     for stack in stacks(folder) {
         for file in files(&stack) {
             let parent = file.parent().filter(|parent| *parent != folder.path);
@@ -495,29 +492,48 @@ mod tests {
         assert!(remembered(&file).is_none());
     }
 
+    fn vm(path: PathBuf) -> VmFolder {
+        let spec = model::VmSpec::new(
+            "web".parse().expect("a good name"),
+            model::Generation::Two,
+            1,
+            model::Bytes(64 << 20),
+            true,
+            None,
+            Vec::new(),
+        );
+        VmFolder {
+            path,
+            spec: spec.expect("good"),
+            origin: None,
+        }
+    }
+
     /// Landlock lets nobody write to a file that was not there when the rights were taken.
     #[test]
     fn what_processes_write_is_there_before_they_start_whoever_they_are() {
         let scratch = tempfile::tempdir().expect("scratch");
-        let folder = VmFolder {
-            path: scratch.path().join("vm"),
-            spec: model::VmSpec::new(
-                "web".parse().expect("a good name"),
-                model::Generation::Two,
-                1,
-                model::Bytes(64 << 20),
-                true,
-                None,
-                Vec::new(),
-            )
-            .expect("good"),
-            origin: None,
-        };
+        let folder = vm(scratch.path().join("vm"));
         let run = scratch.path().join("run");
         for path in [&folder.path, &run] {
             fs::create_dir(path).expect("made");
         }
         give_all(&folder, &run, None).expect("given");
         assert!(folder.path.join("serial.log").exists());
+        assert!(tracking::folder(&folder).is_dir());
+    }
+
+    #[test]
+    fn only_diskd_may_write_what_must_survive_a_power_cut() {
+        let (folder, run) = (vm("/vms/1".into()), Path::new("/run/1"));
+        let access = Access {
+            user: Some(70_001),
+            notice: None,
+        };
+        let kept = tracking::folder(&folder);
+        let writes = |rights: Rights| rights.write.iter().any(|path| kept.starts_with(path));
+        assert!(writes(access.diskd(&folder, run)));
+        let paths = RunPaths::new(run, &folder.path);
+        assert!(!writes(access.qemu(&folder, run, &paths, None)));
     }
 }

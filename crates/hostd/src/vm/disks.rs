@@ -28,6 +28,7 @@ use super::handle::{Answer, Message, View};
 use super::merge;
 use super::owner::{Happening, Owner, refuse};
 use super::supervisor::Supervisor;
+use super::tracking;
 use crate::host::Host;
 
 /// How long a guest has to let a disk go.
@@ -189,7 +190,10 @@ impl Owner {
             let folder = if done.is_ok() { work.next } else { work.old };
             let swept = folder.clone();
             // What cannot be removed now goes with the next change.
-            let _ = tokio::task::spawn_blocking(move || sweep(&swept)).await;
+            let swept = tokio::task::spawn_blocking(move || {
+                sweep(&swept).and_then(|()| tracking::sweep(&swept))
+            });
+            let _ = swept.await;
             Happening::Changed(Box::new(Changed {
                 folder,
                 done,

@@ -9,6 +9,7 @@
 //!     checkpoints/          what was written since each checkpoint, per disk an overlay and a map
 //!     replication.toml      only of a primary: relationship and progress
 //!     outbox/               segments on their way; a cache
+//!     tracking/             what must survive a power cut while changes are tracked
 //!     uefi-variables.fd serial.log qemu.log diskd.log
 //! ```
 

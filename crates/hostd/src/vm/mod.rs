@@ -23,6 +23,7 @@ pub(crate) mod source;
 mod state;
 pub(crate) mod supervisor;
 pub(crate) mod takeover;
+mod tracking;
 pub(crate) mod unsent;
 
 pub(crate) use handle::{Home, Message, View, Vm};

@@ -27,6 +27,7 @@ use super::owner::{Happening, Owner, refuse};
 use super::progress;
 use super::relation::Relation;
 use super::source::{DiskdSource, Record};
+use super::tracking;
 
 /// Longest time from one point to the next, in seconds.
 const MAX_EVERY: u32 = 3600;
@@ -369,6 +370,9 @@ impl Owner {
             for entry in std::fs::read_dir(&outbox).map_err(failed)? {
                 std::fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
             }
+        }
+        if let Some(machine) = &view.home.machine {
+            tracking::forget(machine).map_err(failed)?;
         }
         progress::forget(home).map_err(failed)?;
         Relation::remove(home).map_err(failed)?;

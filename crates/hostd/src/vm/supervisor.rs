@@ -35,10 +35,11 @@ use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
 use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
 
-use super::access::{Access, own, tracking};
+use super::access::{Access, own};
 use super::ended::log_tail;
 use super::folder::VmFolder;
 use super::reload::Configs;
+use super::tracking;
 use crate::lines::{LineError, Lines};
 use crate::programs::Programs;
 
@@ -392,7 +393,7 @@ impl Supervisor {
             size: disk.size,
             stack: folder.stack(disk),
             state: own(&self.run).join(format!("disk{}.state", disk.slot)),
-            tracking: tracking(folder),
+            tracking: tracking::folder(folder),
         });
         DiskdConfig {
             vm: folder.spec.id,
