@@ -16,7 +16,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bus, Bytes, CheckpointSpec, Code, DiskSpec, Problem, VmSpec, free_slot};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::time::timeout;
 
 use super::body::{Json as Body, lines};
@@ -49,33 +49,63 @@ pub(super) async fn show(
     Ok(Json(told(&vm, &disk).await?))
 }
 
+/// A VM whose disks nobody else changes as long as this lives.
+struct Alone {
+    vm: Vm,
+    machine: VmFolder,
+    _held: OwnedMutexGuard<()>,
+}
+
+impl Alone {
+    async fn with(host: &Arc<Host>, vm: &str) -> Result<Self, Problem> {
+        let vm = host.find(vm)?;
+        let held = Arc::clone(&vm.disks).lock_owned().await;
+        Ok(Self {
+            machine: machine(&vm)?,
+            vm,
+            _held: held,
+        })
+    }
+
+    /// A new disk of this VM. Where no bus is wanted, the usual one, or SCSI where that is full or
+    /// takes nothing while the guest runs.
+    async fn specify(&self, new: NewDisk) -> Result<DiskSpec, Refusal> {
+        let VmSpec {
+            generation, disks, ..
+        } = self.machine.spec.clone();
+        let usual = Bus::default_of(generation);
+        let runs = self.vm.view().guest.is_some();
+        let possible = (usual.is_hot() || !runs) && free_slot(&disks, usual).is_some();
+        let bus = new.bus.unwrap_or(if possible { usual } else { Bus::Scsi });
+        let thing = self.machine.thing();
+        blocking(move || disk_specification(&thing, generation, &disks, &new, bus)).await
+    }
+}
+
 pub(super) async fn create(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
     Body(wanted): Body<CreateDisk>,
 ) -> Answered<VmDisk> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let machine = machine(&vm)?;
-    let spec = &machine.spec;
+    let alone = Alone::with(&host, &vm).await?;
+    let Alone { vm, machine, .. } = &alone;
     let new = NewDisk {
         from: DiskContentFrom::Empty,
         size: Some(wanted.size),
-        bus: None,
+        bus: wanted.bus,
     };
-    let bus = bus(&vm, spec, wanted.bus);
-    let mut disk = disk_specification(&machine.thing(), spec.generation, &spec.disks, &new, bus)?;
+    let mut disk = alone.specify(new).await?;
     if machine.disk_file(&disk).exists() {
         // Left there by a disk that was detached.
         let id = disk.id.0.simple().to_string();
         disk.file = format!("disk{}-{}.raw", disk.slot, &id[..8]).into();
     }
     // Everything that can be refused is, before a file is made.
-    Change::Add(disk.clone()).plan(spec, vm.view().guest.is_some())?;
+    Change::Add(disk.clone()).plan(&machine.spec, vm.view().guest.is_some())?;
     let (path, size, thing) = (machine.disk_file(&disk), disk.size, machine.thing());
     let unnamed = Unnamed::mark(&path).map_err(|error| no_space_or(&thing, &error))?;
     blocking(move || make(&thing, &path, size)).await?;
-    let added = add(&vm, &disk).await;
+    let added = add(vm, &disk).await;
     if added.is_err() {
         // It is empty; a file that stays is in nobody's way.
         let _ = fs::remove_file(machine.disk_file(&disk));
@@ -114,21 +144,16 @@ pub(super) async fn attach(
     Path(vm): Path<String>,
     Body(wanted): Body<AttachDisk>,
 ) -> Answered<VmDisk> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let machine = machine(&vm)?;
-    let spec = &machine.spec;
+    let alone = Alone::with(&host, &vm).await?;
+    let Alone { vm, machine, .. } = &alone;
     let new = NewDisk {
         from: DiskContentFrom::File(wanted.file.clone()),
         size: None,
-        bus: None,
+        bus: wanted.bus,
     };
-    let file = wanted.file.clone();
+    let file = wanted.file;
     let _claim = host.claim(&file)?;
-    let (bus, thing) = (bus(&vm, spec, wanted.bus), machine.thing());
-    let (generation, others) = (spec.generation, spec.disks.clone());
-    let mut disk =
-        blocking(move || disk_specification(&thing, generation, &others, &new, bus)).await?;
+    let mut disk = alone.specify(new).await?;
     if disk.size.0 % BLOCK_SIZE != 0 {
         let problem = Problem::new(
             Code::Invalid,
@@ -141,17 +166,7 @@ pub(super) async fn attach(
     if let Ok(inside) = file.strip_prefix(&machine.path) {
         disk.file = inside.to_owned();
     }
-    add(&vm, &disk).await
-}
-
-/// What a new disk is plugged into.
-fn bus(vm: &Vm, spec: &VmSpec, wanted: Option<Bus>) -> Bus {
-    wanted.unwrap_or_else(|| {
-        let usual = Bus::default_of(spec.generation);
-        let runs = vm.view().guest.is_some();
-        let possible = (usual.is_hot() || !runs) && free_slot(&spec.disks, usual).is_some();
-        if possible { usual } else { Bus::Scsi }
-    })
+    add(vm, &disk).await
 }
 
 async fn add(vm: &Vm, disk: &DiskSpec) -> Answered<VmDisk> {
@@ -164,9 +179,7 @@ pub(super) async fn detach(
     Path((vm, disk)): Path<(String, String)>,
     Body(detach): Body<DetachDisk>,
 ) -> Answered<()> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let machine = machine(&vm)?;
+    let Alone { vm, machine, _held } = Alone::with(&host, &vm).await?;
     let disk = find_disk(&machine.spec, &disk)?.clone();
     let file = machine.disk_file(&disk);
     let thing = disk_thing(&machine.spec, &disk);
@@ -200,9 +213,7 @@ pub(super) async fn resize(
     Path((vm, disk)): Path<(String, String)>,
     Body(resize): Body<ResizeDisk>,
 ) -> Answered<ResizedDisk> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let machine = machine(&vm)?;
+    let Alone { vm, machine, _held } = Alone::with(&host, &vm).await?;
     let disk = find_disk(&machine.spec, &disk)?.clone();
     change(&vm, Change::Resize(disk.id, resize.size)).await?;
     Ok(Json(ResizedDisk {
@@ -223,9 +234,8 @@ pub(super) async fn checkpoint(
     Path(vm): Path<String>,
     Body(make): Body<MakeCheckpoint>,
 ) -> Answered<Checkpoint> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let spec = machine(&vm)?.spec;
+    let Alone { vm, machine, _held } = Alone::with(&host, &vm).await?;
+    let spec = machine.spec;
     let new = new_checkpoint(&spec, make.name.as_deref(), now(), false)?;
     let id = new.id;
     change(&vm, Change::Checkpoint(new.clone())).await?;
@@ -247,9 +257,8 @@ pub(super) async fn apply(
     Path((vm, name)): Path<(String, String)>,
     Body(apply): Body<ApplyCheckpoint>,
 ) -> Answered<VmDetails> {
-    let vm = host.find(&vm)?;
-    let _alone = vm.disks.lock().await;
-    let spec = machine(&vm)?.spec;
+    let Alone { vm, machine, _held } = Alone::with(&host, &vm).await?;
+    let spec = machine.spec;
     let wanted = Change::Apply {
         checkpoint: find_checkpoint(&spec, &name)?.id,
         drop_later: apply.drop_later,

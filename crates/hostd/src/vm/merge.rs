@@ -26,6 +26,22 @@ pub(crate) struct Merging {
     pub(crate) stuck: Option<Problem>,
 }
 
+impl Merging {
+    /// So much is left on all disks. What the guest writes goes below, so that it only becomes
+    /// less; where more is left than was known, there was more from the beginning.
+    fn is_left(&mut self, left: Bytes) {
+        let reached = self.done.0.saturating_add(left.0);
+        self.total = Bytes(self.total.0.max(reached));
+        self.done = Bytes(self.total.0.saturating_sub(left.0));
+        self.stuck = None;
+    }
+}
+
+fn sum(all: &[Bytes]) -> Bytes {
+    let sum = all.iter().fold(0_u64, |sum, one| sum.saturating_add(one.0));
+    Bytes(sum)
+}
+
 /// A merge.
 pub(super) struct Merge {
     pub(super) vm: VmId,
@@ -39,11 +55,15 @@ impl Merge {
     /// Merges until nothing is left, or until the VM is gone.
     pub(super) async fn run(&self) {
         let mut left = vec![None; self.disks.len()];
+        let mut told = self.present().await;
         loop {
-            for (disk, left) in self.disks.iter().zip(&mut left) {
-                while *left != Some(Bytes(0)) {
+            for (number, disk) in self.disks.iter().enumerate() {
+                while left[number] != Some(Bytes(0)) {
                     match self.supervisor.drain(*disk, self.checkpoint, PART).await {
-                        Ok(now) => *left = Some(now),
+                        Ok(now) => {
+                            left[number] = Some(now);
+                            told[number] = now;
+                        }
                         Err(problem) => {
                             self.stuck(problem);
                             if self.is_gone() {
@@ -53,7 +73,7 @@ impl Merge {
                             continue;
                         }
                     }
-                    self.tell(left.unwrap_or_default());
+                    self.tell(sum(&told));
                     if self.is_gone() {
                         return;
                     }
@@ -72,6 +92,20 @@ impl Merge {
         }
     }
 
+    /// What each disk holds of the checkpoint; nothing when nobody can tell.
+    async fn present(&self) -> Vec<Bytes> {
+        let status = self.supervisor.diskd_status().await;
+        let served = status.map_or_else(Vec::new, |status| status.disks);
+        let present = |id: &DiskId| {
+            let disk = served.iter().find(|disk| disk.id == *id)?;
+            let mut overlays = disk.overlays.iter();
+            let overlay = overlays.find(|overlay| overlay.checkpoint == self.checkpoint)?;
+            Some(overlay.present)
+        };
+        let all = self.disks.iter();
+        all.map(|id| present(id).unwrap_or_default()).collect()
+    }
+
     /// Whether there is nothing to merge any more.
     fn is_gone(&self) -> bool {
         self.seen.is_closed() || self.seen.borrow().merging_checkpoint().is_none()
@@ -80,11 +114,7 @@ impl Merge {
     fn tell(&self, left: Bytes) {
         self.seen.send_modify(|view| {
             if let Some(merge) = &mut view.merge {
-                // What the guest writes goes below: what is left only becomes less.
-                let reached = merge.done.0.saturating_add(left.0);
-                merge.total = Bytes(merge.total.0.max(reached));
-                merge.done = Bytes(merge.total.0.saturating_sub(left.0));
-                merge.stuck = None;
+                merge.is_left(left);
             }
         });
     }
@@ -101,5 +131,29 @@ impl Merge {
                 merge.stuck = Some(problem);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_counts_all_disks_and_never_goes_back() {
+        let mut merge = Merging::default();
+        let mut before = Bytes(0);
+        // Two disks; the second tells only later that it holds more than was known.
+        for (left, done, total) in [
+            ([100, 50], 0, 150),
+            ([60, 50], 40, 150),
+            ([0, 50], 100, 150),
+            ([0, 80], 100, 180),
+            ([0, 0], 180, 180),
+        ] {
+            merge.is_left(sum(&left.map(Bytes)));
+            assert_eq!((merge.done, merge.total), (Bytes(done), Bytes(total)));
+            assert!(merge.done >= before);
+            before = merge.done;
+        }
     }
 }
