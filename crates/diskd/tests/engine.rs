@@ -758,6 +758,8 @@ fn an_owner_that_panics_takes_the_process_down() {
 #[test]
 fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_touched() {
     let mut vm = Vm::new(64 << 20);
+    // The state files, which are long and have holes, are there.
+    vm.ask(&Request::Status);
     vm.kill();
     // Enough for the disks, too little for a segment with both.
     vm.file_limit = Some(SIZE + (1 << 20));

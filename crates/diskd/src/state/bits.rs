@@ -177,19 +177,18 @@ impl Bits<'_> {
 
     /// Clears everything; the pages leave the memory of this process, and stay reserved in the file.
     pub(super) fn wipe(self) {
-        let mut from = 0;
-        while let Some(first) = self.summary.next(from) {
-            let mut end = first;
-            while self.summary.has(end) {
-                for at in end * PAGE_WORDS..(end + 1) * PAGE_WORDS {
-                    if self.load(at) != 0 {
-                        store(&self.words[index(at)], 0);
-                    }
+        let mut touched = None;
+        for page in self.pages() {
+            for at in page * PAGE_WORDS..(page + 1) * PAGE_WORDS {
+                if self.load(at) != 0 {
+                    store(&self.words[index(at)], 0);
                 }
-                end += 1;
             }
-            self.let_go(first..end);
-            from = end;
+            let first = touched.map_or(page, |touched: Range<u64>| touched.start);
+            touched = Some(first..page + 1);
+        }
+        if let Some(touched) = touched {
+            self.let_go(touched);
         }
         self.summary.pages.borrow_mut().fill(0);
         self.summary.count.set(0);

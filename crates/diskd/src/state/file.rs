@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use uuid::Uuid;
 
 use super::bits::{Bits, Summary, store};
-use super::layout::{FILE, MAGIC, MAX_DISK, Map, PAGE, flush, index, word};
+use super::layout::{FILE, MAGIC, MAX_DISK, Map, PAGE, flush, index, phase, word};
 
 /// The file, mapped whole.
 pub(super) struct StateFile {
@@ -154,6 +154,8 @@ fn had(file: &File, boot: BootId, disk: DiskId) -> io::Result<Option<u64>> {
     let ours = get(word::MAGIC) == MAGIC
         && uuid(word::BOOT) == boot.0
         && uuid(word::DISK) == disk.0
-        && size % BLOCK_SIZE == 0;
+        && size % BLOCK_SIZE == 0
+        && get(word::PHASE) <= phase::CURRENT | phase::SEALED
+        && get(word::TRACKED) <= 1;
     Ok(ours.then_some(size))
 }

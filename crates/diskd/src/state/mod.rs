@@ -73,6 +73,10 @@ mod killed;
 mod killed_tests;
 mod layout;
 #[cfg(test)]
+mod memory_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
