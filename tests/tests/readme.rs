@@ -1,15 +1,17 @@
-//! The tour in README.md and the page about disks do what they say: each of their commands is run,
-//! in its order.
+//! The tour in README.md and the pages about disks and tracking do what they say: each of their
+//! commands is run, in its order.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::{Host, Scratch, nothing_pending, text, until};
+use pollux_tests::{Host, Scratch, json_u64, nothing_pending, text, until};
 use testkit::guest::{GuestImages, ROOT_UP};
 
 const README: &str = include_str!("../../README.md");
 const DISKS: &str = include_str!("../../docs/disks.md");
+const TRACKING: &str = include_str!("../../docs/tracking.md");
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The commands of a page: the host, and the words after `pollux`.
@@ -98,4 +100,51 @@ fn every_command_of_the_page_about_disks_works_in_its_order() -> Result<()> {
     let exported = file("shop.vhdx");
     ensure!(std::fs::metadata(&exported)?.len() > 0, "{exported}");
     Ok(())
+}
+
+#[test]
+fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
+    let scratch = Scratch::new("system/tracking-page")?;
+    let castor = Host::start("castor", &scratch)?;
+    let pollux = Host::start("pollux", &scratch)?;
+    castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
+    // Changes are tracked whether it runs or not.
+    castor.pollux(&[
+        "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB",
+    ])?;
+    let enable = ["replication", "enable", "web", "--to", "pollux"];
+    castor.pollux(&[&enable[..], &["--every", "1s"]].concat())?;
+    let segment = until(LIMIT, "the twin has a segment", || Ok(a_segment(&pollux)))?;
+    let segment = segment.display().to_string();
+    let changes = scratch.state().join("changes.raw").display().to_string();
+    let all = commands(TRACKING);
+    ensure!(all.len() >= 6, "the page has only {} commands", all.len());
+    for (name, mut words) in all {
+        let host = if name == "castor" { &castor } else { &pollux };
+        assert_eq!(host.name(), name, "the page has two hosts");
+        for word in &mut words {
+            match *word {
+                "point.seg" => *word = &segment,
+                "changes.raw" => *word = &changes,
+                _ => {}
+            }
+        }
+        host.pollux(&words)
+            .with_context(|| format!("{name}$ pollux {}", words.join(" ")))?;
+    }
+    ensure!(std::fs::metadata(&changes)?.len() == 64 << 20, "{changes}");
+    let status = castor.json(&["track", "status", "web"])?;
+    ensure!(json_u64(&status, "/epochs/cuts")? > 0, "{status}");
+    ensure!(text(&status, "/disks/0/size")? == "64 MiB", "{status}");
+    Ok(())
+}
+
+/// A segment in the journal of the host's only twin.
+fn a_segment(host: &Host) -> Option<PathBuf> {
+    let twin = std::fs::read_dir(host.state().join("replicas"))
+        .ok()?
+        .next()?;
+    let segments = twin.ok()?.path().join("journal/segments");
+    let mut found = std::fs::read_dir(segments).ok()?.flatten();
+    found.next().map(|entry| entry.path())
 }
