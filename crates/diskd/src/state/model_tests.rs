@@ -357,3 +357,22 @@ fn bits_that_were_added_to_a_file_take_none_away() {
         assert!(found.unsent().len() <= before.unsent().len() + 1 + 2 * 256);
     }
 }
+
+#[test]
+fn what_lay_behind_the_maps_of_a_disk_is_nothing_to_the_disk_that_grew() {
+    let scratch = Scratch::new();
+    let open = || scratch.open_sized(1, BLOCKS * BLOCK_SIZE).expect("opened");
+    open().track(RelationshipId::random(), Marks::None);
+    for map in Map::ALL {
+        let behind = map.offset() + map.bytes(BLOCKS);
+        scratch.file.write_all_at(&[0xff; 64], behind).expect("put");
+    }
+    let state = open();
+    let blocks = BLOCKS + 32_000;
+    state.grow(blocks * BLOCK_SIZE).expect("room");
+    let model = Model::found(&state);
+    assert_eq!(model.marked, (BLOCKS..blocks).collect());
+    state.seal();
+    state.mark(65_537..65_538);
+    assert_eq!(Model::found(&state).marked, Set::from([65_537]));
+}
