@@ -54,6 +54,13 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
         (&["disk", "create", "web", "large"], "large"),
         (&["disk", "create", "web", "1GiB", "--bus", "usb"], "virtio"),
         (&["disk", "attach", "web"], "FILE"),
+        (&["track", "status"], "<VM>"),
+        (&["segment", "info"], "<FILE>"),
+        (&["segment", "cat", "x", "--at", "1.5MiB"], "not a size"),
+        (
+            &["segment", "cat", "x", "--index", "--to", "y"],
+            "cannot be used with",
+        ),
         (
             &["disk", "export", "web", "0", "x", "--format", "vmdk"],
             "qcow2",
