@@ -27,21 +27,26 @@ pub(crate) struct Look {
 pub(crate) fn health(look: &Look) -> Health {
     use ReplicationState::{
         Error, FailedOver, InitialReplicationInProgress, ReadyForInitialReplication, Replicating,
-        StoodDown, Suspended,
+        Resynchronizing, StoodDown, Suspended,
     };
     let late = look.since_success_s.is_some_and(|seconds| seconds > LONG);
     let many = look.missed.saturating_mul(100) > look.due.saturating_mul(MISSED);
     let missed = look.due >= FEW && many;
     match look.state {
         Error | StoodDown => Health::Critical,
-        Replicating | InitialReplicationInProgress | ReadyForInitialReplication
+        Replicating
+        | Resynchronizing
+        | InitialReplicationInProgress
+        | ReadyForInitialReplication
             if look.troubled =>
         {
             Health::Critical
         }
-        Suspended | FailedOver | ReadyForInitialReplication | InitialReplicationInProgress => {
-            Health::Warning
-        }
+        Suspended
+        | FailedOver
+        | ReadyForInitialReplication
+        | InitialReplicationInProgress
+        | Resynchronizing => Health::Warning,
         Replicating if late || missed => Health::Warning,
         Replicating => Health::Normal,
     }
@@ -93,6 +98,7 @@ mod tests {
         for state in [
             ReplicationState::Suspended,
             ReplicationState::InitialReplicationInProgress,
+            ReplicationState::Resynchronizing,
             ReplicationState::FailedOver,
         ] {
             assert_eq!(health(&look(state)), Health::Warning, "{state}");

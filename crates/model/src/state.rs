@@ -68,6 +68,8 @@ pub enum ReplicationState {
     InitialReplicationInProgress,
     /// Deltas flow.
     Replicating,
+    /// What may differ is compared with the twin, which keeps its points; deltas flow again after it.
+    Resynchronizing,
     /// Stopped by a person, or by a cause that goes away by itself.
     Suspended,
     /// It needs a person.
@@ -103,7 +105,7 @@ macro_rules! shown {
 shown!(VmState: Off, Starting, Running, Paused, Stopping);
 shown!(Mode: Primary, Replica, TestReplica);
 shown!(Health: Normal, Warning, Critical);
-shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Suspended, Error, FailedOver, StoodDown);
+shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, FailedOver, StoodDown);
 
 #[cfg(test)]
 mod tests {

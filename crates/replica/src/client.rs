@@ -26,8 +26,9 @@ use crate::link::{Link, LinkError};
 use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
-    self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Contact, Enrol, Enrolled,
-    Hello, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, TipAnswer,
+    self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Compare, CompareAnswer,
+    Contact, Enrol, Enrolled, Hello, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor,
+    TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -432,6 +433,10 @@ impl Link for PeerLink {
             lineage: lineage.clone(),
         };
         self.post("/tip", &contact, CONTROL_TIMEOUT).await
+    }
+
+    async fn compare(&self, compare: &Compare) -> Result<CompareAnswer, LinkError> {
+        self.post("/compare", compare, CONTROL_TIMEOUT).await
     }
 
     async fn offer(&self, offer: &Offer) -> Result<OfferAnswer, LinkError> {

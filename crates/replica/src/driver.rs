@@ -10,14 +10,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
+use model::{DiskId, PointId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::link::Link;
 use crate::report::LinkReport;
 use crate::sender::{Event, Now, Output, Sender};
-use crate::source::{Plan, Progress, Source, Staged};
-use crate::wire::Offer;
+use crate::source::{Plan, Progress, Source, Staged, Suspects};
+use crate::wire::{Compare, CompareAnswer, Digest, Offer, RegionDigest};
 
 /// What a person may tell a running driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,7 @@ pub async fn run<S: Source, L: Link>(
     } = begin;
     let mut driver = Driver {
         lineage: Arc::new(plan.lineage.clone()),
+        disks: plan.disks.clone(),
         sender: Sender::new(plan, progress, chance),
         source,
         link,
@@ -130,6 +132,7 @@ struct Driver<S, L> {
     source: Arc<S>,
     link: Arc<L>,
     lineage: Arc<model::Lineage>,
+    disks: Vec<DiskId>,
     started: Instant,
     /// What the source does; never dropped.
     local: FuturesUnordered<Task>,
@@ -165,12 +168,44 @@ impl<S: Source, L: Link> Driver<S, L> {
             Output::Seed(part) => {
                 self.local(async move { Event::SeedStaged(source.seed(part).await) });
             }
-            Output::Cut { since } => self.local(async move {
-                Event::CutStaged(match source.reserve_sequence().await {
+            Output::Cut { since, above } => self.local(async move {
+                Event::CutStaged(match source.reserve_sequence(above).await {
                     Ok(sequence) => source.cut(since, sequence).await,
                     Err(problem) => Err(problem),
                 })
             }),
+            Output::Compare {
+                disk,
+                region,
+                tip,
+                issued,
+            } => {
+                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
+                // Only reads: may be dropped at any time.
+                self.remote(async move {
+                    Event::Answered(match source.hashes(disk, region).await {
+                        Ok(ours) => {
+                            let ask = question(&lineage, tip, issued, id, &ours);
+                            let answer = match ask {
+                                Some(ask) => link.compare(&ask).await,
+                                None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
+                            };
+                            Ok((ours, answer))
+                        }
+                        Err(problem) => Err(problem),
+                    })
+                });
+            }
+            Output::Note { disk, regions } => {
+                self.local(async move { Event::Noted(source.compared(disk, regions).await) });
+            }
+            Output::Suspect { issued } => {
+                tracing::warn!(
+                    issued,
+                    "the replica's newest point is not the one that was sent last: all is compared"
+                );
+                self.local(async move { Event::Suspected(source.suspect(issued).await) });
+            }
             Output::Persist(progress) => {
                 self.local(async move { Event::Persisted(source.persist(progress).await) });
             }
@@ -238,6 +273,29 @@ impl<S: Source, L: Link> Driver<S, L> {
     fn remote(&mut self, task: impl Future<Output = Event> + Send + 'static) {
         self.remote.push(Box::pin(task));
     }
+}
+
+/// What to ask the replica about these regions; none if there are none.
+fn question(
+    lineage: &model::Lineage,
+    tip: PointId,
+    issued: u64,
+    disk: Option<DiskId>,
+    ours: &Suspects,
+) -> Option<Compare> {
+    let regions = ours.regions.iter().map(|ours| RegionDigest {
+        region: ours.region,
+        digest: Digest(ours.hashes.digest()),
+    });
+    let regions: Vec<RegionDigest> = regions.collect();
+    (!regions.is_empty()).then_some(Compare {
+        lineage: lineage.clone(),
+        tip,
+        issued,
+        disk: disk?,
+        size: ours.size,
+        regions,
+    })
 }
 
 #[cfg(test)]

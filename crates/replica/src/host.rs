@@ -4,8 +4,8 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use journal::{Header, Journal, JournalError, Refusal, Root, SegmentError};
-use model::{Code, Lineage, Problem, RelationshipId, VmId};
+use journal::{Header, Journal, JournalError, PointReader, Refusal, Root, SegmentError};
+use model::{Code, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
 use crate::wire::{Enrol, PartnerStanding, Tip};
@@ -129,6 +129,12 @@ pub trait Receipts: Send + 'static {
     /// [`Problem`]; nothing was published, unless its code is
     /// [`Code::Failed`]: then opening the journal again tells.
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem>;
+
+    /// Opens `point`, which it holds, for reading.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem>;
 }
 
 impl Receipts for Journal {
@@ -155,6 +161,13 @@ impl Receipts for Journal {
         self.commit(name.unwrap_or_default(), root)
             .map(drop)
             .map_err(|error| not_taken(header.vm, &error))
+    }
+
+    fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
+        Self::open_point(self, point).map_err(|error| {
+            let thing = format!("the journal of VM {}", self.vm());
+            Problem::failed(thing, &error)
+        })
     }
 }
 

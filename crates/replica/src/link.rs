@@ -6,7 +6,9 @@ use bytes::Bytes;
 use journal::Root;
 use model::{Lineage, Problem};
 
-use crate::wire::{CommitAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
+use crate::wire::{
+    CommitAnswer, Compare, CompareAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer,
+};
 
 /// Why a request to the partner has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +43,12 @@ pub trait Link: Send + Sync + 'static {
 
     /// What the replica has; tells it our lineage.
     fn tip(&self, lineage: &Lineage) -> impl Future<Output = Result<TipAnswer, LinkError>> + Send;
+
+    /// In which regions the replica's newest point differs from this host's disk.
+    fn compare(
+        &self,
+        compare: &Compare,
+    ) -> impl Future<Output = Result<CompareAnswer, LinkError>> + Send;
 
     /// Offers a staged segment.
     fn offer(&self, offer: &Offer) -> impl Future<Output = Result<OfferAnswer, LinkError>> + Send;

@@ -8,10 +8,12 @@
 //! - A request about a VM passes only if its relationship is bound to the principal that asks
 //!   and has the id that the request names; anything else gets the same refusal as a VM that
 //!   does not exist.
-//! - Offers and commits of one VM go one at a time; chunks beside each other.
+//! - Offers, commits and comparisons of one VM go one at a time; chunks beside each other.
 //! - A handler that began runs to its end, also when the caller hangs up.
 //! - Nothing is acknowledged that is not durable; what was offered and not committed may be lost
 //!   at any time.
+
+mod compare;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +31,8 @@ use hyper::{HeaderMap, StatusCode};
 use journal::Root;
 use model::{Code, Problem, RelationshipId, VmId};
 use serde::de::DeserializeOwned;
+
+use compare::{Comparison, Issued};
 
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::Incoming;
@@ -61,8 +65,17 @@ impl IntoResponse for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
-/// What is being received for one VM. The lock is held over a whole offer or commit.
-type Lane = Arc<tokio::sync::Mutex<Option<Arc<Incoming>>>>;
+/// What is being received for one VM. The lock is held over a whole offer, commit or comparison.
+type Lane = Arc<tokio::sync::Mutex<Receiving>>;
+
+/// See [`Lane`].
+#[derive(Default)]
+struct Receiving {
+    incoming: Option<Arc<Incoming>>,
+    /// Since the last comparison.
+    issued: Option<Issued>,
+    comparison: Option<Comparison>,
+}
 
 struct Receiver<H> {
     host: Arc<H>,
@@ -83,6 +96,7 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
         .route("/standing", post(standing::<H>))
         .route("/stand-down", post(stand_down::<H>))
         .route("/tip", post(tip::<H>))
+        .route("/compare", post(compare::compare::<H>))
         .route("/offer", post(offer::<H>))
         .route("/incoming/{root}/chunks/{n}", put(chunk::<H>))
         .route("/incoming/{root}/commit", post(commit::<H>))
@@ -297,7 +311,7 @@ async fn remove<H: ReplicaHost>(
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
     receiver.host.remove(bound.vm).await?;
-    if let Some(incoming) = receiving.take() {
+    if let Some(incoming) = std::mem::take(&mut *receiving).incoming {
         blocking(move || incoming.remove()).await?;
     }
     Ok(StatusCode::NO_CONTENT)
@@ -313,8 +327,10 @@ async fn tip<H: ReplicaHost>(
         return Ok(Json(TipAnswer::Superseded { lineage }));
     }
     let shelf = receiver.host.shelf(bound.vm).await?;
+    let term = contact.lineage.current().id;
+    let issued = receiver.lane(bound.vm).lock().await.issued(term);
     match on_shelf(shelf, |journal| Ok(journal.tip())).await? {
-        Some(tip) => Ok(Json(TipAnswer::At { tip })),
+        Some(tip) => Ok(Json(TipAnswer::At { tip, issued })),
         None => Err(Refusal(taken(&bound))),
     }
 }
@@ -348,21 +364,27 @@ async fn offer<H: ReplicaHost>(
         Some((Verdict::Unfit(problem), _)) => return Ok(Json(OfferAnswer::Unfit { problem })),
         Some((Verdict::Fits, _)) => {}
     }
+    let old = receiving.issued;
+    if let Some(problem) = old.and_then(|old| old.refuses(&offer.header, &bound.relation.thing)) {
+        return Ok(Json(OfferAnswer::Unfit { problem }));
+    }
+    receiving.comparison = None;
     let current = receiving
+        .incoming
         .as_ref()
         .filter(|incoming| *incoming.offer() == offer);
     let incoming = match current {
         Some(incoming) => incoming.clone(),
         None => {
             // Before its folder goes: nothing is written to it afterwards.
-            *receiving = None;
+            receiving.incoming = None;
             receiver.host.admit(bound.vm, offer.file_len, 0).await?;
             let folder = bound.relation.incoming.clone();
             Arc::new(blocking(move || Incoming::open(&folder, offer)).await?)
         }
     };
     let chunks = incoming.missing();
-    *receiving = Some(incoming);
+    receiving.incoming = Some(incoming);
     Ok(Json(OfferAnswer::Missing { chunks }))
 }
 
@@ -425,7 +447,7 @@ async fn commit<H: ReplicaHost>(
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
     let again = |problem| Ok(Json(CommitAnswer::Again { problem }));
-    let Some(incoming) = receiving.clone().filter(|i| same(i, &root)) else {
+    let Some(incoming) = receiving.incoming.clone().filter(|i| same(i, &root)) else {
         return again(not_offered(&root).0);
     };
     if !incoming.missing().is_empty() {
@@ -470,7 +492,7 @@ async fn commit<H: ReplicaHost>(
     if !(again_later && incoming.path().exists()) {
         // Committed, not what it claimed to be, or on a place that cannot be read or synced: a
         // second try there would fail as well, or succeed with what was never written.
-        forget(&bound, &mut receiving).await;
+        forget(&bound, &mut receiving.incoming).await;
     }
     let tip = outcome?.unwrap_or(Tip::Nothing);
     let offer = incoming.offer();
@@ -481,8 +503,8 @@ async fn commit<H: ReplicaHost>(
 }
 
 /// Receives it no more; what is offered again is sent anew.
-async fn forget(bound: &Bound, receiving: &mut Option<Arc<Incoming>>) {
-    let Some(done) = receiving.take() else {
+async fn forget(bound: &Bound, incoming: &mut Option<Arc<Incoming>>) {
+    let Some(done) = incoming.take() else {
         return;
     };
     if let Err(Refusal(problem)) = blocking(move || done.remove()).await {
@@ -505,16 +527,17 @@ impl<H: ReplicaHost> Receiver<H> {
     async fn give_up(&self, bound: &Bound, broken: &Arc<Incoming>) {
         let mut receiving = self.lane(bound.vm).lock_owned().await;
         if receiving
+            .incoming
             .as_ref()
             .is_some_and(|now| Arc::ptr_eq(now, broken))
         {
             tracing::warn!(vm = %bound.vm, "what is being received is dropped after an I/O error");
-            forget(bound, &mut receiving).await;
+            forget(bound, &mut receiving.incoming).await;
         }
     }
 
     async fn receiving(&self, bound: &Bound, root: &str) -> Option<Arc<Incoming>> {
-        let receiving = self.lane(bound.vm).lock_owned().await.clone();
+        let receiving = self.lane(bound.vm).lock_owned().await.incoming.clone();
         receiving.filter(|incoming| same(incoming, root))
     }
 }

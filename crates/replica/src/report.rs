@@ -14,6 +14,15 @@ pub struct Transfer {
     pub total: Bytes,
 }
 
+/// What may differ being compared with the replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Comparison {
+    /// Compared.
+    pub done: Bytes,
+    /// To be compared, what was done included.
+    pub total: Bytes,
+}
+
 /// State and measures of one relationship, on the primary. Counters begin with the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkReport {
@@ -45,6 +54,12 @@ pub struct LinkReport {
     pub transfer: Option<Transfer>,
     /// How far the initial replication is: bytes of disks looked at, while it goes on.
     pub seeding: Option<crate::source::Position>,
+    /// How far the comparison with the replica is, while one goes on.
+    pub comparison: Option<Comparison>,
+    /// Bytes of disks compared with the replica by hash.
+    pub compared: Bytes,
+    /// Of them, bytes that differed.
+    pub differed: Bytes,
 }
 
 impl LinkReport {
@@ -66,6 +81,9 @@ impl LinkReport {
             last_size: Bytes(0),
             transfer: None,
             seeding: None,
+            comparison: None,
+            compared: Bytes(0),
+            differed: Bytes(0),
         }
     }
 }

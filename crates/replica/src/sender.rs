@@ -1,9 +1,10 @@
 //! What the primary does next: a pure function of what happened. No I/O, no clock.
 //!
 //! ```text
-//!   Starting --> Asking --+--> FoldingBack --> (decide again)
-//!   (track)      (tip)    +--> Staging --> Recording? --> Offering --> Shipping --> Committing
-//!      ^           ^      +--> Recording --> Confirming <---------------------------+
+//!   Starting --> Asking --+--> FoldingBack, Suspecting --> (decide again)
+//!   (track)      (tip)    +--> Comparing, Noting, ... until nothing is suspect
+//!      ^           ^      +--> Staging --> Recording? --> Offering --> Shipping --> Committing
+//!      |           |      +--> Recording --> Confirming <---------------------------+
 //!      |           |                             |
 //!   Waiting: own failure, link lost,  <----------+ until the next point is due
 //!
@@ -12,8 +13,8 @@
 //!
 //! Invariants:
 //! - at most one segment is staged, and it is offered, confirmed or folded back before another;
-//! - a point is cut only when the replica's tip is known and nothing is staged, and builds on
-//!   that tip;
+//! - a point is cut only when the replica's tip is known, nothing is staged, and nothing is
+//!   suspect, and builds on that tip;
 //! - progress is durable before the marks of what it confirms are dropped, so that a restart at
 //!   any instant finds either the segment or its acknowledgement;
 //! - at most one thing is under way, but for chunks and contact;
@@ -22,19 +23,23 @@
 
 mod answers;
 mod contact;
+mod resync;
 mod trouble;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::{Code, Lineage, Problem, ReplicationState, Since};
+use model::{Bytes, Code, Lineage, PointId, Problem, ReplicationState, Since};
 
 use crate::link::LinkError;
 use crate::report::LinkReport;
-use crate::source::{Plan, Progress, SeedPart, Staged, StagedPart, Tracking};
-use crate::wire::{CommitAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
+use crate::source::{
+    ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
+};
+use crate::wire::{CommitAnswer, CompareAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
 use contact::Contact;
+use resync::{At, Findings};
 
 pub use contact::{CONTACT, LONGEST_CONTACT};
 
@@ -67,6 +72,12 @@ pub enum Event {
     SeedStaged(Result<StagedPart, Problem>),
     /// [`Output::Cut`] ended.
     CutStaged(Result<Staged, Problem>),
+    /// [`Output::Compare`] ended: what the regions hold, and the answer.
+    Answered(Result<(Suspects, Result<CompareAnswer, LinkError>), Problem>),
+    /// [`Output::Note`] ended.
+    Noted(Result<(), Problem>),
+    /// [`Output::Suspect`] ended.
+    Suspected(Result<Bytes, Problem>),
     /// [`Output::Persist`] ended.
     Persisted(Result<(), Problem>),
     /// [`Output::Offer`] ended: what was offered, and the answer.
@@ -103,6 +114,31 @@ pub enum Output {
     Cut {
         /// What the point builds on.
         since: Since,
+        /// The sequence number must be above this one.
+        above: u64,
+    },
+    /// Hash the next suspect regions, then compare them with the replica.
+    Compare {
+        /// Position of the disk in the plan.
+        disk: usize,
+        /// The first region to look at.
+        region: u64,
+        /// The replica's newest point.
+        tip: PointId,
+        /// The highest sequence number that may have been used.
+        issued: u64,
+    },
+    /// [`Source::compared`](crate::source::Source::compared).
+    Note {
+        /// Position of the disk in the plan.
+        disk: usize,
+        /// What the comparison told.
+        regions: Vec<ComparedRegion>,
+    },
+    /// [`Source::suspect`](crate::source::Source::suspect).
+    Suspect {
+        /// Sequence numbers up to this one may have been used.
+        issued: u64,
     },
     /// [`Source::persist`](crate::source::Source::persist).
     Persist(Progress),
@@ -133,6 +169,12 @@ enum State {
     Starting,
     Asking,
     Staging,
+    Comparing(At),
+    Noting(Findings),
+    Suspecting {
+        tip: PointId,
+        issued: u64,
+    },
     /// The progress that is being persisted; then the staged segment is confirmed or offered.
     Recording {
         progress: Progress,
@@ -156,10 +198,11 @@ enum State {
     Error,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Then {
     Offer,
     Confirm,
+    Note(Findings),
 }
 
 /// What follows a wait.
@@ -182,8 +225,14 @@ pub struct Sender {
     state: State,
     progress: Progress,
     staged: Option<Staged>,
+    /// How much is to be compared before the next cut.
+    suspect: Bytes,
+    /// How often the replica's tip could not be stood on.
+    strange: u32,
     /// Highest sequence number that may have been used.
     reserved: u64,
+    /// The replica lets in higher ones than this only.
+    above: u64,
     /// When the next point should be cut.
     due: Duration,
     /// Whether a due time passed unused.
@@ -211,7 +260,10 @@ impl Sender {
             state: State::Suspended,
             progress,
             staged: None,
+            suspect: Bytes(0),
+            strange: 0,
             reserved: 0,
+            above: 0,
             due: Duration::ZERO,
             late: false,
             // Not all relationships of a host at one instant.
@@ -261,13 +313,11 @@ impl Sender {
                 Wait::Source => self.track(out),
                 Wait::Gate(lineage) => self.gate(lineage, out),
             },
-            (State::Starting, Event::Tracked(Ok(found))) => {
-                self.progress = found.progress;
-                self.reserved = found.reserved;
-                self.staged = found.staged;
-                self.ask(out);
+            (State::Starting, Event::Tracked(Ok(found))) => self.tracked(found, out),
+            (State::Asking, Event::Tip(Ok(TipAnswer::At { tip, issued }))) => {
+                self.above = self.above.max(issued);
+                self.decide(now, tip, out);
             }
-            (State::Asking, Event::Tip(Ok(TipAnswer::At { tip }))) => self.decide(now, tip, out),
             (State::Asking, Event::Tip(Ok(TipAnswer::Superseded { lineage })))
             | (State::Offering, Event::Offered(Ok((_, Ok(OfferAnswer::Superseded { lineage })))))
             | (State::Committing, Event::Committed(Ok(CommitAnswer::Superseded { lineage }))) => {
@@ -284,12 +334,20 @@ impl Sender {
                 self.progress = progress;
                 match (then, &self.staged) {
                     (Then::Offer, _) => self.offer(out),
+                    (Then::Note(findings), _) => self.note(findings, out),
                     (Then::Confirm, Some(staged)) => {
                         out.push(Output::Confirm(staged.clone()));
                         self.state = State::Confirming;
                     }
                     (Then::Confirm, None) => self.go_on(now, out),
                 }
+            }
+            (State::Comparing(at), Event::Answered(Ok((ours, Ok(answer))))) => {
+                self.answered(now, at, &ours, answer, out);
+            }
+            (State::Noting(findings), Event::Noted(Ok(()))) => self.noted(now, &findings, out),
+            (State::Suspecting { tip, issued }, Event::Suspected(Ok(suspect))) => {
+                self.suspected(tip, issued, suspect, out);
             }
             (State::Offering, Event::Offered(Ok((offer, Ok(answer))))) => {
                 self.offered(now, &offer, answer, out);
@@ -335,7 +393,8 @@ impl Sender {
             }
             (State::FoldingBack, Event::FoldedBack(Ok(()))) => {
                 self.staged = None;
-                self.ask(out);
+                // What it held may be suspect now.
+                self.track(out);
             }
             (State::Gating(lineage), Event::Gated(outcome)) => {
                 self.gated(now, lineage, outcome);
@@ -357,6 +416,14 @@ impl Sender {
         }
         out.push(Output::Track);
         self.state = State::Starting;
+    }
+
+    fn tracked(&mut self, found: Tracking, out: &mut Vec<Output>) {
+        self.progress = found.progress;
+        self.reserved = found.reserved;
+        self.staged = found.staged;
+        self.suspect = found.suspect;
+        self.ask(out);
     }
 
     fn ask(&mut self, out: &mut Vec<Output>) {
@@ -407,6 +474,7 @@ impl Sender {
                 self.state = State::Staging;
             }
             Progress::Seeding { .. } => self.cut(now, out),
+            Progress::Live { .. } if self.suspect.0 > 0 => self.compare(now, out),
             Progress::Live { .. } if now.since_start >= self.due || self.late => {
                 self.cut(now, out);
             }
@@ -424,9 +492,12 @@ impl Sender {
         self.due = now.since_start + self.plan.frequency;
         let since = match self.progress {
             Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },
-            Progress::Live { acknowledged } => Since::Point(acknowledged),
+            Progress::Live { acknowledged, .. } => Since::Point(acknowledged),
         };
-        out.push(Output::Cut { since });
+        out.push(Output::Cut {
+            since,
+            above: self.above,
+        });
         self.state = State::Staging;
     }
 
@@ -470,6 +541,9 @@ impl Sender {
             Progress::Seeding { at, .. } => Some(at),
             Progress::Live { .. } => None,
         };
+        if self.suspect.0 == 0 {
+            self.report.comparison = None;
+        }
         self.report.state = match (&self.state, self.progress) {
             (State::StoodDown | State::Gating(_), _)
             | (
@@ -494,6 +568,7 @@ impl Sender {
                 _,
             ) if by_cause => ReplicationState::Suspended,
             (_, Progress::Seeding { .. }) => ReplicationState::InitialReplicationInProgress,
+            (_, Progress::Live { .. }) if self.suspect.0 > 0 => ReplicationState::Resynchronizing,
             (_, Progress::Live { .. }) => ReplicationState::Replicating,
         };
     }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use journal::Header;
+use journal::compare::Blocks;
 use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
 use serde::{Deserialize, Serialize};
 
-use crate::wire::Offer;
+use crate::wire::{Offer, RegionHashes};
 
 /// A staged segment in the outbox. At most one exists: its marks come back only by
 /// [`Source::fold_back`], and go only by [`Source::confirm`].
@@ -70,6 +71,10 @@ pub enum Progress {
     Live {
         /// The newest point known to be acknowledged.
         acknowledged: PointId,
+        /// Whether blocks were found equal to that point: what is marked or suspect says nothing of
+        /// any other one since.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        compared: bool,
     },
 }
 
@@ -89,14 +94,37 @@ impl Progress {
 /// What was found when tracking began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracking {
-    /// Whether the marks are exact; if not, every block of every disk is marked now.
+    /// Whether the marks were found as they were left. If not, everything that may differ from
+    /// the replica is suspect now; every block is marked if the initial replication goes on.
     pub exact: bool,
+    /// How much is suspect: it may differ, and has to be [compared](Source::hashes) before the next cut.
+    pub suspect: model::Bytes,
     /// The segment that is in the outbox, if any.
     pub staged: Option<Staged>,
     /// What was recorded last.
     pub progress: Progress,
     /// The highest sequence number ever reserved in the current term or before.
     pub reserved: u64,
+}
+
+/// What some suspect regions of a disk hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspects {
+    /// Size of the disk.
+    pub size: model::Bytes,
+    /// At most [`MAX_COMPARED`](crate::wire::MAX_COMPARED), rising.
+    pub regions: Vec<RegionHashes>,
+    /// The region from which to go on; none when there is none left.
+    pub next: Option<u64>,
+}
+
+/// A region that was compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComparedRegion {
+    /// Its number.
+    pub region: u64,
+    /// Its blocks that differ.
+    pub differ: Vec<Blocks>,
 }
 
 /// The primary's side of one relationship. Implemented over diskd's control socket.
@@ -107,17 +135,19 @@ pub struct Tracking {
 pub trait Source: Send + Sync + 'static {
     /// Lets diskd track for this relationship, and looks what the outbox holds. More than one
     /// segment there: all but the newest are folded back first. One that is not whole is as in
-    /// [`fold_back`](Source::fold_back). Not exact: the outbox may be emptied, since every block
-    /// is marked.
+    /// [`fold_back`](Source::fold_back). Not exact: the outbox may be emptied, since its blocks are
+    /// suspect or marked. While the initial replication goes on nothing is suspect: it is marked.
     fn track(&self) -> impl Future<Output = Result<Tracking, Problem>> + Send;
 
-    /// The next sequence number: above all before, recorded durably before it is given.
-    fn reserve_sequence(&self) -> impl Future<Output = Result<u64, Problem>> + Send;
+    /// The next sequence number: above all before and above `above`, recorded durably before it is
+    /// given.
+    fn reserve_sequence(&self, above: u64) -> impl Future<Output = Result<u64, Problem>> + Send;
 
     /// Stages a part of the initial replication.
     fn seed(&self, part: SeedPart) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
 
     /// Cuts all disks at one instant and stages what changed after `since`: every mark there is.
+    /// Refused while anything is suspect.
     fn cut(
         &self,
         since: Since,
@@ -135,9 +165,30 @@ pub trait Source: Send + Sync + 'static {
     fn confirm(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// It will not be shipped: mark its blocks again, then remove the file. No error if it is gone.
-    /// If it is damaged so that nobody can tell what it holds ([`crate::outbox::read`] says
-    /// [`Code::Invalid`](model::Code::Invalid)), every block of every disk is marked.
+    /// If nobody can tell what it holds, everything is suspect in which a segment may lie that was not
+    /// confirmed.
     fn fold_back(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// What the next suspect regions of a disk (its position among the replicated ones) hold, from
+    /// this region on. Only reads: may be dropped at any time.
+    fn hashes(
+        &self,
+        disk: usize,
+        from: u64,
+    ) -> impl Future<Output = Result<Suspects, Problem>> + Send;
+
+    /// These regions of a disk were compared with the replica: what differs is marked, and they are
+    /// not suspect any more. A region that is not suspect is passed over.
+    fn compared(
+        &self,
+        disk: usize,
+        regions: Vec<ComparedRegion>,
+    ) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// The replica is at a point of which this host cannot tell what it lacks: every block of every
+    /// disk is suspect, also after a power cut. After that it is recorded durably that sequence
+    /// numbers up to `issued` may have been used. How much is suspect.
+    fn suspect(&self, issued: u64) -> impl Future<Output = Result<model::Bytes, Problem>> + Send;
 
     /// Records progress durably.
     fn persist(&self, progress: Progress) -> impl Future<Output = Result<(), Problem>> + Send;

@@ -13,6 +13,7 @@
 //! | `POST /replica/v1/vms/{vm}/standing` | [`Contact`] | [`PartnerStanding`] |
 //! | `POST /replica/v1/vms/{vm}/stand-down` | [`StandDown`] | [`StoodDownFor`] |
 //! | `POST /replica/v1/vms/{vm}/tip` | [`Contact`] | [`TipAnswer`] |
+//! | `POST /replica/v1/vms/{vm}/compare` | [`Compare`] | [`CompareAnswer`] |
 //! | `POST /replica/v1/vms/{vm}/offer` | [`Offer`] | [`OfferAnswer`] |
 //! | `PUT /replica/v1/vms/{vm}/incoming/{root}/chunks/{n}` | bytes | 204 |
 //! | `POST /replica/v1/vms/{vm}/incoming/{root}/commit` | | [`CommitAnswer`] |
@@ -23,8 +24,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use journal::compare::BlockHashes;
 use journal::{Header, Root};
-use model::{DiskId, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
+use model::{Bytes, DiskId, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol that this build speaks.
@@ -42,6 +44,8 @@ pub const MAX_CHUNKS: u64 = 1 << 17;
 pub const MAX_BODY: usize = 1 << 20;
 /// Longest body of an offer in bytes: [`MAX_CHUNKS`] hashes and a header.
 pub const MAX_OFFER_BODY: usize = 12 << 20;
+/// Most regions of one [`Compare`]: the replica reads 64 MiB for it, and answers 350 KiB at most.
+pub const MAX_COMPARED: usize = 64;
 /// After this long a control request counts as lost.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
 /// After this long a contact counts as lost: the next one is made on a new connection, which a
@@ -219,6 +223,71 @@ pub enum TipAnswer {
     /// The replica goes on as one.
     At {
         /// What it has.
+        tip: Tip,
+        /// In the caller's term it lets in sequence numbers above this one only: it was told in a
+        /// [`Compare`] that no others will come.
+        issued: u64,
+    },
+    /// It took over: the caller must stop the VM.
+    Superseded {
+        /// Its lineage.
+        lineage: Lineage,
+    },
+}
+
+/// Asks in which of these regions of a disk the replica's newest point differs from the caller's
+/// disk. What is being received is forgotten, so that nothing that was sent before a crash can be
+/// published after a comparison.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compare {
+    /// The caller's lineage.
+    pub lineage: Lineage,
+    /// The newest point of the replica, as the caller knows it.
+    pub tip: PointId,
+    /// No segment with this sequence number or a lower one will be offered any more: one that comes all
+    /// the same was sent before, and is refused.
+    pub issued: u64,
+    /// The disk.
+    pub disk: DiskId,
+    /// Its size at the caller: not less than at the point, which would grow with zeroes.
+    pub size: Bytes,
+    /// 1 to [`MAX_COMPARED`] regions, rising.
+    pub regions: Vec<RegionDigest>,
+}
+
+/// What a region holds, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionDigest {
+    /// Its number: it begins at so many MiB.
+    pub region: u64,
+    /// [`BlockHashes::digest`]
+    pub digest: Digest,
+}
+
+/// What a region holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionHashes {
+    /// Its number: it begins at so many MiB.
+    pub region: u64,
+    /// Of every block of it.
+    pub hashes: BlockHashes,
+}
+
+/// Answer to a [`Compare`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CompareAnswer {
+    /// The named regions are the same, but for these.
+    Compared {
+        /// Those that differ, rising, and what they hold at the replica.
+        differ: Vec<RegionHashes>,
+    },
+    /// The newest point is another one: nothing was compared.
+    Moved {
+        /// What the replica has.
         tip: Tip,
     },
     /// It took over: the caller must stop the VM.

@@ -1,6 +1,9 @@
 //! Two hosts on loopback: real TLS, the real receiver, a real journal.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "two_hosts/compare.rs"]
+mod compare;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use journal::{Consistency, Content, DiskExtent, Header, Journal, Root, SegmentWriter};
+use journal::{
+    Consistency, Content, DiskExtent, Header, Journal, PointReader, Root, SegmentWriter,
+};
 use model::{
     Code, DiskId, DiskSpec, Generation, Lineage, PointId, Problem, RelationshipId, SeedId, Since,
     VmId, VmSpec,
@@ -154,6 +159,10 @@ impl Receipts for Paced {
             go_on.recv().unwrap();
         }
         self.journal.take(file, header, root)
+    }
+
+    fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
+        Receipts::open_point(&self.journal, point)
     }
 }
 
@@ -460,7 +469,10 @@ async fn a_relationship_answers_only_to_the_peer_and_the_id_it_is_bound_to() {
     let right = PeerLink::new(client.clone(), spec.id, ask.relationship);
     assert_eq!(
         right.tip(lineage).await.unwrap(),
-        TipAnswer::At { tip: seeding }
+        TipAnswer::At {
+            tip: seeding,
+            issued: 0
+        }
     );
     let links = [
         PeerLink::new(other.client("host-b"), spec.id, ask.relationship),
@@ -671,7 +683,10 @@ async fn what_does_not_fit_or_is_not_what_it_says_is_refused_and_changes_nothing
         seed: ask.seed,
         parts: 0,
     };
-    assert_eq!(link.tip(&ask.lineage).await.unwrap(), TipAnswer::At { tip });
+    assert_eq!(
+        link.tip(&ask.lineage).await.unwrap(),
+        TipAnswer::At { tip, issued: 0 }
+    );
 }
 
 #[tokio::test]
@@ -712,7 +727,10 @@ async fn a_commit_that_outlasts_its_caller_is_found_by_the_next_questions() {
     let committed = OfferAnswer::Committed { tip };
     let answer = tokio::time::timeout(LIMIT, asking).await.unwrap();
     assert_eq!(answer.unwrap().unwrap(), committed);
-    assert_eq!(link.tip(&ask.lineage).await.unwrap(), TipAnswer::At { tip });
+    assert_eq!(
+        link.tip(&ask.lineage).await.unwrap(),
+        TipAnswer::At { tip, issued: 0 }
+    );
     let left = std::fs::read_dir(replicas.path.join(Journal::INCOMING)).unwrap();
     assert_eq!(left.count(), 0, "the first request ran to its end");
 }

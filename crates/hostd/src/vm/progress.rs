@@ -104,7 +104,11 @@ mod tests {
             term: TermId::random(),
             sequence: 7,
         };
-        for progress in [seeding, Progress::Live { acknowledged }] {
+        let live = |compared| Progress::Live {
+            acknowledged,
+            compared,
+        };
+        for progress in [seeding, live(false), live(true)] {
             write(home, progress).expect("written");
             assert_eq!(read(home), Ok(Some(progress)));
         }

@@ -7,7 +7,10 @@
 //! ```
 //!
 //! The outbox is a cache: a segment is named by its number, `N.delta` or `N.seed`, and appears
-//! when it is whole. After a reboot everything is marked, so it is emptied.
+//! when it is whole. After a reboot what it held is suspect, or marked, so it is emptied.
+//!
+//! What is suspect is compared only with a point of the replica. While there is none, because the
+//! initial replication goes on, it is marked.
 
 use std::fs;
 use std::io;
@@ -17,13 +20,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes as Chunk;
-use diskd::control::{MAX_LINE, Reply, Request, Staged as DiskdStaged};
+use diskd::control::{Compared, MAX_LINE, Reply, Request, Staged as DiskdStaged};
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, Lineage, Problem, RelationshipId, Since, VmId};
 use replica::outbox;
-use replica::source::{Position, Progress, SeedPart, Source, Staged, StagedPart, Tracking};
-use replica::wire::Offer;
+use replica::source::{
+    ComparedRegion, Position, Progress, SeedPart, Source, Staged, StagedPart, Suspects, Tracking,
+};
+use replica::wire::{MAX_COMPARED, Offer, RegionHashes};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::handle::Message;
@@ -34,6 +39,8 @@ use crate::lines::Lines;
 const PART: Bytes = Bytes(64 << 20);
 /// How long diskd may take for what it does at once.
 const AT_ONCE: Duration = Duration::from_secs(30);
+/// How long diskd may take for what it makes durable.
+const DURABLE: Duration = Duration::from_secs(120);
 /// How long diskd may take to stage: a full disk's worth of reads at some 20 MB/s.
 const STAGING: Duration = Duration::from_secs(3600);
 
@@ -106,22 +113,78 @@ impl DiskdSource {
         super::create::no_space_or(&self.thing, error)
     }
 
-    /// Marks every block of every disk and empties the outbox: nobody can tell which blocks a
-    /// segment there holds.
-    async fn mark_all(&self, why: &Problem) -> Result<(), Problem> {
-        tracing::error!(vm = %self.vm, %why, "every block is marked");
-        // A kill in between: the next `Track` finds nothing tracked, and marks every block too.
-        self.ask(&Request::Untrack, AT_ONCE).await?;
+    /// Lets diskd track: whether it is exact, and how much is suspect.
+    async fn track_now(&self, begin: bool) -> Result<(bool, Bytes), Problem> {
         let request = Request::Track {
             relationship: self.relationship,
-            begin: true,
+            begin,
         };
-        match self.ask(&request, AT_ONCE).await? {
-            Reply::Tracking { exact: false, .. } => {
-                self.empty_outbox().map_err(|e| self.failed(&e))
-            }
+        match self.ask(&request, DURABLE).await? {
+            Reply::Tracking { exact, suspect } => Ok((exact, suspect)),
             _ => Err(self.confused()),
         }
+    }
+
+    /// Marks every block of every disk and empties the outbox: there is no point to compare with
+    /// what is suspect.
+    async fn mark_all(&self) -> Result<(), Problem> {
+        tracing::warn!(vm = %self.vm, "every block is marked");
+        // A kill in between: the next `Track` finds nothing tracked, and marks every block too.
+        self.ask(&Request::Untrack, DURABLE).await?;
+        match self.track_now(true).await? {
+            (false, Bytes(0)) => self.empty_outbox().map_err(|e| self.failed(&e)),
+            _ => Err(self.confused()),
+        }
+    }
+
+    /// Whether diskd knows of a segment that was not confirmed.
+    async fn knows_a_segment(&self) -> Result<bool, Problem> {
+        let Reply::Status { disks, .. } = self.ask(&Request::Status, AT_ONCE).await? else {
+            return Err(self.confused());
+        };
+        let mut tracked = disks.iter().filter_map(|disk| disk.tracking.as_ref());
+        Ok(tracked.any(|tracking| tracking.unconfirmed > Bytes(0)))
+    }
+
+    /// The segment that waits in the outbox. What cannot be shipped is folded back; whether
+    /// anything was, so that more may be suspect.
+    async fn staged(&self) -> Result<(Option<Staged>, bool), Problem> {
+        let outbox = Self::outbox(&self.home);
+        let mut files = segments(&outbox).map_err(|e| self.failed(&e))?;
+        let newest = files.pop();
+        let (mut staged, mut folded) = (None, !files.is_empty());
+        for file in &files {
+            self.take_back(file).await?;
+        }
+        match newest {
+            Some(file) => match outbox::read(&file) {
+                Ok(read) => staged = Some(read),
+                Err(problem) if problem.code == Code::Invalid => {
+                    tracing::error!(vm = %self.vm, %problem, "what it held is suspect");
+                    self.take_back(&file).await?;
+                    folded = true;
+                }
+                Err(problem) => return Err(problem),
+            },
+            // Somebody removed it.
+            None if self.knows_a_segment().await? => {
+                self.take_back(&outbox.join("0.delta")).await?;
+                folded = true;
+            }
+            None => {}
+        }
+        Ok((staged, folded))
+    }
+
+    async fn take_back(&self, file: &Path) -> Result<(), Problem> {
+        let file = file.to_owned();
+        let request = Request::FoldBack { file };
+        self.ask(&request, STAGING).await.map(drop)
+    }
+
+    fn disk(&self, position: usize) -> Result<DiskExtent, Problem> {
+        let disk = self.disks.get(position).copied();
+        disk.ok_or_else(|| self.confused())
     }
 
     fn empty_outbox(&self) -> io::Result<()> {
@@ -170,53 +233,42 @@ fn number_of(path: &Path) -> Option<(bool, u64)> {
 impl Source for DiskdSource {
     async fn track(&self) -> Result<Tracking, Problem> {
         durable::create_folder(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
-        let request = Request::Track {
-            relationship: self.relationship,
-            begin: true,
-        };
-        let answer = self.ask(&request, AT_ONCE).await;
+        let record = *self.record.lock().await;
+        let begin = matches!(record.progress, Progress::Seeding { .. });
+        let answer = self.track_now(begin).await;
         if answer.is_err() {
             // While no guest runs nobody else notices that the supervisor died. A full mailbox
             // is no loss: this is asked again.
             let _ = self.owner.try_send(Message::DisksLost);
         }
-        let mut exact = match answer? {
-            Reply::Tracking { exact, .. } => exact,
-            _ => return Err(self.confused()),
-        };
+        let (mut exact, mut suspect) = answer?;
         if !exact {
             self.empty_outbox().map_err(|e| self.failed(&e))?;
         }
-        let mut files = segments(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
-        let newest = files.pop();
-        let mut staged = None;
-        for file in files.iter().chain(&newest) {
-            match outbox::read(file) {
-                Ok(read) if newest.as_ref() == Some(file) => staged = Some(read),
-                Ok(read) => self.fold_back(&read).await?,
-                Err(problem) if problem.code == Code::Invalid => {
-                    self.mark_all(&problem).await?;
-                    (exact, staged) = (false, None);
-                    break;
-                }
-                Err(problem) => return Err(problem),
-            }
+        let (mut staged, folded) = self.staged().await?;
+        if folded {
+            (_, suspect) = self.track_now(begin).await?;
         }
-        let record = *self.record.lock().await;
+        if begin && suspect > Bytes(0) {
+            self.mark_all().await?;
+            (exact, suspect, staged) = (false, Bytes(0), None);
+        }
         Ok(Tracking {
             exact,
+            suspect,
             staged,
             progress: record.progress,
             reserved: record.reserved,
         })
     }
 
-    async fn reserve_sequence(&self) -> Result<u64, Problem> {
+    async fn reserve_sequence(&self, above: u64) -> Result<u64, Problem> {
         let mut record = self.record.lock().await;
         // Never below the point that the term grew from.
         let parent = self.lineage.current().parent;
         let before = record
             .reserved
+            .max(above)
             .max(parent.map_or(0, |point| point.sequence));
         let next = before + 1;
         tokio::task::block_in_place(|| progress::reserve(&self.home, next))?;
@@ -227,7 +279,7 @@ impl Source for DiskdSource {
     async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
         let SeedPart { seed, part, at } = part;
         let Position { disk, from } = at;
-        let disk = self.disks.get(disk).ok_or_else(|| self.confused())?.id;
+        let disk = self.disk(disk)?.id;
         let header = self.header(Content::Seed { seed, part });
         let file = Self::outbox(&self.home).join(format!("{part}.seed"));
         let request = Request::Seed {
@@ -275,25 +327,59 @@ impl Source for DiskdSource {
     }
 
     async fn confirm(&self, staged: &Staged) -> Result<(), Problem> {
-        match fs::remove_file(&staged.file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(&error)),
-            _ => Ok(()),
-        }
+        let file = staged.file.clone();
+        // It may flush the disks.
+        let request = Request::Confirm { file };
+        self.ask(&request, STAGING).await.map(drop)
     }
 
     async fn fold_back(&self, staged: &Staged) -> Result<(), Problem> {
-        if !staged.file.exists() {
-            return Ok(());
-        }
-        match outbox::read(&staged.file) {
-            Ok(_) => {}
-            Err(problem) if problem.code == Code::Invalid => return self.mark_all(&problem).await,
-            Err(problem) => return Err(problem),
-        }
-        let request = Request::FoldBack {
-            file: staged.file.clone(),
+        self.take_back(&staged.file).await
+    }
+
+    async fn hashes(&self, disk: usize, from: u64) -> Result<Suspects, Problem> {
+        let DiskExtent { id, size } = self.disk(disk)?;
+        let request = Request::Hashes {
+            disk: id,
+            from,
+            limit: MAX_COMPARED as u64,
         };
-        self.ask(&request, STAGING).await.map(drop)
+        let Reply::Hashes { regions, next } = self.ask(&request, STAGING).await? else {
+            return Err(self.confused());
+        };
+        let regions = regions.into_iter().map(|found| RegionHashes {
+            region: found.region,
+            hashes: found.hashes,
+        });
+        Ok(Suspects {
+            size,
+            regions: regions.collect(),
+            next,
+        })
+    }
+
+    async fn compared(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+        let regions = regions.into_iter().map(|compared| Compared {
+            region: compared.region,
+            differ: compared.differ,
+        });
+        let request = Request::Compared {
+            disk: self.disk(disk)?.id,
+            regions: regions.collect(),
+        };
+        self.ask(&request, DURABLE).await.map(drop)
+    }
+
+    async fn suspect(&self, issued: u64) -> Result<Bytes, Problem> {
+        self.ask(&Request::Suspect, DURABLE).await?;
+        // Not before: with the number alone the replica's point would pass for one of this host's.
+        let mut record = self.record.lock().await;
+        if issued > record.reserved {
+            tokio::task::block_in_place(|| progress::reserve(&self.home, issued))?;
+            record.reserved = issued;
+        }
+        let (_, suspect) = self.track_now(false).await?;
+        Ok(suspect)
     }
 
     async fn persist(&self, progress: Progress) -> Result<(), Problem> {
@@ -315,6 +401,7 @@ impl Source for DiskdSource {
 
 #[cfg(test)]
 mod tests {
+    use diskd::control::{EpochStatus, StoreKind};
     use model::SeedId;
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
@@ -340,25 +427,43 @@ mod tests {
         }
     }
 
-    /// Answers as a diskd does that tracks already; gives what it was asked.
+    /// Answers as a diskd does that tracks already, and to which what it cannot read any more is
+    /// suspect; gives what it was asked.
     fn diskd(socket: &Path) -> mpsc::UnboundedReceiver<Request> {
         let listener = UnixListener::bind(socket).expect("bound");
         let (asked, requests) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let mut exact = true;
+            let (mut exact, mut suspect) = (true, Bytes(0));
             while let Ok((stream, _)) = listener.accept().await {
                 let mut stream = BufReader::new(stream);
                 let mut line = String::new();
                 stream.read_line(&mut line).await.expect("a request");
                 let request: Request = serde_json::from_str(&line).expect("one that it knows");
-                let reply = match request {
-                    Request::Track { .. } => Reply::Tracking {
-                        exact,
-                        suspect: Bytes(0),
+                let reply = match &request {
+                    Request::Track { .. } => Reply::Tracking { exact, suspect },
+                    Request::FoldBack { file } => {
+                        suspect = Bytes(1 << 20);
+                        fs::remove_file(file).expect("there");
+                        Reply::Done
+                    }
+                    Request::Suspect => {
+                        suspect = Bytes(1 << 30);
+                        Reply::Done
+                    }
+                    Request::Status => Reply::Status {
+                        pid: 1,
+                        version: String::new(),
+                        generation: 1,
+                        store: StoreKind::IoUring,
+                        lacking: Vec::new(),
+                        disks: Vec::new(),
+                        epochs: EpochStatus::default(),
                     },
                     _ => Reply::Done,
                 };
-                exact = request != Request::Untrack;
+                if request == Request::Untrack {
+                    (exact, suspect) = (false, Bytes(0));
+                }
                 asked.send(request).expect("the test listens");
                 let mut reply = serde_json::to_string(&reply).expect("made");
                 reply.push('\n');
@@ -369,42 +474,62 @@ mod tests {
         requests
     }
 
+    fn live(sequence: u64) -> Progress {
+        Progress::Live {
+            acknowledged: model::PointId {
+                term: model::TermId::random(),
+                sequence,
+            },
+            compared: false,
+        }
+    }
+
     #[tokio::test]
-    async fn when_nobody_can_tell_what_a_staged_segment_holds_every_block_is_marked() {
+    async fn what_nobody_can_tell_is_compared_or_marked_while_there_is_no_point_to_compare_with() {
+        for begin in [false, true] {
+            let scratch = tempfile::tempdir().expect("scratch");
+            let source = source(scratch.path());
+            if !begin {
+                source.record.lock().await.progress = live(2);
+            }
+            let mut requests = diskd(&source.socket);
+            let file = DiskdSource::outbox(scratch.path()).join("3.delta");
+            let track = Request::Track {
+                relationship: source.relationship,
+                begin,
+            };
+            fs::write(&file, b"torn").expect("written");
+            let tracking = source.track().await.expect("it goes on");
+            assert_eq!(tracking.staged, None);
+            assert!(!file.exists());
+            let suspect = Bytes(if begin { 0 } else { 1 << 20 });
+            assert_eq!((tracking.exact, tracking.suspect), (!begin, suspect));
+            let fold = Request::FoldBack { file };
+            let mut asked = vec![&track, &fold, &track];
+            if begin {
+                asked.extend([&Request::Untrack, &track]);
+            }
+            for expected in asked {
+                assert_eq!(requests.recv().await.as_ref(), Some(expected));
+            }
+            assert!(requests.is_empty());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn when_all_is_suspect_the_numbers_that_may_have_been_used_are_never_given_again() {
         let scratch = tempfile::tempdir().expect("scratch");
         let source = source(scratch.path());
         let mut requests = diskd(&source.socket);
-        let file = DiskdSource::outbox(scratch.path()).join("3.delta");
-        let track = Request::Track {
-            relationship: source.relationship,
-            begin: true,
-        };
-        fs::write(&file, b"torn").expect("written");
-        let tracking = source.track().await.expect("it goes on");
-        assert_eq!((tracking.exact, tracking.staged), (false, None));
-        assert!(!file.exists());
-        for expected in [&track, &Request::Untrack, &track] {
-            assert_eq!(requests.recv().await.as_ref(), Some(expected));
-        }
-
-        fs::write(&file, b"torn").expect("written");
-        let staged = Staged {
-            file: file.clone(),
-            header: source.header(Content::Delta {
-                sequence: 3,
-                since: Since::Seed {
-                    seed: SeedId::random(),
-                    parts: 1,
-                },
-            }),
-        };
-        source.fold_back(&staged).await.expect("it goes on");
-        assert!(!file.exists());
-        for expected in [&Request::Untrack, &track] {
-            assert_eq!(requests.recv().await.as_ref(), Some(expected));
-        }
-        source.fold_back(&staged).await.expect("gone already");
-        assert!(requests.is_empty());
+        let suspect = source.suspect(1000).await.expect("it goes on");
+        assert_eq!(suspect, Bytes(1 << 30));
+        assert_eq!(requests.recv().await, Some(Request::Suspect));
+        assert_eq!(progress::reserved(scratch.path()), Ok(1000));
+        assert_eq!(source.reserve_sequence(0).await, Ok(1001));
+        assert_eq!(source.reserve_sequence(2000).await, Ok(2001));
+        assert_eq!(progress::reserved(scratch.path()), Ok(2001));
+        source.suspect(7).await.expect("it goes on");
+        assert_eq!(source.reserve_sequence(7).await, Ok(2002));
     }
 
     #[test]

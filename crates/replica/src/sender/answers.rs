@@ -83,17 +83,16 @@ impl Sender {
     }
 
     pub(super) fn decide_live(&mut self, now: Now, tip: PointId, out: &mut Vec<Output>) {
-        let known = match self.progress {
-            Progress::Live { acknowledged } => acknowledged.sequence,
-            Progress::Seeding { .. } => 0,
+        if !self.plan.lineage.contains(tip) {
+            return self.give_up("has a point of another history than this host's");
+        }
+        let progress = match self.progress {
+            Progress::Live { acknowledged, .. } if acknowledged == tip => self.progress,
+            _ => Progress::Live {
+                acknowledged: tip,
+                compared: false,
+            },
         };
-        if !self.plan.lineage.contains(tip) || tip.sequence > self.reserved {
-            return self.give_up("has a point that this host never issued");
-        }
-        if tip.sequence < known {
-            return self.give_up("has lost points that it had acknowledged");
-        }
-        let progress = Progress::Live { acknowledged: tip };
         if let Some(staged) = &self.staged {
             let header = &staged.header;
             let fits = match header.content {
@@ -111,11 +110,14 @@ impl Sender {
                 let cut = header.time;
                 self.acknowledged(now, Some((tip, cut)));
                 self.record(progress, Then::Confirm, out);
-            } else if fits {
+            } else if fits && !self.is_strange(tip) {
                 self.offer(out);
             } else {
                 self.drop_staged(out);
             };
+        }
+        if self.is_strange(tip) {
+            return self.suspect_all(tip, out);
         }
         self.report.acknowledged = Some(tip);
         if self.progress == progress {

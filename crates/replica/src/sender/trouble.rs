@@ -18,11 +18,15 @@ pub(super) enum Trouble {
 pub(super) fn trouble(state: &State, event: Event) -> Option<Trouble> {
     Some(match (state, event) {
         (State::Asking, Event::Tip(Err(error)))
+        | (State::Comparing(_), Event::Answered(Ok((_, Err(error)))))
         | (State::Offering, Event::Offered(Ok((_, Err(error)))))
         | (State::Shipping { .. }, Event::Stored(_, Ok(Err(error))))
         | (State::Committing, Event::Committed(Err(error))) => Trouble::Link(error),
         (State::Starting, Event::Tracked(Err(problem)))
         | (State::Staging, Event::SeedStaged(Err(problem)) | Event::CutStaged(Err(problem)))
+        | (State::Comparing(_), Event::Answered(Err(problem)))
+        | (State::Noting(_), Event::Noted(Err(problem)))
+        | (State::Suspecting { .. }, Event::Suspected(Err(problem)))
         | (State::Recording { .. }, Event::Persisted(Err(problem)))
         | (State::Offering, Event::Offered(Err(problem)))
         | (State::Shipping { .. }, Event::Stored(_, Err(problem)))
@@ -156,13 +160,19 @@ impl Sender {
             // What the source does runs to its end.
             State::Starting
             | State::Staging
+            | State::Noting(_)
+            | State::Suspecting { .. }
             | State::Recording { .. }
             | State::Confirming
             | State::FoldingBack => {
                 self.suspend = true;
                 self.state = state;
             }
-            State::Asking | State::Offering | State::Shipping { .. } | State::Committing => {
+            State::Asking
+            | State::Comparing(_)
+            | State::Offering
+            | State::Shipping { .. }
+            | State::Committing => {
                 self.suspend = true;
                 self.report.transfer = None;
                 out.push(Output::Abandon);
@@ -189,6 +199,7 @@ impl Sender {
             State::Suspended | State::Error => {
                 self.attempt = 0;
                 self.contradictions = 0;
+                self.strange = 0;
                 self.due = now.since_start;
                 self.late = false;
                 self.track(out);

@@ -1,0 +1,227 @@
+//! The primary's tracking and the replica's comparison, as diskd and the receiver would do them.
+
+use journal::compare::BlockHashes;
+
+use super::*;
+use crate::wire::RegionHashes;
+
+/// Blocks of a region here.
+const REGION: u64 = 4;
+/// Regions of one answer, so that a comparison takes several.
+const AT_ONCE: usize = 2;
+
+pub(super) fn region_of((disk, block): (usize, u64)) -> Region {
+    (disk, block / REGION)
+}
+
+/// The hashes of a region of disks with this content.
+fn hashes(content: &Disks, (disk, region): Region) -> BlockHashes {
+    let blocks = region * REGION..(region + 1) * REGION;
+    let mut hashes = BlockHashes::new();
+    for block in blocks {
+        let value = content.get(&(disk, block)).copied().unwrap_or(0);
+        hashes.push(&value.to_le_bytes().repeat(512));
+    }
+    hashes
+}
+
+/// A copy of the primary's storage, from which it may be restored.
+pub(super) struct Primary {
+    content: Disks,
+    armed: BTreeSet<Region>,
+    progress: Progress,
+    sequence: u64,
+}
+
+/// A copy of the replica's.
+pub(super) struct Replica {
+    tip: Tip,
+    points: BTreeMap<u64, (Disks, Root)>,
+    received: Disks,
+}
+
+impl World {
+    fn all_regions(&self) -> BTreeSet<Region> {
+        self.content.keys().copied().map(region_of).collect()
+    }
+
+    pub(super) fn suspected(&self) -> model::Bytes {
+        model::Bytes(self.suspect.len() as u64 * model::REGION_SIZE)
+    }
+
+    pub(super) fn suspect_all(&mut self) {
+        self.armed = self.all_regions();
+        self.suspect = self.all_regions();
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.durable = self.content.clone();
+    }
+
+    /// The staged segment is confirmed; sometimes what is clean leaves the log.
+    pub(super) fn confirm(&mut self) {
+        self.unconfirmed.clear();
+        if self.chance.percent(50) {
+            return;
+        }
+        if self.lie != Some(Lie::Sweep) {
+            self.flush();
+        }
+        let marked: BTreeSet<Region> = self.marks.iter().copied().map(region_of).collect();
+        let suspect = &self.suspect;
+        self.armed
+            .retain(|region| marked.contains(region) || suspect.contains(region));
+    }
+
+    pub(super) fn track(&mut self) -> Tracking {
+        let exact = std::mem::replace(&mut self.exact, true);
+        if self.outbox.is_none() {
+            self.suspect.append(&mut self.unconfirmed);
+        }
+        if matches!(self.progress, Progress::Seeding { .. }) && !self.suspect.is_empty() {
+            // Nothing to compare with.
+            self.armed = self.all_regions();
+            self.marks = self.content.keys().copied().collect();
+            self.suspect.clear();
+        }
+        Tracking {
+            exact,
+            suspect: self.suspected(),
+            staged: self.outbox.as_ref().map(|file| file.staged.clone()),
+            progress: self.progress,
+            reserved: self.sequence,
+        }
+    }
+
+    pub(super) fn hashes(&self, disk: usize, from: u64) -> Suspects {
+        let mut left = self.suspect.range((disk, from)..(disk + 1, 0));
+        let regions = left.by_ref().take(AT_ONCE).map(|(disk, region)| {
+            let hashes = hashes(&self.content, (*disk, *region));
+            RegionHashes {
+                region: *region,
+                hashes,
+            }
+        });
+        Suspects {
+            size: model::Bytes(BLOCKS * 4096),
+            regions: regions.collect(),
+            next: left.next().map(|(_, region)| *region),
+        }
+    }
+
+    pub(super) fn note(&mut self, disk: usize, regions: &[ComparedRegion]) {
+        for compared in regions {
+            if !self.suspect.remove(&(disk, compared.region)) || self.lie == Some(Lie::Compared) {
+                continue;
+            }
+            for run in &compared.differ {
+                let first = compared.region * REGION + run.first;
+                let blocks = first..first + run.count;
+                self.marks.extend(blocks.map(|block| (disk, block)));
+            }
+        }
+    }
+
+    /// The primary loses power: what is in memory is gone, and of every block what was not flushed may
+    /// be; what was recorded is there.
+    pub(super) fn power_cut(&mut self) {
+        self.outbox = None;
+        self.exact = false;
+        self.marks.clear();
+        self.unconfirmed.clear();
+        let mut chance = self.chance;
+        for (key, value) in &mut self.content {
+            if chance.percent(50) {
+                *value = self.durable[key];
+            }
+        }
+        self.chance = chance;
+        self.flush();
+        self.suspect = self.armed.clone();
+        if self.lie == Some(Lie::PowerCut) {
+            self.suspect.clear();
+        }
+    }
+
+    /// The staged segment is removed behind everybody's back.
+    pub(super) fn lose_outbox(&mut self) {
+        self.outbox = None;
+    }
+
+    /// None while a number is reserved for a cut that was not made: a cut that is made between the
+    /// copy and the restore could not be told from one that was made before. None during the initial
+    /// replication: a person begins that anew.
+    pub(super) fn copy_primary(&mut self) -> Option<Primary> {
+        let live = matches!(self.progress, Progress::Live { .. });
+        (live && !self.reserving).then(|| Primary {
+            content: self.content.clone(),
+            armed: self.armed.clone(),
+            progress: self.progress,
+            sequence: self.sequence,
+        })
+    }
+
+    pub(super) fn restore_primary(&mut self, copy: Primary) {
+        self.power_cut();
+        self.content = copy.content;
+        self.flush();
+        self.armed = copy.armed;
+        self.suspect = self.armed.clone();
+        self.progress = copy.progress;
+        self.sequence = copy.sequence;
+        let Tip::Point { point } = self.tip else {
+            return self.used.retain(|sequence| *sequence <= copy.sequence);
+        };
+        // Nobody knows of the others any more.
+        let known = point.sequence.max(copy.sequence);
+        self.used.retain(|sequence| *sequence <= known);
+    }
+
+    pub(super) fn copy_replica(&mut self) -> Option<Replica> {
+        matches!(self.tip, Tip::Point { .. }).then(|| Replica {
+            tip: self.tip,
+            points: self.points.clone(),
+            received: self.received.clone(),
+        })
+    }
+
+    pub(super) fn restore_replica(&mut self, copy: Replica) {
+        self.replica_restart();
+        self.store.clear();
+        self.tip = copy.tip;
+        self.points = copy.points;
+        self.received = copy.received;
+    }
+
+    pub(super) fn on_compare(&mut self, ask: &Compare) -> CompareAnswer {
+        if let Some(lineage) = self.taken_over.clone() {
+            return CompareAnswer::Superseded { lineage };
+        }
+        if self.lie != Some(Lie::Incoming) {
+            self.pending = None;
+            self.store.clear();
+        }
+        if !matches!(self.lie, Some(Lie::Incoming | Lie::Issued)) {
+            self.issued = self.issued.max(ask.issued);
+        }
+        if self.tip != (Tip::Point { point: ask.tip }) {
+            return CompareAnswer::Moved { tip: self.tip };
+        }
+        let disk = self.disks.iter().position(|disk| *disk == ask.disk);
+        let disk = disk.expect("a disk of the VM");
+        self.compared += ask.regions.len() as u64;
+        let held = ask.regions.iter().map(|asked| {
+            let hashes = hashes(&self.received, (disk, asked.region));
+            let same = Digest(hashes.digest()) == asked.digest;
+            let region = asked.region;
+            (!same).then_some(RegionHashes { region, hashes })
+        });
+        let mut differ: Vec<RegionHashes> = held.flatten().collect();
+        if self.strange_answers {
+            let hashes = BlockHashes::new();
+            let region = u64::MAX;
+            differ.push(RegionHashes { region, hashes });
+        }
+        CompareAnswer::Compared { differ }
+    }
+}

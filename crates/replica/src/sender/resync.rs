@@ -1,0 +1,237 @@
+//! What may differ from the replica, and nobody knows whether: it is compared, and what differs is
+//! marked; the next cut takes it along like any other change.
+//!
+//! ```text
+//!   suspects left --> hashes of the next ones --> the replica compares --> [Recording] --> Noting
+//!        ^                                                                                   |
+//!        '-----------------------------------------------------------------------------------'
+//!   none left --> cut
+//!
+//!   the tip is none that the marks can stand on --> Suspecting (all of it) --> Recording --> as above
+//! ```
+//!
+//! Until blocks were found equal to the replica's tip, what is marked, staged or suspect holds
+//! everything in which the primary differs from that point and from every later one that it issued: a
+//! late commit changes nothing. From then on it holds for that point only
+//! ([`Progress::Live`]`::compared`), and should the tip be another one later, everything is suspect.
+//!
+//! That is so as well when the replica lost points (it was restored), or has one that this host never
+//! issued in its own term (this host was): both have the same history, the replica keeps every point
+//! that it has, and the next one holds the whole difference. A point of another history is not
+//! written over.
+
+use model::{Bytes, PointId, REGION_SIZE};
+
+use super::{CONTRADICTIONS, Now, Output, Sender, State, Then};
+use crate::report::Comparison;
+use crate::source::{ComparedRegion, Progress, Suspects};
+use crate::wire::{CompareAnswer, RegionHashes, Tip};
+
+/// A host that was restored may have used so many more numbers before than the replica knows of: each
+/// is a segment that never came to be its tip.
+const GAP: u64 = 1024;
+
+/// Where a comparison goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct At {
+    /// Position of the disk in the plan.
+    pub(super) disk: usize,
+    /// The first region to look at.
+    pub(super) region: u64,
+}
+
+/// What a comparison told, to be handed to the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Findings {
+    disk: usize,
+    regions: Vec<ComparedRegion>,
+    next: At,
+}
+
+impl Findings {
+    /// None if the answer does not belong to the question.
+    fn new(at: At, ours: &Suspects, theirs: &[RegionHashes]) -> Option<Self> {
+        let mut theirs = theirs.iter().peekable();
+        let mut regions = Vec::with_capacity(ours.regions.len());
+        for ours in &ours.regions {
+            let differ = match theirs.next_if(|theirs| theirs.region == ours.region) {
+                Some(theirs) if theirs.hashes.blocks() != ours.hashes.blocks() => return None,
+                Some(theirs) => ours.hashes.differ(&theirs.hashes),
+                None => Vec::new(),
+            };
+            regions.push(ComparedRegion {
+                region: ours.region,
+                differ,
+            });
+        }
+        let last = regions.last().map_or(at.region, |last| last.region);
+        let next = match ours.next {
+            // A source that stands still would be asked for ever.
+            Some(region) if region > last => At { region, ..at },
+            _ => At {
+                disk: at.disk + 1,
+                region: 0,
+            },
+        };
+        theirs.next().is_none().then_some(Self {
+            disk: at.disk,
+            regions,
+            next,
+        })
+    }
+}
+
+impl Sender {
+    /// Whether nobody can tell from what is marked and suspect how this host differs from `tip`,
+    /// which is of its history.
+    pub(super) fn is_strange(&self, tip: PointId) -> bool {
+        let moved = match self.progress {
+            Progress::Live {
+                acknowledged,
+                compared,
+            } => tip.sequence < acknowledged.sequence || (compared && tip != acknowledged),
+            Progress::Seeding { .. } => false,
+        };
+        moved || self.never_issued(tip)
+    }
+
+    fn never_issued(&self, tip: PointId) -> bool {
+        tip.term == self.plan.lineage.current().id && tip.sequence > self.reserved
+    }
+
+    /// Makes everything suspect: the replica is at `tip`, and nothing is staged.
+    pub(super) fn suspect_all(&mut self, tip: PointId, out: &mut Vec<Output>) {
+        self.strange += 1;
+        if self.strange > CONTRADICTIONS {
+            return self.give_up(
+                "has a newest point again and again that this host did not send last: another \
+                 host may send under its name",
+            );
+        }
+        let issued = if self.never_issued(tip) {
+            tip.sequence.saturating_add(GAP)
+        } else {
+            self.reserved
+        };
+        out.push(Output::Suspect { issued });
+        self.state = State::Suspecting { tip, issued };
+    }
+
+    pub(super) fn suspected(
+        &mut self,
+        tip: PointId,
+        issued: u64,
+        suspect: Bytes,
+        out: &mut Vec<Output>,
+    ) {
+        self.suspect = suspect;
+        self.reserved = self.reserved.max(issued);
+        self.report.comparison = None;
+        self.report.acknowledged = Some(tip);
+        self.report.acknowledged_cut = None;
+        let progress = Progress::Live {
+            acknowledged: tip,
+            compared: true,
+        };
+        self.record(progress, Then::Confirm, out);
+    }
+
+    /// Compares what is suspect, from the beginning.
+    pub(super) fn compare(&mut self, now: Now, out: &mut Vec<Output>) {
+        let done = self.report.comparison.map_or(0, |before| before.done.0);
+        self.report.comparison = Some(Comparison {
+            done: Bytes(done),
+            total: Bytes(done.saturating_add(self.suspect.0)),
+        });
+        let first = At { disk: 0, region: 0 };
+        self.compare_from(now, first, out);
+    }
+
+    fn compare_from(&mut self, now: Now, at: At, out: &mut Vec<Output>) {
+        let Progress::Live { acknowledged, .. } = self.progress else {
+            return self.track(out);
+        };
+        if at.disk >= self.plan.disks.len() {
+            self.suspect = Bytes(0);
+            self.contradictions = 0;
+            return self.go_on(now, out);
+        }
+        if self.pause_now() {
+            return;
+        }
+        out.push(Output::Compare {
+            disk: at.disk,
+            region: at.region,
+            tip: acknowledged,
+            issued: self.reserved.max(self.above),
+        });
+        self.state = State::Comparing(at);
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        now: Now,
+        at: At,
+        ours: &Suspects,
+        answer: CompareAnswer,
+        out: &mut Vec<Output>,
+    ) {
+        let theirs = match answer {
+            CompareAnswer::Compared { differ } => differ,
+            CompareAnswer::Moved { tip } => return self.moved(now, tip, out),
+            CompareAnswer::Superseded { lineage } => return self.gate(lineage, out),
+        };
+        self.attempt = 0;
+        let Some(findings) = Findings::new(at, ours, &theirs) else {
+            return self.give_up("answers a comparison with what it was not asked about");
+        };
+        match self.progress {
+            _ if findings.regions.is_empty() => self.compare_from(now, findings.next, out),
+            Progress::Live {
+                acknowledged,
+                compared: false,
+            } => {
+                // Before anything is cleared that another tip would need.
+                let progress = Progress::Live {
+                    acknowledged,
+                    compared: true,
+                };
+                self.record(progress, Then::Note(findings), out);
+            }
+            _ => self.note(findings, out),
+        }
+    }
+
+    /// The tip is not the one that was named: a segment of before arrived, or a host was restored.
+    fn moved(&mut self, now: Now, tip: Tip, out: &mut Vec<Output>) {
+        self.contradictions += 1;
+        if self.contradictions > CONTRADICTIONS {
+            return self.give_up("has another newest point whenever it is compared");
+        }
+        self.decide(now, tip, out);
+    }
+
+    pub(super) fn note(&mut self, findings: Findings, out: &mut Vec<Output>) {
+        out.push(Output::Note {
+            disk: findings.disk,
+            regions: findings.regions.clone(),
+        });
+        self.state = State::Noting(findings);
+    }
+
+    pub(super) fn noted(&mut self, now: Now, findings: &Findings, out: &mut Vec<Output>) {
+        let regions = &findings.regions;
+        let done = REGION_SIZE.saturating_mul(regions.len() as u64);
+        let runs = regions.iter().flat_map(|region| &region.differ);
+        let differed: u64 = runs.map(|run| run.count * model::BLOCK_SIZE).sum();
+        self.suspect.0 = self.suspect.0.saturating_sub(done);
+        self.report.compared.0 += done;
+        self.report.differed.0 += differed;
+        if let Some(comparison) = &mut self.report.comparison {
+            comparison.done.0 = comparison.done.0.saturating_add(done);
+            // The last region of a disk may be a short one.
+            comparison.total = comparison.total.max(comparison.done);
+        }
+        self.compare_from(now, findings.next, out);
+    }
+}
