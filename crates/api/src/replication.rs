@@ -40,8 +40,25 @@ pub struct Replication {
     pub longest_pause_us: u64,
     /// How far the initial replication is, while there is one.
     pub initial: Option<Progress>,
+    /// How far the comparison of what may differ from the twin is, while there is one.
+    #[serde(default)]
+    pub comparison: Option<Progress>,
+    /// Bytes of disks compared with the twin by hash since polluxd started.
+    #[serde(default)]
+    pub compared: Bytes,
+    /// Of them, bytes that differed.
+    #[serde(default)]
+    pub differed: Bytes,
     /// What went wrong last, if it has not been made good since.
     pub last_error: Option<String>,
+}
+
+impl Replication {
+    /// How far it is with what it does before points flow, while it does that.
+    #[must_use]
+    pub fn progress(&self) -> Option<&Progress> {
+        self.initial.as_ref().or(self.comparison.as_ref())
+    }
 }
 
 /// Replicate a VM.

@@ -266,8 +266,8 @@ impl Command {
             if !write_out(self.text(&all).as_bytes())? {
                 return Ok(());
             }
-            if let Some(initial) = all.iter().find_map(|one| one.initial.as_ref()) {
-                bar.show(initial);
+            if let Some(so_far) = all.iter().find_map(api::Replication::progress) {
+                bar.show(so_far);
             } else {
                 bar.hide();
             }

@@ -192,9 +192,9 @@ impl Shown for Vec<Replication> {
         ]);
         let mut errors = String::new();
         for one in self {
-            let state = match &one.initial {
-                Some(initial) if initial.total.0 > 0 => {
-                    let percent = initial.done.0.saturating_mul(100) / initial.total.0;
+            let state = match one.progress() {
+                Some(so_far) if so_far.total.0 > 0 => {
+                    let percent = so_far.done.0.saturating_mul(100) / so_far.total.0;
                     format!("{} ({percent} %)", one.state)
                 }
                 _ => one.state.to_string(),

@@ -143,6 +143,13 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
         initial: report
             .seeding
             .map(|position| progress(view, &relation, position)),
+        comparison: report.comparison.map(|so_far| Progress {
+            what: "comparison with the twin".to_owned(),
+            done: so_far.done,
+            total: so_far.total,
+        }),
+        compared: report.compared,
+        differed: report.differed,
         last_error: error,
     }
 }
@@ -215,6 +222,9 @@ async fn twin(vm: &Vm, view: &View, relation: Relation) -> Result<Replication, P
         shipped: Bytes(vm.received.load(Ordering::Relaxed)),
         longest_pause_us: 0,
         initial: None,
+        comparison: None,
+        compared: Bytes(0),
+        differed: Bytes(0),
         last_error: None,
     })
 }
