@@ -1,6 +1,7 @@
 //! Opens the files that a disk is made of.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use ring::{Ring, RingStore};
 use rustix::fs::Advice;
 
 use crate::layer::{Below, Layer, OverlayLayer};
+use crate::ledger::Place;
 use crate::plan::{Base, Flat, Over};
 use crate::point::PointDevice;
 
@@ -35,6 +37,8 @@ pub(crate) struct Assembler {
     pub(crate) id: DiskId,
     /// Its state file: the volatile maps lie beside it.
     pub(crate) state: PathBuf,
+    /// Folder of its write-intent log and of the notes that must survive a power cut.
+    pub(crate) tracking: PathBuf,
 }
 
 impl Assembler {
@@ -45,9 +49,22 @@ impl Assembler {
         PathBuf::from(name)
     }
 
+    /// A file of this disk in the tracking folder.
+    fn durable(&self, suffix: &str) -> PathBuf {
+        self.tracking.join(format!("{}{suffix}", self.id))
+    }
+
     /// The stack that was in force last.
     pub(crate) fn last_stack(&self) -> PathBuf {
-        self.beside(".stack")
+        self.durable(".stack")
+    }
+
+    /// Where the write-intent log lies.
+    pub(crate) fn log(&self) -> LogFile {
+        LogFile {
+            ring: self.ring.clone(),
+            path: self.durable(".intent"),
+        }
     }
 
     /// The volatile map of an overlay.
@@ -60,7 +77,7 @@ impl Assembler {
 
     /// Whether an overlay is being merged into what it lies above, or was: `begun` or `drained`.
     fn merging(&self, over: &Over) -> PathBuf {
-        self.beside(&format!(".{}.merge", name(over)))
+        self.durable(&format!(".{}.merge", name(over)))
     }
 
     /// Notes that the merging of an overlay has begun, or that nothing is left in it and will ever be.
@@ -173,6 +190,33 @@ impl Assembler {
             rustix::fs::fadvise(&opened, 0, None, Advice::DontNeed).with_context(fail)?;
         }
         Ok(())
+    }
+}
+
+/// The file of a write-intent log.
+pub(crate) struct LogFile {
+    ring: Ring,
+    path: PathBuf,
+}
+
+impl Place<RingStore> for LogFile {
+    fn open(&self) -> std::io::Result<Option<RingStore>> {
+        match RingStore::open(&self.ring, &self.path, false, false) {
+            Ok(store) => Ok(Some(store)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make(&self) -> std::io::Result<RingStore> {
+        self.remove()?;
+        let store = RingStore::open(&self.ring, &self.path, false, true)?;
+        sync_folder_of(&self.path)?;
+        Ok(store)
+    }
+
+    fn remove(&self) -> std::io::Result<()> {
+        durable::remove(&self.path)
     }
 }
 

@@ -46,6 +46,9 @@ pub struct Disk {
     pub stats: Arc<Stats>,
 }
 
+/// An order that will be answered.
+struct Asked<'a, T>(&'a Disk, mpsc::Receiver<T>);
+
 /// See the module.
 pub struct Engine {
     vm: VmId,
@@ -154,6 +157,37 @@ impl Engine {
             })
             .collect();
         let answers: Vec<_> = asked.into_iter().map(|asked| self.answer(asked?)).collect();
+        answers.into_iter().collect()
+    }
+
+    /// Gives an order whose answer takes as long as the storage does.
+    fn begin_to_ask<'a, T>(
+        &self,
+        disk: &'a Disk,
+        make: impl FnOnce(mpsc::Sender<T>) -> Order,
+    ) -> Result<Asked<'a, T>, Problem> {
+        let (answer, answered) = mpsc::channel();
+        self.order(disk, make(answer))?;
+        Ok(Asked(disk, answered))
+    }
+
+    fn answer_at_length<T>(&self, Asked(disk, answered): Asked<'_, T>) -> Result<T, Problem> {
+        let gone = |error: mpsc::RecvError| self.stuck(disk, &error.to_string());
+        answered.recv().map_err(gone)
+    }
+
+    /// [`Engine::ask`] for what takes as long as the storage does.
+    fn ask_at_length<T>(
+        &self,
+        disks: &[&Disk],
+        make: impl Fn(mpsc::Sender<T>) -> Order,
+    ) -> Result<Vec<T>, Problem> {
+        let asked = disks.iter().map(|disk| self.begin_to_ask(disk, &make));
+        let asked: Vec<_> = asked.collect();
+        let answers: Vec<_> = asked
+            .into_iter()
+            .map(|asked| self.answer_at_length(asked?))
+            .collect();
         answers.into_iter().collect()
     }
 

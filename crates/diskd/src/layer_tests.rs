@@ -8,6 +8,7 @@ use model::{BootId, CheckpointId, DiskId, RelationshipId};
 use testkit::{PowerCutStore, Rng, Schedule, device_conformance, image_conformance, seeds};
 
 use super::*;
+use crate::ledger::Ledger;
 use crate::plan::{Base, Flat};
 use crate::state::{DiskState, Marks};
 use crate::tracker::{Stats, Tracker};
@@ -49,6 +50,7 @@ impl Scene {
             Rc::clone(&gate),
             state,
             std::sync::Arc::new(Stats::default()),
+            Ledger::nowhere(),
         );
         Rc::new(Self {
             folder,

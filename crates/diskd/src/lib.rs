@@ -11,7 +11,9 @@
 //!
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
 //! - [`state`]: what survives `kill -9`; [`stamp`]: whether a file was touched while it was closed.
-//! - [`intent`]: what survives a power cut.
+//! - [`intent`], [`ledger`]: what survives a power cut; `sweep`: what of it is over.
+//! - `relation`, `recall`, `suspects`: for whom changes are tracked, what is known of a disk that is
+//!   opened, what has to be compared.
 //! - [`cut`]: one instant for all disks.
 //! - [`owner`], [`fronts`]: the thread of a disk, through what the disk is reached.
 //! - `stack`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
@@ -33,13 +35,17 @@ pub mod intent;
 #[cfg(test)]
 mod lab;
 mod layer;
+pub mod ledger;
 #[cfg(test)]
 mod litmus_tests;
 pub mod nbd;
+mod note;
 pub mod outbox;
 pub mod owner;
 mod plan;
 pub mod point;
+mod recall;
+mod relation;
 pub mod server;
 pub mod signals;
 mod sparse;
@@ -47,6 +53,8 @@ mod stack;
 pub mod staging;
 pub mod stamp;
 pub mod state;
+mod suspects;
+mod sweep;
 pub mod syscalls;
 mod tally;
 pub mod tracker;

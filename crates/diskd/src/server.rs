@@ -170,7 +170,10 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
     let mut next = Next::GoOn;
     let outcome = match request {
         Request::Status => engine.status(),
-        Request::Track { relationship, .. } => engine.track(relationship),
+        Request::Track {
+            relationship,
+            begin,
+        } => engine.track(relationship, begin),
         Request::Untrack => engine.untrack(),
         Request::Seed {
             header,
@@ -188,7 +191,7 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         } => engine.drain(disk, checkpoint, limit),
         Request::Confirm { file } => engine.confirm(&file),
         Request::Suspect => engine.suspect(),
-        Request::Hashes { disk, .. } => engine.hashes(disk),
+        Request::Hashes { disk, from, limit } => engine.hashes(disk, from, limit),
         Request::Compared { disk, regions } => engine.compared(disk, &regions),
         Request::FoldBack { file } => engine.fold_back(&file),
         Request::Shutdown => {

@@ -10,18 +10,19 @@
 //!
 //! - Nothing in a swap can fail: what can was done while it was prepared.
 //! - An overlay is dropped only when it was drained and that is durable.
-//! - The stack in force is noted beside the state. A process that finds another one in its configuration
-//!   than was in force goes there if no content changes by that (pushed, drained); if it may have, every
-//!   block counts as changed.
+//! - What a swap will mark is armed in the write-intent log when it is prepared, and stays so.
+//! - The stack in force is noted in the tracking folder, with what its files are. A process that finds
+//!   another one in its configuration than was in force goes there if no content changes by that (pushed,
+//!   drained); if it may have, every block is suspect. So it is after a power cut too: the note and
+//!   those of merges are durable.
 //! - The merging of an overlay, once begun, goes on in the next process: what was drained stays empty.
 //!
 //! **Files that are changed from outside.** Whoever cuts off or replaces a file under a diskd that runs
 //! takes the content away: reads of what is gone give zeroes, as a hole does, or go on in the file that
 //! has no name any more. Lengths are looked at when a disk is opened and at every reload, which refuses
-//! then. What was changed while no diskd ran is found by its times: every block counts as changed.
+//! then. What was changed while no diskd ran is found by its times, or by its inode: every block is suspect.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,12 +32,16 @@ use model::{BootId, Bytes, CheckpointId};
 use ring::{Ring, RingStore};
 
 use crate::assemble::{Assembler, DYING, FileLayer, lock};
-use crate::config::{DiskConfig, StackSpec};
+use crate::config::DiskConfig;
 use crate::control::OverlayStatus;
+use crate::intent::Looks;
 use crate::layer::{Below, OverlayLayer, layers, restack, thrown_away};
+use crate::ledger::Ledger;
+use crate::note::{Note, identity, inodes, looks, same_files};
 use crate::plan::{Base, Flat, Over, Plan};
-use crate::stamp::Stamp;
+use crate::recall::{Doubt, recall};
 use crate::state::DiskState;
+use crate::sweep::Hold;
 use crate::tracker::Tracker;
 
 /// The device that front ends serve.
@@ -61,6 +66,8 @@ struct Prepared {
     base: Option<Rc<FileLayer>>,
     /// The lowest first.
     fresh: Vec<OverlayLayer<RingStore>>,
+    /// What the swap marks stays armed until it has.
+    _hold: Hold<Rc<Gate<FileLayer>>, RingStore>,
 }
 
 impl Stack {
@@ -73,14 +80,17 @@ impl Stack {
         config: DiskConfig,
         boot: BootId,
         term: u64,
-    ) -> Result<(Self, DiskState)> {
+    ) -> Result<(Self, DiskState, Ledger<RingStore>)> {
         let DiskConfig { id, size, .. } = config;
         let tools = Assembler {
             ring: ring.clone(),
             boot,
             id,
             state: config.state.clone(),
+            tracking: config.tracking.clone(),
         };
+        durable::create_folder(&tools.tracking)
+            .with_context(|| format!("cannot use {}", tools.tracking.display()))?;
         let flat = Flat::of(&config.stack).context("this is no stack of a disk")?;
         // A predecessor that dies holds the locks until its last write has ended.
         let mut locks = Vec::new();
@@ -88,16 +98,11 @@ impl Stack {
             let raw = number == 0 && matches!(flat.base, Base::Raw(_));
             locks.push(lock(file, !raw, DYING)?);
         }
-        let last = last_stack(&tools.last_stack());
-        let looks = looks(last.as_ref().unwrap_or(&flat));
+        let last = Note::read(&tools.last_stack());
+        let stack_was = last.as_ref().map(|(flat, _)| flat);
+        let looks = looks(stack_was.unwrap_or(&flat));
         let state = DiskState::open(&config.state, boot, id, size.0, term)?;
-        state.look(looks);
-        let reopening = state.is_reopening();
-        if reopening {
-            tracing::warn!(
-                "a flush failed before the disk was closed: every block counts as changed"
-            );
-            state.forget();
+        if state.is_reopening() {
             tools.forget_cached(&flat)?;
         }
         let mut locks = locks.into_iter();
@@ -110,14 +115,21 @@ impl Stack {
             let layer = tools.overlay(over, &flat.base, top, lock).await?;
             top = Rc::new(layer.into());
         }
-        if reopening {
-            state.reopened();
-        }
-        let same = |last| same_content(&tools, last, &flat, &layers(&top));
-        if last.as_ref().is_some_and(|last| !same(last)) {
-            tracing::warn!("the disk has another stack than before: every block counts as changed");
-            state.forget();
-        }
+        let doubt = if state.is_reopening() {
+            Some(Doubt::FailedFlush)
+        } else {
+            match &last {
+                Some((last, files)) if same_content(&tools, last, &flat, &layers(&top)) => {
+                    (!same_files(last, files, &flat)).then_some(Doubt::Replaced)
+                }
+                _ => Some(Doubt::Stack),
+            }
+        };
+        let ledger = Ledger::new(id, identity(&flat), Box::new(tools.log()));
+        recall(&ledger, &state, looks, doubt)
+            .await
+            .context("the write-intent log can neither be written nor removed")?;
+        state.reopened();
         let stack = Self {
             tools,
             gate: Rc::new(Gate::new(top)),
@@ -127,12 +139,12 @@ impl Stack {
         };
         stack.note().context("cannot note the stack of the disk")?;
         // Of a process that was killed before it went to this stack.
-        if let Some(last) = last {
+        if let Some((last, _)) = last {
             let flat = stack.flat.borrow();
             let gone = |over: &&Over| !flat.overlays.contains(over);
             stack.forget(last.overlays.iter().filter(gone));
         }
-        Ok((stack, state))
+        Ok((stack, state, ledger))
     }
 
     /// What lies below the tracker.
@@ -142,17 +154,15 @@ impl Stack {
 
     /// Notes what is in force.
     fn note(&self) -> std::io::Result<()> {
-        let text = serde_json::to_vec(&self.config.borrow().stack)?;
-        let path = self.tools.last_stack();
-        // A process that comes after a killed one needs no room.
-        if std::fs::read(&path).is_ok_and(|noted| noted == text) {
-            return Ok(());
-        }
-        durable::replace(&path, &text)
+        let note = Note {
+            stack: self.config.borrow().stack.clone(),
+            inodes: inodes(&self.flat.borrow()),
+        };
+        note.write(&self.tools.last_stack())
     }
 
     /// What the files look like once nothing writes to them any more.
-    pub(crate) fn looks(&self) -> Option<Stamp> {
+    pub(crate) fn looks(&self) -> Option<Looks> {
         looks(&self.flat.borrow())
     }
 
@@ -160,13 +170,25 @@ impl Stack {
     ///
     /// # Errors
     /// Why `wanted` cannot be reached; nothing was changed.
-    pub(crate) async fn prepare(&self, wanted: DiskConfig, state: &DiskState) -> Result<()> {
-        let prepared = self.prepare_for(wanted, state).await?;
+    pub(crate) async fn prepare(
+        &self,
+        wanted: DiskConfig,
+        tracker: &Rc<FileTracker>,
+    ) -> Result<()> {
+        // First: what is armed below stays so.
+        let hold = tracker.hold();
+        let prepared = self.prepare_for(wanted, tracker, hold).await?;
         self.prepared.replace(Some(prepared));
         Ok(())
     }
 
-    async fn prepare_for(&self, wanted: DiskConfig, state: &DiskState) -> Result<Prepared> {
+    async fn prepare_for(
+        &self,
+        wanted: DiskConfig,
+        tracker: &FileTracker,
+        hold: Hold<Rc<Gate<FileLayer>>, RingStore>,
+    ) -> Result<Prepared> {
+        let state = tracker.state();
         let config = self.config.borrow().clone();
         let same = DiskConfig {
             size: config.size,
@@ -226,6 +248,10 @@ impl Stack {
             }
             fresh.push(layer);
         }
+        tracker
+            .arm_for(&thrown_away(&layers, &plan), wanted.size.0)
+            .await
+            .context("the write-intent log can neither be written nor removed")?;
         // What the guest has not flushed yet is made durable before it waits, not while it waits.
         if let Err(fault) = self.gate.run(Op::Flush).await.outcome {
             // Noted before anybody hears of it, as one of the guest's.
@@ -238,6 +264,7 @@ impl Stack {
             plan,
             base,
             fresh,
+            _hold: hold,
         })
     }
 
@@ -294,6 +321,7 @@ impl Stack {
             plan,
             base,
             fresh,
+            _hold,
         } = prepared;
         let before = layers(&self.gate.below());
         // Marked before anybody can see the new content.
@@ -410,28 +438,6 @@ pub(crate) enum MergeFault {
     Disk(#[from] Fault),
     #[error("cannot note that a checkpoint was merged")]
     Note(#[source] std::io::Error),
-}
-
-/// The stack that was in force last, if that is known.
-fn last_stack(path: &Path) -> Option<Flat> {
-    let text = std::fs::read(path).ok()?;
-    let spec: StackSpec = serde_json::from_slice(&text).ok()?;
-    Flat::of(&spec).ok()
-}
-
-/// What the files of a stack look like; none if one of them is gone.
-fn looks(flat: &Flat) -> Option<Stamp> {
-    let mut all = Stamp::default();
-    for file in flat.files() {
-        match Stamp::of(file) {
-            Ok(looks) => all.add(looks),
-            Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
-                return None;
-            }
-        }
-    }
-    Some(all)
 }
 
 /// Whether the disk reads the same in the stack `now`, of which `layers` are open, as in the one that

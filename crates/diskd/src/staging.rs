@@ -18,7 +18,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{Buffer, Device, Fault, Op};
+use block::{Buffer, Device, Fault, Op, Store};
 use futures_util::future::join_all;
 use model::BLOCK_SIZE;
 use smallvec::SmallVec;
@@ -183,7 +183,7 @@ struct Read {
     permit: Permit,
 }
 
-impl<D: Device> Tracker<D> {
+impl<D: Device, S: Store> Tracker<D, S> {
     /// Reads the sealed blocks into the sink.
     ///
     /// # Errors
@@ -232,7 +232,7 @@ impl<D: Device> Tracker<D> {
         self.changed.notify();
     }
 
-    /// The content of `runs` is about to be another one. An epoch whose content is that of an instant
+    /// The content of `runs` is about to be another one; their regions were armed. An epoch whose content is that of an instant
     /// and was not all read can't be had any more.
     pub fn replaced(&self, runs: &[Range<u64>]) {
         if runs.is_empty() {
@@ -244,8 +244,10 @@ impl<D: Device> Tracker<D> {
         }
         if self.state.relationship().is_some() {
             for run in runs {
-                self.mark(run.clone());
+                let end = run.end.min(self.state.blocks());
+                self.state.mark(run.start.min(end)..end);
             }
+            self.publish();
         }
     }
 

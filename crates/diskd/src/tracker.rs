@@ -1,7 +1,11 @@
 //! The topmost device of a disk: marks what changes, and lets an epoch be cut.
 //!
 //! ```text
-//!   mutation --> admitted? --> mark --> issue --> complete
+//!   mutation --> admitted? --> armed? --> mark --> issue --> complete
+//!         ^        |             |  waits until the write-intent log says durably that its regions may
+//!         |        |             |  differ, then all is looked at again
+//!         |        |             |
+//!         +--------|-------------+
 //!                  |  waits while the disk is parked for a cut,
 //!                  |  while an operation that crosses the last cut runs on its blocks,
 //!                  |  while its blocks are being read for staging;
@@ -12,6 +16,8 @@
 //!
 //! Invariants
 //! - A block is marked before its write is issued, in one step without an await.
+//! - The region of a block that is marked, sealed or unconfirmed, and each suspect one, is armed
+//!   durably before its content can change ([`Ledger`]).
 //! - A sealed epoch holds exactly the mutations issued before its cut: content of a sealed block is
 //!   read after the last of them completed and before the first later one is issued.
 //! - A mutation in flight when marks move is marked in both maps.
@@ -21,20 +27,24 @@
 //!   written, until the disk is reopened.
 //!
 //! After `kill -9` the maps are what they were ([`DiskState`]): the marks of everything issued, a
-//! superset of what changed. A sealed epoch folds back.
+//! superset of what changed. A sealed epoch folds back. After a power cut what is armed is suspect, and
+//! compared with the replica before the next cut.
 
 use std::cell::{Cell, RefCell};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{Device, Done, Fault, Image, Op, Place, Waiters};
-use model::{BLOCK_SIZE, RelationshipId, SECTOR_SIZE};
+use block::{Device, Done, Fault, Image, Op, Place, Store, Waiters};
+use model::{BLOCK_SIZE, SECTOR_SIZE};
+use ring::RingStore;
 use slab::Slab;
 
+use crate::intent::regions;
+use crate::ledger::Ledger;
 use crate::sparse::Sparse;
 use crate::staging::{Epoch, Staging};
-use crate::state::{DiskState, Marks};
+use crate::state::DiskState;
 
 /// Why an epoch cannot begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +55,9 @@ pub enum SealError {
     /// The last one was neither confirmed nor given up.
     #[error("another epoch is being staged")]
     Busy,
+    /// Nobody can tell yet how the disk differs from the replica.
+    #[error("regions have to be compared with the replica first")]
+    Suspect,
 }
 
 /// Counters that other threads read.
@@ -75,9 +88,16 @@ pub(crate) struct Flight {
 }
 
 /// See the module.
-pub struct Tracker<D> {
+pub struct Tracker<D, S = RingStore> {
     pub(crate) below: D,
     pub(crate) state: DiskState,
+    pub(crate) ledger: Ledger<S>,
+    /// How often something that was not clean may have become so.
+    pub(crate) cleaned: Cell<u64>,
+    /// So many changes of the stack are prepared: what they will mark stays armed.
+    pub(crate) held: Cell<usize>,
+    pub(crate) sweeping: Cell<bool>,
+    pub(crate) sweeps: Cell<u64>,
     stats: Arc<Stats>,
     pub(crate) parked: Cell<bool>,
     pub(crate) flights: RefCell<Slab<Flight>>,
@@ -97,6 +117,8 @@ pub struct Tracker<D> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
     MarkBeforeIssue,
+    ArmBeforeIssue,
+    FlushBeforeClear,
     DoubleMark,
     CopyBeforeWrite,
     WaitForCrossing,
@@ -105,12 +127,17 @@ pub(crate) enum Rule {
     OneInstant,
 }
 
-impl<D: Device> Tracker<D> {
-    /// Tracks `below` in `state`.
-    pub fn new(below: D, state: DiskState, stats: Arc<Stats>) -> Self {
+impl<D: Device, S: Store> Tracker<D, S> {
+    /// Tracks `below` in `state` and `ledger`.
+    pub fn new(below: D, state: DiskState, stats: Arc<Stats>, ledger: Ledger<S>) -> Self {
         let tracker = Self {
             below,
             state,
+            ledger,
+            cleaned: Cell::new(0),
+            held: Cell::new(0),
+            sweeping: Cell::new(false),
+            sweeps: Cell::new(0),
             stats,
             parked: Cell::new(false),
             flights: RefCell::new(Slab::new()),
@@ -154,25 +181,6 @@ impl<D: Device> Tracker<D> {
         &self.state
     }
 
-    /// Tracks for `relationship` from now on, with every block marked. Not while an epoch is staged.
-    pub fn track_all(&self, relationship: RelationshipId) {
-        self.state.track(relationship, Marks::All);
-        self.publish();
-    }
-
-    /// Stops tracking and forgets all marks. Not while an epoch is staged.
-    pub fn untrack(&self) {
-        self.state.forget();
-        self.publish();
-    }
-
-    /// Marks blocks as changed; those that the disk does not have are ignored.
-    pub fn mark(&self, blocks: Range<u64>) {
-        let end = blocks.end.min(self.state.blocks());
-        self.state.mark(blocks.start.min(end)..end);
-        self.publish();
-    }
-
     /// From now on no mutation is issued; those in flight go on.
     pub fn park(&self) {
         self.parked.set(true);
@@ -201,6 +209,8 @@ impl<D: Device> Tracker<D> {
     /// # Errors
     /// [`SealError`]; nothing was changed.
     pub fn seal_part(&self, epoch: Epoch, from: u64, limit: u64) -> Result<Option<u64>, SealError> {
+        // There is nothing yet to compare them with.
+        self.mark_suspects();
         self.may_seal()?;
         self.state.seal_nothing();
         let (mut at, mut left) = (from, limit.max(1));
@@ -225,6 +235,9 @@ impl<D: Device> Tracker<D> {
         }
         if self.staging.borrow().is_some() {
             return Err(SealError::Busy);
+        }
+        if self.state.suspects() > 0 {
+            return Err(SealError::Suspect);
         }
         Ok(())
     }
@@ -256,8 +269,18 @@ impl<D: Device> Tracker<D> {
             return op.refuse(Fault::Range);
         }
         let blocks = at / BLOCK_SIZE..(at + len).div_ceil(BLOCK_SIZE);
-        if self.parked.get() || self.crossing.get() > 0 || self.staging.borrow().is_some() {
-            self.admit(&blocks).await;
+        self.ledger.touch(&blocks);
+        loop {
+            if self.parked.get() || self.crossing.get() > 0 || self.staging.borrow().is_some() {
+                self.admit(&blocks).await;
+            }
+            if self.ledger.is_armed(&blocks) || !self.keeps(Rule::ArmBeforeIssue) {
+                break;
+            }
+            // Nothing of it was issued: a cut does not wait for it.
+            if let Err(fault) = self.ledger.arm(regions(&blocks)).await {
+                return op.refuse(fault);
+            }
         }
         if self.state.flush_failed() {
             return op.refuse(Fault::FlushFailed);
@@ -299,7 +322,7 @@ impl<D: Device> Tracker<D> {
         }
     }
 
-    async fn flush(&self) -> Done {
+    pub(crate) async fn flush(&self) -> Done {
         if self.state.flush_failed() {
             return Op::Flush.refuse(Fault::FlushFailed);
         }
@@ -321,12 +344,12 @@ impl<D: Device> Tracker<D> {
 }
 
 /// A flight in the table until it lands.
-struct InFlight<'a, D> {
-    tracker: &'a Tracker<D>,
+struct InFlight<'a, D, S> {
+    tracker: &'a Tracker<D, S>,
     key: usize,
 }
 
-impl<D> Drop for InFlight<'_, D> {
+impl<D, S> Drop for InFlight<'_, D, S> {
     fn drop(&mut self) {
         let tracker = self.tracker;
         let flight = tracker.flights.borrow_mut().remove(self.key);
@@ -337,7 +360,7 @@ impl<D> Drop for InFlight<'_, D> {
     }
 }
 
-impl<D: Device> Device for Tracker<D> {
+impl<D: Device, S: Store> Device for Tracker<D, S> {
     fn size(&self) -> u64 {
         self.below.size()
     }
@@ -357,7 +380,7 @@ impl<D: Device> Device for Tracker<D> {
     }
 }
 
-impl<D: Image> Image for Tracker<D> {
+impl<D: Image, S: Store> Image for Tracker<D, S> {
     fn size(&self) -> u64 {
         self.below.size()
     }

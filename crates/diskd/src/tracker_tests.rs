@@ -5,12 +5,13 @@ use std::rc::Rc;
 
 use block::Buffer;
 use image::RawDevice;
-use model::{BootId, DiskId};
+use model::{BootId, DiskId, RelationshipId};
 use testkit::{PowerCutStore, Rng, Schedule};
 
 use super::*;
 use crate::flow::Flow;
 use crate::staging::Abandoned;
+use crate::state::Marks;
 
 const BLOCKS: u64 = 64;
 const SIZE: u64 = BLOCKS * BLOCK_SIZE;
@@ -132,10 +133,10 @@ impl World {
         let below = RawDevice::new(self.store.clone(), SIZE, false).expect("whole blocks");
         let issued = Rc::clone(&self.issued);
         let probe = Probe { below, issued };
-        let tracker = Tracker::new(probe, state, Arc::default());
+        let tracker = Tracker::new(probe, state, Arc::default(), Ledger::nowhere());
         tracker.broken.set(self.rule);
         if tracker.state().relationship() != Some(self.relationship) {
-            tracker.track_all(self.relationship);
+            tracker.state().track(self.relationship, Marks::All);
         }
         Rc::new(tracker)
     }
@@ -435,7 +436,7 @@ fn a_parked_disk_reads_and_flushes_and_writes_when_it_is_released() {
 fn old_content_that_is_still_being_read_is_inside_the_copy_budget() {
     let (world, tracker, schedule) = quiet(4);
     let pieces = Pieces::default();
-    tracker.mark(0..4);
+    tracker.state().mark(0..4);
     let (inner, kept) = (Rc::clone(&tracker), Rc::clone(&pieces));
     schedule.spawn(async move {
         inner.seal(epoch(kept, 2 * BLOCK_SIZE)).expect("tracking");

@@ -34,6 +34,7 @@ use model::{BLOCK_SIZE, BootId, DiskId, REGION_SIZE, RelationshipId};
 use testkit::{History, PowerCutStore, Rng, Schedule, finish};
 
 use crate::flow::{Flow, Piece};
+use crate::ledger::Ledger;
 use crate::staging::{Abandoned, Epoch, StageReport};
 use crate::state::{DiskState, Marks};
 use crate::tracker::{Rule, Tracker};
@@ -314,7 +315,12 @@ impl World {
         let state = state.expect("opened");
         let below = RawDevice::new(self.disk.clone(), SIZE, false).expect("whole blocks");
         let model = Rc::clone(&self.model);
-        let tracker = Tracker::new(Probe { below, model }, state, Arc::default());
+        let tracker = Tracker::new(
+            Probe { below, model },
+            state,
+            Arc::default(),
+            Ledger::nowhere(),
+        );
         tracker.broken.set(self.rule);
         let state = tracker.state();
         if state.relationship() != Some(self.relationship) {
@@ -483,7 +489,7 @@ impl World {
                 segment.blocks()
             };
             for block in (0..BLOCKS).filter(|block| blocks.has(*block)) {
-                tracker.mark(block..block + 1);
+                tracker.state().mark(block..block + 1);
             }
             self.model.borrow_mut().current.join(&blocks);
             pauses(self.below(3)).await;
@@ -554,7 +560,7 @@ impl World {
                 .zip(theirs.chunks(size(BLOCK_SIZE)));
             for (block, (own, other)) in blocks.zip(pairs) {
                 if own != other {
-                    tracker.mark(block..block + 1);
+                    tracker.state().mark(block..block + 1);
                     self.model.borrow_mut().current.add(block..block + 1);
                 }
             }

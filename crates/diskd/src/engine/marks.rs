@@ -1,59 +1,165 @@
-//! What is marked, and for whom.
+//! For whom changes are tracked, and what is known of what was sent.
+//!
+//! ```text
+//!   Cut --> outbox/N.delta --> replica has it: Confirm (nothing unconfirmed, then the file goes)
+//!                         '--> will not be sent: FoldBack (marks, nothing unconfirmed, the file goes)
+//!   Hashes --> compared with the replica's --> Compared (marks what differs, nothing suspect)
+//! ```
+//!
+//! A kill between two of those steps finds too much: blocks that are marked and in a file, a file whose
+//! content the replica has.
 
 use std::path::Path;
 
+use block::Fault;
 use journal::SegmentReader;
+use journal::compare::BlockHashes;
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId};
 
 use super::{Disk, Engine, chain};
-use crate::control::{Compared, Reply};
+use crate::control::{Compared, MAX_HASHES, RegionHashes, Reply};
 use crate::owner::Order;
+use crate::suspects::{Content, Piece};
 
 /// Blocks of a whole region.
 const REGION_BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
+/// Regions whose content is in memory at once, twice: while one lot is hashed the next is read.
+const LOT: u64 = 8;
+
+type Runs = Vec<std::ops::Range<u64>>;
 
 impl Engine {
-    /// Tracks changes for `relationship`.
+    /// Tracks changes for `relationship`, whose initial replication is not finished if it `begin`s.
     ///
     /// # Errors
     /// When another request works on the marks.
-    pub fn track(&self, relationship: RelationshipId) -> Result<Reply, Problem> {
+    pub fn track(&self, relationship: RelationshipId, begin: bool) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        let found = self.ask(&self.all(), Order::Tracking)?;
-        let exact = found.iter().all(|found| *found == Some(relationship));
-        if !exact {
-            self.ask(&self.all(), |answer| Order::TrackAll(relationship, answer))?;
+        let found = self.ask_at_length(&self.all(), |answer| Order::Track {
+            relationship,
+            begin,
+            answer,
+        })?;
+        let exact = found.iter().all(|exact| *exact);
+        if begin && !exact && found.contains(&true) {
+            // The parts that were sent are worth nothing: they begin again on all disks.
+            self.failures(self.ask_at_length(&self.all(), Order::Suspect)?)?;
+            self.ask_at_length(&self.all(), |answer| Order::Track {
+                relationship,
+                begin,
+                answer,
+            })?;
         }
-        let suspect = Bytes(0);
+        if !begin && !exact {
+            // Whoever asks may throw away all that was staged: nobody needs it any more then.
+            let order = |answer| Order::FoldBack(None, answer);
+            self.failures(self.ask_at_length(&self.all(), order)?)?;
+        }
+        let looks = self.ask(&self.all(), Order::Look)?;
+        let tracked = looks.iter().filter_map(|look| look.tracking.as_ref());
+        let suspect = tracked.map(|tracking| tracking.suspect.0).sum();
+        let suspect = Bytes(suspect);
         Ok(Reply::Tracking { exact, suspect })
+    }
+
+    /// Forgets all marks.
+    ///
+    /// # Errors
+    /// When another request works on the marks, or a write-intent log cannot be removed.
+    pub fn untrack(&self) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        for (disk, outcome) in self
+            .disks
+            .iter()
+            .zip(self.ask(&self.all(), Order::Untrack)?)
+        {
+            outcome.map_err(|why| {
+                let reason = format!(
+                    "the write-intent log of disk {} cannot be removed: {why}",
+                    disk.id
+                );
+                self.problem(Code::Failed, reason, "check the storage of the VM's folder")
+            })?;
+        }
+        Ok(Reply::Done)
     }
 
     /// Nobody can tell how the disks differ from the replica.
     ///
     /// # Errors
-    /// When another request works on the marks.
+    /// When another request works on the marks, or a write-intent log can neither be written nor
+    /// removed.
     pub fn suspect(&self) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        for (disk, found) in self
-            .disks
-            .iter()
-            .zip(self.ask(&self.all(), Order::Tracking)?)
-        {
-            if let Some(relationship) = found {
-                self.ask(&[disk], |answer| Order::TrackAll(relationship, answer))?;
-            }
-        }
+        self.failures(self.ask_at_length(&self.all(), Order::Suspect)?)?;
         Ok(Reply::Done)
+    }
+
+    fn failures(&self, outcomes: Vec<Result<(), Fault>>) -> Result<(), Problem> {
+        outcomes
+            .into_iter()
+            .collect::<Result<(), Fault>>()
+            .map_err(|fault| {
+                let reason =
+                    format!("the write-intent log can neither be written nor removed: {fault}");
+                self.problem(Code::Failed, reason, "check the storage of the VM's folder")
+            })
     }
 
     /// The hashes of the next suspect regions of a disk.
     ///
     /// # Errors
-    /// When there is no such disk.
-    pub fn hashes(&self, disk: DiskId) -> Result<Reply, Problem> {
-        self.disk(disk)?;
-        let (regions, next) = (Vec::new(), None);
+    /// When there is no such disk, or it cannot be read.
+    pub fn hashes(&self, disk: DiskId, from: u64, limit: u64) -> Result<Reply, Problem> {
+        let disk = self.disk(disk)?;
+        let limit = limit.clamp(1, MAX_HASHES);
+        let mut regions: Vec<RegionHashes> = Vec::new();
+        // One more than is told: whether there are more.
+        let mut wanted = limit + 1;
+        let (mut at, mut reading) = (from, self.read_suspects(disk, from, wanted.min(LOT))?);
+        let next = loop {
+            let lot = self.answer_at_length(reading)?.map_err(|fault| {
+                let reason = format!("disk {} cannot be read: {fault}", disk.id);
+                self.problem(Code::Failed, reason, "check the storage below it")
+            })?;
+            let asked = wanted.min(LOT);
+            wanted -= lot.len() as u64;
+            let whole = lot.len() as u64 == asked;
+            at = lot.last().map_or(at, |last| last.region + 1);
+            let goes_on = whole && wanted > 0;
+            let following = if goes_on {
+                Some(self.read_suspects(disk, at, wanted.min(LOT))?)
+            } else {
+                None
+            };
+            for content in lot {
+                if regions.len() as u64 == limit {
+                    return Ok(Reply::Hashes {
+                        regions,
+                        next: Some(content.region),
+                    });
+                }
+                regions.push(hashed(&content));
+            }
+            match following {
+                Some(following) => reading = following,
+                None => break None,
+            }
+        };
         Ok(Reply::Hashes { regions, next })
+    }
+
+    fn read_suspects<'a>(
+        &self,
+        disk: &'a Disk,
+        from: u64,
+        limit: u64,
+    ) -> Result<super::Asked<'a, Result<Vec<Content>, Fault>>, Problem> {
+        self.begin_to_ask(disk, |answer| Order::ReadSuspects {
+            from,
+            limit,
+            answer,
+        })
     }
 
     /// Marks what differs in regions that were compared.
@@ -63,19 +169,25 @@ impl Engine {
     pub fn compared(&self, disk: DiskId, regions: &[Compared]) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         let disk = self.disk(disk)?;
-        let mut runs = Vec::new();
-        for compared in regions {
-            for blocks in &compared.differ {
+        let mut found = Vec::new();
+        for Compared { region, differ } in regions {
+            let no_such = || self.invalid(format!("region {region} has no such blocks"));
+            let first = region.checked_mul(REGION_BLOCKS).ok_or_else(no_such)?;
+            let mut runs = Runs::new();
+            for blocks in differ {
                 let end = blocks.first.saturating_add(blocks.count);
-                let first = compared.region.checked_mul(REGION_BLOCKS);
-                let (Some(first), true) = (first, end <= REGION_BLOCKS) else {
-                    let reason = format!("region {} has no such blocks", compared.region);
-                    return Err(self.invalid(reason));
-                };
-                runs.push(first + blocks.first..first + end);
+                if end > REGION_BLOCKS {
+                    return Err(no_such());
+                }
+                let run = first.checked_add(blocks.first).zip(first.checked_add(end));
+                let (start, end) = run.ok_or_else(no_such)?;
+                runs.push(start..end);
             }
+            found.push((*region, runs));
         }
-        self.ask(&[disk], |answer| Order::Mark(runs.clone(), answer))?;
+        self.failures(
+            self.ask_at_length(&[disk], |answer| Order::Compared(found.clone(), answer))?,
+        )?;
         Ok(Reply::Done)
     }
 
@@ -87,63 +199,109 @@ impl Engine {
     /// The replica has what the segment `file` holds.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// When the file cannot be removed.
     pub fn confirm(&self, file: &Path) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        match std::fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.problem(
-                Code::Failed,
-                format!("cannot remove {}: {error}", file.display()),
-                "",
-            )),
-            _ => Ok(Reply::Done),
-        }
-    }
-
-    /// Forgets all marks.
-    ///
-    /// # Errors
-    /// When another request works on the marks.
-    pub fn untrack(&self) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        self.ask(&self.all(), Order::Untrack)?;
+        self.forget_segment(file)?;
         Ok(Reply::Done)
     }
 
-    /// Marks what the segment `file` holds and removes it.
+    /// Nothing is unconfirmed any more, and the file goes. Another segment beside it keeps what is
+    /// unconfirmed so: its blocks are among that.
+    fn forget_segment(&self, file: &Path) -> Result<(), Problem> {
+        let failed = |error: std::io::Error| {
+            let reason = format!("cannot remove {}: {error}", file.display());
+            self.problem(Code::Failed, reason, "")
+        };
+        if !has_others(file).map_err(failed)? {
+            self.ask(&self.all(), Order::Confirm)?;
+        }
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks what the segment `file` holds and removes it. If nobody can tell what it holds, what was
+    /// unconfirmed is suspect.
     ///
     /// # Errors
-    /// When it cannot be read; nothing was changed.
+    /// When it is about other disks, or cannot be removed; asked again it goes on.
     pub fn fold_back(&self, file: &Path) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        let failed = |error: &dyn std::error::Error| {
-            self.problem(
-                Code::Failed,
-                format!("cannot fold back {}: {}", file.display(), chain(error)),
-                "",
-            )
-        };
-        let segment = SegmentReader::open(file).map_err(|error| failed(&error))?;
+        match self.runs_of(file) {
+            Ok(marks) => {
+                for (disk, runs) in marks {
+                    let order = |answer| Order::FoldBack(Some(runs.clone()), answer);
+                    self.failures(self.ask_at_length(&[disk], order)?)?;
+                }
+            }
+            Err(Unreadable::OtherDisk(id)) => {
+                return Err(self.invalid(format!("there is no disk {id}")));
+            }
+            Err(Unreadable::Segment(why)) => {
+                tracing::warn!(
+                    file = %file.display(), why,
+                    "nobody can tell what a segment holds: what was unconfirmed is suspect"
+                );
+                let order = |answer| Order::FoldBack(None, answer);
+                self.failures(self.ask_at_length(&self.all(), order)?)?;
+            }
+        }
+        self.forget_segment(file)?;
+        let why = format!("{} is not shipped", file.display());
+        self.tally().folded_back(why);
+        Ok(Reply::Done)
+    }
+
+    fn runs_of(&self, file: &Path) -> Result<Vec<(&Disk, Runs)>, Unreadable> {
+        let unreadable = |error: &dyn std::error::Error| Unreadable::Segment(chain(error));
+        let segment = SegmentReader::open(file).map_err(|error| unreadable(&error))?;
         let mut marks = Vec::new();
         for named in &segment.header().disks {
             let disk = self.disks.iter().find(|disk| disk.id == named.id);
-            let disk =
-                disk.ok_or_else(|| self.invalid(format!("there is no disk {}", named.id)))?;
-            marks.push((disk, Vec::new()));
+            marks.push((disk.ok_or(Unreadable::OtherDisk(named.id))?, Vec::new()));
         }
         for run in segment.runs() {
-            let run = run.map_err(|error| failed(&error))?;
+            let run = run.map_err(|error| unreadable(&error))?;
             if let Some((_, runs)) = marks.get_mut(usize::from(run.disk)) {
-                runs.push(run.block..run.block + u64::from(run.count));
+                runs.push(run.block..run.block.saturating_add(u64::from(run.count)));
             }
         }
-        for (disk, runs) in marks {
-            self.ask(&[disk], |answer| Order::Mark(runs.clone(), answer))?;
-        }
-        // Only now: a kill in between marks too much, never too little.
-        std::fs::remove_file(file).map_err(|error| failed(&error))?;
-        self.tally()
-            .folded_back(format!("{} is not shipped", file.display()));
-        Ok(Reply::Done)
+        Ok(marks)
     }
+}
+
+/// Why nobody can tell what a segment holds.
+enum Unreadable {
+    OtherDisk(DiskId),
+    Segment(String),
+}
+
+/// Whether there are other whole segments in the folder of `file`.
+fn has_others(file: &Path) -> std::io::Result<bool> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?.path();
+        let is_segment = file.extension() == entry.extension()
+            || entry
+                .extension()
+                .is_some_and(|kind| kind == "seed" || kind == "delta");
+        if is_segment && entry.file_name() != file.file_name() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn hashed(content: &Content) -> RegionHashes {
+    let mut hashes = BlockHashes::new();
+    for piece in &content.pieces {
+        match piece {
+            Piece::Zeroes(blocks) => hashes.push_zeroes(*blocks),
+            Piece::Read(content) => hashes.push(&content.to_vec()),
+        }
+    }
+    let region = content.region;
+    RegionHashes { region, hashes }
 }

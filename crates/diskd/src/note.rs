@@ -1,0 +1,85 @@
+//! The note of the stack that is in force, and what its files look like.
+//!
+//! A file of JSON in the tracking folder, replaced as a whole and durable: `stack` as the configuration
+//! has it, and `inodes`, of the files that hold content, the lowest first.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::StackSpec;
+use crate::intent::Looks;
+use crate::plan::{Base, Flat};
+use crate::stamp::Stamp;
+
+/// See the module.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Note {
+    pub(crate) stack: StackSpec,
+    pub(crate) inodes: Vec<u64>,
+}
+
+impl Note {
+    /// What was in force last, if that is known, and the inodes of its files.
+    pub(crate) fn read(path: &Path) -> Option<(Flat, Vec<u64>)> {
+        let text = std::fs::read(path).ok()?;
+        let note: Self = serde_json::from_slice(&text).ok()?;
+        let flat = Flat::of(&note.stack).ok()?;
+        Some((flat, note.inodes))
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
+        let text = serde_json::to_vec(self)?;
+        // A process that comes after a killed one needs no room.
+        if std::fs::read(path).is_ok_and(|noted| noted == text) {
+            return Ok(());
+        }
+        durable::replace(path, &text)
+    }
+}
+
+fn inode(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |meta| meta.ino())
+}
+
+/// Those of the files of a stack; 0 for one that cannot be looked at.
+pub(crate) fn inodes(flat: &Flat) -> Vec<u64> {
+    flat.files().into_iter().map(inode).collect()
+}
+
+/// What lies below everything, which is never exchanged.
+pub(crate) fn identity(flat: &Flat) -> Looks {
+    match &flat.base {
+        Base::Raw(file) => Looks::of(&[inode(file)]),
+        Base::Point { .. } => Looks::of(&[]),
+    }
+}
+
+/// Whether the files that the stack `last` had and `now` has are those that had `inodes`.
+pub(crate) fn same_files(last: &Flat, inodes: &[u64], now: &Flat) -> bool {
+    let files = last.files();
+    let kept = now.files();
+    files.len() == inodes.len()
+        && files
+            .iter()
+            .zip(inodes)
+            .filter(|(file, _)| kept.contains(file))
+            .all(|(file, noted)| inode(file) == *noted)
+}
+
+/// What the files of a stack look like; none if one of them is gone.
+pub(crate) fn looks(flat: &Flat) -> Option<Looks> {
+    let mut words = Vec::new();
+    for file in flat.files() {
+        match Stamp::of(file) {
+            Ok(looks) => words.extend(looks.words()),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
+                return None;
+            }
+        }
+    }
+    Some(Looks::of(&words))
+}

@@ -1,0 +1,103 @@
+//! For whom changes are tracked, and what is known of what was sent.
+//!
+//! What may wait for the write-intent log or for reads runs beside other orders; the control threads
+//! give one at a time.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use block::Fault;
+
+use super::{Order, Owner};
+use crate::stack::FileTracker;
+use crate::suspects::Content;
+
+/// Between two sweeps of the write-intent log.
+const SWEEP: Duration = Duration::from_secs(30);
+
+impl Owner {
+    pub(super) fn relate(&self, order: Order) {
+        let tracker = Rc::clone(&self.tracker);
+        match order {
+            Order::Track {
+                relationship,
+                begin,
+                answer,
+            } => self.beside(async move {
+                let _ = answer.send(tracker.track(relationship, begin).await);
+            }),
+            Order::Untrack(answer) => {
+                let _ = answer.send(tracker.untrack().map_err(|error| error.to_string()));
+            }
+            Order::FoldBack(runs, answer) => self.beside(async move {
+                let _ = answer.send(fold_back(&tracker, runs).await);
+            }),
+            Order::Confirm(answer) => {
+                tracker.confirm();
+                let _ = answer.send(());
+                self.sweep();
+            }
+            Order::Suspect(answer) => self.beside(async move {
+                let _ = answer.send(tracker.suspect_all().await);
+            }),
+            Order::ReadSuspects {
+                from,
+                limit,
+                answer,
+            } => self.beside(async move {
+                let _ = answer.send(read(&tracker, from, limit).await);
+            }),
+            Order::Compared(regions, answer) => self.beside(async move {
+                let mut outcome = Ok(());
+                for (region, differ) in regions {
+                    outcome = tracker.compared(region, &differ).await;
+                    if outcome.is_err() {
+                        break;
+                    }
+                }
+                let _ = answer.send(outcome);
+            }),
+            _ => unreachable!("the other orders are carried out elsewhere"),
+        }
+    }
+
+    /// Sweeps if that was not done for a while.
+    fn sweep(&self) {
+        let swept = self.swept.get();
+        if swept.is_some_and(|swept| swept.elapsed() < SWEEP) {
+            return;
+        }
+        self.swept.set(Some(Instant::now()));
+        let tracker = Rc::clone(&self.tracker);
+        self.beside(async move {
+            if let Err(fault) = tracker.sweep(false).await {
+                tracing::warn!(%fault, "nothing leaves the write-intent log");
+            }
+        });
+    }
+}
+
+async fn fold_back(tracker: &FileTracker, runs: Option<Vec<Range<u64>>>) -> Result<(), Fault> {
+    match runs {
+        Some(runs) => {
+            for run in runs {
+                tracker.mark(run).await?;
+            }
+        }
+        None => tracker.suspect_unconfirmed(),
+    }
+    Ok(())
+}
+
+async fn read(tracker: &FileTracker, from: u64, limit: u64) -> Result<Vec<Content>, Fault> {
+    let mut found: Vec<Content> = Vec::new();
+    for _ in 0..limit {
+        let from = found.last().map_or(from, |last| last.region + 1);
+        match tracker.read_suspect(from).await? {
+            Some(content) => found.push(content),
+            None => break,
+        }
+    }
+    Ok(found)
+}
