@@ -6,10 +6,10 @@
 //!                       hash, hash, ... ---------------> leaves --->  = identity
 //! ```
 //!
-//! Every byte is said in docs/formats/segment.md. In short: frames hold up to
-//! 64 KiB of content each and are readable on their own; the frame table says
-//! where each one lies and its BLAKE3; the index says, sorted by disk and block,
-//! which blocks lie in which frame and which read as zeroes.
+//! Every byte is said below. In short: frames hold up to 64 KiB of content each and
+//! are readable on their own; the frame table says where each one lies and its
+//! BLAKE3; the index says, sorted by disk and block, which blocks lie in which frame
+//! and which read as zeroes.
 //!
 //! Invariants that a reader checks before it gives anything out:
 //! - the parts follow each other without a gap and end with the file;
@@ -23,6 +23,8 @@
 //!
 //! A segment is whole or it is none: the footer is written last, and nothing
 //! can be read from a file without one.
+//!
+#![doc = include_str!("../../../../docs/formats/segment.md")]
 
 mod error;
 pub(crate) mod forged;
