@@ -58,6 +58,8 @@ pub enum Tip {
         seed: SeedId,
         /// The part that comes next: this many were received.
         next_part: u64,
+        /// Root of the last one of them.
+        last: Option<Root>,
     },
     /// Points, the newest of which is this.
     Point {
@@ -297,9 +299,10 @@ impl Journal {
     #[must_use]
     pub fn tip(&self) -> Tip {
         match (&self.index.base, self.index.newest()) {
-            (Base::Seeding { parts, .. }, _) => Tip::Seeding {
+            (Base::Seeding { parts, last }, _) => Tip::Seeding {
                 seed: self.index.seed,
                 next_part: *parts,
+                last: *last,
             },
             (_, Some(entry)) => Tip::Point {
                 point: entry.point,

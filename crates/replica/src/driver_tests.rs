@@ -258,6 +258,7 @@ impl World {
         let staged = Staged {
             file: format!("{number}.segment").into(),
             header,
+            root,
         };
         self.outbox = Some(File {
             staged: staged.clone(),
@@ -306,7 +307,7 @@ impl World {
     fn fits(&self, header: &Header) -> bool {
         match (header.content, self.tip) {
             (Content::Seed { part: 0, .. }, Tip::Nothing) => true,
-            (Content::Seed { seed, part }, Tip::Seeding { seed: s, parts }) => {
+            (Content::Seed { seed, part }, Tip::Seeding { seed: s, parts, .. }) => {
                 seed == s && part == parts
             }
             (
@@ -317,6 +318,7 @@ impl World {
                 Tip::Seeding {
                     seed: s,
                     parts: has,
+                    ..
                 },
             ) => seed == s && parts == has,
             (
@@ -324,7 +326,7 @@ impl World {
                     since: Since::Point(since),
                     sequence,
                 },
-                Tip::Point { point },
+                Tip::Point { point, .. },
             ) => since.sequence <= point.sequence && point.sequence < sequence,
             _ => false,
         }
@@ -336,8 +338,10 @@ impl World {
                 .points
                 .get(&sequence)
                 .is_some_and(|(_, root)| *root == offer.root),
-            (Content::Seed { part, .. }, Tip::Seeding { parts, .. }) => part < parts,
-            (Content::Seed { .. }, tip) => matches!(tip, Tip::Point { .. }),
+            (Content::Seed { part, .. }, Tip::Seeding { parts, last, .. }) => {
+                part + 1 == parts && last == Some(offer.root)
+            }
+            (Content::Seed { .. }, _) => false,
         }
     }
 
@@ -427,13 +431,14 @@ impl World {
             Content::Seed { seed, part } => Tip::Seeding {
                 seed,
                 parts: part + 1,
+                last: Some(root),
             },
             Content::Delta { sequence, .. } => {
                 let lost = self.points.insert(sequence, (self.received.clone(), root));
                 assert!(lost.is_none(), "a point was replaced");
                 let term = self.lineage.current().id;
                 let point = PointId { term, sequence };
-                Tip::Point { point }
+                Tip::Point { point, root }
             }
         };
         CommitAnswer::Committed { tip: self.tip }
@@ -488,9 +493,7 @@ impl Shared {
                 weather.cut || world.chance.percent(weather.lost),
                 world.chance.percent(weather.unanswered),
                 world.chance.percent(weather.repeated),
-                // Not while it is seeded: the part that is staged anew after a power cut may be longer
-                // than the one of before, and is taken for it.
-                world.chance.percent(weather.late) && matches!(world.tip, Tip::Point { .. }),
+                world.chance.percent(weather.late),
                 world.life,
             )
         };
@@ -857,7 +860,7 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
     let last = {
         let world = shared.world();
         match world.tip {
-            Tip::Point { point } => world.sequence.max(point.sequence),
+            Tip::Point { point, .. } => world.sequence.max(point.sequence),
             _ => world.sequence,
         }
     };
@@ -980,7 +983,7 @@ fn when_the_replica_took_over_the_guest_is_stopped_and_nothing_more_is_sent() {
                 let mut world = shared.world();
                 world.weather.failing = 10;
                 world.weather.cut = world.chance.percent(50);
-                let Tip::Point { point } = world.tip else {
+                let Tip::Point { point, .. } = world.tip else {
                     panic!("a point was acknowledged")
                 };
                 world.lineage.branch(point, "host-b").expect("on it")
@@ -1064,7 +1067,7 @@ async fn superseded(at: At, seed: u64) {
     shared.pause(5000).await;
     {
         let mut world = shared.world();
-        let Tip::Point { point } = world.tip else {
+        let Tip::Point { point, .. } = world.tip else {
             panic!("a point was acknowledged")
         };
         let theirs = world.lineage.branch(point, "host-b").expect("on it");
@@ -1216,6 +1219,7 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
         segment: Staged {
             file: "0.segment".into(),
             header: world.header(Content::Seed { seed, part: 0 }),
+            root: Root([0; 32]),
         },
         next: Some(0),
     };

@@ -140,11 +140,16 @@ pub trait Receipts: Send + 'static {
 impl Receipts for Journal {
     fn tip(&self) -> Tip {
         match Self::tip(self) {
-            journal::Tip::Seeding { seed, next_part } => Tip::Seeding {
+            journal::Tip::Seeding {
+                seed,
+                next_part,
+                last,
+            } => Tip::Seeding {
                 seed,
                 parts: next_part,
+                last,
             },
-            journal::Tip::Point { point, .. } => Tip::Point { point },
+            journal::Tip::Point { point, root } => Tip::Point { point, root },
         }
     }
 

@@ -38,6 +38,7 @@ pub fn read(file: &Path) -> Result<Staged, Problem> {
     Ok(Staged {
         file: file.to_owned(),
         header: reader.header().clone(),
+        root: reader.summary().root,
     })
 }
 

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use journal::Header;
 use journal::compare::Blocks;
+use journal::{Header, Root};
 use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub struct Staged {
     pub file: PathBuf,
     /// Its header, as read from the file.
     pub header: Header,
+    /// Its root, likewise.
+    pub root: Root,
 }
 
 /// A staged part of an initial replication.

@@ -208,11 +208,15 @@ pub enum Tip {
         seed: SeedId,
         /// Number of parts, without gaps.
         parts: u64,
+        /// Root of the last one; none before the first.
+        last: Option<Root>,
     },
     /// Everything up to this point.
     Point {
         /// The newest point.
         point: PointId,
+        /// Root of its segment.
+        root: Root,
     },
 }
 

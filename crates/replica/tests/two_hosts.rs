@@ -461,6 +461,7 @@ async fn a_relationship_answers_only_to_the_peer_and_the_id_it_is_bound_to() {
     let seeding = Tip::Seeding {
         seed: ask.seed,
         parts: 0,
+        last: None,
     };
     assert_eq!(enrolled.tip, seeding);
     assert_eq!(client.enrol(spec.id, &ask).await.unwrap().tip, seeding);
@@ -556,6 +557,7 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     let tip = Tip::Seeding {
         seed: ask.seed,
         parts: 1,
+        last: Some(offer.root),
     };
     let committed = CommitAnswer::Committed { tip };
     assert_eq!(link.commit(offer.root).await.unwrap(), committed);
@@ -580,7 +582,10 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
         term: ask.lineage.current().id,
         sequence: 1,
     };
-    let tip = Tip::Point { point };
+    let tip = Tip::Point {
+        point,
+        root: offer.root,
+    };
     let committed = CommitAnswer::Committed { tip };
     assert_eq!(link.commit(offer.root).await.unwrap(), committed);
     let shelf = replicas.shelf(spec.id).await.unwrap();
@@ -682,6 +687,7 @@ async fn what_does_not_fit_or_is_not_what_it_says_is_refused_and_changes_nothing
     let tip = Tip::Seeding {
         seed: ask.seed,
         parts: 0,
+        last: None,
     };
     assert_eq!(
         link.tip(&ask.lineage).await.unwrap(),
@@ -723,6 +729,7 @@ async fn a_commit_that_outlasts_its_caller_is_found_by_the_next_questions() {
     let tip = Tip::Seeding {
         seed: ask.seed,
         parts: 1,
+        last: Some(offer.root),
     };
     let committed = OfferAnswer::Committed { tip };
     let answer = tokio::time::timeout(LIMIT, asking).await.unwrap();

@@ -24,15 +24,20 @@ fn parts_of_a_seed_come_in_order_and_a_repeated_one_is_success() {
         JournalError::Refused(Refusal::Part { got: 1, next: 0 })
     ));
     let (header, bytes, root) = part(&primary, 0);
-    let next = |next_part| Tip::Seeding { seed, next_part };
+    let next = |next_part, last| Tip::Seeding {
+        seed,
+        next_part,
+        last: Some(last),
+    };
+    let first = root;
     assert_eq!(
         take(&mut journal, &folder, &bytes, root).expect("fits"),
-        next(1)
+        next(1, first)
     );
     assert_eq!(journal.check(&header, root), Verdict::Have);
     assert_eq!(
         take(&mut journal, &folder, &bytes, root).expect("again"),
-        next(1)
+        next(1, first)
     );
     // The same number, cut again with newer content.
     primary.write(&mut Chance::new(2));
@@ -43,7 +48,7 @@ fn parts_of_a_seed_come_in_order_and_a_repeated_one_is_success() {
     );
     assert_eq!(
         take(&mut journal, &folder, &later, later_root).expect("next"),
-        next(2)
+        next(2, later_root)
     );
     assert!(folder.content("incoming/offered").is_none());
 

@@ -251,7 +251,8 @@ fn a_replica_with_a_point_of_another_history_is_not_written_to() {
         .await;
         let term = model::TermId::random();
         let point = PointId { term, sequence: 2 };
-        shared.world().tip = Tip::Point { point };
+        let root = Root([0; 32]);
+        shared.world().tip = Tip::Point { point, root };
         let _ = running.commands.send(Command::Resume).await;
         wait_for(&running, "an error", |report| {
             report.state == ReplicationState::Error
@@ -276,7 +277,8 @@ fn two_hosts_that_send_under_one_name_are_told_to_a_person() {
                 let term = world.lineage.current().id;
                 let sequence = world.sequence + 5000;
                 let point = PointId { term, sequence };
-                world.tip = Tip::Point { point };
+                let root = Root([0; 32]);
+                world.tip = Tip::Point { point, root };
             }
             shared.pause(60_000).await;
         }
@@ -320,7 +322,7 @@ fn when_the_replica_took_over_during_a_comparison_the_guest_is_stopped() {
             wait_for(&running, "a comparison", |report| report.compared.0 > 0).await;
             let theirs = {
                 let mut world = shared.world();
-                let Tip::Point { point } = world.tip else {
+                let Tip::Point { point, .. } = world.tip else {
                     panic!("a point was acknowledged")
                 };
                 let theirs = world.lineage.branch(point, "host-b").expect("on it");

@@ -169,7 +169,7 @@ impl World {
         self.suspect = self.armed.clone();
         self.progress = copy.progress;
         self.sequence = copy.sequence;
-        let Tip::Point { point } = self.tip else {
+        let Tip::Point { point, .. } = self.tip else {
             return self.used.retain(|sequence| *sequence <= copy.sequence);
         };
         // Nobody knows of the others any more.
@@ -204,7 +204,7 @@ impl World {
         if !matches!(self.lie, Some(Lie::Incoming | Lie::Issued)) {
             self.issued = self.issued.max(ask.issued);
         }
-        if self.tip != (Tip::Point { point: ask.tip }) {
+        if !matches!(self.tip, Tip::Point { point, .. } if point == ask.tip) {
             return CompareAnswer::Moved { tip: self.tip };
         }
         let disk = self.disks.iter().position(|disk| *disk == ask.disk);

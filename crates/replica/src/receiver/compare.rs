@@ -181,7 +181,7 @@ fn open<R: Receipts>(
         return Ok(None);
     };
     let now = journal.tip();
-    if now != (Tip::Point { point: tip }) {
+    if !matches!(now, Tip::Point { point, .. } if point == tip) {
         return Ok(Some(Err(now)));
     }
     Ok(Some(Ok(match opened {

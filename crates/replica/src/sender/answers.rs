@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use journal::Content;
+use journal::{Content, Root};
 use model::{Bytes, PointId, Since};
 
 use super::{CONTRADICTIONS, Now, Output, Sender, State, Then, WINDOW};
@@ -19,16 +19,19 @@ impl Sender {
             return;
         }
         match (self.progress, tip) {
-            (_, Tip::Point { point }) => self.decide_live(now, point, out),
-            (Progress::Seeding { part: 0, .. }, Tip::Nothing) => self.decide_seed(now, 0, out),
+            (_, Tip::Point { point, root }) => self.decide_live(now, point, root, out),
+            (Progress::Seeding { part: 0, .. }, Tip::Nothing) => {
+                self.decide_seed(now, 0, None, out);
+            }
             (
                 Progress::Seeding { seed, .. },
                 Tip::Seeding {
                     seed: theirs,
                     parts,
+                    last,
                 },
             ) if seed == theirs => {
-                self.decide_seed(now, parts, out);
+                self.decide_seed(now, parts, last, out);
             }
             (Progress::Seeding { .. }, Tip::Seeding { .. }) => {
                 self.give_up("holds another initial replication than the one being sent");
@@ -37,7 +40,13 @@ impl Sender {
         }
     }
 
-    pub(super) fn decide_seed(&mut self, now: Now, parts: u64, out: &mut Vec<Output>) {
+    pub(super) fn decide_seed(
+        &mut self,
+        now: Now,
+        parts: u64,
+        last: Option<Root>,
+        out: &mut Vec<Output>,
+    ) {
         let Progress::Seeding {
             seed,
             part,
@@ -48,6 +57,7 @@ impl Sender {
             return self.give_up("has lost content that it had acknowledged");
         };
         let staged = self.staged.as_ref().map(|staged| staged.header.content);
+        let root = self.staged.as_ref().map(|staged| staged.root);
         let this_part = Content::Seed { seed, part };
         let first_delta = matches!(
             staged,
@@ -68,10 +78,11 @@ impl Sender {
             }
         } else if part.checked_add(1) == Some(parts) {
             match (staged, end) {
-                (Some(content), Some(end)) if content == this_part => {
+                (Some(content), Some(end)) if content == this_part && last == root => {
                     self.acknowledged(now, None);
                     self.record(next(end), Then::Confirm, out);
                 }
+                // Or another part of that number, of before a crash, was received.
                 (Some(_), _) => self.drop_staged(out),
                 // It was received, and lost here with an unclean boot: its blocks are marked
                 // again, so it only costs sending them twice.
@@ -82,7 +93,13 @@ impl Sender {
         }
     }
 
-    pub(super) fn decide_live(&mut self, now: Now, tip: PointId, out: &mut Vec<Output>) {
+    pub(super) fn decide_live(
+        &mut self,
+        now: Now,
+        tip: PointId,
+        root: Root,
+        out: &mut Vec<Output>,
+    ) {
         if !self.plan.lineage.contains(tip) {
             return self.give_up("has a point of another history than this host's");
         }
@@ -106,7 +123,9 @@ impl Sender {
                 }
                 _ => false,
             };
-            return if header.point() == Some(tip) {
+            return if header.point() == Some(tip) && staged.root != root {
+                self.give_up("has another point by the name of the one that is staged here");
+            } else if header.point() == Some(tip) {
                 let cut = header.time;
                 self.acknowledged(now, Some((tip, cut)));
                 self.record(progress, Then::Confirm, out);
