@@ -1,0 +1,776 @@
+//! What diskd knows of a disk that it opens: after kills, after reboots, after what was done to the files
+//! behind its back. A reboot is played: the process is killed, and its state files on tmpfs are gone.
+//!
+//! The twin is an array of bytes that gets what is staged. Suspect regions are compared with it by their
+//! hashes, as polluxd does. In the end a cut must make it what the guest reads.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod nbd_support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use journal::compare::BlockHashes;
+use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use model::{
+    BLOCK_SIZE, Bytes, CheckpointId, Code, DiskId, Lineage, REGION_SIZE, RelationshipId, SeedId,
+    Since, VmId,
+};
+use nbd_support::{Client, FLUSH};
+use pollux_diskd::config::{
+    CONTROL_SOCKET, Config, DiskConfig, Front, READY, StackSpec, nbd_socket,
+};
+use pollux_diskd::control::{Compared, DiskStatus, LogStatus, Reply, Request, TrackingStatus};
+use testkit::Rng;
+
+const BLOCK: usize = 4096;
+const MIB: usize = 1 << 20;
+/// Of the disk: seven regions and a part of one.
+const SIZE: usize = 7 * MIB + 5 * BLOCK;
+const REGIONS: u64 = 8;
+
+fn mib(count: u64) -> Bytes {
+    Bytes(count * REGION_SIZE)
+}
+
+struct Vm {
+    folder: tempfile::TempDir,
+    config: Config,
+    listeners: Vec<(String, UnixListener)>,
+    process: Option<Child>,
+    relationship: RelationshipId,
+    lineage: Lineage,
+    seed: SeedId,
+    sequence: u64,
+    twin: Vec<u8>,
+    rng: Rng,
+}
+
+impl Vm {
+    /// A VM that is tracked, and whose twin has all of it.
+    fn new(seed: u64) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["run", "outbox"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let file = path("raw");
+        let size = SIZE as u64;
+        fs::File::create(&file).unwrap().set_len(size).unwrap();
+        let disk = DiskConfig {
+            id: DiskId::random(),
+            slot: 0,
+            front: Front::Nbd,
+            size: Bytes(size),
+            stack: StackSpec::Raw { file },
+            state: path("run/state"),
+            tracking: path("tracking"),
+        };
+        let names = [CONTROL_SOCKET.to_owned(), nbd_socket(0)];
+        let listeners = names.map(|name| {
+            let listener = UnixListener::bind(path(&name)).unwrap();
+            (name, listener)
+        });
+        let mut vm = Self {
+            config: Config {
+                vm: VmId::random(),
+                term: 1,
+                generation: 1,
+                disks: vec![disk],
+                copy_budget: Bytes(64 << 20),
+            },
+            folder,
+            listeners: listeners.into(),
+            process: None,
+            relationship: RelationshipId::random(),
+            lineage: Lineage::begin("host-a"),
+            seed: SeedId::random(),
+            sequence: 0,
+            twin: vec![0xee; SIZE],
+            rng: Rng::new(seed),
+        };
+        vm.write_config();
+        vm.start();
+        vm.write(0, 3 * MIB);
+        assert_eq!(vm.track(true), (false, Bytes(0)));
+        vm.ship();
+        vm
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.path(&format!("tracking/{}.intent", self.config.disks[0].id))
+    }
+
+    fn write_config(&self) {
+        let text = serde_json::to_vec(&self.config).unwrap();
+        fs::write(self.path("diskd.json"), text).unwrap();
+    }
+
+    fn start(&mut self) {
+        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let sockets = self.listeners.iter();
+        let mut names: Vec<&str> = sockets.clone().map(|(name, _)| name.as_str()).collect();
+        names.push(READY);
+        // Above those that they are to become.
+        let high = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap();
+        let mut passed: Vec<OwnedFd> = sockets.map(|(_, socket)| high(socket.as_fd())).collect();
+        passed.push(high(told.as_fd()));
+        let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
+        command
+            .stderr(log)
+            .arg(self.path("diskd.json"))
+            .env("LISTEN_FDS", names.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+        #[allow(unsafe_code, reason = "descriptors are passed on")]
+        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                for (target, number) in (3..).zip(&numbers) {
+                    if libc::dup2(*number, target) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        self.process = Some(command.spawn().unwrap());
+        drop((passed, told));
+        let mut bytes = Vec::new();
+        fs::File::from(ready).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 1, "it did not get ready");
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// The host has lost its power: tmpfs is empty, and with it the cache of segments.
+    fn cut_power(&mut self) {
+        self.kill();
+        for name in ["run", "outbox"] {
+            fs::remove_dir_all(self.path(name)).unwrap();
+            fs::create_dir(self.path(name)).unwrap();
+        }
+    }
+
+    fn reboot(&mut self) {
+        self.cut_power();
+        self.start();
+    }
+
+    fn close(&mut self) {
+        assert_eq!(self.ask(&Request::Shutdown), Reply::Done);
+        assert!(self.process.take().unwrap().wait().unwrap().success());
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        let mut stream = UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap();
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        stream.write_all(&line).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn done(&self, request: &Request) {
+        assert_eq!(self.ask(request), Reply::Done);
+    }
+
+    fn status(&self) -> DiskStatus {
+        match self.ask(&Request::Status) {
+            Reply::Status { disks, .. } => disks.into_iter().next().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn tracking(&self) -> TrackingStatus {
+        self.status().tracking.expect("tracked")
+    }
+
+    /// Whether it is exact, and how much is suspect.
+    fn track(&self, begin: bool) -> (bool, Bytes) {
+        let relationship = self.relationship;
+        match self.ask(&Request::Track {
+            relationship,
+            begin,
+        }) {
+            Reply::Tracking { exact, suspect } => (exact, suspect),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn guest(&self) -> Client {
+        Client::open(&self.path(&nbd_socket(0)), "guest", true)
+    }
+
+    /// Random bytes.
+    fn write(&mut self, at: usize, len: usize) {
+        let mut guest = self.guest();
+        for at in (at..at + len).step_by(MIB) {
+            let bytes = self.rng.bytes(len.min(MIB));
+            guest.write(at as u64, &bytes);
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut guest = self.guest();
+        let size = usize::try_from(self.config.disks[0].size.0).unwrap();
+        let pieces = (0..size).step_by(MIB).map(|at| {
+            let len = u32::try_from(MIB.min(size - at)).unwrap();
+            guest.read(at as u64, len)
+        });
+        pieces.flatten().collect()
+    }
+
+    fn cut(&mut self) -> (Reply, PathBuf) {
+        self.sequence += 1;
+        let file = self.path(&format!("outbox/{}.delta", self.sequence));
+        let DiskConfig { id, size, .. } = self.config.disks[0];
+        let header = Header {
+            vm: self.config.vm,
+            disks: vec![DiskExtent { id, size }],
+            lineage: self.lineage.clone(),
+            content: Content::Delta {
+                sequence: self.sequence,
+                since: Since::Seed {
+                    seed: self.seed,
+                    parts: 1,
+                },
+            },
+            time: jiff::Timestamp::now(),
+            consistency: Consistency::Crash,
+        };
+        let reply = self.ask(&Request::Cut {
+            header,
+            file: file.clone(),
+        });
+        (reply, file)
+    }
+
+    /// A segment with all that is marked.
+    fn stage(&mut self) -> PathBuf {
+        let (reply, file) = self.cut();
+        assert!(matches!(reply, Reply::Staged(_)), "{reply:?}");
+        file
+    }
+
+    /// The twin takes a segment; how many bytes it holds.
+    fn apply(&mut self, file: &PathBuf) -> usize {
+        let segment = SegmentReader::open(file).unwrap();
+        let mut shipped = 0;
+        for run in segment.runs() {
+            let run = run.unwrap();
+            let at = usize::try_from(run.block).unwrap() * BLOCK;
+            let len = run.count as usize * BLOCK;
+            shipped += len;
+            let place = &mut self.twin[at..at + len];
+            match run.source {
+                Source::Zero => place.fill(0),
+                Source::Frame { frame, skip } => {
+                    let content = segment.read_frame(frame).unwrap();
+                    let skip = usize::from(skip) * BLOCK;
+                    place.copy_from_slice(&content[skip..skip + len]);
+                }
+            }
+        }
+        shipped
+    }
+
+    /// The twin gets all that is marked, and says so; how many bytes that were. It is the disk then.
+    fn ship(&mut self) -> usize {
+        let file = self.stage();
+        let shipped = self.apply(&file);
+        self.done(&Request::Confirm { file: file.clone() });
+        assert!(!file.exists());
+        assert!(self.content() == self.twin, "the twin differs");
+        assert_eq!(self.tracking().unconfirmed, Bytes(0));
+        shipped
+    }
+
+    /// Compares what is suspect with the twin; which regions that were.
+    fn compare(&mut self) -> Vec<u64> {
+        let (reply, file) = self.cut();
+        if self.tracking().suspect > Bytes(0) {
+            match reply {
+                Reply::Refused { problem } => assert_eq!(problem.code, Code::Conflict, "{problem}"),
+                other => panic!("nobody knows what differs: {other:?}"),
+            }
+            assert!(!file.exists());
+        }
+        let disk = self.config.disks[0].id;
+        let mut seen = Vec::new();
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let limit = 3;
+            let reply = self.ask(&Request::Hashes {
+                disk,
+                from: at,
+                limit,
+            });
+            let Reply::Hashes { regions, next } = reply else {
+                panic!("{reply:?}");
+            };
+            assert!(regions.len() == 3 || next.is_none());
+            let mut compared = Vec::new();
+            for found in regions {
+                let at = usize::try_from(found.region).unwrap() * MIB;
+                let theirs = BlockHashes::of(&self.twin[at..self.twin.len().min(at + MIB)]);
+                assert_eq!(theirs.blocks(), found.hashes.blocks());
+                seen.push(found.region);
+                compared.push(Compared {
+                    region: found.region,
+                    differ: found.hashes.differ(&theirs),
+                });
+            }
+            let regions = compared;
+            self.done(&Request::Compared { disk, regions });
+            from = next;
+        }
+        assert_eq!(self.tracking().suspect, Bytes(0));
+        seen
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// All is compared, nothing but what differs is sent.
+    fn compares_everything(&mut self, differs: usize, why: &str) {
+        assert_eq!(self.track(false), (false, mib(REGIONS)));
+        assert_eq!(self.compare(), (0..REGIONS).collect::<Vec<_>>());
+        assert_eq!(self.ship(), differs);
+        assert!(self.log().contains(why), "{why}");
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+#[test]
+fn a_kill_between_any_two_steps_of_an_epoch_leaves_exactly_what_was_not_sent() {
+    let mut vm = Vm::new(1);
+    let again = |vm: &mut Vm| {
+        vm.kill();
+        vm.start();
+        assert_eq!(vm.track(false), (true, Bytes(0)));
+    };
+    vm.write(MIB, 3 * BLOCK);
+    again(&mut vm);
+    assert_eq!(vm.status().dirty, Bytes(3 * BLOCK_SIZE));
+    let file = vm.stage();
+    vm.write(5 * MIB, BLOCK);
+    again(&mut vm);
+    let tracking = vm.tracking();
+    assert_eq!(tracking.marked, Bytes(BLOCK_SIZE));
+    assert_eq!(tracking.unconfirmed, mib(1));
+    assert_eq!(vm.apply(&file), 3 * BLOCK);
+    // The answer to the confirmation is lost, and so is that to the next one.
+    vm.done(&Request::Confirm { file: file.clone() });
+    again(&mut vm);
+    vm.done(&Request::Confirm { file });
+    assert_eq!(vm.ship(), BLOCK);
+    let file = vm.stage();
+    assert_eq!(vm.apply(&file), 0);
+    vm.write(2 * MIB, BLOCK);
+    vm.done(&Request::Confirm { file });
+    let file = vm.stage();
+    vm.done(&Request::FoldBack { file: file.clone() });
+    again(&mut vm);
+    vm.done(&Request::FoldBack { file });
+    assert_eq!(vm.tracking().suspect, Bytes(0), "it was marked before");
+    assert_eq!(vm.ship(), BLOCK);
+}
+
+#[test]
+fn after_a_reboot_what_was_not_confirmed_is_compared_and_only_what_differs_is_sent() {
+    let mut vm = Vm::new(2);
+    // Everything was armed when tracking began; closed in order, nothing is.
+    vm.close();
+    vm.start();
+    assert_eq!(vm.tracking().armed, Bytes(0));
+    vm.write(MIB, BLOCK);
+    vm.write(4 * MIB, 2 * BLOCK);
+    // Sent and applied, but never confirmed.
+    let file = vm.stage();
+    vm.apply(&file);
+    vm.write(6 * MIB, 5 * BLOCK);
+    vm.reboot();
+    let (exact, suspect) = vm.track(false);
+    assert!(!exact && suspect >= mib(3), "{suspect}");
+    let compared = vm.compare();
+    assert!([1, 4, 6].iter().all(|region| compared.contains(region)));
+    assert_eq!(Bytes(compared.len() as u64 * REGION_SIZE), suspect);
+    assert_eq!(vm.ship(), 5 * BLOCK, "the twin had the rest");
+    // Now nothing is missing any more.
+    vm.close();
+    vm.cut_power_of_nobody();
+    vm.start();
+    assert_eq!(vm.track(false), (true, Bytes(0)));
+}
+
+#[test]
+fn a_reboot_while_regions_are_compared_begins_the_comparison_again() {
+    let mut vm = Vm::new(3);
+    vm.close();
+    vm.start();
+    vm.write(2 * MIB, BLOCK);
+    vm.reboot();
+    let (_, suspect) = vm.track(false);
+    vm.write(7 * MIB, BLOCK);
+    vm.kill();
+    vm.start();
+    assert_eq!(vm.track(false), (false, suspect), "a kill forgets none");
+    vm.reboot();
+    let (_, again) = vm.track(false);
+    assert!(again > suspect, "and what was written since");
+    vm.compare();
+    assert_eq!(vm.ship(), 2 * BLOCK);
+}
+
+#[test]
+fn a_disk_that_was_changed_while_it_was_closed_is_compared_as_a_whole() {
+    for reboots in [false, true] {
+        let mut vm = Vm::new(4);
+        vm.close();
+        if reboots {
+            vm.cut_power_of_nobody();
+        }
+        let file = fs::File::options().write(true).open(vm.path("raw"));
+        file.unwrap().write_all_at(&[7; BLOCK], 3 << 20).unwrap();
+        vm.start();
+        vm.compares_everything(BLOCK, "changed while it was closed");
+    }
+}
+
+#[test]
+fn a_disk_with_another_file_in_its_place_is_compared_as_a_whole() {
+    for reboots in [false, true] {
+        let mut vm = Vm::new(5);
+        if reboots {
+            vm.cut_power();
+        } else {
+            vm.kill();
+        }
+        let mut content = fs::read(vm.path("raw")).unwrap();
+        content[MIB..MIB + BLOCK].fill(9);
+        fs::write(vm.path("copy"), content).unwrap();
+        fs::rename(vm.path("copy"), vm.path("raw")).unwrap();
+        vm.start();
+        vm.compares_everything(BLOCK, "another one than before");
+    }
+}
+
+#[test]
+fn another_relationship_and_a_replica_that_was_restored_are_compared_as_a_whole() {
+    let mut vm = Vm::new(6);
+    vm.write(0, BLOCK);
+    vm.relationship = RelationshipId::random();
+    assert_eq!(vm.track(false), (false, mib(REGIONS)));
+    vm.compare();
+    assert_eq!(vm.ship(), BLOCK);
+    assert_eq!(vm.track(false), (true, Bytes(0)));
+    vm.twin[2 * MIB..2 * MIB + BLOCK].fill(1);
+    vm.done(&Request::Suspect);
+    assert_eq!(vm.compare().len() as u64, REGIONS);
+    assert_eq!(vm.ship(), BLOCK);
+    // In the middle of the initial replication there is nothing to compare with.
+    vm.done(&Request::Suspect);
+    assert_eq!(vm.track(true), (false, Bytes(0)));
+    assert_eq!(vm.status().dirty, Bytes(SIZE as u64));
+    vm.done(&Request::Untrack);
+    assert_eq!(vm.status().tracking, None);
+    assert!(!vm.log_file().exists());
+}
+
+#[test]
+fn a_log_that_is_lost_costs_nothing_after_a_kill_and_a_whole_comparison_after_a_reboot() {
+    let mut vm = Vm::new(7);
+    vm.write(0, BLOCK);
+    vm.kill();
+    fs::remove_file(vm.log_file()).unwrap();
+    vm.start();
+    assert_eq!(vm.track(false), (true, Bytes(0)));
+    assert_eq!(vm.tracking().armed, mib(REGIONS), "a new one");
+    assert_eq!(vm.tracking().log, LogStatus::Kept);
+    vm.cut_power();
+    fs::remove_file(vm.log_file()).unwrap();
+    vm.start();
+    assert_eq!(vm.track(false), (false, mib(REGIONS)));
+    vm.compare();
+    assert_eq!(vm.ship(), BLOCK);
+}
+
+#[test]
+fn a_torn_log_is_what_it_was_before_and_one_without_a_valid_page_arms_what_it_covers() {
+    let mut vm = Vm::new(8);
+    vm.close();
+    vm.start();
+    vm.write(MIB, BLOCK);
+    vm.cut_power();
+    // Two copies of the header, then two of the only page of bits.
+    let spoil = |vm: &Vm, pages: std::ops::Range<u64>| {
+        let log = fs::File::options().write(true).open(vm.log_file()).unwrap();
+        for page in pages {
+            log.write_all_at(&[0x5a; 512], page * 4096 + 1024).unwrap();
+        }
+    };
+    spoil(&vm, 0..1);
+    vm.start();
+    let (exact, suspect) = vm.track(false);
+    assert!(!exact && suspect < mib(REGIONS), "one header is left");
+    vm.cut_power();
+    spoil(&vm, 2..4);
+    vm.start();
+    assert_eq!(vm.track(false), (false, mib(REGIONS)), "no page of bits");
+    vm.cut_power();
+    spoil(&vm, 0..2);
+    vm.start();
+    assert_eq!(vm.status().tracking, None, "for whom is unknown");
+    assert_eq!(vm.track(false), (false, mib(REGIONS)), "no header");
+    vm.compare();
+    assert_eq!(vm.ship(), BLOCK);
+}
+
+#[test]
+fn a_segment_that_is_gone_or_cannot_be_read_makes_suspect_what_it_may_have_held() {
+    let mut vm = Vm::new(9);
+    for spoils in [false, true] {
+        vm.write(2 * MIB, BLOCK);
+        vm.write(5 * MIB, BLOCK);
+        let file = vm.stage();
+        if spoils {
+            fs::write(&file, b"torn").unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        vm.done(&Request::FoldBack { file: file.clone() });
+        assert!(!file.exists());
+        assert_eq!(vm.tracking().suspect, mib(2));
+        assert_eq!(vm.track(false), (false, mib(2)));
+        assert_eq!(vm.compare(), [2, 5]);
+        assert_eq!(vm.ship(), 2 * BLOCK);
+    }
+}
+
+#[test]
+fn a_disk_that_grew_has_its_new_part_compared_after_a_reboot() {
+    for reloads in [true, false] {
+        let mut vm = Vm::new(10);
+        vm.close();
+        vm.start();
+        if !reloads {
+            vm.close();
+        }
+        let size = SIZE + 2 * MIB;
+        let file = fs::File::options().write(true).open(vm.path("raw"));
+        file.unwrap().set_len(size as u64).unwrap();
+        vm.config.disks[0].size = Bytes(size as u64);
+        vm.config.generation += 1;
+        vm.write_config();
+        vm.twin.resize(size, 0xee);
+        if reloads {
+            vm.done(&Request::Reload);
+            assert_eq!(vm.track(false), (true, Bytes(0)));
+            vm.cut_power();
+            vm.start();
+            let (_, suspect) = vm.track(false);
+            assert_eq!(suspect, mib(3), "and the region in which it ended");
+            assert_eq!(vm.compare(), [7, 8, 9]);
+            assert_eq!(vm.ship(), 2 * MIB);
+        } else {
+            // Closed meanwhile: the file does not look as it did.
+            vm.start();
+            assert_eq!(vm.track(false), (false, mib(10)));
+            vm.compare();
+            assert_eq!(vm.ship(), 2 * MIB);
+        }
+    }
+}
+
+impl Vm {
+    /// The host was shut down in order: tmpfs is empty.
+    fn cut_power_of_nobody(&self) {
+        for name in ["run", "outbox"] {
+            fs::remove_dir_all(self.path(name)).unwrap();
+            fs::create_dir(self.path(name)).unwrap();
+        }
+    }
+
+    fn stack(&mut self, overlays: &[(CheckpointId, &str)]) {
+        let mut stack = StackSpec::Raw {
+            file: self.path("raw"),
+        };
+        for (checkpoint, name) in overlays {
+            stack = StackSpec::Overlay {
+                file: self.path(name),
+                map: self.path(&format!("{name}.map")),
+                checkpoint: Some(*checkpoint),
+                below: Box::new(stack),
+            };
+        }
+        self.config.disks[0].stack = stack;
+        self.config.generation += 1;
+        self.write_config();
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_applied_right_before_a_power_cut_is_seen() {
+    let mut vm = Vm::new(11);
+    vm.close();
+    vm.start();
+    let checkpoint = CheckpointId::random();
+    vm.stack(&[(checkpoint, "first")]);
+    vm.done(&Request::Reload);
+    vm.write(0, 2 * BLOCK);
+    vm.write(4 * MIB, BLOCK);
+    // The twin has all of it, and the log has forgotten it.
+    vm.ship();
+    vm.close();
+    vm.start();
+    assert_eq!(vm.tracking().armed, Bytes(0));
+    // Applied: what was written since is thrown away.
+    vm.stack(&[(checkpoint, "second")]);
+    vm.done(&Request::Reload);
+    vm.reboot();
+    let (exact, suspect) = vm.track(false);
+    assert!(!exact && suspect < mib(REGIONS), "{suspect}");
+    let compared = vm.compare();
+    assert!(compared.contains(&0) && compared.contains(&4));
+    assert_eq!(vm.ship(), 3 * BLOCK);
+}
+
+#[test]
+fn a_checkpoint_that_is_applied_while_no_diskd_runs_has_the_whole_disk_compared() {
+    let mut vm = Vm::new(12);
+    let checkpoint = CheckpointId::random();
+    vm.stack(&[(checkpoint, "first")]);
+    vm.done(&Request::Reload);
+    vm.write(0, 2 * BLOCK);
+    vm.ship();
+    vm.cut_power();
+    vm.stack(&[(checkpoint, "second")]);
+    vm.start();
+    vm.compares_everything(2 * BLOCK, "another stack than before");
+}
+
+#[test]
+fn a_checkpoint_that_was_merged_right_before_a_power_cut_changes_nothing() {
+    for reloads in [false, true] {
+        let mut vm = Vm::new(13);
+        vm.close();
+        vm.start();
+        let checkpoint = CheckpointId::random();
+        vm.stack(&[(checkpoint, "first")]);
+        vm.done(&Request::Reload);
+        vm.write(0, 2 * BLOCK);
+        vm.write(4 * MIB, BLOCK);
+        assert_eq!(vm.guest().call(0, FLUSH, 0, 0, &[]).error, 0);
+        vm.ship();
+        let drain = |vm: &Vm, limit: u64| {
+            let reply = vm.ask(&Request::Drain {
+                disk: vm.config.disks[0].id,
+                checkpoint,
+                limit: Bytes(limit),
+            });
+            match reply {
+                Reply::Drained { left } => left,
+                other => panic!("{other:?}"),
+            }
+        };
+        let equal = |vm: &mut Vm, when: &str| {
+            vm.reboot();
+            let (_, suspect) = vm.track(false);
+            assert!(suspect < mib(REGIONS), "{when}");
+            vm.compare();
+            assert_eq!(vm.ship(), 0, "{when}");
+        };
+        assert!(drain(&vm, BLOCK_SIZE) > Bytes(0));
+        equal(&mut vm, "in the middle of the merge");
+        assert!(vm.status().overlays[0].draining, "it goes on");
+        assert_eq!(drain(&vm, 1 << 30), Bytes(0));
+        vm.stack(&[]);
+        if reloads {
+            vm.done(&Request::Reload);
+        }
+        equal(&mut vm, "when it was let go");
+        assert!(vm.status().overlays.is_empty());
+    }
+}
+
+#[test]
+fn what_can_neither_be_compared_nor_known_is_refused() {
+    let vm = Vm::new(14);
+    let disk = vm.config.disks[0].id;
+    for request in [
+        Request::Hashes {
+            disk: DiskId::random(),
+            from: 0,
+            limit: 1,
+        },
+        Request::Compared {
+            disk,
+            regions: vec![Compared {
+                region: 1,
+                differ: vec![(255, 2).into()],
+            }],
+        },
+        Request::Compared {
+            disk,
+            regions: vec![Compared {
+                region: u64::MAX,
+                differ: vec![(0, 1).into()],
+            }],
+        },
+    ] {
+        match vm.ask(&request) {
+            Reply::Refused { problem } => assert_eq!(problem.code, Code::Invalid, "{problem}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    // What the disk does not have is nothing.
+    let regions = vec![Compared {
+        region: REGIONS,
+        differ: vec![(0, 256).into()],
+    }];
+    vm.done(&Request::Compared { disk, regions });
+    assert_eq!(vm.status().dirty, Bytes(0));
+    let hashes = |from| Request::Hashes {
+        disk,
+        from,
+        limit: 0,
+    };
+    for from in [0, REGIONS, u64::MAX] {
+        let (regions, next) = (Vec::new(), None);
+        assert_eq!(vm.ask(&hashes(from)), Reply::Hashes { regions, next });
+    }
+}
