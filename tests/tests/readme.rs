@@ -135,7 +135,10 @@ fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
     ensure!(std::fs::metadata(&changes)?.len() == 64 << 20, "{changes}");
     let status = castor.json(&["track", "status", "web"])?;
     ensure!(json_u64(&status, "/epochs/cuts")? > 0, "{status}");
-    ensure!(text(&status, "/disks/0/size")? == "64 MiB", "{status}");
+    ensure!(
+        text(&status, "/disks/0/tracked/suspect")? == "0 B",
+        "{status}"
+    );
     Ok(())
 }
 

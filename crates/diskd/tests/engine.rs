@@ -266,6 +266,25 @@ impl Vm {
         }
     }
 
+    /// Reboots: what was on tmpfs is gone. How much is suspect then.
+    fn reboot(&mut self, relationship: RelationshipId) -> Bytes {
+        if self.process.is_some() {
+            self.kill();
+        }
+        for disk in &self.config.disks {
+            fs::remove_file(&disk.state).unwrap();
+        }
+        self.start();
+        let request = Request::Track {
+            relationship,
+            begin: false,
+        };
+        match self.ask(&request) {
+            Reply::Tracking { suspect, .. } => suspect,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Applies a segment to the replica and removes it.
     fn ship(&mut self, file: &Path) {
         let segment = SegmentReader::open(file).unwrap();
@@ -882,4 +901,35 @@ fn an_overlay_whose_content_is_gone_is_not_served_as_zeroes() {
     twin.start();
     assert!(!twin.exit().success());
     assert!(twin.log().contains("put the file back"), "{}", twin.log());
+}
+
+#[test]
+fn after_a_power_cut_the_armed_regions_are_suspect_and_without_a_log_the_whole_disk() {
+    let mut vm = Vm::new(64 << 20);
+    fs::create_dir_all(vm.path("tracking")).unwrap();
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    vm.seed();
+    let (_, file) = vm.cut();
+    assert_eq!(vm.ask(&Request::Confirm { file }), Reply::Done);
+    vm.terminate();
+    assert!(vm.exit().success());
+    assert_eq!(vm.reboot(relationship), Bytes(0), "closed in order");
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(vm.reboot(relationship), Bytes(1 << 20), "one region");
+    let log =
+        |vm: &Vm, disk: usize| vm.path(&format!("tracking/{}.intent", vm.config.disks[disk].id));
+    vm.kill();
+    let spoiled = fs::File::options().write(true).open(log(&vm, 0)).unwrap();
+    // Both copies of the header.
+    spoiled.write_all_at(&[0xa5; 2 * BLOCK], 0).unwrap();
+    assert_eq!(
+        vm.reboot(relationship),
+        Bytes(SIZE),
+        "the log of disk 0 cannot be read"
+    );
+    vm.kill();
+    fs::remove_file(log(&vm, 1)).unwrap();
+    assert_eq!(vm.reboot(relationship), Bytes(2 * SIZE), "disk 1 has none");
 }
