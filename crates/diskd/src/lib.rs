@@ -20,6 +20,8 @@
 //! - [`engine`], [`outbox`], [`server`]: what the control socket asks for, and the segment file.
 //! - [`signals`]: the supervisor asks for an end in order.
 
+#[cfg(test)]
+mod arming_tests;
 mod assemble;
 pub mod config;
 pub mod control;

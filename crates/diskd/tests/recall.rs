@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use journal::compare::BlockHashes;
@@ -275,7 +275,7 @@ impl Vm {
     }
 
     /// The twin takes a segment; how many bytes it holds.
-    fn apply(&mut self, file: &PathBuf) -> usize {
+    fn apply(&mut self, file: &Path) -> usize {
         let segment = SegmentReader::open(file).unwrap();
         let mut shipped = 0;
         for run in segment.runs() {
