@@ -105,6 +105,24 @@ impl Bits {
         self.words.borrow().clone()
     }
 
+    /// How many regions right before `region` are set, at most `most`.
+    pub(super) fn run_before(&self, region: u64, most: u64) -> u64 {
+        let words = self.words.borrow();
+        let first = region.saturating_sub(most);
+        let mut at = region;
+        while at > first {
+            // The bits before `at` in its word, the nearest one highest.
+            let inside = (at - 1) % WORD + 1;
+            let bits = words.get(index(at - 1)).copied().unwrap_or(0) << (WORD - inside);
+            let set = u64::from(bits.leading_ones()).min(inside);
+            at -= set;
+            if set < inside {
+                break;
+            }
+        }
+        region - at.max(first)
+    }
+
     /// The first run in `within` of regions that are set.
     pub(super) fn next(&self, within: Range<u64>) -> Option<Range<u64>> {
         let words = self.words.borrow();
@@ -166,6 +184,9 @@ mod tests {
                     assert!(bits.all(run.clone()));
                     assert!(run.end == look.end || !model.contains(&run.end));
                 }
+                let before = (0..start).rev().take_while(|at| model.contains(at));
+                let before = before.take(100).count() as u64;
+                assert_eq!(bits.run_before(start, 100), before);
                 let all = range.clone().all(|at| model.contains(&at));
                 assert_eq!(bits.all(range), all);
             }

@@ -38,7 +38,9 @@
 //!   sweep leaves the older one: the checksum tells a page that rotted from none that was torn.
 //! - A write or sync that failed is never tried again: nobody knows what the pages are then. Every
 //!   later commit is refused, and whoever has the path removes the file, syncs its folder, and goes on
-//!   without a log, or refuses the write.
+//!   without a log, or refuses the write. A process that is killed before it did so leaves pages that
+//!   can be read and are not durable, and a sync that succeeds says nothing of them; their copies
+//!   differ, so that [`IntentLog::opened`] writes them again.
 //!
 //! # Commits
 //!
@@ -47,29 +49,35 @@
 //! carried by the next commit. There is no task of the log: leaders are operations of guests, which run
 //! to completion.
 //!
-//! A guest that writes everywhere would wait for a commit with almost every write. While one commit
-//! follows the other without a pause, each arms more of the neighbourhood of what is wanted: 2, 4, ... up
-//! to [`WIDEST`] regions; when they come apart, it narrows step by step. What was armed in vain is clean,
-//! and the next sweep disarms it.
+//! A guest that writes where it never wrote would wait for a commit with every write. Two things keep
+//! that rare; what they arm in vain is clean, and the next sweep disarms it:
+//!
+//! - Ahead: with a region that follows armed ones as many are armed behind it as there are before it,
+//!   up to [`FARTHEST`]. Who writes from one end to the other waits once in a doubling, then once in
+//!   1 GiB; and never more is armed ahead than was armed before.
+//! - Around: while one commit follows the other without a pause, each arms more of the neighbourhood of
+//!   what is wanted: an aligned group of 2, 4, ... up to [`WIDEST`] regions; when they come apart, it
+//!   narrows step by step.
 
 mod bits;
+mod commit;
+mod open;
 mod page;
 #[cfg(test)]
 mod power_tests;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::ops::Range;
-use std::task::Poll;
 
-use block::{Buffer, Fault, Store, Waiters};
-use futures_util::future::join_all;
+use block::{Fault, Store, Waiters};
 use model::{BLOCK_SIZE, DiskId, REGION_SIZE, RelationshipId};
 
 use bits::Bits;
 pub use page::Tag;
-use page::{Content, PAGE, REGIONS, WORDS, newest, place};
+use page::{REGIONS, place};
 
 /// Largest disk in bytes.
 const MAX_DISK: u64 = 64 << 40;
@@ -78,6 +86,8 @@ const HEADER: usize = 0;
 /// Most regions that one cold region arms, with itself; a power of two. They lie in one page.
 pub const WIDEST: u64 = 1 << MAX_PRESSURE;
 const MAX_PRESSURE: u32 = 6;
+/// Most regions that are armed ahead of one that follows others.
+pub const FARTHEST: u64 = 1024;
 
 /// What a new log says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +194,8 @@ pub struct IntentLog<S> {
     leading: Cell<bool>,
     begun: Cell<u64>,
     ended: Cell<u64>,
+    /// Commits that wrote something.
+    made: Cell<u64>,
     failed: Cell<Option<Fault>>,
     /// Somebody waits for a region.
     cold: Cell<bool>,
@@ -235,131 +247,6 @@ fn check(size: u64) -> Result<(), LogError> {
 }
 
 impl<S: Store> IntentLog<S> {
-    /// Begins a log of a disk of `size` bytes in `store`; what was in it is gone. The caller syncs the
-    /// folder of a new file.
-    ///
-    /// # Errors
-    /// [`LogError`]. A log that was not finished is [`Unknown::NoHeader`] later.
-    pub async fn create(store: S, tag: Tag, size: u64, armed: Armed) -> Result<Self, LogError> {
-        check(size)?;
-        let log = Self::empty(store, tag, size);
-        // What was there must not be taken for a part of this one. It takes its space, too.
-        let pages = log.pages.borrow().len();
-        let cleared = log.store.zero(0, place(pages, 0)).await;
-        cleared.map_err(LogError::Write)?;
-        log.store.sync().await.map_err(LogError::Write)?;
-        if armed == Armed::All {
-            log.wanted.put(0..log.regions(), true, |_| {});
-        }
-        log.changed.borrow_mut().extend(1..pages);
-        log.settle().await?;
-        log.changed.borrow_mut().insert(HEADER);
-        log.settle().await?;
-        Ok(log)
-    }
-
-    /// Opens the log of `disk` in `store`.
-    ///
-    /// # Errors
-    /// [`Unknown`]: everything may differ.
-    pub async fn open(store: S, disk: DiskId) -> Result<Self, Unknown> {
-        if keeps(Rule::SyncAtOpening) {
-            store.sync().await.map_err(Unknown::Unreadable)?;
-        }
-        let copies = read(&store, HEADER).await?;
-        let uneven = !are_even(&copies);
-        let (copy, header) = newest(copies).ok_or(Unknown::NoHeader)?;
-        if header.tag.disk != disk {
-            return Err(Unknown::OtherDisk(header.tag.disk));
-        }
-        let size = header.words[0];
-        if check(size).is_err() {
-            return Err(Unknown::NoHeader);
-        }
-        let log = Self::empty(store, header.tag, size);
-        log.closed.set(looks(&header.words[1..]));
-        log.identity.set(looks(&header.words[6..]));
-        log.found(HEADER, Some((copy, &header)), uneven);
-        let mut invalid = 0;
-        for number in 1..=bit_pages(size) {
-            if !log.load(number).await? {
-                invalid += 1;
-            }
-        }
-        // Bits behind the end of the disk are none: it was about to grow.
-        let room = bit_pages(size) as u64 * REGIONS;
-        log.wanted.put(log.regions()..room, false, |_| {});
-        log.armed.join(0, &log.wanted.all_words(), &log.wanted);
-        if invalid > 0 {
-            let of = bit_pages(size);
-            tracing::warn!(
-                %disk, invalid, of,
-                "pages of the write-intent log are not valid: all that they cover may differ"
-            );
-        }
-        Ok(log)
-    }
-
-    /// Takes over what the copies of a page of bits say. False if neither is valid.
-    async fn load(&self, number: usize) -> Result<bool, Unknown> {
-        let copies = read(&self.store, number).await?;
-        let copies = copies.map(|copy| copy.filter(|copy| copy.tag == self.tag));
-        let uneven = !are_even(&copies);
-        let newest = newest(copies);
-        if let Some((copy, content)) = &newest {
-            self.found(number, Some((*copy, content)), uneven);
-            self.wanted.fill(number - 1, &content.words);
-        } else {
-            self.found(number, None, uneven);
-            self.wanted.fill(number - 1, &[u64::MAX; WORDS]);
-        }
-        Ok(newest.is_some())
-    }
-
-    fn found(&self, number: usize, newest: Option<(usize, &Content)>, uneven: bool) {
-        if let Some((copy, content)) = newest {
-            self.pages.borrow_mut()[number] = Page {
-                generation: content.generation,
-                newest: copy,
-            };
-        }
-        if uneven {
-            self.uneven.borrow_mut().insert(number);
-        }
-    }
-
-    fn empty(store: S, tag: Tag, size: u64) -> Self {
-        let log = Self {
-            store,
-            tag,
-            size: Cell::new(size),
-            identity: Cell::new(None),
-            closed: Cell::new(None),
-            wanted: Bits::default(),
-            armed: Bits::default(),
-            pages: RefCell::default(),
-            changed: RefCell::default(),
-            uneven: RefCell::default(),
-            evens: Cell::new(false),
-            leading: Cell::new(false),
-            begun: Cell::new(0),
-            ended: Cell::new(0),
-            failed: Cell::new(None),
-            cold: Cell::new(false),
-            pressure: Cell::new(0),
-            waiting: Waiters::default(),
-        };
-        log.make_room(size);
-        log
-    }
-
-    fn make_room(&self, size: u64) {
-        let pages = bit_pages(size);
-        self.wanted.grow(pages);
-        self.armed.grow(pages);
-        self.pages.borrow_mut().resize(pages + 1, Page::default());
-    }
-
     /// For which twin changes are tracked.
     pub fn relationship(&self) -> RelationshipId {
         self.tag.relationship
@@ -392,7 +279,7 @@ impl<S: Store> IntentLog<S> {
 
     /// How often something was made durable.
     pub fn commits(&self) -> u64 {
-        self.ended.get()
+        self.made.get()
     }
 
     /// What the disk's files looked like when it was opened last; none before it was.
@@ -417,10 +304,7 @@ impl<S: Store> IntentLog<S> {
         }
         // Again if they were disarmed meanwhile.
         while !self.armed.all(regions.clone()) {
-            let width = 1 << self.pressure.get();
-            let near = regions.start / width * width..regions.end.next_multiple_of(width).min(end);
-            self.put(near, true);
-            self.cold.set(true);
+            self.want(regions.clone());
             self.commit().await?;
         }
         Ok(())
@@ -499,172 +383,4 @@ impl<S: Store> IntentLog<S> {
         self.changed.borrow_mut().insert(HEADER);
         self.settle().await
     }
-
-    /// Notes what is wanted, and the pages in which it changes.
-    fn put(&self, regions: Range<u64>, set: bool) {
-        let mut changed = self.changed.borrow_mut();
-        self.wanted.put(regions, set, |word| {
-            changed.insert(1 + word / WORDS);
-        });
-    }
-
-    /// Commits, and makes the copies of every page alike.
-    async fn settle(&self) -> Result<(), LogError> {
-        self.commit().await?;
-        self.evens.set(true);
-        self.commit().await
-    }
-
-    /// Returns when everything that is wanted now is durable.
-    async fn commit(&self) -> Result<(), LogError> {
-        // One that runs took its pages already.
-        let mine = self.begun.get() + 1;
-        while self.ended.get() < mine {
-            let leads = self.waiting.until(|| {
-                if let Some(fault) = self.failed.get() {
-                    return Some(Err(LogError::Write(fault)));
-                }
-                let done = self.ended.get() >= mine;
-                (done || !self.leading.get()).then_some(Ok(!done))
-            });
-            if leads.await? {
-                self.lead().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn lead(&self) -> Result<(), LogError> {
-        self.leading.set(true);
-        give_way().await;
-        self.begun.set(self.begun.get() + 1);
-        self.cold.set(false);
-        let batch = self.take();
-        let outcome = self.store_pages(&batch).await;
-        if outcome.is_ok() {
-            for (number, content, copy) in &batch {
-                self.pages.borrow_mut()[*number] = Page {
-                    generation: content.generation,
-                    newest: *copy,
-                };
-                if *number != HEADER {
-                    self.armed.join(*number - 1, &content.words, &self.wanted);
-                }
-            }
-            self.ended.set(self.begun.get());
-            let pressure = self.pressure.get();
-            self.pressure.set(if self.cold.get() {
-                MAX_PRESSURE.min(pressure + 1)
-            } else {
-                pressure.saturating_sub(1)
-            });
-        }
-        let outcome = outcome.map_err(|fault| self.fail(fault));
-        self.leading.set(false);
-        self.waiting.notify();
-        outcome
-    }
-
-    fn fail(&self, fault: Fault) -> LogError {
-        let first = self.failed.get().unwrap_or(fault);
-        self.failed.set(Some(first));
-        LogError::Write(first)
-    }
-
-    /// The pages that a commit writes, as they are now, and to which copy of them.
-    fn take(&self) -> Vec<(usize, Content, usize)> {
-        let changed = self.changed.take();
-        let mut uneven = self.uneven.borrow_mut();
-        let evened = if self.evens.take() {
-            std::mem::take(&mut *uneven)
-        } else {
-            BTreeSet::new()
-        };
-        let batch = changed.union(&evened).map(|number| {
-            let page = self.pages.borrow()[*number];
-            let content = Content {
-                tag: self.tag,
-                number: *number as u64,
-                generation: page.generation + 1,
-                words: match number.checked_sub(1) {
-                    None => self.header(),
-                    Some(page) => self.wanted.page(page),
-                },
-            };
-            let older = if keeps(Rule::OlderCopy) || !changed.contains(number) {
-                1 - page.newest
-            } else {
-                page.newest
-            };
-            (*number, content, older)
-        });
-        let batch = batch.collect();
-        uneven.extend(changed);
-        batch
-    }
-
-    async fn store_pages(&self, batch: &[(usize, Content, usize)]) -> Result<(), Fault> {
-        let writes = batch
-            .iter()
-            .map(|(number, content, copy)| self.store.write(place(*number, *copy), content.seal()));
-        for done in join_all(writes).await {
-            done.outcome?;
-        }
-        if keeps(Rule::SyncBeforeRelease) && !batch.is_empty() {
-            self.store.sync().await?;
-        }
-        Ok(())
-    }
-
-    fn header(&self) -> Vec<u64> {
-        let mut words = vec![self.size.get()];
-        for looks in [self.closed.get(), self.identity.get()] {
-            words.push(u64::from(looks.is_some()));
-            words.extend(looks.map_or([0; 4], |looks| looks.0));
-        }
-        words.resize(WORDS, 0);
-        words
-    }
-}
-
-/// As [`IntentLog::header`] writes them.
-fn looks(words: &[u64]) -> Option<Looks> {
-    let looks = words[1..5].try_into().map(Looks).ok()?;
-    (words[0] == 1).then_some(looks)
-}
-
-/// Both copies of a page, as far as they are valid.
-async fn read<S: Store>(store: &S, number: usize) -> Result<[Option<Content>; 2], Unknown> {
-    let done = store.read(place(number, 0), Buffer::zeroed(2 * PAGE)).await;
-    done.outcome.map_err(Unknown::Unreadable)?;
-    let bytes = done
-        .buffer
-        .map(|buffer| buffer.to_vec())
-        .unwrap_or_default();
-    let copy = |at: usize| {
-        let content = bytes.get(at * PAGE..(at + 1) * PAGE);
-        let content = content.and_then(Content::unseal);
-        content.filter(|content| content.number == number as u64)
-    };
-    Ok([copy(0), copy(1)])
-}
-
-fn are_even(copies: &[Option<Content>; 2]) -> bool {
-    match copies {
-        [Some(first), Some(second)] => first.words == second.words && first.tag == second.tag,
-        _ => false,
-    }
-}
-
-/// Lets everybody who is ready now go first.
-async fn give_way() {
-    let mut given = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut given, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -16,8 +16,8 @@ pub(super) const REGIONS: u64 = 64 * WORDS as u64;
 const MAGIC: [u8; 8] = *b"PLXINTE1";
 /// Where the checksum is; it covers the rest of the page.
 const CHECKSUM: std::ops::Range<usize> = 64..96;
-/// A generation above it was not counted, one commit after the other.
-const LAST_GENERATION: u64 = 1 << 62;
+/// Generations are below it: none that was counted, one commit after the other, gets there.
+const GENERATIONS: u64 = 1 << 62;
 
 /// Whose log it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Content {
             generation: word(48)?,
             words: (HEAD..PAGE).step_by(8).map_while(word).collect(),
         };
-        (1..=LAST_GENERATION)
+        (1..GENERATIONS)
             .contains(&content.generation)
             .then_some(content)
     }
