@@ -14,6 +14,7 @@
 //! What was found once stays in `regressions/TARGET/`.
 
 pub mod control;
+pub mod intent_log;
 pub mod journal_index;
 mod memory;
 pub mod nbd;
@@ -93,6 +94,12 @@ pub const TARGETS: &[Target] = &[
         run: journal_index::run,
         seeds: journal_index::seeds,
         words: journal_index::WORDS,
+    },
+    Target {
+        name: "intent_log",
+        run: intent_log::run,
+        seeds: intent_log::seeds,
+        words: &[],
     },
     Target {
         name: "overlay_map",

@@ -87,3 +87,17 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
         Poll::Pending => panic!("it waits, and there is nothing to wait for"),
     }
 }
+
+/// Runs a future over such stores that gives way now and then.
+pub(crate) fn soon<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut turns = (0..1000).map(|_| {
+        future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+    });
+    match turns.find(Poll::is_ready) {
+        Some(Poll::Ready(value)) => value,
+        _ => panic!("it waits, and there is nothing to wait for"),
+    }
+}
