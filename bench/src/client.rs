@@ -18,10 +18,11 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_driver::{
-    EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
+    EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
+    VirtioFeatureFlags,
 };
 
-use crate::load::{Client, Load, Pace};
+use crate::load::{Client, Load, Pace, Pattern, xorshift};
 
 /// Entries of the queue; a request takes three.
 const QUEUE: u16 = 128;
@@ -45,18 +46,29 @@ impl VhostUserClient {
     /// Connects with one queue.
     pub(crate) fn connect(socket: &Path, load: Load) -> Result<Self> {
         let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+        let discard = match load.pattern {
+            Pattern::Discard => VirtioBlkFeatureFlags::DISCARD.bits(),
+            _ => 0,
+        };
         let path = socket.to_str().context("the socket's path is not UTF-8")?;
-        let transport = VhostUser::new(path, features.bits())
+        let transport = VhostUser::new(path, features.bits() | discard)
             .with_context(|| format!("cannot connect to {path}"))?;
         let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
         let memory = File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
         memory.set_len((load.depth * load.pattern.block()) as u64)?;
         let buffers = memmap2::MmapRaw::map_raw(&memory)?;
         let address = buffers.as_mut_ptr();
-        // Not zeroes, so that no server can take a short cut.
+        let mut random = 1;
         for at in 0..buffers.len() {
+            // Half of each block can be compressed, as much of what guests write; none is zeroes, so
+            // that no server can take a short cut.
+            let byte = if at % 4096 < 2048 {
+                xorshift(&mut random).to_le_bytes()[0]
+            } else {
+                at.to_le_bytes()[0] | 1
+            };
             // SAFETY: inside the mapping, which nobody else uses yet.
-            unsafe { address.add(at).write(at.to_le_bytes()[0] | 1) };
+            unsafe { address.add(at).write(byte) };
         }
         transport.map_mem_region(address as usize, buffers.len(), memory.as_raw_fd(), 0)?;
         let queues = VirtioBlkQueue::setup_queues(&mut *transport, 1, QUEUE)?;
@@ -75,6 +87,10 @@ impl VhostUserClient {
 
     fn submit(&mut self, at: u64, slot: usize) -> Result<()> {
         let block = self.load.pattern.block();
+        if self.load.pattern == Pattern::Discard {
+            let queued = self.queue.discard(at, block as u64, slot);
+            return queued.context("cannot queue a request");
+        }
         let buffer = self.buffers.as_mut_ptr().wrapping_add(slot * block);
         // SAFETY: the slot lies in the mapping and no other request uses it.
         unsafe {
@@ -132,6 +148,12 @@ impl Client for VhostUserClient {
                 continue;
             }
             for slot in finished.drain(..) {
+                if let Some(early) = pace.early() {
+                    if self.queue.avail_notif_needed() {
+                        self.kick.notify()?;
+                    }
+                    std::thread::sleep(early);
+                }
                 self.submit(pace.offset(), slot)?;
             }
             if self.queue.avail_notif_needed() {

@@ -1,44 +1,25 @@
-//! pollux-diskd against qemu-storage-daemon in its better mode, against the raw file, and against
-//! itself with tracking.
-//!
-//! All sides are up at once on the same file, and take turns in short slices, so that what else the
-//! machine does hits them alike; a figure is the median of the ratios of neighbouring slices.
+//! pollux-diskd against qemu-storage-daemon in its better mode, and against the raw file: all on the
+//! same file.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use diskd::config::Front;
-use diskd::control::Request;
-use model::RelationshipId;
 
 use crate::figures::{Figure, Goal, publish, target};
-use crate::load::{Client, Load, Pace, Pattern};
+use crate::load::{Load, Pattern};
 use crate::raw::RawClient;
 use crate::scratch::Scratch;
-use crate::servers::{Aio, Server, diskd_program};
+use crate::servers::{Aio, Format, Server, diskd_program};
+use crate::side::{Place, RUNS, Sample, Side, WARM_UP, fill, run_folder};
 
 /// Bytes of the disk; written before it is measured.
 const DISK: u64 = 512 << 20;
 /// Requests at once, of 4 KiB and of 1 MiB.
 const DEPTHS: [usize; 2] = [1, 32];
 const SEQUENTIAL_DEPTH: usize = 4;
-/// Slices of each side for each figure.
-const RUNS: usize = 9;
-const RUN: Duration = Duration::from_millis(400);
-/// Run before the first slice, and to find a peer's better mode.
-const WARM_UP: Duration = Duration::from_millis(200);
-
-/// Where the disk's file lies.
-struct Place {
-    name: &'static str,
-    folder: PathBuf,
-    /// Whether the file is opened with O_DIRECT: on tmpfs that would measure nothing that exists.
-    direct: bool,
-}
 
 /// One comparison.
 struct Case<'a> {
@@ -48,41 +29,15 @@ struct Case<'a> {
     load: Load,
 }
 
-/// One slice of one side.
-struct Sample {
-    operations_per_second: f64,
-    /// Microseconds of the server's processor time; none where there is no server.
-    cpu_per_operation: f64,
-}
-
-/// Someone who is measured.
-struct Side {
-    server: Option<Server>,
-    client: Box<dyn Client>,
-    load: Load,
-    samples: Vec<Sample>,
-}
-
 /// Measures what has `only` in its name, and publishes.
 pub(crate) fn run(only: &str) -> Result<()> {
     let target = target()?;
-    let places = [
-        Place {
-            name: "tmpfs",
-            folder: PathBuf::from("/dev/shm"),
-            direct: false,
-        },
-        Place {
-            name: "disk",
-            folder: target.clone(),
-            direct: true,
-        },
-    ];
+    let places = [Place::tmpfs(), Place::disk()?];
     let mut figures = vec![size_of_diskd(&target)?];
     for place in &places {
         let folder = Scratch::new(&place.folder)?;
         let file = folder.path().join("disk.raw");
-        fill(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        fill(&file, DISK)?;
         for front in [Front::VhostUser, Front::Nbd] {
             for load in loads() {
                 let case = Case {
@@ -97,9 +52,6 @@ pub(crate) fn run(only: &str) -> Result<()> {
                 case.measure(&mut figures)
                     .with_context(|| format!("cannot measure {}", case.name()))?;
             }
-        }
-        if tracking_name(place).contains(only) {
-            tracking(place, &file, &mut figures)?;
         }
     }
     publish("dataplane", &figures)
@@ -119,16 +71,6 @@ fn loads() -> impl Iterator<Item = Load> {
     })
 }
 
-/// A file whose blocks are all there.
-fn fill(path: &Path) -> Result<()> {
-    let mut file = File::create(path)?;
-    let chunk: Vec<u8> = (0..1_u32 << 20).map(|at| at.to_le_bytes()[0] | 1).collect();
-    for _ in 0..DISK / chunk.len() as u64 {
-        file.write_all(&chunk)?;
-    }
-    Ok(file.sync_all()?)
-}
-
 /// Size of the program as it is installed: without symbols.
 fn size_of_diskd(target: &Path) -> Result<Figure> {
     let folder = Scratch::new(target)?;
@@ -146,66 +88,6 @@ fn size_of_diskd(target: &Path) -> Result<Figure> {
     let size = fs::metadata(&stripped)?.len() as f64 / f64::from(1 << 20);
     let figure = "dataplane.diskd_size_mib".to_owned();
     Ok(Figure::of(figure, "MiB", Goal::Reported, &[size]))
-}
-
-/// Folder for the sockets and the state of one server, on tmpfs as in use.
-fn run_folder() -> Result<Scratch> {
-    Scratch::new(Path::new("/dev/shm"))
-}
-
-impl Side {
-    fn of_server(server: Server, load: Load) -> Result<Self> {
-        let client = server.connect(load)?;
-        Ok(Self {
-            server: Some(server),
-            client,
-            load,
-            samples: Vec::new(),
-        })
-    }
-
-    fn raw(case: &Case) -> Result<Self> {
-        let client = RawClient::open(case.file, case.load, case.place.direct)?;
-        Ok(Self {
-            server: None,
-            client: Box::new(client),
-            load: case.load,
-            samples: Vec::new(),
-        })
-    }
-
-    fn slice(&mut self, duration: Duration) -> Result<Sample> {
-        let cpu_time =
-            |server: &Option<Server>| server.as_ref().map_or(Ok(Duration::ZERO), Server::cpu_time);
-        let before = cpu_time(&self.server)?;
-        let mut pace = Pace::start(self.load, duration);
-        self.client.run(&mut pace)?;
-        let (operations, took) = pace.end();
-        let cpu = cpu_time(&self.server)?.saturating_sub(before);
-        // Far below 2^52.
-        #[allow(clippy::cast_precision_loss)]
-        let operations = operations as f64;
-        Ok(Sample {
-            operations_per_second: operations / took.as_secs_f64(),
-            cpu_per_operation: cpu.as_secs_f64() * 1e6 / operations,
-        })
-    }
-
-    fn take(&mut self) -> Result<()> {
-        let sample = self.slice(RUN)?;
-        self.samples.push(sample);
-        Ok(())
-    }
-
-    fn all(&self, of: fn(&Sample) -> f64) -> Vec<f64> {
-        self.samples.iter().map(of).collect()
-    }
-
-    /// Ratios of slices that were taken one after the other.
-    fn over(&self, other: &Self, of: fn(&Sample) -> f64) -> Vec<f64> {
-        let both = self.samples.iter().zip(&other.samples);
-        both.map(|(own, other)| of(own) / of(other)).collect()
-    }
 }
 
 impl Case<'_> {
@@ -250,7 +132,7 @@ impl Case<'_> {
         let mut ours = Side::of_server(server, self.load)?;
         // On tmpfs the raw file is memory: nobody's disk.
         let mut raw = match self.place.direct {
-            true => Some(Side::raw(self)?),
+            true => Some(self.raw()?),
             false => None,
         };
         eprintln!("{} (qemu-storage-daemon: aio={})", self.name(), aio.name());
@@ -262,8 +144,7 @@ impl Case<'_> {
                 raw.take()?;
             }
         }
-        let speed = |sample: &Sample| sample.operations_per_second;
-        let cpu = |sample: &Sample| sample.cpu_per_operation;
+        let (speed, cpu) = (Sample::speed, Sample::cpu);
         let mut row = |suffix: &str, unit, goal, samples: &[f64]| {
             let figure = format!("{}.{suffix}", self.name());
             figures.push(Figure::of(figure, unit, goal, samples));
@@ -292,61 +173,15 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// The peer in the mode in which it does most operations per second.
     fn peer(&self, folder: &Path) -> Result<(Side, Aio)> {
-        let mut best = None;
-        let mut most = 0.0;
-        for aio in Aio::modes(self.place.direct) {
-            let server = Server::qsd(folder, self.file, self.front, *aio, self.place.direct)?;
-            let mut side = Side::of_server(server, self.load)?;
-            side.slice(WARM_UP)?;
-            let speed = side.slice(WARM_UP)?.operations_per_second;
-            if speed > most {
-                (best, most) = (Some((side, *aio)), speed);
-            }
-        }
-        best.context("the peer completes nothing")
+        let direct = self.place.direct;
+        Side::best(self.load, direct, |aio| {
+            Server::qsd(folder, self.file, Format::Raw, self.front, aio, direct)
+        })
     }
-}
 
-fn tracking_name(place: &Place) -> String {
-    format!(
-        "dataplane.tracking.randwrite4k.qd32.{}.on_vs_off",
-        place.name
-    )
-}
-
-/// Random writes with and without tracking of changes, on one server.
-fn tracking(place: &Place, file: &Path, figures: &mut Vec<Figure>) -> Result<()> {
-    let folder = run_folder()?;
-    let load = Load {
-        pattern: Pattern::RandWrite,
-        depth: 32,
-        len: DISK,
-    };
-    let server = Server::diskd(folder.path(), file, Front::VhostUser)?;
-    let mut side = Side::of_server(server, load)?;
-    side.slice(WARM_UP)?;
-    let mut ratios = Vec::new();
-    for _ in 0..RUNS {
-        let off = side.slice(RUN)?.operations_per_second;
-        ask(
-            &mut side,
-            &Request::Track {
-                relationship: RelationshipId::random(),
-                begin: true,
-            },
-        )?;
-        let on = side.slice(RUN)?.operations_per_second;
-        ask(&mut side, &Request::Untrack)?;
-        ratios.push(on / off);
+    fn raw(&self) -> Result<Side> {
+        let client = RawClient::open(self.file, self.load, self.place.direct)?;
+        Ok(Side::of_client(client, self.load))
     }
-    let name = tracking_name(place);
-    figures.push(Figure::of(name, "x", Goal::AtLeast(0.97), &ratios));
-    Ok(())
-}
-
-fn ask(side: &mut Side, request: &Request) -> Result<()> {
-    let server = side.server.as_mut().context("only a server can be asked")?;
-    server.ask(request).map(drop)
 }

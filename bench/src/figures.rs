@@ -59,7 +59,7 @@ impl Serialize for Goal {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
     figure: String,
-    /// Median of the runs.
+    /// Median of the runs, unless the name says otherwise.
     value: f64,
     unit: &'static str,
     goal: Goal,
@@ -78,9 +78,27 @@ impl Figure {
             1 => sorted[middle],
             _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
         };
+        Self::sorted(figure, unit, goal, &sorted, median)
+    }
+
+    /// What `percent` of `samples`, of which there is at least one, do not exceed.
+    pub(crate) fn percentile(
+        figure: String,
+        unit: &'static str,
+        goal: Goal,
+        samples: &[f64],
+        percent: usize,
+    ) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        Self::sorted(figure, unit, goal, &sorted, sorted[rank - 1])
+    }
+
+    fn sorted(figure: String, unit: &'static str, goal: Goal, sorted: &[f64], value: f64) -> Self {
         Self {
             figure,
-            value: rounded(median),
+            value: rounded(value),
             unit,
             goal,
             runs: sorted.len(),
@@ -152,6 +170,20 @@ mod tests {
         assert_eq!(of(&[3.0, 1.0, 2.0]), (2.0, 1.0, 3.0, 3));
         assert_eq!(of(&[4.0, 1.0, 2.0, 3.0]), (2.5, 1.0, 4.0, 4));
         assert_eq!(of(&[123_456.0]).0, 123_500.0);
+    }
+
+    #[test]
+    fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
+        let samples: Vec<f64> = (1..=300).rev().map(f64::from).collect();
+        let of = |samples: &[f64], percent| {
+            let name = "a".to_owned();
+            Figure::percentile(name, "ms", Goal::Reported, samples, percent).value
+        };
+        assert_eq!(
+            [50, 99, 100].map(|at| of(&samples, at)),
+            [150.0, 297.0, 300.0]
+        );
+        assert_eq!([0, 100].map(|at| of(&[7.0], at)), [7.0; 2]);
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod nbd;
 mod raw;
 mod scratch;
 mod servers;
+mod side;
+mod tracking;
 
 use clap::{Parser, ValueEnum};
 
@@ -21,7 +23,7 @@ use clap::{Parser, ValueEnum};
 struct Arguments {
     /// What to measure; everything if not given.
     what: Option<What>,
-    /// Of the data plane, only what has this in its name.
+    /// Only what has this in its name (not of failover).
     only: Option<String>,
 }
 
@@ -29,6 +31,8 @@ struct Arguments {
 enum What {
     /// pollux-diskd against qemu-storage-daemon.
     Dataplane,
+    /// What tracking of changes costs, and what is shipped after a crash.
+    Tracking,
     /// A twin that takes over.
     Failover,
 }
@@ -39,9 +43,11 @@ fn main() -> anyhow::Result<()> {
     let wanted = arguments
         .what
         .map_or(What::value_variants().to_vec(), |what| vec![what]);
+    let only = arguments.only.as_deref().unwrap_or("");
     for what in wanted {
         match what {
-            What::Dataplane => dataplane::run(arguments.only.as_deref().unwrap_or(""))?,
+            What::Dataplane => dataplane::run(only)?,
+            What::Tracking => tracking::run(only)?,
             What::Failover => failover::run()?,
         }
     }

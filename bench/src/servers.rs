@@ -59,65 +59,130 @@ impl Aio {
     }
 }
 
-/// A running server; killed when dropped.
-pub(crate) struct Server {
-    child: Child,
-    front: Front,
-    socket: PathBuf,
-    control: Option<UnixStream>,
+/// A disk and how a `pollux-diskd` is told of it; it may be served again and again.
+pub(crate) struct Diskd {
+    folder: PathBuf,
+    config: Config,
 }
 
-impl Server {
-    /// `pollux-diskd`, found beside this program.
-    pub(crate) fn diskd(folder: &Path, file: &Path, front: Front) -> Result<Self> {
-        let program = diskd_program()?;
+impl Diskd {
+    /// Serves `file`, with its sockets and its state in `folder`, which is on tmpfs, and its
+    /// write-intent log beside the file.
+    pub(crate) fn new(folder: &Path, file: &Path, front: Front) -> Result<Self> {
+        let disk = DiskConfig {
+            id: DiskId::random(),
+            slot: 0,
+            front,
+            size: Bytes(fs::metadata(file)?.len()),
+            stack: StackSpec::Raw {
+                file: file.to_owned(),
+            },
+            state: folder.join("state"),
+            // Where the disk is, as fast and as durable as that.
+            tracking: file.parent().unwrap_or(folder).to_owned(),
+        };
         let config = Config {
             vm: VmId::random(),
             term: 1,
             generation: 0,
-            disks: vec![DiskConfig {
-                id: DiskId::random(),
-                slot: 0,
-                front,
-                size: Bytes(fs::metadata(file)?.len()),
-                stack: StackSpec::Raw {
-                    file: file.to_owned(),
-                },
-                state: folder.join("state"),
-                tracking: folder.join("tracking"),
-            }],
+            disks: vec![disk],
             copy_budget: Bytes(64 << 20),
         };
-        let (configuration, socket, control) = (
-            folder.join("diskd.json"),
-            folder.join("diskd.sock"),
-            folder.join("control.sock"),
+        fs::write(folder.join("diskd.json"), serde_json::to_vec(&config)?)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            config,
+        })
+    }
+
+    /// The disk.
+    pub(crate) fn disk(&self) -> &DiskConfig {
+        &self.config.disks[0]
+    }
+
+    /// The VM.
+    pub(crate) fn vm(&self) -> VmId {
+        self.config.vm
+    }
+
+    /// `pollux-diskd`, found beside this program.
+    pub(crate) fn start(&self) -> Result<Server> {
+        let (socket, control) = (
+            self.folder.join("diskd.sock"),
+            self.folder.join("control.sock"),
         );
-        fs::write(&configuration, serde_json::to_vec(&config)?)?;
+        let front = self.disk().front;
         let name = match front {
             Front::VhostUser => disk_socket(0),
             Front::Nbd => nbd_socket(0),
         };
         let sockets: Vec<OwnedFd> = [&socket, &control]
             .into_iter()
-            .map(|path| Ok(UnixListener::bind(path)?.into()))
+            .map(|path| {
+                // Of the one before.
+                if path.exists() {
+                    fs::remove_file(path)?;
+                }
+                Ok(UnixListener::bind(path)?.into())
+            })
             .collect::<Result<_>>()?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(diskd_program()?);
         command
-            .arg(&configuration)
+            .arg(self.folder.join("diskd.json"))
+            .env("RUST_LOG", "warn")
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", format!("{name}:{CONTROL_SOCKET}"));
         inherit(&mut command, &sockets);
-        let child = start(&mut command, "pollux-diskd")?;
-        // From here on the child is killed if something fails.
-        let mut server = Self {
-            child,
+        let server = Server {
+            child: start(&mut command, "pollux-diskd")?,
             front,
             socket,
-            control: Some(UnixStream::connect(&control)?),
+            control: Some(control),
         };
-        server.ask(&Request::Status)?;
+        server.control()?.ask(&Request::Status)?;
         Ok(server)
+    }
+}
+
+/// A connection to the control socket of a diskd.
+pub(crate) struct Control(UnixStream);
+
+impl Control {
+    /// Asks, and takes a refusal for an error.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.0.write_all(&line)?;
+        let mut answer = String::new();
+        BufReader::new(&self.0).read_line(&mut answer)?;
+        match serde_json::from_str(&answer).context("diskd's answer makes no sense")? {
+            Reply::Refused { problem } => Err(problem.into()),
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// What a `qemu-storage-daemon` makes of the file that it serves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Format<'a> {
+    Raw,
+    /// The file is the content of this qcow2 file, which holds nothing but metadata: what a persistent
+    /// bitmap needs.
+    Qcow2(&'a Path),
+}
+
+/// A running server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    front: Front,
+    socket: PathBuf,
+    control: Option<PathBuf>,
+}
+
+impl Server {
+    /// `pollux-diskd` that serves `file`.
+    pub(crate) fn diskd(folder: &Path, file: &Path, front: Front) -> Result<Self> {
+        Diskd::new(folder, file, front)?.start()
     }
 
     /// `qemu-storage-daemon`, with a thread of its own for the export as the better-served users
@@ -125,6 +190,7 @@ impl Server {
     pub(crate) fn qsd(
         folder: &Path,
         file: &Path,
+        format: Format,
         front: Front,
         aio: Aio,
         direct: bool,
@@ -132,13 +198,26 @@ impl Server {
         let socket = folder.join(format!("qsd-{}.sock", aio.name()));
         let on = |on| if on { "on" } else { "off" };
         let mut command = Command::new("qemu-storage-daemon");
-        command.args(["--object", "iothread,id=io", "--blockdev"]);
-        command.arg(format!(
-            "driver=file,node-name=disk,filename={},aio={},cache.direct={},discard=unmap,locking=off",
-            file.display(),
-            aio.name(),
-            on(direct),
-        ));
+        command.args(["--object", "iothread,id=io"]);
+        let of_file = |name: &str, path: &Path| {
+            format!(
+                "driver=file,node-name={name},filename={},aio={},cache.direct={},discard=unmap,locking=off",
+                path.display(),
+                aio.name(),
+                on(direct),
+            )
+        };
+        match format {
+            Format::Raw => {
+                command.arg("--blockdev").arg(of_file("disk", file));
+            }
+            Format::Qcow2(metadata) => {
+                command.arg("--blockdev").arg(of_file("content", file));
+                command.arg("--blockdev").arg(of_file("metadata", metadata));
+                let disk = "driver=qcow2,node-name=disk,file=metadata,data-file=content";
+                command.arg("--blockdev").arg(disk);
+            }
+        }
         let address = format!("addr.type=unix,addr.path={}", socket.display());
         let export = "id=export,node-name=disk,writable=on,iothread=io";
         match front {
@@ -209,18 +288,22 @@ impl Server {
         ))
     }
 
-    /// Asks diskd over its control socket.
-    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply> {
-        let stream = self.control.as_mut().context("only diskd can be asked")?;
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        stream.write_all(&line)?;
-        let mut answer = String::new();
-        BufReader::new(&*stream).read_line(&mut answer)?;
-        match serde_json::from_str(&answer).context("diskd's answer makes no sense")? {
-            Reply::Refused { problem } => Err(problem.into()),
-            reply => Ok(reply),
-        }
+    /// Connects to the control socket of a diskd.
+    pub(crate) fn control(&self) -> Result<Control> {
+        let path = self.control.as_ref().context("only diskd can be asked")?;
+        Ok(Control(UnixStream::connect(path)?))
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL; it is gone when this returns.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }
 
