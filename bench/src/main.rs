@@ -13,6 +13,7 @@ mod raw;
 mod scratch;
 mod servers;
 mod side;
+mod traces;
 mod tracking;
 
 use clap::{Parser, ValueEnum};
@@ -23,7 +24,7 @@ use clap::{Parser, ValueEnum};
 struct Arguments {
     /// What to measure; everything if not given.
     what: Option<What>,
-    /// Only what has this in its name (not of failover).
+    /// Only what has this in its name (not of failover); or the file of a trace.
     only: Option<String>,
 }
 
@@ -33,6 +34,8 @@ enum What {
     Dataplane,
     /// What tracking of changes costs, and what is shipped after a crash.
     Tracking,
+    /// What is shipped of what is written, for epochs of several lengths.
+    Traces,
     /// A twin that takes over.
     Failover,
 }
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         match what {
             What::Dataplane => dataplane::run(only)?,
             What::Tracking => tracking::run(only)?,
+            What::Traces => traces::run(only)?,
             What::Failover => failover::run()?,
         }
     }
