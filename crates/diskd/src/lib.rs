@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`tracker`], [`staging`]: marks what changes; cut and staging of an epoch.
-//! - [`state`]: what survives `kill -9`; [`stamp`]: whether a file was touched while it was closed.
+//! - [`state`]: what survives `kill -9`.
 //! - [`intent`], [`ledger`]: what survives a power cut; `sweep`: what of it is over.
 //! - `relation`, `recall`, `suspects`: for whom changes are tracked, what is known of a disk that is
 //!   opened, what has to be compared.
@@ -53,7 +53,6 @@ pub mod signals;
 mod sparse;
 mod stack;
 pub mod staging;
-pub mod stamp;
 pub mod state;
 mod suspects;
 mod sweep;

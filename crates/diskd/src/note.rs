@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::config::StackSpec;
 use crate::intent::Looks;
 use crate::plan::{Base, Flat};
-use crate::stamp::Stamp;
 
 /// See the module.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,12 +68,30 @@ pub(crate) fn same_files(last: &Flat, inodes: &[u64], now: &Flat) -> bool {
             .all(|(file, noted)| inode(file) == *noted)
 }
 
-/// What the files of a stack look like; none if one of them is gone.
+/// Inode, size, modification and change time (in nanoseconds) of a file. The number of the device is
+/// no part of it: a reboot may give the same device another one.
+fn stamp(file: &Path) -> std::io::Result<[u64; 4]> {
+    let meta = std::fs::metadata(file)?;
+    // Only compared: that a time before 1970 wraps does no harm.
+    let nanoseconds = |seconds: i64, nanos: i64| {
+        let sum = seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
+        u64::from_ne_bytes(sum.to_ne_bytes())
+    };
+    Ok([
+        meta.ino(),
+        meta.size(),
+        nanoseconds(meta.mtime(), meta.mtime_nsec()),
+        nanoseconds(meta.ctime(), meta.ctime_nsec()),
+    ])
+}
+
+/// What the files of a stack look like, to tell whether they were touched while they were closed; none
+/// if one of them is gone.
 pub(crate) fn looks(flat: &Flat) -> Option<Looks> {
     let mut words = Vec::new();
     for file in flat.files() {
-        match Stamp::of(file) {
-            Ok(looks) => words.extend(looks.words()),
+        match stamp(file) {
+            Ok(looks) => words.extend(looks),
             Err(error) => {
                 tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
                 return None;

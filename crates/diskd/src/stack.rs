@@ -89,8 +89,10 @@ impl Stack {
             state: config.state.clone(),
             tracking: config.tracking.clone(),
         };
-        durable::create_folder(&tools.tracking)
-            .with_context(|| format!("cannot use {}", tools.tracking.display()))?;
+        if !tools.tracking.is_dir() {
+            durable::create_folder(&tools.tracking)
+                .with_context(|| format!("cannot make {}", tools.tracking.display()))?;
+        }
         let flat = Flat::of(&config.stack).context("this is no stack of a disk")?;
         // A predecessor that dies holds the locks until its last write has ended.
         let mut locks = Vec::new();

@@ -29,7 +29,6 @@ pub(super) mod word {
     pub(in super::super) const BOOT: usize = 8;
     pub(in super::super) const DISK: usize = 10;
     pub(in super::super) const RELATIONSHIP: usize = 12;
-    pub(in super::super) const CLOSED: usize = 16;
 }
 
 /// Bits of the phase.

@@ -31,7 +31,6 @@
 //! | 80 | 16 | id of the disk, likewise |
 //! | 96 | 16 | id of the relationship, likewise |
 //! | 112 | 16 | zero |
-//! | 128 | 32 | what the disk's files looked like when they were closed, or zero |
 //! | 8 MiB | 4 KiB per 32 GiB of disk | SUSPECT: a bit a region |
 //! | 16 MiB | the same | UNCONFIRMED: a bit a region |
 //! | 2 GiB | 4 KiB per 128 MiB of disk | A: a bit a block |
@@ -86,7 +85,6 @@ use std::path::{Path, PathBuf};
 
 use model::{BLOCK_SIZE, BootId, DiskId, RelationshipId};
 
-use crate::stamp::Stamp;
 use bits::Bits;
 use file::StateFile;
 pub use layout::REGION_BLOCKS;
@@ -233,30 +231,6 @@ impl DiskState {
         }
         // Last: killed before, the next process grows it once more.
         self.file.put(word::SIZE, size);
-    }
-
-    /// Compares what the disk's files look like with what they did when they were closed, and forgets
-    /// that. Tracks no longer if they were changed.
-    pub fn look(&self, looks: Option<Stamp>) {
-        let closed = std::array::from_fn(|at| self.file.get(word::CLOSED + at));
-        if closed != [0; Stamp::WORDS] && looks.map(Stamp::words) != Some(closed) {
-            tracing::warn!(
-                "the disk was changed while it was closed: every block counts as changed"
-            );
-            self.forget();
-        }
-        self.put_closed([0; Stamp::WORDS]);
-    }
-
-    /// Notes what the disk's files look like, once nothing writes to them any more.
-    pub fn close(&self, looks: Stamp) {
-        self.put_closed(looks.words());
-    }
-
-    fn put_closed(&self, words: [u64; Stamp::WORDS]) {
-        for (at, value) in words.into_iter().enumerate() {
-            self.file.put(word::CLOSED + at, value);
-        }
     }
 
     /// The relationship that changes are tracked for.

@@ -10,7 +10,6 @@ use super::*;
 pub(super) const SIZE: u64 = 1000 * BLOCK_SIZE;
 
 pub(super) struct Scratch {
-    folder: tempfile::TempDir,
     /// Of a tmpfs, as the state's folder is.
     pub(super) file: File,
     boot: BootId,
@@ -21,7 +20,6 @@ impl Scratch {
     pub(super) fn new() -> Self {
         let file = memfd_create("state", MemfdFlags::CLOEXEC).expect("memory");
         Self {
-            folder: tempfile::tempdir().expect("scratch"),
             file: file.into(),
             boot: BootId::random(),
             disk: DiskId::random(),
@@ -39,7 +37,6 @@ impl Scratch {
     /// Another disk that has the same file.
     pub(super) fn beside(&self) -> Self {
         Self {
-            folder: tempfile::tempdir().expect("scratch"),
             file: self.file.try_clone().expect("a descriptor"),
             boot: self.boot,
             disk: DiskId::random(),
@@ -48,10 +45,6 @@ impl Scratch {
 
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
-    }
-
-    fn looks(&self) -> Option<Stamp> {
-        Stamp::of(&self.folder.path().join("disk")).ok()
     }
 }
 
@@ -169,26 +162,6 @@ fn a_lower_term_than_the_one_written_in_is_refused() {
         })
     ));
     assert!(scratch.open(4).is_ok());
-}
-
-#[test]
-fn a_disk_that_was_changed_while_it_was_closed_is_tracked_no_longer() {
-    let scratch = Scratch::new();
-    let disk = scratch.folder.path().join("disk");
-    std::fs::write(&disk, b"before").expect("written");
-    let state = scratch.open(1).expect("opened");
-    state.track(RelationshipId::random(), Marks::All);
-    state.close(scratch.looks().expect("there"));
-    drop(state);
-    let state = scratch.open(1).expect("opened");
-    state.look(scratch.looks());
-    assert!(state.relationship().is_some(), "nothing was changed");
-    state.close(scratch.looks().expect("there"));
-    drop(state);
-    std::fs::write(&disk, b"behind our back").expect("written");
-    let state = scratch.open(1).expect("opened");
-    state.look(scratch.looks());
-    assert_eq!(state.relationship(), None);
 }
 
 #[test]
