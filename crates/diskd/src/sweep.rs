@@ -24,6 +24,7 @@ use std::task::Poll;
 
 use block::{Device, Fault, Store};
 
+use crate::ledger::blocks_of;
 use crate::tracker::{Rule, Tracker};
 
 /// Regions that are looked at in one turn of the owner.
@@ -101,7 +102,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
         {
             from = run.end;
             for region in run {
-                if !self.state.is_clean(region) || !hot_too && self.ledger.is_hot(region) {
+                if !self.is_over(region) || !hot_too && self.ledger.is_hot(region) {
                     continue;
                 }
                 match found.last_mut() {
@@ -110,6 +111,17 @@ impl<D: Device, S: Store> Tracker<D, S> {
                 }
             }
         }
+    }
+
+    /// Whether the replica has all of `region`.
+    fn is_over(&self, region: u64) -> bool {
+        let state = &self.state;
+        let alone = region..region + 1;
+        let sent = || {
+            let blocks = blocks_of(&alone, state.blocks());
+            state.next_marked(blocks.clone()).is_none() && state.next_sealed(blocks).is_none()
+        };
+        state.is_clean(region) || !self.keeps(Rule::ConfirmBeforeClear) && sent()
     }
 
     /// Nothing is disarmed until what this gives is dropped.

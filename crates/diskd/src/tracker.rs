@@ -119,12 +119,17 @@ pub(crate) enum Rule {
     MarkBeforeIssue,
     ArmBeforeIssue,
     FlushBeforeClear,
+    /// What is unconfirmed is not over.
+    ConfirmBeforeClear,
     DoubleMark,
     CopyBeforeWrite,
     WaitForCrossing,
     /// All disks are parked before one of them seals.
     #[cfg(test)]
     OneInstant,
+    /// A segment is confirmed when the replica has it.
+    #[cfg(test)]
+    AckBeforeConfirm,
 }
 
 impl<D: Device, S: Store> Tracker<D, S> {

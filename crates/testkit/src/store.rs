@@ -129,6 +129,13 @@ impl PowerCutStore {
         self.inner.borrow().current.clone()
     }
 
+    /// Somebody else stores `bytes` at `at`, durably.
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        let mut inner = self.inner.borrow_mut();
+        put(&mut inner.current, at, bytes);
+        put(&mut inner.durable, at, bytes);
+    }
+
     /// The next `count` syncs fail and make nothing durable.
     pub fn fail_syncs(&self, count: u32) {
         self.inner.borrow_mut().failing_syncs = count;
@@ -206,7 +213,7 @@ impl Inner {
             return false;
         };
         let content = &bytes[..BLOCK.min(bytes.len())];
-        self.allocated.get(block) == Some(&true) || content.iter().any(|byte| *byte != 0)
+        self.allocated.get(block) == Some(&true) || content != &[0; BLOCK][..content.len()]
     }
 }
 
