@@ -14,6 +14,12 @@
 //!
 //! Nothing else is right: a block of zeroes where none were written is a map that was durable before
 //! its data.
+//!
+//! Beside the overlay a raw disk is written whose changes a write-intent log keeps ([`tracked`]): its twin
+//! gets all of it after every [`CONFIRMED`] batches; then it is flushed and its regions are disarmed. In
+//! every region that is not armed after a power cut, it must hold what its twin had last, or gets next.
+
+use std::collections::BTreeMap;
 
 use block::{Buffer, Op};
 use testkit::Rng;
@@ -123,6 +129,45 @@ pub fn batch(session: u64, number: u64) -> Vec<Step> {
     steps
 }
 
+/// Number of regions of the tracked disk.
+pub const REGIONS: u64 = 24;
+/// After how many batches its twin has all of it.
+pub const CONFIRMED: u64 = 3;
+/// Blocks of the tracked disk that are written in a batch.
+const TRACKED: usize = 6;
+const BLOCKS: u64 = 256;
+
+/// Blocks of the tracked disk that batch `number` writes, and what it leaves in each.
+#[must_use]
+pub fn tracked(session: u64, number: u64) -> BTreeMap<u64, Vec<u8>> {
+    let mut rng = Rng::new(!session << 32 | number);
+    let mut blocks = BTreeMap::new();
+    while blocks.len() < TRACKED {
+        let block = rng.below(REGIONS * BLOCKS);
+        let content = [session, number, block].map(u64::to_le_bytes).concat();
+        let content = content.iter().copied().cycle().take(8 * SECTOR).collect();
+        blocks.insert(block, content);
+    }
+    blocks
+}
+
+/// Whether `content`, that of region `region` of the tracked disk, which is not armed, is what may be
+/// there when `flushed` batches were flushed.
+#[must_use]
+pub fn is_confirmed(session: u64, flushed: u64, region: u64, content: &[u8]) -> bool {
+    let last = flushed / CONFIRMED * CONFIRMED;
+    [last, last + CONFIRMED].into_iter().any(|batches| {
+        let mut expected = vec![0; content.len()];
+        for (block, bytes) in (1..=batches).flat_map(|number| tracked(session, number)) {
+            if block / BLOCKS == region {
+                let at = usize::try_from(block % BLOCKS).expect("small") * bytes.len();
+                expected[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        expected == content
+    })
+}
+
 /// Whether `content`, the whole disk, is what may be there when `flushed` batches were flushed.
 ///
 /// # Errors
@@ -188,5 +233,25 @@ mod tests {
         let mut lost = content;
         lost[..4096].fill(0);
         assert!(judge(3, 5, &lost).is_err(), "a block of zeroes");
+    }
+
+    #[test]
+    fn a_region_that_is_not_armed_holds_what_was_confirmed_or_is_about_to_be() {
+        let after = |batches: u64| {
+            let mut content = vec![0; 1 << 20];
+            for (block, bytes) in (1..=batches).flat_map(|number| tracked(9, number)) {
+                if block / BLOCKS == 4 {
+                    let at = usize::try_from(block % BLOCKS).expect("small") * 4096;
+                    content[at..at + 4096].copy_from_slice(&bytes);
+                }
+            }
+            content
+        };
+        assert!(is_confirmed(9, 40, 4, &after(39)));
+        assert!(is_confirmed(9, 40, 4, &after(42)));
+        assert!(!is_confirmed(9, 40, 4, &after(9)), "writes are lost");
+        let mut torn = after(39);
+        torn[5000] ^= 1;
+        assert!(!is_confirmed(9, 40, 4, &torn));
     }
 }

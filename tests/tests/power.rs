@@ -1,4 +1,5 @@
-//! Power cuts under a real kernel: a guest runs Pollux's overlay on ext4, on a disk whose power is cut.
+//! Power cuts under a real kernel: a guest runs Pollux's overlay, and a disk with a write-intent log, on
+//! ext4, on a disk whose power is cut.
 //!
 //! The guest's disk is served from memory that keeps what was flushed and a random part, torn at sectors,
 //! of the rest ([`PowerCutStore`]). After a number of operations that the seed chooses, the disk does
@@ -257,7 +258,8 @@ fn setting(name: &str, usual: u64) -> u64 {
 }
 
 #[test]
-fn what_an_overlay_flushed_survives_power_cuts_under_a_real_kernel() -> Result<()> {
+fn what_was_flushed_survives_power_cuts_under_a_real_kernel_and_what_differs_is_armed() -> Result<()>
+{
     let images = GuestImages::build_or_get()?;
     let cuts = setting("POLLUX_POWER_CUTS", CUTS);
     let seed = setting("POLLUX_POWER_SEED", 1);

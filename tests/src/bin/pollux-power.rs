@@ -8,16 +8,93 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use block::{Buffer, Device, Op};
+use block::{Buffer, Device, Fault, Op, Store};
+use diskd::intent::{Armed, IntentLog, Tag};
 use image::{Overlay, OverlayFiles, RawDevice};
-use pollux_tests::power::{DRAINED_FROM, SECTORS, Step, batch, drains, judge};
+use model::{DiskId, REGION_SIZE, RelationshipId};
+use pollux_tests::power::{
+    CONFIRMED, DRAINED_FROM, REGIONS, SECTORS, Step, batch, drains, is_confirmed, judge, tracked,
+};
 use ring::{Kind, Ring, RingStore};
+use uuid::Uuid;
 
 const SIZE: u64 = SECTORS * 512;
 /// How much is drained in a batch, in bytes: little, so that it takes several.
 const DRAINED: u64 = 32 << 10;
 
 type Disk = Overlay<RingStore, RingStore, RawDevice<RingStore>>;
+
+/// A raw disk and the log of where it may differ from its twin.
+struct Tracked {
+    disk: RingStore,
+    log: IntentLog<RingStore>,
+}
+
+impl Tracked {
+    fn id() -> DiskId {
+        DiskId(Uuid::from_u128(1))
+    }
+
+    fn stores(ring: &Ring, folder: &Path, number: u64) -> Result<[RingStore; 2]> {
+        let store = |name: &str| {
+            RingStore::open(ring, &folder.join(format!("{name}{number}")), false, true)
+        };
+        Ok([store("tracked")?, store("intent")?])
+    }
+
+    /// A disk of zeroes, as its twin is.
+    async fn begin(ring: &Ring, folder: &Path, number: u64) -> Result<Self> {
+        let [disk, log] = Self::stores(ring, folder, number)?;
+        let tag = Tag {
+            disk: Self::id(),
+            relationship: RelationshipId(Uuid::from_u128(2)),
+        };
+        let log = IntentLog::create(log, tag, REGIONS * REGION_SIZE, Armed::None).await?;
+        File::open(folder)?.sync_all()?;
+        Ok(Self { disk, log })
+    }
+
+    /// What session `number` left; how many regions are armed.
+    async fn judge(
+        ring: &Ring,
+        folder: &Path,
+        number: u64,
+        session: u64,
+        flushed: u64,
+    ) -> Result<u64> {
+        let [disk, log] = Self::stores(ring, folder, number)?;
+        let log = IntentLog::open(log, Self::id()).await?;
+        for region in 0..REGIONS {
+            let into = Buffer::zeroed(usize::try_from(REGION_SIZE)?);
+            let done = disk.read(region * REGION_SIZE, into).await;
+            done.outcome?;
+            let content = done.buffer.context("no content")?.to_vec();
+            let armed = log.next_armed(region..region + 1).is_some();
+            ensure!(
+                armed || is_confirmed(session, flushed, region, &content),
+                "DAMAGE after {flushed} batches: region {region} differs and is not armed"
+            );
+        }
+        Ok(log.armed())
+    }
+
+    async fn write(&self, block: u64, content: &[u8]) -> Result<(), Fault> {
+        let blocks = block..block + 1;
+        while !self.log.is_armed(&blocks) {
+            let armed = self.log.arm(diskd::intent::regions(&blocks)).await;
+            armed.map_err(|_error| Fault::FlushFailed)?;
+        }
+        let done = self.disk.write(block * 4096, Buffer::from_slice(content));
+        done.await.outcome
+    }
+
+    /// The twin has all of it.
+    async fn confirmed(&self) -> Result<()> {
+        self.disk.sync().await?;
+        self.log.disarm(std::slice::from_ref(&(0..REGIONS))).await?;
+        Ok(())
+    }
+}
 
 fn main() {
     if let Err(error) = run() {
@@ -50,6 +127,7 @@ fn run() -> Result<()> {
     ring.block_on(async {
         if flushed != "none" {
             let flushed = flushed.parse()?;
+            let armed = Tracked::judge(&ring, folder, number - 1, seed + number - 1, flushed).await?;
             let disk = open(&ring, folder, number - 1).await?;
             let into = Buffer::zeroed(usize::try_from(SIZE)?);
             let done = disk.run(Op::Read { at: 0, into }).await;
@@ -57,7 +135,7 @@ fn run() -> Result<()> {
             let content = done.buffer.context("no content")?.to_vec();
             match judge(seed + number - 1, flushed, &content) {
                 Ok(()) => say(&format!(
-                    "right after {flushed} batches, {} KiB present",
+                    "right after {flushed} batches, {} KiB present, {armed} of {REGIONS} regions armed",
                     disk.present_bytes() >> 10
                 )),
                 Err(fault) => bail!("DAMAGE after {flushed} batches: {fault}"),
@@ -65,8 +143,9 @@ fn run() -> Result<()> {
         }
         begin(folder, number, seed + number)?;
         let disk = open(&ring, folder, number).await?;
+        let tracked = Tracked::begin(&ring, folder, number).await?;
         say(&format!("session {number} begins over {kind}"));
-        work(&disk, seed + number, drains(number)).await
+        work(&disk, &tracked, seed + number, drains(number)).await
     })
 }
 
@@ -107,27 +186,40 @@ fn begin(folder: &Path, number: u64, session: u64) -> Result<()> {
     Ok(())
 }
 
-async fn work(disk: &Disk, session: u64, drained: bool) -> Result<()> {
+/// What a batch does at once.
+enum Job {
+    Op(Op),
+    Drain,
+    Tracked(u64, Vec<u8>),
+}
+
+async fn work(disk: &Disk, twin: &Tracked, session: u64, drained: bool) -> Result<()> {
     for number in 1.. {
         let steps = batch(session, number);
-        let mut jobs: Vec<Option<Op>> = steps.iter().map(|step| Some(step.op(session))).collect();
+        let mut jobs: Vec<Job> = steps.iter().map(|step| Job::Op(step.op(session))).collect();
         if number % 3 == 0 {
-            jobs.insert(jobs.len() / 2, Some(Op::Flush));
+            jobs.insert(jobs.len() / 2, Job::Op(Op::Flush));
         }
         let draining = drained && number >= DRAINED_FROM;
         if draining {
-            jobs.insert(jobs.len() / 3, None);
+            jobs.insert(jobs.len() / 3, Job::Drain);
         }
-        let run = |job: Option<Op>| async {
+        let writes = tracked(session, number).into_iter();
+        jobs.extend(writes.map(|(block, content)| Job::Tracked(block, content)));
+        let run = |job: Job| async {
             match job {
-                Some(op) => disk.run(op).await.outcome,
-                None => disk.drain(DRAINED).await.map(drop),
+                Job::Op(op) => disk.run(op).await.outcome,
+                Job::Drain => disk.drain(DRAINED).await.map(drop),
+                Job::Tracked(block, content) => twin.write(block, &content).await,
             }
         };
         for outcome in testkit::join(jobs.into_iter().map(run).collect()).await {
             outcome.map_err(|fault| anyhow!("batch {number}: {fault}"))?;
         }
         disk.run(Op::Flush).await.outcome?;
+        if number % CONFIRMED == 0 {
+            twin.confirmed().await?;
+        }
         let left = disk.present_bytes() >> 10;
         let how = if draining { "draining" } else { "filling" };
         say(&format!("flushed {number} {how} {left} KiB"));
