@@ -224,10 +224,8 @@ impl Owner {
             // Fails only when nobody waits for it any more.
             let _ = answer.send(done);
         }
-        // What ended meanwhile, and what is to be served now.
-        if self.guest.is_none() {
-            self.settle();
-        }
+        // What ended meanwhile, and what is to be served and sent now.
+        self.settle();
         self.merge();
     }
 
