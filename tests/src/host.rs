@@ -322,6 +322,35 @@ impl Host {
         kill_all_that_name(&self.run)
     }
 
+    /// Ends everything that the host runs in order, as a host does that shuts down: its guests must
+    /// be off.
+    ///
+    /// # Errors
+    /// Something does not end.
+    pub fn shut_down(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            send(daemon.id(), Signal::TERM)?;
+            daemon.wait()?;
+        }
+        for (pid, name) in self.processes()? {
+            if name == "pollux-vmd" {
+                send(pid, Signal::TERM)?;
+            }
+        }
+        until(Duration::from_secs(30), "all processes ended", || {
+            Ok(self.processes()?.is_empty().then_some(()))
+        })
+    }
+
+    /// Removes what a start of the machine finds gone: all that lies on tmpfs. Nothing may run.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn lose_memory(&self) -> Result<()> {
+        fs::remove_dir_all(&self.run)?;
+        Ok(fs::create_dir(&self.run)?)
+    }
+
     /// The processes that the host runs now but for its polluxd, each by its id and its program.
     ///
     /// # Errors
@@ -572,9 +601,13 @@ fn kill_all_that_name(folder: &Path) -> Result<()> {
 /// # Errors
 /// There is no such process.
 pub fn kill(pid: u32) -> Result<()> {
+    send(pid, Signal::KILL)
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = process.with_context(|| format!("{pid} is no process id"))?;
-    kill_process(process, Signal::KILL).with_context(|| format!("there is no process {pid}"))
+    kill_process(process, signal).with_context(|| format!("there is no process {pid}"))
 }
 
 /// Processes of which the command line names something in `folder`.

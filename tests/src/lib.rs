@@ -5,9 +5,11 @@
 //! `pollux`. Two of them on loopback, with a [`Wire`] between them that can be
 //! cut, are a primary and its replica.
 
+pub mod churn;
 mod guest;
 mod host;
 mod judge;
+mod pair;
 pub mod power;
 mod shell;
 mod until;
@@ -19,6 +21,7 @@ pub use guest::{
 };
 pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
 pub use judge::judge;
+pub use pair::{Pair, point_name};
 pub use shell::{ask, device, shell_waits, start_shell, type_in, write_on};
 pub use until::until;
 pub use wire::Wire;

@@ -4,95 +4,33 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, Wire, create_writer, flushed, json_u64, judge, nothing_pending,
-    text, until, writes_on,
+    FIRST_WRITE, Host, Pair, create_writer, flushed, judge, nothing_pending, point_name, text,
+    until, writes_on,
 };
 use serde_json::Value;
 use testkit::workload::Cut;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Two hosts that trust each other; the primary reaches the replica through the wire.
-struct Pair {
-    castor: Host,
-    pollux: Host,
-    wire: Wire,
-    scratch: Scratch,
+/// A VM that writes, replicated every second.
+fn replicate(pair: &Pair) -> Result<()> {
+    create_writer(&pair.castor, "web", "64MiB", 50)?;
+    pair.castor.pollux(&["vm", "start", "web"])?;
+    pair.castor
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pair.replicate("web")
 }
 
-impl Pair {
-    fn new(what: &str) -> Result<Self> {
-        let scratch = Scratch::new(&format!("system/{what}"))?;
-        let castor = Host::start("castor", &scratch)?;
-        let pollux = Host::start("pollux", &scratch)?;
-        let wire = Wire::to(pollux.port())?;
-        castor.trust_each_other(&pollux, &wire.address())?;
-        Ok(Self {
-            castor,
-            pollux,
-            wire,
-            scratch,
-        })
-    }
-
-    /// A VM that writes, replicated every second.
-    fn replicate(&self) -> Result<()> {
-        create_writer(&self.castor, "web", "64MiB", 50)?;
-        self.castor.pollux(&["vm", "start", "web"])?;
-        self.castor
-            .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
-        self.castor.pollux(&[
-            "replication",
-            "enable",
-            "web",
-            "--to",
-            "pollux",
-            "--every",
-            "1s",
-        ])?;
-        Ok(())
-    }
-
-    /// The points of the twin, the oldest first; none while it is being made.
-    fn points(&self) -> Vec<Value> {
-        let points = self.pollux.json(&["point", "list", "web"]);
-        points
-            .ok()
-            .and_then(|points| points.as_array().cloned())
-            .unwrap_or_default()
-    }
-
-    fn wait_for_points(&self, count: usize) -> Result<Vec<Value>> {
-        until(3 * MINUTE, &format!("the twin has {count} points"), || {
-            Ok(Some(self.points()).filter(|points| points.len() >= count))
-        })
-    }
-
-    /// Exports a point and gives how many records it proves.
-    fn committed(&self, point: &Value) -> Result<u64> {
-        let name = name(point)?;
-        let image = self.scratch.state().join(format!("{name}.raw"));
-        self.pollux.pollux(&[
-            "point",
-            "export",
-            "web",
-            &name,
-            &image.display().to_string(),
-        ])?;
-        let judged = judge(&image, Cut::Point)?;
-        std::fs::remove_file(&image)?;
-        Ok(judged.committed)
-    }
-}
-
-/// A point as it is written on the command line.
-fn name(point: &Value) -> Result<String> {
-    let term = text(point, "/id/term")?;
-    Ok(format!(
-        "{}.{}",
-        &term[..8],
-        json_u64(point, "/id/sequence")?
-    ))
+/// Exports a point and gives how many records it proves.
+fn committed(pair: &Pair, point: &Value) -> Result<u64> {
+    let name = point_name(point)?;
+    let image = pair.scratch.state().join(format!("{name}.raw"));
+    let path = image.display().to_string();
+    pair.pollux
+        .pollux(&["point", "export", "web", &name, &path])?;
+    let judged = judge(&image, Cut::Point)?;
+    std::fs::remove_file(&image)?;
+    Ok(judged.committed)
 }
 
 fn generation_id(host: &Host, vm: &str) -> Result<String> {
@@ -106,7 +44,7 @@ fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> R
     // Every so many bytes the network breaks in the middle of whatever it carries.
     let mut cuts = 0;
     pair.wire.cut_after(300_000);
-    pair.replicate()?;
+    replicate(&pair)?;
     until(
         3 * MINUTE,
         "the first point arrives through a network that breaks",
@@ -116,15 +54,15 @@ fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> R
                 pair.wire.mend();
                 pair.wire.cut_after(2_000_000);
             }
-            Ok((!pair.points().is_empty() && cuts >= 2).then_some(()))
+            Ok((!pair.points("web").is_empty() && cuts >= 2).then_some(()))
         },
     )?;
     pair.wire.mend();
-    let before = pair.wait_for_points(2)?.len();
+    let before = pair.wait_for_points("web", 2)?.len();
 
     // A network that is away for a while: the guest goes on, and so does the twin afterwards.
     pair.wire.cut();
-    let there = name(pair.points().last().context("a point")?)?;
+    let there = point_name(pair.points("web").last().context("a point")?)?;
     let written = writes_on(&pair.castor, "web", 500, 2 * MINUTE)?;
     until(MINUTE, "the primary says what is wrong", || {
         let status = pair.castor.json(&["replication", "status", "web"])?;
@@ -134,23 +72,23 @@ fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> R
             .then_some(()))
     })?;
     assert_eq!(
-        name(pair.points().last().context("a point")?)?,
+        point_name(pair.points("web").last().context("a point")?)?,
         there,
         "nothing arrives"
     );
     pair.wire.mend();
-    pair.wait_for_points(before + 2)?;
+    pair.wait_for_points("web", before + 2)?;
     let latest = until(2 * MINUTE, "the twin catches up", || {
-        let latest = pair.points().last().cloned().context("a point")?;
-        let committed = pair.committed(&latest)?;
+        let latest = pair.points("web").last().cloned().context("a point")?;
+        let committed = committed(&pair, &latest)?;
         Ok((committed >= written).then_some(committed))
     })?;
     ensure!(
         latest <= flushed(&pair.castor.serial_log("web")?).unwrap_or(0),
         "more than was written"
     );
-    for point in pair.points() {
-        pair.committed(&point)?;
+    for point in pair.points("web") {
+        committed(&pair, &point)?;
     }
     Ok(())
 }
@@ -158,8 +96,8 @@ fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> R
 #[test]
 fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<()> {
     let pair = Pair::new("failover")?;
-    pair.replicate()?;
-    let points = pair.wait_for_points(3)?;
+    replicate(&pair)?;
+    let points = pair.wait_for_points("web", 3)?;
     let (castor, pollux) = (&pair.castor, &pair.pollux);
 
     // Nothing but a failover starts a twin, and none while the primary runs.
@@ -171,7 +109,7 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     assert_eq!(refused.exit, 3, "{}", refused.message);
 
     // A test of an older point runs beside the replication, with an id of its own.
-    let old = name(&points[0])?;
+    let old = point_name(&points[0])?;
     pollux.pollux(&["failover", "test", "web", "--point", &old])?;
     assert_eq!(pollux.refused(&["failover", "test", "web"])?.exit, 4);
     let found = pollux.serial_line("web - Test", 0, "pollux-workload: found", FIRST_WRITE)?;
@@ -179,8 +117,8 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     let id = generation_id(pollux, "web - Test")?;
     assert_ne!(id, generation_id(castor, "web")?);
     pollux.serial_line("web - Test", 0, "pollux-guest: generation-id", MINUTE)?;
-    let during = pair.points().len();
-    pair.wait_for_points(during + 2)?;
+    let during = pair.points("web").len();
+    pair.wait_for_points("web", during + 2)?;
     pollux.pollux(&["failover", "stop-test", "web"])?;
     assert_eq!(pollux.refused(&["vm", "show", "web - Test"])?.exit, 3);
 
@@ -198,11 +136,11 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     pair.wire.mend();
     nothing_pending(castor, "web")?;
     let latest = until(2 * MINUTE, "what was written last is at the twin", || {
-        let latest = pair.points().last().cloned().context("a point")?;
-        Ok((pair.committed(&latest)? >= written).then_some(latest))
+        let latest = pair.points("web").last().cloned().context("a point")?;
+        Ok((committed(&pair, &latest)? >= written).then_some(latest))
     })?;
     let before = generation_id(castor, "web")?;
-    pollux.pollux(&["failover", "start", "web", "--point", &name(&latest)?])?;
+    pollux.pollux(&["failover", "start", "web", "--point", &point_name(&latest)?])?;
     let found = pollux.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
     assert!(found.ends_with(": right"), "{found}");
     assert_ne!(generation_id(pollux, "web")?, before);
@@ -215,8 +153,8 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
 #[test]
 fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Result<()> {
     let pair = Pair::new("forced")?;
-    pair.replicate()?;
-    pair.wait_for_points(2)?;
+    replicate(&pair)?;
+    pair.wait_for_points("web", 2)?;
     let (castor, mut pollux) = (pair.castor, pair.pollux);
 
     // Neither host can reach the other, and the primary runs on.

@@ -1,0 +1,84 @@
+//! A primary and its replica.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::{Host, Scratch, Wire, json_u64, text, until};
+
+/// For a replica that is busy with an initial copy.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Two hosts that trust each other; the primary reaches the replica through the wire.
+pub struct Pair {
+    /// The primary.
+    pub castor: Host,
+    /// The replica.
+    pub pollux: Host,
+    /// The network between them.
+    pub wire: Wire,
+    /// Where both keep their state.
+    pub scratch: Scratch,
+}
+
+impl Pair {
+    /// Two hosts with their state in `target/system/<what>`.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub fn new(what: &str) -> Result<Self> {
+        let scratch = Scratch::new(&format!("system/{what}"))?;
+        let castor = Host::start("castor", &scratch)?;
+        let pollux = Host::start("pollux", &scratch)?;
+        let wire = Wire::to(pollux.port())?;
+        castor.trust_each_other(&pollux, &wire.address())?;
+        Ok(Self {
+            castor,
+            pollux,
+            wire,
+            scratch,
+        })
+    }
+
+    /// Replicates `vm` of the primary every second.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn replicate(&self, vm: &str) -> Result<()> {
+        let enable = ["replication", "enable", vm, "--to", "pollux"];
+        self.castor
+            .pollux(&[&enable[..], &["--every", "1s"]].concat())?;
+        Ok(())
+    }
+
+    /// The points of the twin of `vm`, the oldest first; none while it is being made.
+    #[must_use]
+    pub fn points(&self, vm: &str) -> Vec<Value> {
+        let points = self.pollux.json(&["point", "list", vm]);
+        points
+            .ok()
+            .and_then(|points| points.as_array().cloned())
+            .unwrap_or_default()
+    }
+
+    /// The points of the twin once it has `count`.
+    ///
+    /// # Errors
+    /// It does not get them within three minutes.
+    pub fn wait_for_points(&self, vm: &str, count: usize) -> Result<Vec<Value>> {
+        until(LIMIT, &format!("the twin has {count} points"), || {
+            Ok(Some(self.points(vm)).filter(|points| points.len() >= count))
+        })
+    }
+}
+
+/// A point as it is written on the command line.
+///
+/// # Errors
+/// It is none.
+pub fn point_name(point: &Value) -> Result<String> {
+    let term = text(point, "/id/term")?;
+    let number = json_u64(point, "/id/sequence")?;
+    Ok(format!("{}.{number}", &term[..8]))
+}
