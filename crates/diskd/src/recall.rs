@@ -5,7 +5,7 @@
 //! | tracked | of the same relationship | exact |
 //! | tracked | none, or not to be trusted | exact; a new log, everything armed |
 //! | none, or untracked | any | tracked again; what is armed is suspect |
-//! | none, or untracked | not to be trusted | untracked: for whom is unknown. Whoever tracks begins with everything suspect |
+//! | none, or untracked | not to be trusted | untracked: for whom is unknown, and the log is removed. Whoever tracks begins with everything suspect |
 //! | none, or untracked | none | untracked |
 //!
 //! Everything is suspect besides if there is a [`Doubt`]. Suspicions are noted before what led to them is
@@ -52,16 +52,21 @@ pub(crate) async fn recall<S: Store>(
     looks: Option<Looks>,
     doubt: Option<Doubt>,
 ) -> Result<(), Fault> {
-    let found = ledger.find().await.unwrap_or_else(|error| {
-        let why = crate::engine::chain(&error);
+    let found = ledger.find().await;
+    if let Err(error) = &found {
+        let why = crate::engine::chain(error);
         tracing::warn!(why, "nobody knows what the write-intent log says");
-        None
-    });
+    }
     let tracked = state.relationship();
-    let of_log = found.as_ref().map(IntentLog::relationship);
-    let Some(relationship) = tracked.or(of_log) else {
-        return Ok(());
+    let of_log = found.as_ref().ok().and_then(Option::as_ref);
+    let Some(relationship) = tracked.or(of_log.map(IntentLog::relationship)) else {
+        // Read by a later process after all, it would not tell of what is written until then.
+        return match found {
+            Err(_) => ledger.end().map_err(|_| Fault::Os(libc::EIO)),
+            Ok(_) => Ok(()),
+        };
     };
+    let found = found.ok().flatten();
     let size = state.blocks() * BLOCK_SIZE;
     let all = 0..state.regions();
     let Some(log) = found.filter(|log| log.relationship() == relationship) else {

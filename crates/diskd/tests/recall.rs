@@ -561,6 +561,30 @@ fn a_torn_log_is_what_it_was_before_and_one_without_a_valid_page_arms_what_it_co
 }
 
 #[test]
+fn a_log_that_can_be_read_again_later_is_not_trusted() {
+    let mut vm = Vm::new(15);
+    vm.close();
+    vm.start();
+    vm.write(MIB, BLOCK);
+    vm.cut_power();
+    let good = fs::read(vm.log_file()).unwrap();
+    // As on a place that cannot be read for a while.
+    fs::write(vm.log_file(), vec![0x5a; good.len()]).unwrap();
+    vm.start();
+    // Before anybody tracks, as while a person holds the replication.
+    assert_eq!(vm.status().tracking, None);
+    vm.write(6 * MIB, BLOCK);
+    vm.cut_power();
+    if vm.log_file().exists() {
+        fs::write(vm.log_file(), good).unwrap();
+    }
+    vm.start();
+    vm.track(false);
+    vm.compare();
+    assert_eq!(vm.ship(), 2 * BLOCK);
+}
+
+#[test]
 fn a_segment_that_is_gone_or_cannot_be_read_makes_suspect_what_it_may_have_held() {
     let mut vm = Vm::new(9);
     for spoils in [false, true] {
