@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +49,24 @@ pub(crate) fn inodes(flat: &Flat) -> Vec<u64> {
     flat.files().into_iter().map(inode).collect()
 }
 
-/// What lies below everything, which is never exchanged.
+/// What lies below everything, which is never exchanged: its inode and when that was made, since file
+/// systems give the number of a file that was removed to the next one.
 pub(crate) fn identity(flat: &Flat) -> Looks {
     match &flat.base {
-        Base::Raw(file) => Looks::of(&[inode(file)]),
+        Base::Raw(file) => Looks::of(&[inode(file), birth(file)]),
         Base::Point { .. } => Looks::of(&[]),
     }
+}
+
+/// In nanoseconds since 1970; 0 where the file system does not know.
+fn birth(file: &Path) -> u64 {
+    let made = std::fs::metadata(file).and_then(|meta| meta.created());
+    let since = made
+        .ok()
+        .and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Whether the files that the stack `last` had and `now` has are those that had `inodes`.
@@ -99,4 +112,31 @@ pub(crate) fn looks(flat: &Flat) -> Option<Looks> {
         }
     }
     Some(Looks::of(&words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_got_the_inode_of_the_one_it_replaced_is_another_one() {
+        let folder = tempfile::tempdir().expect("scratch");
+        let file = folder.path().join("raw");
+        let flat = Flat {
+            base: Base::Raw(file.clone()),
+            overlays: Vec::new(),
+        };
+        std::fs::write(&file, "what was there").expect("written");
+        let (number, before) = (inode(&file), identity(&flat));
+        std::fs::write(&file, "changed in its place").expect("written");
+        assert_eq!(identity(&flat), before);
+        // Nothing is shown where numbers are not given again, nor where births are not known.
+        for _ in 0..100 {
+            std::fs::remove_file(&file).expect("removed");
+            std::fs::write(&file, "from a backup").expect("written");
+            if inode(&file) == number && birth(&file) != 0 {
+                assert_ne!(identity(&flat), before);
+            }
+        }
+    }
 }
