@@ -24,8 +24,8 @@ const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 /// Why a segment file cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
-    /// There is one of that name.
-    #[error("{} exists already", .0.display())]
+    /// There is one already, and the next one would not say what it holds.
+    #[error("the segment {} waits", .0.display())]
     Exists(PathBuf),
     /// The operating system refused.
     #[error("cannot {action} {}", path.display())]
@@ -78,7 +78,9 @@ impl Draft {
     /// Makes room for `file`: parts that an earlier process left in its folder are removed.
     ///
     /// # Errors
-    /// [`OutboxError::Exists`] if there is such a file already.
+    /// [`OutboxError::Exists`] if there is a whole segment in its folder. Whoever asks does not know of
+    /// it then: what it holds is not marked any more, and a point on top of one that lacks it would be
+    /// wrong.
     pub fn begin(file: &Path) -> Result<(Self, File), OutboxError> {
         let fail = |action, path: &Path| {
             let path = path.to_owned();
@@ -92,6 +94,9 @@ impl Draft {
             return Err(OutboxError::Exists(file.to_owned()));
         }
         let folder = file.parent().unwrap_or(Path::new("."));
+        if let Some(other) = other(file).map_err(fail("list", folder))? {
+            return Err(OutboxError::Exists(other));
+        }
         for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
             let stale = entry.map_err(fail("list", folder))?.path();
             if stale.extension() == Some(OsStr::new("part")) {
@@ -139,6 +144,22 @@ impl Drop for Draft {
             }
         }
     }
+}
+
+/// Another whole segment in the folder of `file`, if there is one.
+pub(crate) fn other(file: &Path) -> io::Result<Option<PathBuf>> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?.path();
+        let is_segment = file.extension() == entry.extension()
+            || entry
+                .extension()
+                .is_some_and(|kind| kind == "seed" || kind == "delta");
+        if is_segment && entry.file_name() != file.file_name() {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
 }
 
 fn failed(path: &Path) -> impl Fn(SegmentError) -> OutboxError {

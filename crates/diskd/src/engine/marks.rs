@@ -18,6 +18,7 @@ use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipI
 
 use super::{Disk, Engine, chain};
 use crate::control::{Compared, MAX_HASHES, RegionHashes, Reply};
+use crate::outbox;
 use crate::owner::Order;
 use crate::suspects::{Content, Piece};
 
@@ -213,7 +214,7 @@ impl Engine {
             let reason = format!("cannot remove {}: {error}", file.display());
             self.problem(Code::Failed, reason, "")
         };
-        if !has_others(file).map_err(failed)? {
+        if outbox::other(file).map_err(failed)?.is_none() {
             self.ask(&self.all(), Order::Confirm)?;
         }
         match std::fs::remove_file(file) {
@@ -276,22 +277,6 @@ impl Engine {
 enum Unreadable {
     OtherDisk(DiskId),
     Segment(String),
-}
-
-/// Whether there are other whole segments in the folder of `file`.
-fn has_others(file: &Path) -> std::io::Result<bool> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?.path();
-        let is_segment = file.extension() == entry.extension()
-            || entry
-                .extension()
-                .is_some_and(|kind| kind == "seed" || kind == "delta");
-        if is_segment && entry.file_name() != file.file_name() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn hashed(content: &Content) -> RegionHashes {
