@@ -2,23 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "engine/ends.rs"]
+mod ends;
+mod process;
 mod support;
+#[path = "engine/twin.rs"]
+mod twin;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
 
-use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentReader, Source};
-use model::{
-    BLOCK_SIZE, Bytes, Code, DiskId, Lineage, PointId, RelationshipId, SeedId, Since, VmId,
-};
+use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentReader};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Lineage, RelationshipId, SeedId, Since, VmId};
 use pollux_diskd::config::{CONTROL_SOCKET, Config, DiskConfig, Front, StackSpec, disk_socket};
 use pollux_diskd::control::{Reply, Request, Staged};
+use process::{Process, answer, limit_files};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Guest, SLOTS};
 use testkit::Rng;
@@ -34,10 +35,7 @@ const SIZE: u64 = BLOCKS * BLOCK_SIZE;
 struct Vm {
     folder: tempfile::TempDir,
     config: Config,
-    listeners: Vec<(String, UnixListener)>,
-    process: Option<Child>,
-    /// Longest file that diskd may write.
-    file_limit: Option<u64>,
+    process: Process,
     lineage: Lineage,
     sequence: u64,
     seed: SeedId,
@@ -81,14 +79,8 @@ impl Vm {
                 tracking: path("tracking"),
             })
             .collect();
-        let names = disks.iter().map(|disk| disk_socket(disk.slot));
-        let listeners = std::iter::once(CONTROL_SOCKET.to_owned())
-            .chain(names)
-            .map(|name| {
-                let listener = UnixListener::bind(path(&name)).unwrap();
-                (name, listener)
-            })
-            .collect();
+        let sockets = disks.iter().map(|disk| disk_socket(disk.slot));
+        let process = Process::new(folder.path(), sockets);
         let config = Config {
             vm: id,
             term: 1,
@@ -96,13 +88,11 @@ impl Vm {
             disks,
             copy_budget: Bytes(copy_budget),
         };
-        fs::write(path("diskd.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        process.configure(&config);
         let mut vm = Self {
             folder,
             config,
-            listeners,
-            process: None,
-            file_limit: None,
+            process,
             lineage: Lineage::begin("host-a"),
             sequence: 0,
             seed: SeedId::random(),
@@ -110,7 +100,7 @@ impl Vm {
             parts: 0,
             replicas: vec![vec![0xee; usize::try_from(SIZE).unwrap()]; 2],
         };
-        vm.start();
+        vm.process.launch();
         vm
     }
 
@@ -118,73 +108,10 @@ impl Vm {
         self.folder.path().join(name)
     }
 
-    fn spawn(&self) -> Child {
-        let names: Vec<&str> = self
-            .listeners
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
-        // Above those that they are to become.
-        let high: Vec<OwnedFd> = self
-            .listeners
-            .iter()
-            .map(|(_, listener)| rustix::io::fcntl_dupfd_cloexec(listener, 100).unwrap())
-            .collect();
-        let numbers: Vec<i32> = high.iter().map(AsRawFd::as_raw_fd).collect();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("diskd.log"))
-            .unwrap();
-        let limit = self.file_limit;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
-        command
-            .stderr(log)
-            .arg(self.path("diskd.json"))
-            .env("RUST_BACKTRACE", "0")
-            .env("LISTEN_FDS", names.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"));
-        #[allow(unsafe_code, reason = "descriptors are passed on")]
-        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
-        unsafe {
-            command.pre_exec(move || {
-                if let Some(limit) = limit {
-                    // Of what it exceeds it is told by an error, and not by a signal.
-                    libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-                    limit_files(0, limit)?;
-                }
-                for (target, number) in (3..).zip(&numbers) {
-                    if libc::dup2(*number, target) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
-        }
-        command.spawn().unwrap()
-    }
-
-    fn start(&mut self) {
-        self.process = Some(self.spawn());
-    }
-
-    /// `kill -9`, and waits until it is gone.
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
     /// Asks for an end as vmd does.
     fn terminate(&self) {
-        let pid = Pid::from_child(self.process.as_ref().unwrap());
+        let pid = Pid::from_raw(self.process.pid()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
-    }
-
-    /// What it has logged.
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("diskd.log")).unwrap_or_default()
     }
 
     /// Stores a word of the state file of disk `disk`, which diskd has mapped.
@@ -194,22 +121,6 @@ impl Vm {
             .open(self.path(&format!("{disk}.state")))
             .unwrap();
         file.write_all_at(&value.to_le_bytes(), 8 * word).unwrap();
-    }
-
-    fn exit(&mut self) -> ExitStatus {
-        self.process.take().unwrap().wait().unwrap()
-    }
-
-    fn connect(&self) -> UnixStream {
-        UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap()
-    }
-
-    fn ask(&self, request: &Request) -> Reply {
-        let mut stream = self.connect();
-        let mut line = serde_json::to_vec(request).unwrap();
-        line.push(b'\n');
-        stream.write_all(&line).unwrap();
-        answer(&stream)
     }
 
     fn header(&self, content: Content) -> Header {
@@ -250,14 +161,14 @@ impl Vm {
 
     fn cut(&mut self) -> (Staged, PathBuf) {
         let (request, file) = self.cut_request();
-        match self.ask(&request) {
+        match self.process.ask(&request) {
             Reply::Staged(staged) => (staged, file),
             other => panic!("{other:?}"),
         }
     }
 
     fn track(&self, relationship: RelationshipId) -> bool {
-        match self.ask(&Request::Track {
+        match self.process.ask(&Request::Track {
             relationship,
             begin: true,
         }) {
@@ -268,18 +179,16 @@ impl Vm {
 
     /// Reboots: what was on tmpfs is gone. How much is suspect then.
     fn reboot(&mut self, relationship: RelationshipId) -> Bytes {
-        if self.process.is_some() {
-            self.kill();
-        }
+        self.process.kill();
         for disk in &self.config.disks {
             fs::remove_file(&disk.state).unwrap();
         }
-        self.start();
+        self.process.launch();
         let request = Request::Track {
             relationship,
             begin: false,
         };
-        match self.ask(&request) {
+        match self.process.ask(&request) {
             Reply::Tracking { suspect, .. } => suspect,
             other => panic!("{other:?}"),
         }
@@ -288,20 +197,7 @@ impl Vm {
     /// Applies a segment to the replica and removes it.
     fn ship(&mut self, file: &Path) {
         let segment = SegmentReader::open(file).unwrap();
-        for run in segment.runs() {
-            let run = run.unwrap();
-            let at = usize::try_from(run.block).unwrap() * BLOCK;
-            let len = run.count as usize * BLOCK;
-            let place = &mut self.replicas[usize::from(run.disk)][at..at + len];
-            match run.source {
-                Source::Zero => place.fill(0),
-                Source::Frame { frame, skip } => {
-                    let content = segment.read_frame(frame).unwrap();
-                    let skip = usize::from(skip) * BLOCK;
-                    place.copy_from_slice(&content[skip..skip + len]);
-                }
-            }
-        }
+        process::apply(&segment, &mut self.replicas);
         let Some(journal) = &mut self.journal else {
             fs::remove_file(file).unwrap();
             return;
@@ -346,7 +242,7 @@ impl Vm {
                     limit: Bytes(3 << 20),
                     file: file.clone(),
                 };
-                match self.ask(&request) {
+                match self.process.ask(&request) {
                     Reply::Staged(staged) => {
                         assert!(staged.content <= Bytes(3 << 20));
                         from = staged.next;
@@ -358,43 +254,6 @@ impl Vm {
             }
         }
     }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-    }
-}
-
-/// Sets how long files may become that the process `pid` (0: this one) writes.
-fn limit_files(pid: i32, limit: u64) -> std::io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: limit,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    #[allow(unsafe_code, reason = "rustix has no prlimit for another process")]
-    // SAFETY: the new limit is valid for the call; the old one is not wanted.
-    let outcome = unsafe {
-        libc::prlimit(
-            pid,
-            libc::RLIMIT_FSIZE,
-            &raw const limit,
-            std::ptr::null_mut(),
-        )
-    };
-    if outcome < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-fn answer(stream: &UnixStream) -> Reply {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap()
 }
 
 /// Offers random block writes in the free slots of `guest`.
@@ -428,10 +287,7 @@ fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
         while epochs < 4 {
             let (request, file) = vm.cut_request();
             let asked = {
-                let mut stream = vm.connect();
-                let mut line = serde_json::to_vec(&request).unwrap();
-                line.push(b'\n');
-                stream.write_all(&line).unwrap();
+                let stream = vm.process.send(&request);
                 std::thread::spawn(move || answer(&stream))
             };
             while !asked.is_finished() {
@@ -454,8 +310,8 @@ fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
                 guest.request(slot, WRITE, (life * 100 + slot as u64) * 8, BLOCK);
             }
         }
-        vm.kill();
-        vm.start();
+        vm.process.kill();
+        vm.process.launch();
         for (disk, guest) in guests.iter_mut().enumerate() {
             guest.disconnect();
             let answered = guest.answered().len();
@@ -472,8 +328,8 @@ fn a_replica_equals_the_primary_through_seeding_cuts_and_kills() {
         guest.request(0, FLUSH, 0, 0);
         guest.wait_for(1);
     }
-    assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
-    assert!(vm.exit().success());
+    assert_eq!(vm.process.ask(&Request::Shutdown), Reply::Done);
+    assert!(vm.process.exit().success());
 }
 
 #[test]
@@ -487,17 +343,14 @@ fn an_epoch_that_exceeds_the_copy_budget_or_is_folded_back_loses_no_mark() {
     let (mut given_up, mut whole) = (0, 0);
     while given_up == 0 || whole == 0 {
         let (request, file) = vm.cut_request();
-        let mut stream = vm.connect();
-        let mut line = serde_json::to_vec(&request).unwrap();
-        line.push(b'\n');
-        stream.write_all(&line).unwrap();
+        let stream = vm.process.send(&request);
         if given_up == 0 {
             churn(&mut guest, &mut rng, BLOCKS, 40 * SLOTS);
         }
         match answer(&stream) {
             Reply::Staged(_) if whole == 0 && given_up > 0 => {
                 let fold = Request::FoldBack { file: file.clone() };
-                assert_eq!(vm.ask(&fold), Reply::Done);
+                assert_eq!(vm.process.ask(&fold), Reply::Done);
                 assert!(!file.exists());
                 whole += 1;
             }
@@ -525,7 +378,7 @@ fn what_is_asked_wrongly_is_refused_and_changes_nothing() {
     };
     // Not tracking.
     let (request, file) = vm.cut_request();
-    assert_eq!(refused(vm.ask(&request)), Code::Conflict);
+    assert_eq!(refused(vm.process.ask(&request)), Code::Conflict);
     assert!(!file.exists());
     assert_eq!(fs::read_dir(vm.path("outbox")).unwrap().count(), 0);
     vm.track(RelationshipId::random());
@@ -534,21 +387,21 @@ fn what_is_asked_wrongly_is_refused_and_changes_nothing() {
     if let Request::Cut { header, .. } = &mut request {
         header.vm = VmId::random();
     }
-    assert_eq!(refused(vm.ask(&request)), Code::Invalid);
+    assert_eq!(refused(vm.process.ask(&request)), Code::Invalid);
     let (mut request, file) = vm.cut_request();
     fs::write(&file, b"mine").unwrap();
-    assert_eq!(refused(vm.ask(&request)), Code::Conflict);
+    assert_eq!(refused(vm.process.ask(&request)), Code::Conflict);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
     let fold = Request::FoldBack { file: file.clone() };
     // Nobody can tell what it holds; and nothing was in any segment.
-    assert_eq!(vm.ask(&fold), Reply::Done);
+    assert_eq!(vm.process.ask(&fold), Reply::Done);
     assert!(!file.exists());
     if let Request::Cut { file, .. } = &mut request {
         *file = "/absent/1.seg".into();
     }
-    assert_eq!(refused(vm.ask(&request)), Code::Failed);
+    assert_eq!(refused(vm.process.ask(&request)), Code::Failed);
     // Noise, then a request on the same connection; then a line without end.
-    let mut stream = vm.connect();
+    let mut stream = UnixStream::connect(vm.path(CONTROL_SOCKET)).unwrap();
     stream
         .write_all(b"{\"request\":\"dance\"}\n\xff\xfe\n")
         .unwrap();
@@ -572,221 +425,29 @@ fn what_is_asked_wrongly_is_refused_and_changes_nothing() {
 #[test]
 fn a_second_process_is_refused_while_the_first_serves_the_disks() {
     let mut vm = Vm::new(64 << 20);
-    assert!(matches!(vm.ask(&Request::Status), Reply::Status { .. }));
-    let mut second = vm.spawn();
+    assert!(matches!(
+        vm.process.ask(&Request::Status),
+        Reply::Status { .. }
+    ));
+    let mut second = vm.process.spawn(None);
     assert!(!second.wait().unwrap().success());
     // The first goes on.
-    assert!(matches!(vm.ask(&Request::Status), Reply::Status { .. }));
-    vm.kill();
-}
-
-/// What the guest reads of its disk.
-fn read_all(guest: &mut Guest) -> Vec<u8> {
-    let mut content = Vec::new();
-    let step = 16 * BLOCK;
-    for at in 0..usize::try_from(SIZE).unwrap() / step {
-        assert_eq!(guest.run(READ, (at * step / 512) as u64, step), 0);
-        content.extend(guest.peek(Guest::data(0), step));
-    }
-    content
-}
-
-/// A VM that was replicated up to a point, and its twin above that point.
-struct Pair {
-    primary: Vm,
-    twin: Vm,
-    /// The journal.
-    folder: PathBuf,
-}
-
-impl Pair {
-    fn new(seed: u64) -> Self {
-        let mut primary = Vm::new(64 << 20);
-        primary.track(RelationshipId::random());
-        let extents = primary
-            .header(Content::Seed {
-                seed: primary.seed,
-                part: 0,
-            })
-            .disks;
-        let folder = primary.path("journal");
-        let vm = primary.config.vm;
-        primary.journal = Some(Journal::create(&folder, vm, &extents, primary.seed).unwrap());
-        fs::create_dir_all(folder.join(Journal::INCOMING)).unwrap();
-        let mut rng = Rng::new(seed);
-        let mut guest = primary.guest(0);
-        churn(&mut guest, &mut rng, BLOCKS, 600);
-        primary.seed();
-        churn(&mut guest, &mut rng, BLOCKS, 100);
-        let (_, file) = primary.cut();
-        primary.ship(&file);
-        let point = PointId {
-            term: primary.lineage.current().id,
-            sequence: primary.sequence,
-        };
-        primary
-            .journal
-            .as_mut()
-            .unwrap()
-            .pin(point, "test")
-            .unwrap();
-
-        let ids = [primary.config.disks[0].id, primary.config.disks[1].id];
-        let twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
-            file,
-            map,
-            checkpoint: None,
-            below: Box::new(StackSpec::Point {
-                journal: folder.clone(),
-                point,
-            }),
-        });
-        Self {
-            primary,
-            twin,
-            folder,
-        }
-    }
-}
-
-#[test]
-fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
-    let Pair {
-        primary, mut twin, ..
-    } = Pair::new(8);
-    let mut rng = Rng::new(9);
-    let socket = twin.path(&disk_socket(0));
-    let mut guest = twin.guest(0);
-    let mut model = primary.replicas[0].clone();
-    assert!(read_all(&mut guest) == model, "the point");
-    for number in 0..200_u64 {
-        let sectors = 1 + rng.below(20);
-        let at = rng.below(SIZE / 512 - sectors);
-        let bytes = rng.bytes(usize::try_from(sectors * 512).unwrap());
-        guest.poke(Guest::data(0), &bytes);
-        assert_eq!(guest.run(WRITE, at, bytes.len()), 0, "write {number}");
-        let start = usize::try_from(at * 512).unwrap();
-        model[start..start + bytes.len()].copy_from_slice(&bytes);
-    }
-    assert!(read_all(&mut guest) == model, "above the point");
-    twin.kill();
-    guest.disconnect();
-    twin.start();
-    guest.connect(&socket);
-    assert!(read_all(&mut guest) == model, "after kill -9");
-    assert_eq!(twin.ask(&Request::Shutdown), Reply::Done);
-    assert!(twin.exit().success());
-}
-
-#[test]
-fn sigterm_closes_in_order_and_the_marks_are_exact_unless_the_disk_is_changed_meanwhile() {
-    let mut vm = Vm::new(64 << 20);
-    let relationship = RelationshipId::random();
-    vm.track(relationship);
-    let mut guest = vm.guest(0);
-    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
-    vm.terminate();
-    assert!(vm.exit().success());
-    vm.start();
-    assert!(vm.track(relationship), "nothing was changed");
-    vm.terminate();
-    assert!(vm.exit().success());
-    let disk = fs::File::options()
-        .write(true)
-        .open(vm.path("0.raw"))
-        .unwrap();
-    disk.write_all_at(b"behind", 0).unwrap();
-    vm.start();
-    assert!(!vm.track(relationship), "it was changed");
-}
-
-#[test]
-fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
-    /// Word of the state file that says that a flush failed.
-    const FLUSH_FAILED: u64 = 4;
-    const IO_ERROR: u8 = 1;
-    let mut vm = Vm::new(64 << 20);
-    let relationship = RelationshipId::random();
-    vm.track(relationship);
-    let socket = vm.path(&disk_socket(0));
-    let mut guest = vm.guest(0);
-    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
-    vm.poke_state(0, FLUSH_FAILED, 1);
-    let refuses = |guest: &mut Guest, when: &str| {
-        assert_eq!(guest.run(WRITE, 0, BLOCK), IO_ERROR, "{when}");
-        assert_eq!(guest.run(FLUSH, 0, 0), IO_ERROR, "{when}");
-        assert_eq!(guest.run(READ, 0, BLOCK), 0, "{when}");
-    };
-    refuses(&mut guest, "at once");
-    vm.kill();
-    vm.start();
-    guest.disconnect();
-    guest.connect(&socket);
-    refuses(&mut guest, "after a kill");
-    assert!(vm.track(relationship), "a kill loses no mark");
-    // Closed under a guest that runs on: it must not be told that all is well.
-    match vm.ask(&Request::Shutdown) {
-        Reply::Refused { problem } => {
-            assert!(problem.reason.contains("may be lost"), "{problem}");
-            assert!(problem.way_out.contains("start the VM"), "{problem}");
-        }
-        other => panic!("{other:?}"),
-    }
-    assert!(!vm.exit().success());
-    vm.start();
-    guest.disconnect();
-    guest.connect(&socket);
-    refuses(&mut guest, "after a close under the guest");
-    // The guest is gone: this is the end of it.
-    guest.disconnect();
-    vm.terminate();
-    assert!(!vm.exit().success(), "not all is durable");
-    vm.start();
-    assert!(!vm.track(relationship), "every block counts as changed");
-    let mut guest = vm.guest(0);
-    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
-    assert_eq!(guest.run(FLUSH, 0, 0), 0);
-    match vm.ask(&Request::Status) {
-        Reply::Status { disks, .. } => {
-            assert!(disks.iter().all(|disk| disk.dirty == Bytes(SIZE)));
-            assert!(disks.iter().all(|disk| !disk.flush_failed));
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
-    assert!(vm.exit().success());
-    assert!(
-        vm.log()
-            .contains("a flush failed before the disk was closed")
-    );
-}
-
-#[test]
-fn an_owner_that_panics_takes_the_process_down() {
-    let mut vm = Vm::new(64 << 20);
-    vm.track(RelationshipId::random());
-    // The owner finds an epoch sealed that it has not begun.
-    vm.poke_state(1, 1, 2);
-    let (request, _) = vm.cut_request();
-    let mut stream = vm.connect();
-    let mut line = serde_json::to_vec(&request).unwrap();
-    line.push(b'\n');
-    stream.write_all(&line).unwrap();
-    assert_eq!(vm.exit().signal(), Some(libc::SIGABRT));
-    assert!(vm.log().contains("one epoch is sealed at a time"));
-    vm.start();
-    vm.cut();
+    assert!(matches!(
+        vm.process.ask(&Request::Status),
+        Reply::Status { .. }
+    ));
+    vm.process.kill();
 }
 
 #[test]
 fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_touched() {
     let mut vm = Vm::new(64 << 20);
     // The state files, which are long and have holes, are there.
-    vm.ask(&Request::Status);
-    vm.kill();
+    vm.process.ask(&Request::Status);
+    vm.process.kill();
     // Enough for the disks, too little for a segment with both.
-    vm.file_limit = Some(SIZE + (1 << 20));
-    vm.start();
+    vm.process.file_limit = Some(SIZE + (1 << 20));
+    vm.process.launch();
     vm.track(RelationshipId::random());
     let mut rng = Rng::new(9);
     let mut guests = [vm.guest(0), vm.guest(1)];
@@ -798,10 +459,7 @@ fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_
     }
     for _ in 0..2 {
         let (request, file) = vm.cut_request();
-        let mut stream = vm.connect();
-        let mut line = serde_json::to_vec(&request).unwrap();
-        line.push(b'\n');
-        stream.write_all(&line).unwrap();
+        let stream = vm.process.send(&request);
         let asked = std::thread::spawn(move || answer(&stream));
         while !asked.is_finished() {
             for guest in &mut guests {
@@ -818,118 +476,9 @@ fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_
         assert!(!file.exists());
         assert_eq!(fs::read_dir(vm.path("outbox")).unwrap().count(), 0);
     }
-    let pid = i32::try_from(vm.process.as_ref().unwrap().id()).unwrap();
-    limit_files(pid, libc::RLIM_INFINITY).unwrap();
+    limit_files(vm.process.pid(), libc::RLIM_INFINITY).unwrap();
     let (staged, file) = vm.cut();
     assert_eq!(staged.content, Bytes(2 * SIZE), "every mark is back");
     vm.ship(&file);
     vm.assert_equal();
-}
-
-#[test]
-fn what_a_point_lost_or_holds_corrupt_is_an_error_for_the_guest_and_said_in_the_log() {
-    const IO_ERROR: u8 = 1;
-    let Pair {
-        primary,
-        twin,
-        folder,
-    } = Pair::new(10);
-    let point = &primary.replicas[0];
-    let mut guest = twin.guest(0);
-    // How many blocks could not be read; the others must be right.
-    let mut lost = || {
-        let mut lost = 0;
-        for (block, expected) in (0..).zip(point.chunks(BLOCK)) {
-            match guest.run(READ, block * 8, BLOCK) {
-                0 => assert!(
-                    guest.peek(Guest::data(0), BLOCK) == expected,
-                    "block {block} is wrong"
-                ),
-                status => {
-                    assert_eq!(status, IO_ERROR);
-                    // Nor can a part of it be written: the rest has to come from below.
-                    assert_eq!(guest.run(WRITE, block * 8, 512), IO_ERROR);
-                    lost += 1;
-                }
-            }
-        }
-        lost
-    };
-    let segments: Vec<PathBuf> = fs::read_dir(folder.join("segments"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    let [segment] = &segments[..] else {
-        panic!("{segments:?}");
-    };
-    let name = segment.file_name().unwrap().to_str().unwrap();
-
-    let away = folder.join("away");
-    fs::rename(segment, &away).unwrap();
-    let gone = lost();
-    assert!(gone > 10, "{gone}: the point builds on it");
-    let log = twin.log();
-    assert!(log.contains("cannot read the point") && log.contains(name));
-    assert!(log.contains(&twin.config.disks[0].id.to_string()));
-    fs::rename(&away, segment).unwrap();
-
-    let content = fs::read(segment).unwrap();
-    let file = fs::File::options().write(true).open(segment).unwrap();
-    let middle = content.len() / 2;
-    file.write_all_at(&[!content[middle]], middle as u64)
-        .unwrap();
-    let corrupt = lost();
-    assert!(
-        corrupt > 0 && corrupt <= 16 && corrupt < gone,
-        "{corrupt}: those of one frame"
-    );
-    file.write_all_at(&content, 0).unwrap();
-    assert_eq!(lost(), 0, "nothing was done to it");
-    assert!(twin.log().lines().count() < 60, "sparingly");
-}
-
-#[test]
-fn an_overlay_whose_content_is_gone_is_not_served_as_zeroes() {
-    let mut pair = Pair::new(11);
-    let twin = &mut pair.twin;
-    let mut guest = twin.guest(0);
-    guest.poke(Guest::data(0), &[7; BLOCK]);
-    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
-    assert_eq!(guest.run(FLUSH, 0, 0), 0);
-    twin.kill();
-    fs::remove_file(twin.path("0.raw")).unwrap();
-    twin.start();
-    assert!(!twin.exit().success());
-    assert!(twin.log().contains("put the file back"), "{}", twin.log());
-}
-
-#[test]
-fn after_a_power_cut_the_armed_regions_are_suspect_and_without_a_log_the_whole_disk() {
-    let mut vm = Vm::new(64 << 20);
-    fs::create_dir_all(vm.path("tracking")).unwrap();
-    let relationship = RelationshipId::random();
-    vm.track(relationship);
-    vm.seed();
-    let (_, file) = vm.cut();
-    assert_eq!(vm.ask(&Request::Confirm { file }), Reply::Done);
-    vm.terminate();
-    assert!(vm.exit().success());
-    assert_eq!(vm.reboot(relationship), Bytes(0), "closed in order");
-    let mut guest = vm.guest(0);
-    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
-    assert_eq!(vm.reboot(relationship), Bytes(1 << 20), "one region");
-    let log =
-        |vm: &Vm, disk: usize| vm.path(&format!("tracking/{}.intent", vm.config.disks[disk].id));
-    vm.kill();
-    let spoiled = fs::File::options().write(true).open(log(&vm, 0)).unwrap();
-    // Both copies of the header.
-    spoiled.write_all_at(&[0xa5; 2 * BLOCK], 0).unwrap();
-    assert_eq!(
-        vm.reboot(relationship),
-        Bytes(SIZE),
-        "the log of disk 0 cannot be read"
-    );
-    vm.kill();
-    fs::remove_file(log(&vm, 1)).unwrap();
-    assert_eq!(vm.reboot(relationship), Bytes(2 * SIZE), "disk 1 has none");
 }

@@ -7,27 +7,23 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod nbd_support;
+mod process;
+#[path = "recall/stacks.rs"]
+mod stacks;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
 use journal::compare::BlockHashes;
-use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use journal::{Consistency, Content, DiskExtent, Header, SegmentReader};
 use model::{
-    BLOCK_SIZE, Bytes, CheckpointId, Code, DiskId, Lineage, REGION_SIZE, RelationshipId, SeedId,
-    Since, VmId,
+    BLOCK_SIZE, Bytes, Code, DiskId, Lineage, REGION_SIZE, RelationshipId, SeedId, Since, VmId,
 };
-use nbd_support::{Client, FLUSH};
-use pollux_diskd::config::{
-    CONTROL_SOCKET, Config, DiskConfig, Front, READY, StackSpec, nbd_socket,
-};
+use nbd_support::Client;
+use pollux_diskd::config::{Config, DiskConfig, Front, StackSpec, nbd_socket};
 use pollux_diskd::control::{Compared, DiskStatus, LogStatus, Reply, Request, TrackingStatus};
+use process::Process;
 use testkit::Rng;
 
 const BLOCK: usize = 4096;
@@ -43,13 +39,13 @@ fn mib(count: u64) -> Bytes {
 struct Vm {
     folder: tempfile::TempDir,
     config: Config,
-    listeners: Vec<(String, UnixListener)>,
-    process: Option<Child>,
+    process: Process,
     relationship: RelationshipId,
     lineage: Lineage,
     seed: SeedId,
     sequence: u64,
-    twin: Vec<u8>,
+    /// A copy of the disk.
+    twin: [Vec<u8>; 1],
     rng: Rng,
 }
 
@@ -73,11 +69,6 @@ impl Vm {
             state: path("run/state"),
             tracking: path("tracking"),
         };
-        let names = [CONTROL_SOCKET.to_owned(), nbd_socket(0)];
-        let listeners = names.map(|name| {
-            let listener = UnixListener::bind(path(&name)).unwrap();
-            (name, listener)
-        });
         let mut vm = Self {
             config: Config {
                 vm: VmId::random(),
@@ -86,18 +77,17 @@ impl Vm {
                 disks: vec![disk],
                 copy_budget: Bytes(64 << 20),
             },
+            process: Process::new(folder.path(), [nbd_socket(0)]),
             folder,
-            listeners: listeners.into(),
-            process: None,
             relationship: RelationshipId::random(),
             lineage: Lineage::begin("host-a"),
             seed: SeedId::random(),
             sequence: 0,
-            twin: vec![0xee; SIZE],
+            twin: [vec![0xee; SIZE]],
             rng: Rng::new(seed),
         };
-        vm.write_config();
-        vm.start();
+        vm.process.configure(&vm.config);
+        vm.process.start();
         vm.write(0, 3 * MIB);
         assert_eq!(vm.track(true), (false, Bytes(0)));
         vm.ship();
@@ -112,60 +102,14 @@ impl Vm {
         self.path(&format!("tracking/{}.intent", self.config.disks[0].id))
     }
 
-    fn write_config(&self) {
-        let text = serde_json::to_vec(&self.config).unwrap();
-        fs::write(self.path("diskd.json"), text).unwrap();
-    }
-
-    fn start(&mut self) {
-        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let sockets = self.listeners.iter();
-        let mut names: Vec<&str> = sockets.clone().map(|(name, _)| name.as_str()).collect();
-        names.push(READY);
-        // Above those that they are to become.
-        let high = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap();
-        let mut passed: Vec<OwnedFd> = sockets.map(|(_, socket)| high(socket.as_fd())).collect();
-        passed.push(high(told.as_fd()));
-        let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("log"))
-            .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
-        command
-            .stderr(log)
-            .arg(self.path("diskd.json"))
-            .env("LISTEN_FDS", names.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"));
-        #[allow(unsafe_code, reason = "descriptors are passed on")]
-        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
-        unsafe {
-            command.pre_exec(move || {
-                for (target, number) in (3..).zip(&numbers) {
-                    if libc::dup2(*number, target) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
-        }
-        self.process = Some(command.spawn().unwrap());
-        drop((passed, told));
-        let mut bytes = Vec::new();
-        fs::File::from(ready).read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes.len(), 1, "it did not get ready");
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
-    }
-
     /// The host has lost its power: tmpfs is empty, and with it the cache of segments.
     fn cut_power(&mut self) {
-        self.kill();
+        self.process.kill();
+        self.lose_memory();
+    }
+
+    /// The host is off: tmpfs is empty.
+    fn lose_memory(&self) {
         for name in ["run", "outbox"] {
             fs::remove_dir_all(self.path(name)).unwrap();
             fs::create_dir(self.path(name)).unwrap();
@@ -174,30 +118,20 @@ impl Vm {
 
     fn reboot(&mut self) {
         self.cut_power();
-        self.start();
+        self.process.start();
     }
 
     fn close(&mut self) {
-        assert_eq!(self.ask(&Request::Shutdown), Reply::Done);
-        assert!(self.process.take().unwrap().wait().unwrap().success());
-    }
-
-    fn ask(&self, request: &Request) -> Reply {
-        let mut stream = UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap();
-        let mut line = serde_json::to_vec(request).unwrap();
-        line.push(b'\n');
-        stream.write_all(&line).unwrap();
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        assert_eq!(self.process.ask(&Request::Shutdown), Reply::Done);
+        assert!(self.process.exit().success());
     }
 
     fn done(&self, request: &Request) {
-        assert_eq!(self.ask(request), Reply::Done);
+        assert_eq!(self.process.ask(request), Reply::Done);
     }
 
     fn status(&self) -> DiskStatus {
-        match self.ask(&Request::Status) {
+        match self.process.ask(&Request::Status) {
             Reply::Status { disks, .. } => disks.into_iter().next().unwrap(),
             other => panic!("{other:?}"),
         }
@@ -210,7 +144,7 @@ impl Vm {
     /// Whether it is exact, and how much is suspect.
     fn track(&self, begin: bool) -> (bool, Bytes) {
         let relationship = self.relationship;
-        match self.ask(&Request::Track {
+        match self.process.ask(&Request::Track {
             relationship,
             begin,
         }) {
@@ -260,7 +194,7 @@ impl Vm {
             time: jiff::Timestamp::now(),
             consistency: Consistency::Crash,
         };
-        let reply = self.ask(&Request::Cut {
+        let reply = self.process.ask(&Request::Cut {
             header,
             file: file.clone(),
         });
@@ -277,23 +211,7 @@ impl Vm {
     /// The twin takes a segment; how many bytes it holds.
     fn apply(&mut self, file: &Path) -> usize {
         let segment = SegmentReader::open(file).unwrap();
-        let mut shipped = 0;
-        for run in segment.runs() {
-            let run = run.unwrap();
-            let at = usize::try_from(run.block).unwrap() * BLOCK;
-            let len = run.count as usize * BLOCK;
-            shipped += len;
-            let place = &mut self.twin[at..at + len];
-            match run.source {
-                Source::Zero => place.fill(0),
-                Source::Frame { frame, skip } => {
-                    let content = segment.read_frame(frame).unwrap();
-                    let skip = usize::from(skip) * BLOCK;
-                    place.copy_from_slice(&content[skip..skip + len]);
-                }
-            }
-        }
-        shipped
+        process::apply(&segment, &mut self.twin)
     }
 
     /// The twin gets all that is marked, and says so; how many bytes that were. It is the disk then.
@@ -302,7 +220,7 @@ impl Vm {
         let shipped = self.apply(&file);
         self.done(&Request::Confirm { file: file.clone() });
         assert!(!file.exists());
-        assert!(self.content() == self.twin, "the twin differs");
+        assert!(self.content() == self.twin[0], "the twin differs");
         assert_eq!(self.tracking().unconfirmed, Bytes(0));
         shipped
     }
@@ -322,7 +240,7 @@ impl Vm {
         let mut from = Some(0);
         while let Some(at) = from {
             let limit = 3;
-            let reply = self.ask(&Request::Hashes {
+            let reply = self.process.ask(&Request::Hashes {
                 disk,
                 from: at,
                 limit,
@@ -334,7 +252,8 @@ impl Vm {
             let mut compared = Vec::new();
             for found in regions {
                 let at = usize::try_from(found.region).unwrap() * MIB;
-                let theirs = BlockHashes::of(&self.twin[at..self.twin.len().min(at + MIB)]);
+                let twin = &self.twin[0];
+                let theirs = BlockHashes::of(&twin[at..twin.len().min(at + MIB)]);
                 assert_eq!(theirs.blocks(), found.hashes.blocks());
                 seen.push(found.region);
                 compared.push(Compared {
@@ -350,28 +269,12 @@ impl Vm {
         seen
     }
 
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
     /// All is compared, nothing but what differs is sent.
     fn compares_everything(&mut self, differs: usize, why: &str) {
         assert_eq!(self.track(false), (false, mib(REGIONS)));
         assert_eq!(self.compare(), (0..REGIONS).collect::<Vec<_>>());
         assert_eq!(self.ship(), differs);
-        assert!(self.log().contains(why), "{why}");
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
+        assert!(self.process.log().contains(why), "{why}");
     }
 }
 
@@ -379,8 +282,8 @@ impl Drop for Vm {
 fn a_kill_between_any_two_steps_of_an_epoch_leaves_exactly_what_was_not_sent() {
     let mut vm = Vm::new(1);
     let again = |vm: &mut Vm| {
-        vm.kill();
-        vm.start();
+        vm.process.kill();
+        vm.process.start();
         assert_eq!(vm.track(false), (true, Bytes(0)));
     };
     vm.write(MIB, 3 * BLOCK);
@@ -415,7 +318,7 @@ fn after_a_reboot_what_was_not_confirmed_is_compared_and_only_what_differs_is_se
     let mut vm = Vm::new(2);
     // Everything was armed when tracking began; closed in order, nothing is.
     vm.close();
-    vm.start();
+    vm.process.start();
     assert_eq!(vm.tracking().armed, Bytes(0));
     vm.write(MIB, BLOCK);
     vm.write(4 * MIB, 2 * BLOCK);
@@ -432,8 +335,8 @@ fn after_a_reboot_what_was_not_confirmed_is_compared_and_only_what_differs_is_se
     assert_eq!(vm.ship(), 5 * BLOCK, "the twin had the rest");
     // Now nothing is missing any more.
     vm.close();
-    vm.cut_power_of_nobody();
-    vm.start();
+    vm.lose_memory();
+    vm.process.start();
     assert_eq!(vm.track(false), (true, Bytes(0)));
 }
 
@@ -441,13 +344,13 @@ fn after_a_reboot_what_was_not_confirmed_is_compared_and_only_what_differs_is_se
 fn a_reboot_while_regions_are_compared_begins_the_comparison_again() {
     let mut vm = Vm::new(3);
     vm.close();
-    vm.start();
+    vm.process.start();
     vm.write(2 * MIB, BLOCK);
     vm.reboot();
     let (_, suspect) = vm.track(false);
     vm.write(7 * MIB, BLOCK);
-    vm.kill();
-    vm.start();
+    vm.process.kill();
+    vm.process.start();
     assert_eq!(vm.track(false), (false, suspect), "a kill forgets none");
     vm.reboot();
     let (_, again) = vm.track(false);
@@ -462,11 +365,11 @@ fn a_disk_that_was_changed_while_it_was_closed_is_compared_as_a_whole() {
         let mut vm = Vm::new(4);
         vm.close();
         if reboots {
-            vm.cut_power_of_nobody();
+            vm.lose_memory();
         }
         let file = fs::File::options().write(true).open(vm.path("raw"));
         file.unwrap().write_all_at(&[7; BLOCK], 3 << 20).unwrap();
-        vm.start();
+        vm.process.start();
         vm.compares_everything(BLOCK, "changed while it was closed");
     }
 }
@@ -478,13 +381,13 @@ fn a_disk_with_another_file_in_its_place_is_compared_as_a_whole() {
         if reboots {
             vm.cut_power();
         } else {
-            vm.kill();
+            vm.process.kill();
         }
         let mut content = fs::read(vm.path("raw")).unwrap();
         content[MIB..MIB + BLOCK].fill(9);
         fs::write(vm.path("copy"), content).unwrap();
         fs::rename(vm.path("copy"), vm.path("raw")).unwrap();
-        vm.start();
+        vm.process.start();
         vm.compares_everything(BLOCK, "another one than before");
     }
 }
@@ -498,7 +401,7 @@ fn another_relationship_and_a_replica_that_was_restored_are_compared_as_a_whole(
     vm.compare();
     assert_eq!(vm.ship(), BLOCK);
     assert_eq!(vm.track(false), (true, Bytes(0)));
-    vm.twin[2 * MIB..2 * MIB + BLOCK].fill(1);
+    vm.twin[0][2 * MIB..2 * MIB + BLOCK].fill(1);
     vm.done(&Request::Suspect);
     assert_eq!(vm.compare().len() as u64, REGIONS);
     assert_eq!(vm.ship(), BLOCK);
@@ -515,15 +418,15 @@ fn another_relationship_and_a_replica_that_was_restored_are_compared_as_a_whole(
 fn a_log_that_is_lost_costs_nothing_after_a_kill_and_a_whole_comparison_after_a_reboot() {
     let mut vm = Vm::new(7);
     vm.write(0, BLOCK);
-    vm.kill();
+    vm.process.kill();
     fs::remove_file(vm.log_file()).unwrap();
-    vm.start();
+    vm.process.start();
     assert_eq!(vm.track(false), (true, Bytes(0)));
     assert_eq!(vm.tracking().armed, mib(REGIONS), "a new one");
     assert_eq!(vm.tracking().log, LogStatus::Kept);
     vm.cut_power();
     fs::remove_file(vm.log_file()).unwrap();
-    vm.start();
+    vm.process.start();
     assert_eq!(vm.track(false), (false, mib(REGIONS)));
     vm.compare();
     assert_eq!(vm.ship(), BLOCK);
@@ -533,7 +436,7 @@ fn a_log_that_is_lost_costs_nothing_after_a_kill_and_a_whole_comparison_after_a_
 fn a_torn_log_is_what_it_was_before_and_one_without_a_valid_page_arms_what_it_covers() {
     let mut vm = Vm::new(8);
     vm.close();
-    vm.start();
+    vm.process.start();
     vm.write(MIB, BLOCK);
     vm.cut_power();
     // Two copies of the header, then two of the only page of bits.
@@ -544,16 +447,16 @@ fn a_torn_log_is_what_it_was_before_and_one_without_a_valid_page_arms_what_it_co
         }
     };
     spoil(&vm, 0..1);
-    vm.start();
+    vm.process.start();
     let (exact, suspect) = vm.track(false);
     assert!(!exact && suspect < mib(REGIONS), "one header is left");
     vm.cut_power();
     spoil(&vm, 2..4);
-    vm.start();
+    vm.process.start();
     assert_eq!(vm.track(false), (false, mib(REGIONS)), "no page of bits");
     vm.cut_power();
     spoil(&vm, 0..2);
-    vm.start();
+    vm.process.start();
     assert_eq!(vm.status().tracking, None, "for whom is unknown");
     assert_eq!(vm.track(false), (false, mib(REGIONS)), "no header");
     vm.compare();
@@ -627,7 +530,7 @@ fn a_disk_that_grew_has_its_new_part_compared_after_a_reboot() {
     for reloads in [true, false] {
         let mut vm = Vm::new(10);
         vm.close();
-        vm.start();
+        vm.process.start();
         if !reloads {
             vm.close();
         }
@@ -636,135 +539,24 @@ fn a_disk_that_grew_has_its_new_part_compared_after_a_reboot() {
         file.unwrap().set_len(size as u64).unwrap();
         vm.config.disks[0].size = Bytes(size as u64);
         vm.config.generation += 1;
-        vm.write_config();
-        vm.twin.resize(size, 0xee);
+        vm.process.configure(&vm.config);
+        vm.twin[0].resize(size, 0xee);
         if reloads {
             vm.done(&Request::Reload);
             assert_eq!(vm.track(false), (true, Bytes(0)));
             vm.cut_power();
-            vm.start();
+            vm.process.start();
             let (_, suspect) = vm.track(false);
             assert_eq!(suspect, mib(3), "and the region in which it ended");
             assert_eq!(vm.compare(), [7, 8, 9]);
             assert_eq!(vm.ship(), 2 * MIB);
         } else {
             // Closed meanwhile: the file does not look as it did.
-            vm.start();
+            vm.process.start();
             assert_eq!(vm.track(false), (false, mib(10)));
             vm.compare();
             assert_eq!(vm.ship(), 2 * MIB);
         }
-    }
-}
-
-impl Vm {
-    /// The host was shut down in order: tmpfs is empty.
-    fn cut_power_of_nobody(&self) {
-        for name in ["run", "outbox"] {
-            fs::remove_dir_all(self.path(name)).unwrap();
-            fs::create_dir(self.path(name)).unwrap();
-        }
-    }
-
-    fn stack(&mut self, overlays: &[(CheckpointId, &str)]) {
-        let mut stack = StackSpec::Raw {
-            file: self.path("raw"),
-        };
-        for (checkpoint, name) in overlays {
-            stack = StackSpec::Overlay {
-                file: self.path(name),
-                map: self.path(&format!("{name}.map")),
-                checkpoint: Some(*checkpoint),
-                below: Box::new(stack),
-            };
-        }
-        self.config.disks[0].stack = stack;
-        self.config.generation += 1;
-        self.write_config();
-    }
-}
-
-#[test]
-fn a_checkpoint_that_was_applied_right_before_a_power_cut_is_seen() {
-    let mut vm = Vm::new(11);
-    vm.close();
-    vm.start();
-    let checkpoint = CheckpointId::random();
-    vm.stack(&[(checkpoint, "first")]);
-    vm.done(&Request::Reload);
-    vm.write(0, 2 * BLOCK);
-    vm.write(4 * MIB, BLOCK);
-    // The twin has all of it, and the log has forgotten it.
-    vm.ship();
-    vm.close();
-    vm.start();
-    assert_eq!(vm.tracking().armed, Bytes(0));
-    // Applied: what was written since is thrown away.
-    vm.stack(&[(checkpoint, "second")]);
-    vm.done(&Request::Reload);
-    vm.reboot();
-    let (exact, suspect) = vm.track(false);
-    assert!(!exact && suspect < mib(REGIONS), "{suspect}");
-    let compared = vm.compare();
-    assert!(compared.contains(&0) && compared.contains(&4));
-    assert_eq!(vm.ship(), 3 * BLOCK);
-}
-
-#[test]
-fn a_checkpoint_that_is_applied_while_no_diskd_runs_has_the_whole_disk_compared() {
-    let mut vm = Vm::new(12);
-    let checkpoint = CheckpointId::random();
-    vm.stack(&[(checkpoint, "first")]);
-    vm.done(&Request::Reload);
-    vm.write(0, 2 * BLOCK);
-    vm.ship();
-    vm.cut_power();
-    vm.stack(&[(checkpoint, "second")]);
-    vm.start();
-    vm.compares_everything(2 * BLOCK, "another stack than before");
-}
-
-#[test]
-fn a_checkpoint_that_was_merged_right_before_a_power_cut_changes_nothing() {
-    for reloads in [false, true] {
-        let mut vm = Vm::new(13);
-        vm.close();
-        vm.start();
-        let checkpoint = CheckpointId::random();
-        vm.stack(&[(checkpoint, "first")]);
-        vm.done(&Request::Reload);
-        vm.write(0, 2 * BLOCK);
-        vm.write(4 * MIB, BLOCK);
-        assert_eq!(vm.guest().call(0, FLUSH, 0, 0, &[]).error, 0);
-        vm.ship();
-        let drain = |vm: &Vm, limit: u64| {
-            let reply = vm.ask(&Request::Drain {
-                disk: vm.config.disks[0].id,
-                checkpoint,
-                limit: Bytes(limit),
-            });
-            match reply {
-                Reply::Drained { left } => left,
-                other => panic!("{other:?}"),
-            }
-        };
-        let equal = |vm: &mut Vm, when: &str| {
-            vm.reboot();
-            let (_, suspect) = vm.track(false);
-            assert!(suspect < mib(REGIONS), "{when}");
-            vm.compare();
-            assert_eq!(vm.ship(), 0, "{when}");
-        };
-        assert!(drain(&vm, BLOCK_SIZE) > Bytes(0));
-        equal(&mut vm, "in the middle of the merge");
-        assert!(vm.status().overlays[0].draining, "it goes on");
-        assert_eq!(drain(&vm, 1 << 30), Bytes(0));
-        vm.stack(&[]);
-        if reloads {
-            vm.done(&Request::Reload);
-        }
-        equal(&mut vm, "when it was let go");
-        assert!(vm.status().overlays.is_empty());
     }
 }
 
@@ -793,7 +585,7 @@ fn what_can_neither_be_compared_nor_known_is_refused() {
             }],
         },
     ] {
-        match vm.ask(&request) {
+        match vm.process.ask(&request) {
             Reply::Refused { problem } => assert_eq!(problem.code, Code::Invalid, "{problem}"),
             other => panic!("{other:?}"),
         }
@@ -812,6 +604,9 @@ fn what_can_neither_be_compared_nor_known_is_refused() {
     };
     for from in [0, REGIONS, u64::MAX] {
         let (regions, next) = (Vec::new(), None);
-        assert_eq!(vm.ask(&hashes(from)), Reply::Hashes { regions, next });
+        assert_eq!(
+            vm.process.ask(&hashes(from)),
+            Reply::Hashes { regions, next }
+        );
     }
 }

@@ -5,26 +5,21 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod nbd_support;
+mod process;
 mod support;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command};
 
-use journal::{Consistency, Content, DiskExtent, Header, SegmentReader, Source};
+use journal::{Consistency, Content, DiskExtent, Header, SegmentReader};
 use model::{
     BLOCK_SIZE, Bytes, CheckpointId, DiskId, Lineage, RelationshipId, SeedId, Since, VmId,
 };
 use nbd_support::{Client, go};
-use pollux_diskd::config::{
-    CONTROL_SOCKET, Config, DiskConfig, Front, READY, StackSpec, disk_socket, nbd_socket,
-};
+use pollux_diskd::config::{Config, DiskConfig, Front, StackSpec, disk_socket, nbd_socket};
 use pollux_diskd::control::{DiskStatus, Reply, Request};
+use process::Process;
 use support::{Guest, SLOTS};
 use testkit::{Rng, seeds};
 
@@ -53,8 +48,7 @@ struct Checkpoint {
 struct Vm {
     folder: tempfile::TempDir,
     config: Config,
-    listeners: Vec<(String, UnixListener)>,
-    process: Option<Child>,
+    process: Process,
     guests: Vec<Guest>,
     /// What the guests must see.
     models: Vec<Vec<u8>>,
@@ -77,12 +71,12 @@ impl Vm {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = |name: &str| folder.path().join(name);
         let size = Bytes(BLOCKS * BLOCK_SIZE);
-        let mut names = vec![CONTROL_SOCKET.to_owned()];
+        let mut sockets = Vec::new();
         let mut disks = Vec::new();
         for slot in 0..u8::try_from(DISKS).unwrap() {
             let file = path(&format!("{slot}.raw"));
             fs::File::create(&file).unwrap().set_len(size.0).unwrap();
-            names.extend([disk_socket(slot), nbd_socket(slot)]);
+            sockets.extend([disk_socket(slot), nbd_socket(slot)]);
             disks.push(DiskConfig {
                 id: DiskId::random(),
                 slot,
@@ -93,10 +87,6 @@ impl Vm {
                 tracking: path("tracking"),
             });
         }
-        let listen = |name: String| {
-            let listener = UnixListener::bind(path(&name)).unwrap();
-            (name, listener)
-        };
         let config = Config {
             vm: VmId::random(),
             term: 1,
@@ -106,10 +96,9 @@ impl Vm {
         };
         let zeroes = vec![0; usize::try_from(size.0).unwrap()];
         let mut vm = Self {
-            listeners: names.into_iter().map(listen).collect(),
+            process: Process::new(folder.path(), sockets),
             folder,
             config,
-            process: None,
             guests: Vec::new(),
             models: vec![zeroes.clone(); DISKS],
             replicas: vec![zeroes; DISKS],
@@ -121,8 +110,8 @@ impl Vm {
             stems: 0,
             rng: Rng::new(seed),
         };
-        vm.write_config();
-        vm.start();
+        vm.process.configure(&vm.config);
+        vm.process.start();
         if front == Front::VhostUser {
             for disk in 0..DISKS {
                 let mut guest = Guest::new();
@@ -142,84 +131,8 @@ impl Vm {
         self.path(&disk_socket(u8::try_from(disk).unwrap()))
     }
 
-    fn write_config(&self) {
-        let text = serde_json::to_vec(&self.config).unwrap();
-        fs::write(self.path("diskd.json.new"), text).unwrap();
-        fs::rename(self.path("diskd.json.new"), self.path("diskd.json")).unwrap();
-    }
-
-    /// Starts diskd and waits until it says that it is ready.
-    fn start(&mut self) {
-        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let mut names: Vec<&str> = self
-            .listeners
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
-        names.push(READY);
-        // Above those that they are to become.
-        let high = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap();
-        let mut passed: Vec<OwnedFd> = self
-            .listeners
-            .iter()
-            .map(|(_, socket)| high(socket.as_fd()))
-            .collect();
-        passed.push(high(told.as_fd()));
-        let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("log"))
-            .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-diskd"));
-        command
-            .stderr(log)
-            .arg(self.path("diskd.json"))
-            .env("LISTEN_FDS", names.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"));
-        #[allow(unsafe_code, reason = "descriptors are passed on")]
-        // SAFETY: dup2 is async-signal-safe, and nothing is allocated.
-        unsafe {
-            command.pre_exec(move || {
-                for (target, number) in (3..).zip(&numbers) {
-                    if libc::dup2(*number, target) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
-        }
-        self.process = Some(command.spawn().unwrap());
-        drop((passed, told));
-        let mut bytes = Vec::new();
-        fs::File::from(ready).read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes.len(), 1, "it did not get ready");
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
-    }
-
-    fn send(&self, request: &Request) -> UnixStream {
-        let mut stream = UnixStream::connect(self.path(CONTROL_SOCKET)).unwrap();
-        let mut line = serde_json::to_vec(request).unwrap();
-        line.push(b'\n');
-        stream.write_all(&line).unwrap();
-        stream
-    }
-
-    fn ask(&self, request: &Request) -> Reply {
-        let mut line = String::new();
-        BufReader::new(self.send(request))
-            .read_line(&mut line)
-            .unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
     fn status(&self) -> (u64, Vec<DiskStatus>) {
-        match self.ask(&Request::Status) {
+        match self.process.ask(&Request::Status) {
             Reply::Status {
                 generation, disks, ..
             } => (generation, disks),
@@ -229,7 +142,7 @@ impl Vm {
 
     fn track(&self) -> bool {
         let relationship = self.relationship;
-        match self.ask(&Request::Track {
+        match self.process.ask(&Request::Track {
             relationship,
             begin: true,
         }) {
@@ -257,7 +170,7 @@ impl Vm {
             }
             disk.stack = stack;
         }
-        self.write_config();
+        self.process.configure(&self.config);
     }
 
     fn stem(&mut self) -> String {
@@ -396,8 +309,8 @@ impl Vm {
 
     /// Kills it, with `changed` on its way, and starts it again.
     fn kill_and_start(&mut self, changed: Option<Vec<HashMap<usize, Vec<u8>>>>) {
-        self.kill();
-        self.start();
+        self.process.kill();
+        self.process.start();
         let mut left = [0; DISKS];
         for (disk, left) in left.iter_mut().enumerate() {
             let socket = self.socket(disk);
@@ -417,7 +330,7 @@ impl Vm {
     /// Has the configuration file read again, or killed while it does, in some runs.
     fn reload(&mut self, changed: Option<Vec<HashMap<usize, Vec<u8>>>>, kill: bool) {
         if kill {
-            let stream = self.send(&Request::Reload);
+            let stream = self.process.send(&Request::Reload);
             // At no time in particular.
             for _ in 0..self.rng.below(2000) {
                 std::hint::black_box(self.rng.bits());
@@ -428,7 +341,7 @@ impl Vm {
             self.kill_and_start(changed);
             drop(stream);
         } else {
-            let reply = self.ask(&Request::Reload);
+            let reply = self.process.ask(&Request::Reload);
             assert_eq!(reply, Reply::Done);
             if let Some(changed) = changed {
                 self.settle([SLOTS; DISKS], changed);
@@ -507,7 +420,7 @@ impl Vm {
                     checkpoint,
                     limit,
                 };
-                match self.ask(&request) {
+                match self.process.ask(&request) {
                     Reply::Drained { left } => whole &= left == Bytes(0),
                     other => panic!("{other:?}"),
                 }
@@ -531,7 +444,7 @@ impl Vm {
             }
             if kill && self.rng.once_in(3) {
                 let changed = self.offer();
-                let stream = self.send(&Request::Drain {
+                let stream = self.process.send(&Request::Drain {
                     disk: self.config.disks[0].id,
                     checkpoint,
                     limit,
@@ -583,44 +496,15 @@ impl Vm {
             time: jiff::Timestamp::now(),
             consistency: Consistency::Crash,
         };
-        let reply = self.ask(&Request::Cut {
+        let reply = self.process.ask(&Request::Cut {
             header,
             file: file.clone(),
         });
         assert!(matches!(reply, Reply::Staged(_)), "{reply:?}");
         let segment = SegmentReader::open(&file).unwrap();
-        for run in segment.runs() {
-            let run = run.unwrap();
-            let at = usize::try_from(run.block).unwrap() * BLOCK;
-            let len = run.count as usize * BLOCK;
-            let place = &mut self.replicas[usize::from(run.disk)][at..at + len];
-            match run.source {
-                Source::Zero => place.fill(0),
-                Source::Frame { frame, skip } => {
-                    let content = segment.read_frame(frame).unwrap();
-                    let skip = usize::from(skip) * BLOCK;
-                    place.copy_from_slice(&content[skip..skip + len]);
-                }
-            }
-        }
+        process::apply(&segment, &mut self.replicas);
         fs::remove_file(file).unwrap();
         assert!(self.replicas == self.models, "the replica differs");
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
     }
 }
 
@@ -651,8 +535,8 @@ fn checkpoints_come_and_go_under_a_guest_and_kills_and_nobody_sees_a_difference(
         }
         vm.cut();
         vm.verify("at the end");
-        assert_eq!(vm.ask(&Request::Shutdown), Reply::Done);
-        assert!(vm.process.take().unwrap().wait().unwrap().success());
+        assert_eq!(vm.process.ask(&Request::Shutdown), Reply::Done);
+        assert!(vm.process.exit().success());
     }
     assert!(kills > 50, "{kills}");
 }
@@ -672,8 +556,8 @@ fn a_guest_without_virtio_has_its_disk_over_nbd_and_others_only_read() {
     let name = format!("checkpoint/{}", vm.checkpoints[0].id);
     let mut frozen = Client::open(&socket, &name, true);
     assert_eq!(frozen.read(0, 8192), [1; 8192]);
-    vm.kill();
-    vm.start();
+    vm.process.kill();
+    vm.process.start();
     let mut guest = Client::open(&socket, "guest", true);
     assert_eq!(guest.read(4096, 4096), [2; 4096]);
     assert_eq!(vm.status().1[0].dirty, vm.config.disks[0].size);
@@ -741,8 +625,8 @@ fn what_cannot_be_reached_is_refused_and_changes_nothing() {
     for (config, why) in wrong {
         vm.config = config;
         vm.config.generation += 1;
-        vm.write_config();
-        match vm.ask(&Request::Reload) {
+        vm.process.configure(&vm.config);
+        match vm.process.ask(&Request::Reload) {
             Reply::Refused { problem } => {
                 assert!(problem.to_string().contains(why), "{why}: {problem}");
             }
@@ -760,13 +644,16 @@ fn what_cannot_be_reached_is_refused_and_changes_nothing() {
         vm.verify(why);
     }
     fs::write(vm.path("diskd.json"), b"{").unwrap();
-    assert!(matches!(vm.ask(&Request::Reload), Reply::Refused { .. }));
+    assert!(matches!(
+        vm.process.ask(&Request::Reload),
+        Reply::Refused { .. }
+    ));
     let drain = |checkpoint| Request::Drain {
         disk: good.disks[0].id,
         checkpoint,
         limit: Bytes(1 << 20),
     };
-    let reply = vm.ask(&drain(CheckpointId::random()));
+    let reply = vm.process.ask(&drain(CheckpointId::random()));
     assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
     vm.config = good.clone();
     vm.checkpoint(false);
@@ -782,7 +669,7 @@ fn a_checkpoint_is_not_applied_once_it_is_being_merged() {
     let good = vm.config.clone();
     vm.write();
     for disk in &good.disks {
-        let reply = vm.ask(&Request::Drain {
+        let reply = vm.process.ask(&Request::Drain {
             disk: disk.id,
             checkpoint,
             limit: Bytes(BLOCK_SIZE),
@@ -803,15 +690,15 @@ fn a_checkpoint_is_not_applied_once_it_is_being_merged() {
         };
     }
     vm.config.generation += 1;
-    vm.write_config();
-    match vm.ask(&Request::Reload) {
+    vm.process.configure(&vm.config);
+    match vm.process.ask(&Request::Reload) {
         Reply::Refused { problem } => {
             assert!(problem.to_string().contains("is being merged"), "{problem}");
         }
         other => panic!("{other:?}"),
     }
     vm.config = good;
-    vm.write_config();
+    vm.process.configure(&vm.config);
     vm.write();
     vm.checkpoints[0].held = None;
     vm.verify("and it goes on");

@@ -1,0 +1,141 @@
+//! How a process ends, and what the next one knows.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+
+use model::{Bytes, RelationshipId};
+use pollux_diskd::config::disk_socket;
+use pollux_diskd::control::{Reply, Request};
+
+use super::support::Guest;
+use super::{BLOCK, FLUSH, READ, SIZE, Vm, WRITE};
+
+#[test]
+fn sigterm_closes_in_order_and_the_marks_are_exact_unless_the_disk_is_changed_meanwhile() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    vm.process.launch();
+    assert!(vm.track(relationship), "nothing was changed");
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    let disk = fs::File::options()
+        .write(true)
+        .open(vm.path("0.raw"))
+        .unwrap();
+    disk.write_all_at(b"behind", 0).unwrap();
+    vm.process.launch();
+    assert!(!vm.track(relationship), "it was changed");
+}
+
+#[test]
+fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
+    /// Word of the state file that says that a flush failed.
+    const FLUSH_FAILED: u64 = 4;
+    const IO_ERROR: u8 = 1;
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    let socket = vm.path(&disk_socket(0));
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    vm.poke_state(0, FLUSH_FAILED, 1);
+    let refuses = |guest: &mut Guest, when: &str| {
+        assert_eq!(guest.run(WRITE, 0, BLOCK), IO_ERROR, "{when}");
+        assert_eq!(guest.run(FLUSH, 0, 0), IO_ERROR, "{when}");
+        assert_eq!(guest.run(READ, 0, BLOCK), 0, "{when}");
+    };
+    refuses(&mut guest, "at once");
+    vm.process.kill();
+    vm.process.launch();
+    guest.disconnect();
+    guest.connect(&socket);
+    refuses(&mut guest, "after a kill");
+    assert!(vm.track(relationship), "a kill loses no mark");
+    // Closed under a guest that runs on: it must not be told that all is well.
+    match vm.process.ask(&Request::Shutdown) {
+        Reply::Refused { problem } => {
+            assert!(problem.reason.contains("may be lost"), "{problem}");
+            assert!(problem.way_out.contains("start the VM"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!vm.process.exit().success());
+    vm.process.launch();
+    guest.disconnect();
+    guest.connect(&socket);
+    refuses(&mut guest, "after a close under the guest");
+    // The guest is gone: this is the end of it.
+    guest.disconnect();
+    vm.terminate();
+    assert!(!vm.process.exit().success(), "not all is durable");
+    vm.process.launch();
+    assert!(!vm.track(relationship), "every block counts as changed");
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(guest.run(FLUSH, 0, 0), 0);
+    match vm.process.ask(&Request::Status) {
+        Reply::Status { disks, .. } => {
+            assert!(disks.iter().all(|disk| disk.dirty == Bytes(SIZE)));
+            assert!(disks.iter().all(|disk| !disk.flush_failed));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(vm.process.ask(&Request::Shutdown), Reply::Done);
+    assert!(vm.process.exit().success());
+    assert!(
+        vm.process
+            .log()
+            .contains("a flush failed before the disk was closed")
+    );
+}
+
+#[test]
+fn an_owner_that_panics_takes_the_process_down() {
+    let mut vm = Vm::new(64 << 20);
+    vm.track(RelationshipId::random());
+    // The owner finds an epoch sealed that it has not begun.
+    vm.poke_state(1, 1, 2);
+    let (request, _) = vm.cut_request();
+    let _waits = vm.process.send(&request);
+    assert_eq!(vm.process.exit().signal(), Some(libc::SIGABRT));
+    assert!(vm.process.log().contains("one epoch is sealed at a time"));
+    vm.process.launch();
+    vm.cut();
+}
+
+#[test]
+fn after_a_power_cut_the_armed_regions_are_suspect_and_without_a_log_the_whole_disk() {
+    let mut vm = Vm::new(64 << 20);
+    fs::create_dir_all(vm.path("tracking")).unwrap();
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    vm.seed();
+    let (_, file) = vm.cut();
+    assert_eq!(vm.process.ask(&Request::Confirm { file }), Reply::Done);
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    assert_eq!(vm.reboot(relationship), Bytes(0), "closed in order");
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(vm.reboot(relationship), Bytes(1 << 20), "one region");
+    let log =
+        |vm: &Vm, disk: usize| vm.path(&format!("tracking/{}.intent", vm.config.disks[disk].id));
+    vm.process.kill();
+    let spoiled = fs::File::options().write(true).open(log(&vm, 0)).unwrap();
+    // Both copies of the header.
+    spoiled.write_all_at(&[0xa5; 2 * BLOCK], 0).unwrap();
+    assert_eq!(
+        vm.reboot(relationship),
+        Bytes(SIZE),
+        "the log of disk 0 cannot be read"
+    );
+    vm.process.kill();
+    fs::remove_file(log(&vm, 1)).unwrap();
+    assert_eq!(vm.reboot(relationship), Bytes(2 * SIZE), "disk 1 has none");
+}

@@ -1,0 +1,193 @@
+//! A twin that runs above a point of a journal.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use journal::{Content, Journal};
+use model::{PointId, RelationshipId};
+use pollux_diskd::config::{StackSpec, disk_socket};
+use pollux_diskd::control::{Reply, Request};
+use testkit::Rng;
+
+use super::support::Guest;
+use super::{BLOCK, BLOCKS, FLUSH, READ, SIZE, Vm, WRITE, churn};
+
+/// What the guest reads of its disk.
+fn read_all(guest: &mut Guest) -> Vec<u8> {
+    let mut content = Vec::new();
+    let step = 16 * BLOCK;
+    for at in 0..usize::try_from(SIZE).unwrap() / step {
+        assert_eq!(guest.run(READ, (at * step / 512) as u64, step), 0);
+        content.extend(guest.peek(Guest::data(0), step));
+    }
+    content
+}
+
+/// A VM that was replicated up to a point, and its twin above that point.
+struct Pair {
+    primary: Vm,
+    twin: Vm,
+    /// The journal.
+    folder: PathBuf,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        let mut primary = Vm::new(64 << 20);
+        primary.track(RelationshipId::random());
+        let extents = primary
+            .header(Content::Seed {
+                seed: primary.seed,
+                part: 0,
+            })
+            .disks;
+        let folder = primary.path("journal");
+        let vm = primary.config.vm;
+        primary.journal = Some(Journal::create(&folder, vm, &extents, primary.seed).unwrap());
+        fs::create_dir_all(folder.join(Journal::INCOMING)).unwrap();
+        let mut rng = Rng::new(seed);
+        let mut guest = primary.guest(0);
+        churn(&mut guest, &mut rng, BLOCKS, 600);
+        primary.seed();
+        churn(&mut guest, &mut rng, BLOCKS, 100);
+        let (_, file) = primary.cut();
+        primary.ship(&file);
+        let point = PointId {
+            term: primary.lineage.current().id,
+            sequence: primary.sequence,
+        };
+        primary
+            .journal
+            .as_mut()
+            .unwrap()
+            .pin(point, "test")
+            .unwrap();
+
+        let ids = [primary.config.disks[0].id, primary.config.disks[1].id];
+        let twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
+            file,
+            map,
+            checkpoint: None,
+            below: Box::new(StackSpec::Point {
+                journal: folder.clone(),
+                point,
+            }),
+        });
+        Self {
+            primary,
+            twin,
+            folder,
+        }
+    }
+}
+
+#[test]
+fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
+    let Pair {
+        primary, mut twin, ..
+    } = Pair::new(8);
+    let mut rng = Rng::new(9);
+    let socket = twin.path(&disk_socket(0));
+    let mut guest = twin.guest(0);
+    let mut model = primary.replicas[0].clone();
+    assert!(read_all(&mut guest) == model, "the point");
+    for number in 0..200_u64 {
+        let sectors = 1 + rng.below(20);
+        let at = rng.below(SIZE / 512 - sectors);
+        let bytes = rng.bytes(usize::try_from(sectors * 512).unwrap());
+        guest.poke(Guest::data(0), &bytes);
+        assert_eq!(guest.run(WRITE, at, bytes.len()), 0, "write {number}");
+        let start = usize::try_from(at * 512).unwrap();
+        model[start..start + bytes.len()].copy_from_slice(&bytes);
+    }
+    assert!(read_all(&mut guest) == model, "above the point");
+    twin.process.kill();
+    guest.disconnect();
+    twin.process.launch();
+    guest.connect(&socket);
+    assert!(read_all(&mut guest) == model, "after kill -9");
+    assert_eq!(twin.process.ask(&Request::Shutdown), Reply::Done);
+    assert!(twin.process.exit().success());
+}
+
+#[test]
+fn what_a_point_lost_or_holds_corrupt_is_an_error_for_the_guest_and_said_in_the_log() {
+    const IO_ERROR: u8 = 1;
+    let Pair {
+        primary,
+        twin,
+        folder,
+    } = Pair::new(10);
+    let point = &primary.replicas[0];
+    let mut guest = twin.guest(0);
+    // How many blocks could not be read; the others must be right.
+    let mut lost = || {
+        let mut lost = 0;
+        for (block, expected) in (0..).zip(point.chunks(BLOCK)) {
+            match guest.run(READ, block * 8, BLOCK) {
+                0 => assert!(
+                    guest.peek(Guest::data(0), BLOCK) == expected,
+                    "block {block} is wrong"
+                ),
+                status => {
+                    assert_eq!(status, IO_ERROR);
+                    // Nor can a part of it be written: the rest has to come from below.
+                    assert_eq!(guest.run(WRITE, block * 8, 512), IO_ERROR);
+                    lost += 1;
+                }
+            }
+        }
+        lost
+    };
+    let segments: Vec<PathBuf> = fs::read_dir(folder.join("segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let [segment] = &segments[..] else {
+        panic!("{segments:?}");
+    };
+    let name = segment.file_name().unwrap().to_str().unwrap();
+
+    let away = folder.join("away");
+    fs::rename(segment, &away).unwrap();
+    let gone = lost();
+    assert!(gone > 10, "{gone}: the point builds on it");
+    let log = twin.process.log();
+    assert!(log.contains("cannot read the point") && log.contains(name));
+    assert!(log.contains(&twin.config.disks[0].id.to_string()));
+    fs::rename(&away, segment).unwrap();
+
+    let content = fs::read(segment).unwrap();
+    let file = fs::File::options().write(true).open(segment).unwrap();
+    let middle = content.len() / 2;
+    file.write_all_at(&[!content[middle]], middle as u64)
+        .unwrap();
+    let corrupt = lost();
+    assert!(
+        corrupt > 0 && corrupt <= 16 && corrupt < gone,
+        "{corrupt}: those of one frame"
+    );
+    file.write_all_at(&content, 0).unwrap();
+    assert_eq!(lost(), 0, "nothing was done to it");
+    assert!(twin.process.log().lines().count() < 60, "sparingly");
+}
+
+#[test]
+fn an_overlay_whose_content_is_gone_is_not_served_as_zeroes() {
+    let mut pair = Pair::new(11);
+    let twin = &mut pair.twin;
+    let mut guest = twin.guest(0);
+    guest.poke(Guest::data(0), &[7; BLOCK]);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    assert_eq!(guest.run(FLUSH, 0, 0), 0);
+    twin.process.kill();
+    fs::remove_file(twin.path("0.raw")).unwrap();
+    twin.process.launch();
+    assert!(!twin.process.exit().success());
+    assert!(
+        twin.process.log().contains("put the file back"),
+        "{}",
+        twin.process.log()
+    );
+}
