@@ -467,13 +467,13 @@ fn a_torn_log_is_what_it_was_before_and_one_without_a_valid_page_arms_what_it_co
 fn a_log_that_can_be_read_again_later_is_not_trusted() {
     let mut vm = Vm::new(15);
     vm.close();
-    vm.start();
+    vm.process.start();
     vm.write(MIB, BLOCK);
     vm.cut_power();
     let good = fs::read(vm.log_file()).unwrap();
     // As on a place that cannot be read for a while.
     fs::write(vm.log_file(), vec![0x5a; good.len()]).unwrap();
-    vm.start();
+    vm.process.start();
     // Before anybody tracks, as while a person holds the replication.
     assert_eq!(vm.status().tracking, None);
     vm.write(6 * MIB, BLOCK);
@@ -481,7 +481,7 @@ fn a_log_that_can_be_read_again_later_is_not_trusted() {
     if vm.log_file().exists() {
         fs::write(vm.log_file(), good).unwrap();
     }
-    vm.start();
+    vm.process.start();
     vm.track(false);
     vm.compare();
     assert_eq!(vm.ship(), 2 * BLOCK);
