@@ -19,8 +19,12 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// How much waits to be sent; none when nobody can tell. What is being staged at this moment is
 /// not in it.
 pub(crate) async fn pending(socket: &Path, home: &Path) -> Option<Bytes> {
-    let marked = marked(socket).await.ok()?;
-    let staged = staged(home).ok()?;
+    let (marked, unconfirmed) = marked(socket).await.ok()?;
+    let staged = match staged(home).ok()? {
+        // Removed by somebody: it did not reach the twin for that.
+        0 => unconfirmed,
+        staged => staged,
+    };
     Some(Bytes(marked.saturating_add(staged)))
 }
 
@@ -104,16 +108,20 @@ fn staged(home: &Path) -> io::Result<u64> {
     })
 }
 
-/// Bytes marked in all disks, and those of which nobody can tell.
-async fn marked(socket: &Path) -> Result<u64, Problem> {
+/// Bytes marked in all disks with those of which nobody can tell; and how much of them was staged and
+/// not confirmed.
+async fn marked(socket: &Path) -> Result<(u64, u64), Problem> {
     match ask(socket, &Request::Status).await? {
         Reply::Status { disks, .. } => {
-            let pending = disks.iter().map(|disk| {
-                let tracking = disk.tracking.as_ref();
-                let suspect = tracking.map_or(0, |tracking| tracking.suspect.0);
-                disk.dirty.0.saturating_add(suspect)
-            });
-            Ok(pending.fold(0, u64::saturating_add))
+            let (mut marked, mut unconfirmed) = (0_u64, 0_u64);
+            for disk in &disks {
+                marked = marked.saturating_add(disk.dirty.0);
+                if let Some(tracking) = &disk.tracking {
+                    marked = marked.saturating_add(tracking.suspect.0);
+                    unconfirmed = unconfirmed.saturating_add(tracking.unconfirmed.0);
+                }
+            }
+            Ok((marked, unconfirmed))
         }
         _ => Err(Problem::new(Code::Failed, "diskd", "is confused", "")),
     }
@@ -125,5 +133,78 @@ async fn ask(socket: &Path, request: &Request) -> Result<Reply, Problem> {
     match lines.ask_within(LIMIT, request).await.map_err(failed)? {
         Reply::Refused { problem } => Err(problem),
         reply => Ok(reply),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diskd::control::{DiskStatus, EpochStatus, LogStatus, StoreKind, TrackingStatus};
+    use model::{DiskId, REGION_SIZE};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Answers as a diskd does that waits for the confirmation of a segment.
+    fn diskd(socket: &Path) {
+        let listener = UnixListener::bind(socket).expect("bound");
+        let tracking = TrackingStatus {
+            relationship: RelationshipId::random(),
+            marked: Bytes(0),
+            sealed: Bytes(0),
+            unconfirmed: Bytes(REGION_SIZE),
+            suspect: Bytes(0),
+            armed: Bytes(REGION_SIZE),
+            log: LogStatus::Kept,
+            commits: 0,
+            sweeps: 0,
+        };
+        let status = Reply::Status {
+            pid: 1,
+            version: String::new(),
+            generation: 1,
+            store: StoreKind::IoUring,
+            lacking: Vec::new(),
+            disks: vec![DiskStatus {
+                id: DiskId::random(),
+                size: Bytes(REGION_SIZE),
+                connected: false,
+                waiting_for_room: 0,
+                overlays: Vec::new(),
+                dirty: Bytes(0),
+                reads: 0,
+                writes: 0,
+                flushes: 0,
+                flush_failed: false,
+                tracking: Some(tracking),
+            }],
+            epochs: EpochStatus::default(),
+        };
+        let mut reply = serde_json::to_string(&status).expect("made");
+        reply.push('\n');
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                stream.read_line(&mut line).await.expect("a request");
+                let written = stream.get_mut().write_all(reply.as_bytes()).await;
+                written.expect("answered");
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_somebody_removed_is_not_taken_for_sent() {
+        let home = tempfile::tempdir().expect("scratch");
+        let socket = home.path().join("diskd.sock");
+        diskd(&socket);
+        let outbox = DiskdSource::outbox(home.path());
+        std::fs::create_dir(&outbox).expect("made");
+        let file = outbox.join("7.delta");
+        std::fs::write(&file, [1; 100]).expect("staged");
+        assert_eq!(pending(&socket, home.path()).await, Some(Bytes(100)));
+        std::fs::remove_file(&file).expect("removed");
+        let gone = pending(&socket, home.path()).await;
+        assert_eq!(gone, Some(Bytes(REGION_SIZE)));
     }
 }
