@@ -147,6 +147,11 @@ fn fifty_kills_at_random_instants_cost_no_comparison_and_the_twin_stays_exact() 
 
     for (number, victims) in (1..).zip(shuffled(&mut rng)) {
         sleep(Duration::from_millis(rng.below(CALM)));
+        // What it says begins with its polluxd, which may be killed now.
+        ensure!(
+            so_far(&pair, "compared")? == 0,
+            "compared before kill {number}"
+        );
         strike(&mut pair, victims, rng.below(1 << 40))
             .and_then(|()| churn::changed(&pair.castor))
             .with_context(|| format!("seed {seed}, kill {number}: {victims:?}"))?;
@@ -157,6 +162,10 @@ fn fifty_kills_at_random_instants_cost_no_comparison_and_the_twin_stays_exact() 
     points_come(&pair)?;
     churn::stop(&pair.castor)?;
     churn::are_equal(&pair).with_context(|| format!("seed {seed}"))?;
+    ensure!(
+        so_far(&pair, "compared")? == 0,
+        "compared after the last kill"
+    );
 
     let changed = churn::changed(&pair.castor)? - changed;
     let carried = pair.wire.carried() - carried;
