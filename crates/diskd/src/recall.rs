@@ -62,7 +62,9 @@ pub(crate) async fn recall<S: Store>(
     let Some(relationship) = tracked.or(of_log.map(IntentLog::relationship)) else {
         // Read by a later process after all, it would not tell of what is written until then.
         return match found {
-            Err(_) => ledger.end().map_err(|_| Fault::Os(libc::EIO)),
+            Err(_) => ledger
+                .end()
+                .map_err(|error| Fault::Os(error.raw_os_error().unwrap_or(libc::EIO))),
             Ok(_) => Ok(()),
         };
     };
