@@ -29,6 +29,7 @@
 mod error;
 pub(crate) mod forged;
 mod frame;
+mod gather;
 mod layout;
 mod merkle;
 mod reader;
@@ -58,7 +59,8 @@ pub const MAX_CONTENT: usize = 64 * 1024;
 /// memory (192 MiB at most), and 2 bytes each of a reader's while it opens a segment.
 pub const MAX_FRAMES: u32 = 1 << 22;
 
-/// Most runs in a segment. They take 20 to 24 bytes each of a writer's memory (96 MiB at most).
+/// Most runs in a segment. They take 2 to 7 bytes each of a writer's memory, when they are spread evenly
+/// over a disk of 1 TiB.
 pub const MAX_RUNS: u32 = 1 << 22;
 
 const BLOCK: usize = 4096;

@@ -459,6 +459,28 @@ proptest! {
     }
 
     #[test]
+    fn the_file_is_the_same_whatever_the_size_of_the_lots_in_which_runs_are_gathered(
+        pushes in pushes(), lot in 1..8_usize,
+    ) {
+        let header = header(2);
+        let written = |writer: SegmentWriter<Vec<u8>>| {
+            let mut writer = writer;
+            for push in &pushes {
+                // What does not fit is left out.
+                let _ = match push {
+                    Push::Zero { disk, block, count } => writer.push_zero(*disk, *block, *count),
+                    Push::Frame { disk, block, fills } => {
+                        writer.push_frame(*disk, *block, &content(fills))
+                    }
+                };
+            }
+            writer.finish().map_err(|error| error.to_string())
+        };
+        let begin = || SegmentWriter::create(Vec::new(), &header).expect("a good header");
+        prop_assert_eq!(written(begin().in_lots_of(lot)), written(begin()));
+    }
+
+    #[test]
     fn damage_anywhere_is_an_error_and_never_a_panic(
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         keep in any::<prop::sample::Index>(),

@@ -4,6 +4,7 @@ use std::io::{BufWriter, Write};
 
 use model::{BLOCK_SIZE, Bytes};
 
+use super::gather::Gathered;
 use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prelude, RUN_LEN};
 use super::merkle::Tree;
 use super::{
@@ -24,7 +25,7 @@ pub struct SegmentWriter<W: Write> {
     at: u64,
     tree: Tree,
     frames: Vec<FrameEntry>,
-    runs: Vec<Run>,
+    runs: Gathered,
     /// Set by a failed write: what the file holds is not known any more.
     broken: bool,
 }
@@ -48,7 +49,7 @@ impl<W: Write> SegmentWriter<W> {
             at: (PRELUDE_LEN + bytes.len()) as u64,
             tree: Tree::new(&prelude.hash),
             frames: Vec::new(),
-            runs: Vec::new(),
+            runs: Gathered::new(),
             broken: false,
         };
         writer.write(Site::Header, &prelude_bytes)?;
@@ -164,7 +165,6 @@ impl<W: Write> SegmentWriter<W> {
         if self.broken {
             return Err(SegmentError::Broken);
         }
-        let runs = sorted(std::mem::take(&mut self.runs))?;
         let frames = std::mem::take(&mut self.frames);
         let table = self.at;
         for entry in &frames {
@@ -172,8 +172,10 @@ impl<W: Write> SegmentWriter<W> {
         }
         let index = table + (frames.len() * ENTRY_LEN) as u64;
         let mut hasher = blake3::Hasher::new();
-        let (mut content, mut zeroes) = (0, 0);
-        for run in &runs {
+        let (mut runs, mut content, mut zeroes) = (0_u32, 0, 0);
+        for run in index_of(std::mem::replace(&mut self.runs, Gathered::new())) {
+            let run = run?;
+            runs += 1;
             let len = u64::from(run.count) * BLOCK_SIZE;
             content += len;
             if run.source == Source::Zero {
@@ -183,14 +185,14 @@ impl<W: Write> SegmentWriter<W> {
             hasher.update(&bytes);
             self.write(Site::Tables, &bytes)?;
         }
-        let file_len = index + (runs.len() * RUN_LEN + FOOTER_LEN) as u64;
+        let file_len = index + u64::from(runs) * RUN_LEN as u64 + FOOTER_LEN as u64;
         let summary = Summary {
             root: self.tree.finish(hasher.finalize()),
             content: Bytes(content),
             zeroes: Bytes(zeroes),
             file_len: Bytes(file_len),
             frames: u32::try_from(frames.len()).expect("checked against MAX_FRAMES"),
-            runs: u32::try_from(runs.len()).expect("checked against MAX_RUNS"),
+            runs,
         };
         let footer = Footer {
             table,
@@ -208,6 +210,13 @@ impl<W: Write> SegmentWriter<W> {
             .into_inner()
             .map_err(|error| written(error.into_error()))?;
         Ok((summary, file))
+    }
+
+    /// With another size of the lots in which runs are gathered.
+    #[cfg(test)]
+    pub(super) fn in_lots_of(mut self, runs: usize) -> Self {
+        self.runs = Gathered::in_lots_of(runs);
+        self
     }
 
     fn write(&mut self, site: Site, bytes: &[u8]) -> Result<(), SegmentError> {
@@ -259,28 +268,23 @@ fn misfit(extent: &Extent) -> SegmentError {
 }
 
 /// The index: by disk and block, neighbouring zeroes joined, no block twice.
-fn sorted(mut runs: Vec<Run>) -> Result<Vec<Run>, SegmentError> {
-    runs.sort_unstable_by_key(|run| (run.disk, run.block));
-    let mut overlap = None;
-    runs.dedup_by(|next, run| {
-        if run.disk != next.disk {
-            return false;
-        }
-        let end = run.block + u64::from(run.count);
-        if next.block < end {
-            overlap.get_or_insert(SegmentError::Overlap {
-                disk: next.disk,
-                block: next.block,
-            });
-        }
-        let joined = run.count.checked_add(next.count);
-        match (run.source, next.source, joined) {
-            (Source::Zero, Source::Zero, Some(count)) if next.block == end => {
-                run.count = count;
-                true
+fn index_of(runs: Gathered) -> impl Iterator<Item = Result<Run, SegmentError>> {
+    let mut runs = runs.sorted().peekable();
+    std::iter::from_fn(move || {
+        let mut run = runs.next()?;
+        while let Some(next) = runs.peek().filter(|next| next.disk == run.disk) {
+            let end = run.block + u64::from(run.count);
+            if next.block < end {
+                let (disk, block) = (next.disk, next.block);
+                return Some(Err(SegmentError::Overlap { disk, block }));
             }
-            _ => false,
+            let joined = run.count.checked_add(next.count);
+            match (run.source, next.source, joined) {
+                (Source::Zero, Source::Zero, Some(count)) if next.block == end => run.count = count,
+                _ => break,
+            }
+            runs.next();
         }
-    });
-    overlap.map_or(Ok(runs), Err)
+        Some(Ok(run))
+    })
 }
