@@ -13,7 +13,7 @@ use crate::flow::{Cause, Flow, Piece};
 use crate::owner::{Delivery, SealFault};
 use crate::staging::StageReport;
 use crate::tracker::SealError;
-use journal::{Content, Header, SegmentReader};
+use journal::{Content, Header, SegmentReader, SegmentWriter};
 
 const SIZE: Bytes = Bytes(16 * BLOCK_SIZE);
 /// Longest time until an answer comes.
@@ -248,4 +248,58 @@ fn every_owner_hears_of_the_end_though_the_first_takes_no_more_orders() {
     };
     scene.engine.end_epoch(&[&dead, good], false);
     assert_eq!(scene.told()[1], ["whole", "fold back"]);
+}
+
+/// Takes what is to be marked, in the lots in which it comes.
+async fn mark(orders: ring::Mailbox<Order>) -> Vec<Vec<std::ops::Range<u64>>> {
+    let mut lots = Vec::new();
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::FoldBack(Some(runs), answer) => {
+                lots.push(runs);
+                let _ = answer.send(Ok(()));
+            }
+            Order::Confirm(answer) => {
+                let _ = answer.send(());
+            }
+            _ => panic!("nothing else is asked"),
+        }
+    }
+    lots
+}
+
+#[test]
+fn a_segment_of_many_runs_is_folded_back_in_lots_and_all_of_it_on_its_disk() {
+    const RUNS: [u64; 3] = [40_000, 0, 5];
+    let mut scene = Scene::new([Manner::Good; 3]);
+    let engine = Arc::get_mut(&mut scene.engine).expect("nobody else has it");
+    engine.patience = LIMIT;
+    let owners = engine.disks.iter_mut().map(|disk| {
+        let (orders, mailbox) = ring::mailbox(4);
+        disk.orders = orders;
+        std::thread::spawn(move || Ring::new(4).expect("io_uring").block_on(mark(mailbox)))
+    });
+    let owners: Vec<_> = owners.collect();
+    for disk in &mut scene.header.disks {
+        disk.size = Bytes(1 << 40);
+    }
+    let path = file(&scene.folder);
+    let made = std::fs::File::create(&path).expect("made");
+    let mut writer = SegmentWriter::create(made, &scene.header).expect("begun");
+    for (disk, runs) in (0..).zip(RUNS) {
+        for run in 0..runs {
+            writer.push_zero(disk, run * 3, 2).expect("pushed");
+        }
+    }
+    writer.finish().expect("whole");
+
+    scene.engine.fold_back(&path).expect("folded back");
+    assert!(scene.outbox().is_empty());
+    drop(scene);
+    for (owner, runs) in owners.into_iter().zip(RUNS) {
+        let lots = owner.join().expect("an owner");
+        assert!(lots.iter().all(|lot| lot.len() <= 1 << 14));
+        let expected: Vec<_> = (0..runs).map(|run| run * 3..run * 3 + 2).collect();
+        assert_eq!(lots.concat(), expected);
+    }
 }

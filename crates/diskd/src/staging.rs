@@ -14,13 +14,13 @@
 //! - A part of an initial replication is read without all that: what is written meanwhile is marked
 //!   again, and the first delta makes it consistent.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use block::{Buffer, Device, Fault, Op, Store};
 use futures_util::future::join_all;
 use model::BLOCK_SIZE;
+use roaring::RoaringTreemap;
 use smallvec::SmallVec;
 
 use crate::flow::{Cause, Flow, Permit, Piece};
@@ -81,7 +81,7 @@ pub(crate) struct Staging {
     cursor: u64,
     reading: SmallVec<[Range<u64>; 16]>,
     /// Blocks that were read because of a write before the cursor came to them.
-    saved: HashSet<u64>,
+    saved: RoaringTreemap,
     report: StageReport,
     abandoned: Option<Abandoned>,
 }
@@ -94,7 +94,7 @@ impl Staging {
             consistent,
             cursor: 0,
             reading: SmallVec::new(),
-            saved: HashSet::new(),
+            saved: RoaringTreemap::new(),
             report: StageReport::default(),
             abandoned: None,
         }
@@ -102,7 +102,7 @@ impl Staging {
 
     /// Whether `block` was read or is being read although the cursor has not come to it.
     fn is_ahead(&self, block: u64) -> bool {
-        self.saved.contains(&block) || self.reading.iter().any(|run| run.contains(&block))
+        self.saved.contains(block) || self.reading.iter().any(|run| run.contains(&block))
     }
 
     /// Counts the content of `run`, which is about to be read.
@@ -152,7 +152,7 @@ impl Staging {
             };
             from = sealed.end;
             for block in sealed {
-                if self.saved.contains(&block) {
+                if self.saved.contains(block) {
                     continue;
                 }
                 if left == 0 {
@@ -307,7 +307,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
                     _ if staging.abandoned.is_some() => {}
                     (Ok(()), Some(content)) => {
                         if cause == Cause::Copied {
-                            staging.saved.extend(run.clone());
+                            staging.saved.insert_range(run.clone());
                             staging.report.copied += len;
                         }
                         (staging.epoch.sink)(Piece {

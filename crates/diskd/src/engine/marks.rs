@@ -12,8 +12,8 @@
 use std::path::Path;
 
 use block::Fault;
-use journal::SegmentReader;
 use journal::compare::BlockHashes;
+use journal::{Run, SegmentError, SegmentReader};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId};
 
 use super::{Disk, Engine, chain};
@@ -26,6 +26,8 @@ use crate::suspects::{Content, Piece};
 const REGION_BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
 /// Regions whose content is in memory at once, twice: while one lot is hashed the next is read.
 const LOT: u64 = 8;
+/// Runs of a segment that are in memory at once, twice, and that a disk's owner marks without a break.
+const RUNS: usize = 1 << 14;
 
 type Runs = Vec<std::ops::Range<u64>>;
 
@@ -230,17 +232,13 @@ impl Engine {
     /// When it is about other disks, or cannot be removed; asked again it goes on.
     pub fn fold_back(&self, file: &Path) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        match self.runs_of(file) {
-            Ok(marks) => {
-                for (disk, runs) in marks {
-                    let order = |answer| Order::FoldBack(Some(runs.clone()), answer);
-                    self.failures(self.ask_at_length(&[disk], order)?)?;
-                }
-            }
-            Err(Unreadable::OtherDisk(id)) => {
+        match self.mark_runs_of(file) {
+            Ok(()) => {}
+            Err(Unmarked::OtherDisk(id)) => {
                 return Err(self.invalid(format!("there is no disk {id}")));
             }
-            Err(Unreadable::Segment(why)) => {
+            Err(Unmarked::Failed(problem)) => return Err(problem),
+            Err(Unmarked::Unreadable(why)) => {
                 tracing::warn!(
                     file = %file.display(), why,
                     "nobody can tell what a segment holds: what was unconfirmed is suspect"
@@ -255,28 +253,49 @@ impl Engine {
         Ok(Reply::Done)
     }
 
-    fn runs_of(&self, file: &Path) -> Result<Vec<(&Disk, Runs)>, Unreadable> {
-        let unreadable = |error: &dyn std::error::Error| Unreadable::Segment(chain(error));
-        let segment = SegmentReader::open(file).map_err(|error| unreadable(&error))?;
-        let mut marks = Vec::new();
+    /// Marks what the segment `file` holds, or some of it if it fails.
+    fn mark_runs_of(&self, file: &Path) -> Result<(), Unmarked> {
+        let unreadable = |error: SegmentError| Unmarked::Unreadable(chain(&error));
+        let segment = SegmentReader::open(file).map_err(unreadable)?;
+        let mut disks = Vec::new();
         for named in &segment.header().disks {
             let disk = self.disks.iter().find(|disk| disk.id == named.id);
-            marks.push((disk.ok_or(Unreadable::OtherDisk(named.id))?, Vec::new()));
+            disks.push(disk.ok_or(Unmarked::OtherDisk(named.id))?);
         }
-        for run in segment.runs() {
-            let run = run.map_err(|error| unreadable(&error))?;
-            if let Some((_, runs)) = marks.get_mut(usize::from(run.disk)) {
-                runs.push(run.block..run.block.saturating_add(u64::from(run.count)));
+        // They come disk by disk.
+        let mut runs = segment.runs().peekable();
+        while let Some(first) = runs.next().transpose().map_err(unreadable)? {
+            let mut lot = vec![blocks_of(&first)];
+            while lot.len() < RUNS {
+                let same =
+                    |run: &Result<Run, _>| run.as_ref().is_ok_and(|run| run.disk == first.disk);
+                match runs.next_if(same) {
+                    Some(Ok(run)) => lot.push(blocks_of(&run)),
+                    _ => break,
+                }
+            }
+            if let Some(disk) = disks.get(usize::from(first.disk)) {
+                let order = |answer| Order::FoldBack(Some(lot.clone()), answer);
+                let outcomes = self.ask_at_length(&[disk], order);
+                outcomes
+                    .and_then(|outcomes| self.failures(outcomes))
+                    .map_err(Unmarked::Failed)?;
             }
         }
-        Ok(marks)
+        Ok(())
     }
 }
 
-/// Why nobody can tell what a segment holds.
-enum Unreadable {
+fn blocks_of(run: &Run) -> std::ops::Range<u64> {
+    run.block..run.block.saturating_add(u64::from(run.count))
+}
+
+/// Why what a segment holds is not marked.
+enum Unmarked {
     OtherDisk(DiskId),
-    Segment(String),
+    /// Nobody can tell what it is.
+    Unreadable(String),
+    Failed(Problem),
 }
 
 fn hashed(content: &Content) -> RegionHashes {
