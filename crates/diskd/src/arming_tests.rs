@@ -15,6 +15,7 @@ use crate::control::LogStatus;
 use crate::flow::Flow;
 use crate::intent::{IntentLog, Looks};
 use crate::ledger::{Ledger, Place};
+use crate::recall::recall;
 use crate::staging::Epoch;
 use crate::state::{DiskState, Marks};
 use crate::tracker::{Rule, SealError, Tracker};
@@ -54,8 +55,9 @@ impl Place<PowerCutStore> for Shelf {
 type Disk = Tracker<RawDevice<PowerCutStore>, PowerCutStore>;
 
 struct Scene {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     id: DiskId,
+    boot: BootId,
     store: PowerCutStore,
     shelf: Shelf,
     disk: Rc<Disk>,
@@ -73,16 +75,17 @@ impl Scene {
             there: Rc::default(),
             stuck: Rc::default(),
         };
-        let id = DiskId::random();
+        let (id, boot) = (DiskId::random(), BootId::random());
         let path = folder.path().join("state");
-        let state = DiskState::open(&path, BootId::random(), id, SIZE, 1).expect("opened");
+        let state = DiskState::open(&path, boot, id, SIZE, 1).expect("opened");
         let below = RawDevice::new(store.clone(), SIZE, false).expect("whole blocks");
         let ledger = Ledger::new(id, Looks::of(&[]), Box::new(shelf.clone()));
         let disk = Rc::new(Tracker::new(below, state, Arc::default(), ledger));
         let schedule = Schedule::new(seed);
         let scene = Self {
-            _folder: folder,
+            folder,
             id,
+            boot,
             store,
             shelf,
             disk,
@@ -125,11 +128,23 @@ impl Scene {
     /// Everything marked is sent and confirmed.
     fn ship(&self) {
         self.disk.seal(epoch()).expect("tracked");
-        self.run(|disk| async move {
+        self.begin(|disk| async move {
             disk.stage().await.expect("read");
             disk.end(true);
             disk.confirm();
         });
+        assert!(self.disk.staging.borrow().is_none());
+    }
+
+    /// A sweep of all, during whose flush `meanwhile` happens.
+    fn sweep_during(&self, meanwhile: impl FnOnce()) {
+        self.store.hold_syncs(true);
+        self.begin(|disk| async move { disk.sweep(true).await.expect("swept") });
+        assert!(self.disk.sweeping.get());
+        meanwhile();
+        self.store.hold_syncs(false);
+        assert_eq!(self.schedule.run(), 0);
+        assert!(!self.disk.sweeping.get());
     }
 
     /// The regions that a power cut now leaves armed.
@@ -295,19 +310,80 @@ fn a_sweep_forgets_what_the_twin_has_and_what_is_durable_and_keeps_what_is_hot()
 
 #[test]
 fn what_is_written_and_confirmed_during_the_flush_of_a_sweep_stays_armed() {
-    let scene = Scene::new(6);
+    for rule in [None, Some(Rule::TouchedStays)] {
+        let scene = Scene::new(6);
+        scene.disk.broken.set(rule);
+        scene.run(|disk| write(disk, 0));
+        scene.run(|disk| write(disk, 1));
+        scene.ship();
+        scene.sweep_during(|| {
+            scene.begin(|disk| async move {
+                let from = Buffer::from_slice(&[8; 4096]);
+                assert_eq!(disk.run(Op::Write { at: 0, from }).await.outcome, Ok(()));
+            });
+            scene.ship();
+        });
+        // That something was confirmed meanwhile keeps nothing else.
+        assert_eq!(scene.armed(), u64::from(rule.is_none()));
+        scene.store.cut(1);
+        let lost = scene.store.content()[..4096] != [8; 4096];
+        assert!(lost, "the flush began before it was written");
+        let armed = scene.after_a_power_cut(6);
+        assert_eq!(armed.contains(&0), rule.is_none(), "{rule:?}");
+    }
+}
+
+#[test]
+fn what_waited_to_be_written_when_a_sweep_began_stays_armed() {
+    let scene = Scene::new(12);
     scene.run(|disk| write(disk, 0));
     scene.ship();
-    // The flush is begun, and does not end.
-    scene.store.hold(true);
-    scene.begin(|disk| async move { disk.sweep(true).await.expect("swept") });
-    assert!(scene.disk.sweeping.get());
-    scene.disk.confirm();
-    scene.store.hold(false);
-    assert_eq!(scene.schedule.run(), 0);
-    assert_eq!(scene.armed(), 1, "not this time");
+    scene.disk.park();
+    scene.begin(|disk| write(disk, 0));
+    scene.sweep_during(|| {
+        scene.disk.unpark();
+        scene.turns(2000);
+        assert_eq!(scene.disk.state().dirty(), 1);
+        scene.ship();
+    });
+    assert_eq!(scene.armed(), 1);
     scene.run(|disk| async move { disk.sweep(true).await.expect("swept") });
     assert_eq!(scene.armed(), 0);
+}
+
+#[test]
+fn what_is_replaced_and_confirmed_during_the_flush_of_a_sweep_stays_armed() {
+    let scene = Scene::new(13);
+    scene.run(|disk| write(disk, 0));
+    scene.run(|disk| write(disk, 1));
+    scene.ship();
+    scene.sweep_during(|| {
+        let hold = scene.disk.hold();
+        scene.begin(|disk| async move { disk.arm_for(&[0..1], SIZE).await.expect("armed") });
+        scene.disk.replaced(&[0..1]);
+        drop(hold);
+        scene.ship();
+    });
+    assert_eq!(scene.armed(), 1);
+    // While a change is prepared nothing leaves the log, whatever was a candidate before.
+    let mut hold = None;
+    scene.sweep_during(|| hold = Some(scene.disk.hold()));
+    assert_eq!(scene.armed(), 1);
+}
+
+#[test]
+fn a_log_that_is_begun_during_the_flush_of_a_sweep_loses_nothing_by_it() {
+    let scene = Scene::new(14);
+    scene.run(|disk| write(disk, 0));
+    scene.ship();
+    scene.sweep_during(|| {
+        scene.begin(|disk| async move {
+            disk.untrack().expect("removed");
+            assert!(!disk.track(RelationshipId::random(), false).await);
+        });
+    });
+    assert_eq!(scene.armed(), REGIONS);
+    assert_eq!(scene.after_a_power_cut(14).len() as u64, REGIONS);
 }
 
 #[test]
@@ -353,6 +429,42 @@ fn what_a_change_of_the_stack_will_mark_stays_armed_until_it_is_done() {
         disk.sweep(true).await.expect("swept");
     });
     assert_eq!(scene.armed(), 0);
+}
+
+#[test]
+fn a_disk_that_is_closed_without_its_log_is_compared_as_a_whole_unless_its_guest_goes_on() {
+    for guest in [false, true] {
+        let scene = Scene::new(15);
+        scene.shelf.log.fail_syncs(1);
+        scene.run(|disk| write(disk, 2));
+        assert!(!scene.shelf.there.get());
+        let looks = Looks::of(&[7]);
+        scene.run(|disk| async move { disk.close(looks, guest).await.expect("flushed") });
+        let Scene {
+            folder,
+            id,
+            boot,
+            shelf,
+            disk,
+            schedule,
+            ..
+        } = scene;
+        drop(disk);
+        let state = DiskState::open(&folder.path().join("state"), boot, id, SIZE, 1);
+        let state = Rc::new(state.expect("opened"));
+        assert!(state.was_found());
+        let ledger = Rc::new(Ledger::new(id, Looks::of(&[]), Box::new(shelf)));
+        let (found, kept) = (Rc::clone(&state), Rc::clone(&ledger));
+        schedule.spawn(async move {
+            let recalled = recall(&kept, &found, Some(looks), None).await;
+            recalled.expect("a new log is begun");
+        });
+        assert_eq!(schedule.run(), 0);
+        assert_eq!(state.suspects(), if guest { 0 } else { REGIONS });
+        assert_eq!(state.dirty(), 1, "the marks are kept");
+        assert_eq!(ledger.armed(REGIONS), REGIONS);
+        assert!(!ledger.is_lost());
+    }
 }
 
 #[test]

@@ -13,7 +13,8 @@
 //!   every mutation is refused until the file is gone.
 //! - **Lost:** without a file everything is suspect after a power cut, so there is nothing to arm.
 //!
-//! Regions that were touched since the last sweep are *hot*: they would be armed again soon.
+//! Regions that were touched since the last sweep began are *hot*: they would be armed again soon, and
+//! what was written there may be newer than what that sweep makes durable.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -64,8 +65,7 @@ pub struct Ledger<S> {
     /// What the files of the disk are, for a log that is begun.
     identity: Looks,
     kept: RefCell<Phase<S>>,
-    /// A bit for each region.
-    hot: RefCell<Vec<u64>>,
+    hot: RefCell<Hot>,
     /// Commits of logs that were ended.
     commits: Cell<u64>,
     faults: Sparse,
@@ -231,30 +231,22 @@ impl<S: Store> Ledger<S> {
         }
     }
 
-    /// Blocks are about to change.
+    /// The content of blocks changes: in the step in which they are marked and the change is issued.
     pub(crate) fn touch(&self, blocks: &Range<u64>) {
-        if !matches!(&*self.kept.borrow(), Phase::Kept(_)) {
-            return;
-        }
-        let mut hot = self.hot.borrow_mut();
-        for region in regions(blocks) {
-            let (word, bit) = place(region);
-            if hot.len() <= word {
-                hot.resize(word + 1, 0);
-            }
-            hot[word] |= bit;
+        if matches!(&*self.kept.borrow(), Phase::Kept(_)) {
+            self.hot.borrow_mut().add(regions(blocks));
         }
     }
 
     pub(crate) fn is_hot(&self, region: u64) -> bool {
-        let (word, bit) = place(region);
-        let hot = self.hot.borrow();
-        hot.get(word).is_some_and(|bits| bits & bit != 0)
+        self.hot.borrow().has(region)
     }
 
-    /// What was touched before is not hot any more.
-    pub(crate) fn cool(&self) {
-        self.hot.borrow_mut().fill(0);
+    /// What was touched before is not hot any more; gives what that was.
+    pub(crate) fn cool(&self) -> Hot {
+        let mut hot = self.hot.borrow_mut();
+        let cold = Hot(vec![0; hot.0.len()]);
+        std::mem::replace(&mut hot, cold)
     }
 
     /// Whether there should be a log and is none.
@@ -282,6 +274,27 @@ impl<S: Store> Ledger<S> {
     /// Commits of its logs.
     pub fn commits(&self) -> u64 {
         self.commits.get() + self.log().map_or(0, |log| log.commits())
+    }
+}
+
+/// Regions, a bit for each.
+#[derive(Default)]
+pub(crate) struct Hot(Vec<u64>);
+
+impl Hot {
+    fn add(&mut self, regions: Range<u64>) {
+        for region in regions {
+            let (word, bit) = place(region);
+            if self.0.len() <= word {
+                self.0.resize(word + 1, 0);
+            }
+            self.0[word] |= bit;
+        }
+    }
+
+    pub(crate) fn has(&self, region: u64) -> bool {
+        let (word, bit) = place(region);
+        self.0.get(word).is_some_and(|bits| bits & bit != 0)
     }
 }
 

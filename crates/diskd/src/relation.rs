@@ -36,7 +36,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
             for (_, flight) in &*self.flights.borrow() {
                 self.state.mark(flight.blocks.clone());
             }
-            self.cleaned.set(self.cleaned.get() + 1);
         } else if self.ledger.is_lost() {
             self.ledger.begin(relationship, size).await;
         }
@@ -55,7 +54,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
     pub fn untrack(&self) -> io::Result<()> {
         self.ledger.end()?;
         self.state.forget();
-        self.cleaned.set(self.cleaned.get() + 1);
         self.publish();
         Ok(())
     }
@@ -140,7 +138,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
 
     /// Every segment that was staged is confirmed, or its blocks are marked or suspect.
     pub fn confirm(&self) {
-        self.cleaned.set(self.cleaned.get() + 1);
         self.state.confirm();
     }
 
@@ -153,7 +150,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
             self.mark(blocks.clone()).await?;
         }
         if region < self.state.regions() {
-            self.cleaned.set(self.cleaned.get() + 1);
             self.state.clear_suspect(region);
         }
         Ok(())

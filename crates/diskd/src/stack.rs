@@ -328,7 +328,7 @@ impl Stack {
         let before = layers(&self.gate.below());
         // Marked before anybody can see the new content.
         tracker.replaced(&thrown_away(&before, &plan));
-        tracker.state().grow_reserved(config.size.0);
+        tracker.grown(config.size.0);
         let top = restack(&before, &plan, base, fresh);
         // All that may differ is marked already.
         drop(self.gate.swap(top, Vec::new()));

@@ -245,9 +245,21 @@ impl<D: Device, S: Store> Tracker<D, S> {
         if self.state.relationship().is_some() {
             for run in runs {
                 let end = run.end.min(self.state.blocks());
-                self.state.mark(run.start.min(end)..end);
+                let run = run.start.min(end)..end;
+                self.ledger.touch(&run);
+                self.state.mark(run);
             }
             self.publish();
+        }
+    }
+
+    /// The disk has `size` bytes from now on, if that is more; reserved, and armed, before.
+    pub fn grown(&self, size: u64) {
+        let had = self.state.blocks();
+        self.state.grow_reserved(size);
+        let has = self.state.blocks();
+        if has > had {
+            self.ledger.touch(&(had..has));
         }
     }
 

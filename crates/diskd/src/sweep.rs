@@ -1,18 +1,25 @@
 //! What of the write-intent log is over.
 //!
 //! ```text
-//!   candidates: armed, clean, not touched since the last sweep
+//!   what is hot cools; from now on what is touched is hot
+//!        |  candidates: armed, clean, and were not hot
 //!        |  flush what is below
-//!        |  anything became clean meanwhile?  then not this time
 //!        v
-//!   those that are still clean: disarmed, in memory at once, durably before this ends
+//!   those that are still clean and not hot: disarmed, in memory at once, durably before this ends
 //! ```
 //!
 //! A region is clean when the replica has all of it. Disarmed, it is taken for equal after a power cut:
-//! so what the guest wrote there must be durable, not only sent. The flush is begun after the region
-//! was seen clean. What was clean before and is clean after it, and was not in between, has no newer
-//! content: only a confirmation, a comparison or a new beginning makes something clean, and those are
-//! counted.
+//! so what it holds must be durable, not only sent. A candidate that is disarmed
+//!
+//! - was clean once before the flush began. Then nothing was in flight to it: a change is marked when it
+//!   is issued, and marked again by every cut that it crosses. So all of what it held had completed, and
+//!   the flush covers it;
+//! - was not touched from before that instant on ([`Ledger::touch`](crate::ledger::Ledger::touch), in the
+//!   step that marks and issues; an exchange of what is below touches too): it holds the same now,
+//!   whatever was marked, sent, confirmed or compared meanwhile;
+//! - is clean now: the replica has just that.
+//!
+//! A log that was begun meanwhile has everything armed and knows nothing of this: the sweep ends.
 //!
 //! What a change of the stack will mark was armed when that was prepared, and is clean until the swap:
 //! nothing is disarmed in between ([`Tracker::hold`]).
@@ -45,23 +52,19 @@ impl<D: Device, S: Store> Tracker<D, S> {
     }
 
     async fn sweep_alone(&self, all: bool) -> Result<(), Fault> {
-        let cleaned = self.cleaned.get();
         let Some(log) = self.ledger.log() else {
             return Ok(());
         };
+        let hot = self.ledger.cool();
+        let was_cold = |region: u64| all || !hot.has(region);
         let mut candidates: Vec<Range<u64>> = Vec::new();
         let end = self.state.regions();
         for start in (0..end).step_by(usize::try_from(TURN).expect("a few thousand")) {
             let within = start..end.min(start + TURN);
-            self.add_clean(
-                &mut candidates,
-                within,
-                |within| log.next_armed(within),
-                all,
-            );
+            let armed = |within| log.next_armed(within);
+            self.add_clean(&mut candidates, within, armed, was_cold);
             give_way().await;
         }
-        self.ledger.cool();
         self.sweeps.set(self.sweeps.get() + 1);
         if candidates.is_empty() {
             return Ok(());
@@ -70,15 +73,17 @@ impl<D: Device, S: Store> Tracker<D, S> {
             self.flush().await.outcome?;
         }
         // In parts: each is looked at in one turn, and disarmed in memory in the same.
+        let is_cold = |region: u64| !self.ledger.is_hot(region) || !self.keeps(Rule::TouchedStays);
         let mut candidates = candidates.into_iter().peekable();
         while candidates.peek().is_some() {
             let mut part = Vec::new();
             let mut left = TURN;
             while let Some(run) = candidates.next_if(|_| left > 0) {
                 left = left.saturating_sub(run.end - run.start);
-                self.add_clean(&mut part, run, Some, true);
+                self.add_clean(&mut part, run, Some, is_cold);
             }
-            if self.cleaned.get() != cleaned || self.held.get() > 0 {
+            let kept = self.ledger.log();
+            if self.held.get() > 0 || !kept.is_some_and(|kept| Rc::ptr_eq(&kept, &log)) {
                 return Ok(());
             }
             let disarmed = log.disarm(&part).await;
@@ -87,13 +92,13 @@ impl<D: Device, S: Store> Tracker<D, S> {
         Ok(())
     }
 
-    /// Adds the regions of the runs that `next` finds in `within` and that are clean.
+    /// Adds the regions of the runs that `next` finds in `within` and that are clean and cold.
     fn add_clean(
         &self,
         found: &mut Vec<Range<u64>>,
         within: Range<u64>,
         next: impl Fn(Range<u64>) -> Option<Range<u64>>,
-        hot_too: bool,
+        is_cold: impl Fn(u64) -> bool,
     ) {
         let mut from = within.start;
         while let Some(run) = (from < within.end)
@@ -102,7 +107,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
         {
             from = run.end;
             for region in run {
-                if !self.is_over(region) || !hot_too && self.ledger.is_hot(region) {
+                if !self.is_over(region) || !is_cold(region) {
                     continue;
                 }
                 match found.last_mut() {

@@ -92,8 +92,6 @@ pub struct Tracker<D, S = RingStore> {
     pub(crate) below: D,
     pub(crate) state: DiskState,
     pub(crate) ledger: Ledger<S>,
-    /// How often something that was not clean may have become so.
-    pub(crate) cleaned: Cell<u64>,
     /// So many changes of the stack are prepared: what they will mark stays armed.
     pub(crate) held: Cell<usize>,
     pub(crate) sweeping: Cell<bool>,
@@ -119,6 +117,8 @@ pub(crate) enum Rule {
     MarkBeforeIssue,
     ArmBeforeIssue,
     FlushBeforeClear,
+    /// What changed since a sweep began stays armed.
+    TouchedStays,
     /// What is unconfirmed is not over.
     ConfirmBeforeClear,
     DoubleMark,
@@ -139,7 +139,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
             below,
             state,
             ledger,
-            cleaned: Cell::new(0),
             held: Cell::new(0),
             sweeping: Cell::new(false),
             sweeps: Cell::new(0),
@@ -274,7 +273,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
             return op.refuse(Fault::Range);
         }
         let blocks = at / BLOCK_SIZE..(at + len).div_ceil(BLOCK_SIZE);
-        self.ledger.touch(&blocks);
         loop {
             if self.parked.get() || self.crossing.get() > 0 || self.staging.borrow().is_some() {
                 self.admit(&blocks).await;
@@ -291,6 +289,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
             return op.refuse(Fault::FlushFailed);
         }
         // From here to the first step of the operation below there is no await.
+        self.ledger.touch(&blocks);
         let tracked = self.state.relationship().is_some();
         let late = !self.keeps(Rule::MarkBeforeIssue);
         if tracked && !late {

@@ -63,6 +63,7 @@ struct Inner {
     syncs: u64,
     looks: u64,
     held: bool,
+    held_syncs: bool,
 }
 
 /// A [`Store`] with a volatile and a durable half: writes may be lost or torn at 512 bytes until a
@@ -91,6 +92,7 @@ impl PowerCutStore {
                 syncs: 0,
                 looks: 0,
                 held: false,
+                held_syncs: false,
             })),
             alignment,
         }
@@ -164,11 +166,20 @@ impl PowerCutStore {
         self.inner.borrow_mut().held = held;
     }
 
+    /// As [`PowerCutStore::hold`], for syncs only: what they cover is settled when they are held.
+    pub fn hold_syncs(&self, held: bool) {
+        self.inner.borrow_mut().held_syncs = held;
+    }
+
     /// Waits for a random number of turns.
     async fn delay(&self) {
+        self.wait(|inner| inner.held).await;
+    }
+
+    async fn wait(&self, is_held: impl Fn(&Inner) -> bool) {
         let mut turns = self.inner.borrow_mut().rng.below(4);
         poll_fn(|cx| {
-            if turns == 0 && !self.inner.borrow().held {
+            if turns == 0 && !is_held(&self.inner.borrow()) {
                 return Poll::Ready(());
             }
             turns = turns.saturating_sub(1);
@@ -365,7 +376,7 @@ impl Store for PowerCutStore {
                 .map(|write| write.number)
                 .collect()
         };
-        self.delay().await;
+        self.wait(|inner| inner.held || inner.held_syncs).await;
         let mut inner = self.inner.borrow_mut();
         if inner.failing_syncs > 0 {
             inner.failing_syncs -= 1;

@@ -38,6 +38,7 @@ impl World {
                 schedule.step();
             }
             schedule.kill();
+            self.disk.hold_syncs(false);
             self.history.borrow_mut().kill();
             if self.once_in(2) {
                 self.cut_power();

@@ -33,6 +33,9 @@ impl World {
             } else if self.once_in(2) {
                 let (world, tracker) = (Rc::clone(&self), Rc::clone(&tracker));
                 schedule.spawn(async move { world.sweep(&tracker).await });
+                if self.once_in(2) {
+                    schedule.spawn(Rc::clone(&self).syncs_take_long());
+                }
             }
             if self.outbox.borrow().is_some() {
                 continue;
@@ -44,6 +47,13 @@ impl World {
                 self.cut(&tracker, &schedule).await;
             }
         }
+    }
+
+    /// So long that epochs are cut, sent and confirmed meanwhile.
+    async fn syncs_take_long(self: Rc<Self>) {
+        self.disk.hold_syncs(true);
+        pauses(self.below(500)).await;
+        self.disk.hold_syncs(false);
     }
 
     /// The end: everything reaches the twin.
