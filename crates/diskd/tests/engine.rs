@@ -4,6 +4,7 @@
 
 #[path = "engine/ends.rs"]
 mod ends;
+mod nbd_support;
 mod process;
 mod support;
 #[path = "engine/twin.rs"]

@@ -375,6 +375,30 @@ fn a_disk_that_was_changed_while_it_was_closed_is_compared_as_a_whole() {
 }
 
 #[test]
+fn a_disk_whose_flush_failed_is_compared_as_a_whole_when_it_is_opened_again() {
+    /// Word of the state file that says that a flush failed.
+    const FLUSH_FAILED: u64 = 4;
+    let mut vm = Vm::new(15);
+    vm.write(MIB, BLOCK);
+    let state = fs::File::options().write(true).open(vm.path("run/state"));
+    let state = state.unwrap();
+    state
+        .write_all_at(&1_u64.to_le_bytes(), 8 * FLUSH_FAILED)
+        .unwrap();
+    // A kill ends nothing, and loses no mark.
+    vm.process.kill();
+    vm.process.start();
+    assert_eq!(vm.track(false), (true, Bytes(0)));
+    assert!(vm.status().flush_failed);
+    let reply = vm.process.ask(&Request::Shutdown);
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    assert!(!vm.process.exit().success());
+    vm.process.start();
+    vm.compares_everything(BLOCK, "a flush failed before the disk was closed");
+    assert!(!vm.status().flush_failed);
+}
+
+#[test]
 fn a_disk_with_another_file_in_its_place_is_compared_as_a_whole() {
     for reboots in [false, true] {
         let mut vm = Vm::new(5);

@@ -4,10 +4,13 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 
-use model::{Bytes, RelationshipId};
-use pollux_diskd::config::disk_socket;
+use model::{BLOCK_SIZE, Bytes, RelationshipId};
+use pollux_diskd::config::{CONTROL_SOCKET, Front, disk_socket, nbd_socket};
 use pollux_diskd::control::{Reply, Request};
+use testkit::Rng;
 
+use super::nbd_support::Client;
+use super::process::Process;
 use super::support::Guest;
 use super::{BLOCK, FLUSH, READ, SIZE, Vm, WRITE};
 
@@ -138,4 +141,61 @@ fn after_a_power_cut_the_armed_regions_are_suspect_and_without_a_log_the_whole_d
     vm.process.kill();
     fs::remove_file(log(&vm, 1)).unwrap();
     assert_eq!(vm.reboot(relationship), Bytes(2 * SIZE), "disk 1 has none");
+}
+
+#[test]
+fn disks_behind_both_front_ends_are_exact_after_kills_before_and_after_cuts() {
+    let mut vm = Vm::new(64 << 20);
+    vm.process.kill();
+    for name in [CONTROL_SOCKET.to_owned(), disk_socket(0)] {
+        fs::remove_file(vm.path(&name)).unwrap();
+    }
+    vm.config.disks[1].front = Front::Nbd;
+    let name = nbd_socket(1);
+    vm.process = Process::new(vm.folder.path(), [disk_socket(0), name.clone()]);
+    vm.process.configure(&vm.config);
+    vm.process.launch();
+    let relationship = RelationshipId::random();
+    assert!(!vm.track(relationship));
+    vm.seed();
+    let (virtio, nbd) = (vm.path(&disk_socket(0)), vm.path(&name));
+    let mut guest = vm.guest(0);
+    let mut rng = Rng::new(31);
+    // Distinct blocks of each disk, so many; an epoch is cut after some of them.
+    for (round, cut_after) in (1..).zip([None, Some(0), Some(3), Some(5)]) {
+        let mut file = None;
+        for number in 0..5 {
+            if cut_after == Some(number) {
+                file = Some(vm.cut().1);
+            }
+            guest.poke(Guest::data(0), &rng.bytes(BLOCK));
+            let block = 7 * number * round;
+            assert_eq!(guest.run(WRITE, block * 8, BLOCK), 0);
+            let mut ide = Client::open(&nbd, "guest", true);
+            ide.write((block + 1) * BLOCK_SIZE, &rng.bytes(2 * BLOCK));
+        }
+        if cut_after == Some(5) {
+            file = Some(vm.cut().1);
+        }
+        vm.process.kill();
+        vm.process.launch();
+        guest.disconnect();
+        guest.connect(&virtio);
+        assert!(vm.track(relationship), "round {round}");
+        let left = 5 - cut_after.unwrap_or(0);
+        match vm.process.ask(&Request::Status) {
+            Reply::Status { disks, .. } => {
+                let dirty: Vec<Bytes> = disks.iter().map(|disk| disk.dirty).collect();
+                let blocks = [left * BLOCK_SIZE, 2 * left * BLOCK_SIZE];
+                assert_eq!(dirty, blocks.map(Bytes), "round {round}");
+            }
+            other => panic!("{other:?}"),
+        }
+        if let Some(file) = file {
+            vm.ship(&file);
+        }
+        let (_, file) = vm.cut();
+        vm.ship(&file);
+        vm.assert_equal();
+    }
 }
