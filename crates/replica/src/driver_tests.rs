@@ -137,6 +137,8 @@ struct World {
     lie: Option<Lie>,
     /// So many of the next staged segments are damaged.
     damage: u32,
+    /// Nobody can tell what a damaged segment holds.
+    unreadable: bool,
     written: u64,
     /// What the disks held at each cut, by the root of its segment.
     cuts: BTreeMap<Root2, Disks>,
@@ -198,6 +200,7 @@ impl World {
             exact: true,
             lie: None,
             damage: 0,
+            unreadable: false,
             written: 1,
             cuts: BTreeMap::new(),
             used: BTreeSet::new(),
@@ -636,7 +639,10 @@ impl Source for Shared {
         self.local(|world| {
             if let Some(file) = world.outbox.take_if(|file| file.staged == *staged) {
                 let held = file.content.iter().map(|(key, _)| *key);
-                if world.lie != Some(Lie::FoldBack) {
+                if file.damaged && world.unreadable {
+                    let lost = std::mem::take(&mut world.unconfirmed);
+                    world.suspect.extend(lost);
+                } else if world.lie != Some(Lie::FoldBack) {
                     world.marks.extend(held);
                 }
                 world.unconfirmed.clear();
@@ -1169,6 +1175,34 @@ fn a_damaged_segment_is_folded_back_and_cut_anew_until_it_is_clear_that_all_are(
             wait_for(&running, "one more", |report| report.cycles >= 4).await;
             check_points(&shared.world());
         });
+    }
+}
+
+#[test]
+fn a_part_or_a_point_that_nobody_can_read_is_marked_or_compared_and_nothing_is_refused_for_it() {
+    for seed in 1..30 {
+        for (parts, damage) in [(0, 1), (1, 1), (7, 1), (8, 2), (u64::MAX, 1)] {
+            paused().block_on(async move {
+                let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+                shared.world().unreadable = true;
+                let running = start(&shared);
+                // In the first part, in one in the middle, in the last ones, or in a point.
+                let is_there = |world: &World| match world.progress {
+                    Progress::Seeding { part, .. } => part >= parts,
+                    Progress::Live { .. } => true,
+                };
+                wait_for(&running, "the part", |_| is_there(&shared.world())).await;
+                shared.world().damage = damage;
+                shared.world().write();
+                wait_for(&running, "points", |report| report.cycles >= 3).await;
+                assert_eq!(shared.world().damage, 0);
+                let report = running.reports.borrow().clone();
+                assert_eq!(report.last_error, None, "part {parts}");
+                let world = shared.world();
+                assert!(world.suspect.is_empty());
+                check_points(&world);
+            });
+        }
     }
 }
 
