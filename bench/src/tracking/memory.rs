@@ -81,7 +81,7 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
     };
     add("", Goal::AtMost(64.0), dirty);
     add("idle_", Goal::Reported, idle);
-    add("staging_", Goal::Reported, most.into_inner());
+    add("staging_", Goal::AtMost(64.0), most.into_inner());
     add("confirmed_", Goal::Reported, after);
     add("tmpfs_", Goal::Reported, tmpfs);
     Ok(())
