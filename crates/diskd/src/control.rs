@@ -197,7 +197,7 @@ pub struct DiskStatus {
     /// Completed since this diskd started.
     pub flushes: u64,
     /// Whether a flush failed: the disk takes no more writes until it is reopened, by a shutdown
-    /// after the guest is gone and another start. Every block counts as changed then.
+    /// after the guest is gone and another start. All of it is suspect then.
     pub flush_failed: bool,
     /// What is tracked; none if nothing is.
     pub tracking: Option<TrackingStatus>,

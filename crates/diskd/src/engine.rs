@@ -4,15 +4,15 @@
 //! writes its segment; the owners only read.
 //!
 //! ```text
-//!   Cut:  draft <file>.part -> all disks sealed -> pieces -> whole -> rename -> sealed maps cleared
+//!   Cut:  draft <file>.part -> all disks sealed -> pieces -> whole -> rename -> sealed becomes unconfirmed
 //!                  |              | late: abandoned  | a write fails, a budget is spent
 //!                  +--------------+------------------+--> part removed, marks folded back, refused
 //! ```
 //!
-//! - A kill before the clearing leaves the marks in the sealed maps; the next process folds them back and
+//! - A kill before the last step leaves the marks in the sealed maps; the next process folds them back and
 //!   removes the part. So what is not in a whole segment is marked, always.
 //! - A refusal means that there is no segment file, and that all marks are kept. Once the file has its
-//!   name nothing can go wrong any more: an owner that is slow to clear its sealed map is not waited for.
+//!   name nothing can go wrong any more: an owner that is slow to take the last step is not waited for.
 //! - No answer at all (this process was killed) says nothing: whoever asked looks into the outbox.
 
 use std::path::PathBuf;

@@ -3,11 +3,9 @@
 //! A thread without a [`Lab`] runs as it does outside tests.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use block::{Buffer, Device, Done, Op, Waiters};
@@ -15,6 +13,7 @@ use ring::Ring;
 use testkit::Rng;
 
 use crate::tracker::Rule;
+use crate::turn::give_way;
 
 thread_local! {
     static LAB: RefCell<Option<Lab>> = const { RefCell::new(None) };
@@ -109,21 +108,8 @@ async fn next_seal() {
     }
     // Before staging reads, among it, and after it.
     for _ in 0..with(|lab| lab.rng.below(30)).unwrap_or(0) {
-        turn().await;
+        give_way().await;
     }
-}
-
-/// Lets other tasks go first.
-async fn turn() {
-    let mut waited = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Runs `op` on a device that is slow now and then.

@@ -16,7 +16,7 @@
 //!   opened, what has to be compared.
 //! - [`cut`]: one instant for all disks.
 //! - [`owner`], [`fronts`]: the thread of a disk, through what the disk is reached.
-//! - `stack`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
+//! - `stack`, `note`, `layer`, `plan`, `assemble`, [`point`]: what the disk is made of, and how that changes.
 //! - [`engine`], [`outbox`], [`server`]: what the control socket asks for, and the segment file.
 //! - [`signals`]: the supervisor asks for an end in order.
 
@@ -61,4 +61,5 @@ mod tally;
 pub mod tracker;
 #[cfg(test)]
 mod tracking_lives;
+mod turn;
 pub mod vhost_user;

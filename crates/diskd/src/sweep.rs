@@ -24,15 +24,14 @@
 //! What a change of the stack will mark was armed when that was prepared, and is clean until the swap:
 //! nothing is disarmed in between ([`Tracker::hold`]).
 
-use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
-use std::task::Poll;
 
 use block::{Device, Fault, Store};
 
 use crate::ledger::blocks_of;
 use crate::tracker::{Rule, Tracker};
+use crate::turn::give_way;
 
 /// Regions that are looked at in one turn of the owner.
 const TURN: u64 = 1 << 13;
@@ -143,17 +142,4 @@ impl<D, S> Drop for Hold<D, S> {
     fn drop(&mut self) {
         self.0.held.set(self.0.held.get() - 1);
     }
-}
-
-/// Lets everybody who is ready now go first.
-async fn give_way() {
-    let mut given = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut given, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -39,6 +39,7 @@ use self::marks::{Model, Set, size};
 use self::probe::Probe;
 use self::segment::{Segment, Twin};
 use crate::tracker::{Rule, Tracker};
+use crate::turn::give_way;
 
 const REGION_BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
 /// Three regions and a part of one.
@@ -185,16 +186,9 @@ impl World {
 }
 
 async fn pauses(count: u64) {
-    let mut left = count;
-    std::future::poll_fn(|cx| {
-        if left == 0 {
-            return std::task::Poll::Ready(());
-        }
-        left -= 1;
-        cx.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
+    for _ in 0..count {
+        give_way().await;
+    }
 }
 
 /// Lives, kills and power cuts until the end.

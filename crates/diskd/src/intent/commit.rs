@@ -1,15 +1,14 @@
 //! Commits: led by whoever waits first.
 
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::ops::Range;
-use std::task::Poll;
 
 use block::{Fault, Store};
 use futures_util::future::join_all;
 
 use super::page::{Content, WORDS, place};
 use super::{FARTHEST, IntentLog, LogError, MAX_PRESSURE, Page, Rule, keeps};
+use crate::turn::give_way;
 
 /// A page that a commit writes, and to which copy of it.
 struct Written {
@@ -162,17 +161,4 @@ impl<S: Store> IntentLog<S> {
         words.resize(WORDS, 0);
         words
     }
-}
-
-/// Lets everybody who is ready now go first.
-async fn give_way() {
-    let mut given = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut given, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
