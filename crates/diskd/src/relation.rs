@@ -87,7 +87,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
     }
 
     /// Arms `runs` of blocks that will be replaced, and what the disk will grow by until it has `size`
-    /// bytes. What was armed stays so while there is a [`Hold`](crate::sweep::Hold).
+    /// bytes. What was armed stays so while a [`hold`](Tracker::hold) lasts.
     ///
     /// # Errors
     /// The write-intent log can neither be written nor removed.
