@@ -34,8 +34,10 @@ impl World {
             self.was_cut.set(true);
         }
         let looks = Looks::of(&[self.looks.get()]);
-        let recalled = recall(&ledger, &state, Some(looks), doubt).await;
-        recalled.expect("the log can be removed");
+        let recalled = || recall(&ledger, &state, Some(looks), doubt);
+        while recalled().await.is_err() {
+            // Its log can be neither read nor removed: whoever looks after it starts it again.
+        }
         state.reopened();
         let probe = Probe {
             below: RawDevice::new(self.disk.clone(), SIZE, false).expect("whole blocks"),
