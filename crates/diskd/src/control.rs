@@ -199,6 +199,9 @@ pub struct DiskStatus {
     /// Whether a flush failed: the disk takes no more writes until it is reopened, by a shutdown
     /// after the guest is gone and another start. All of it is suspect then.
     pub flush_failed: bool,
+    /// Another file, or none, has the name of one that is open.
+    #[serde(default)]
+    pub replaced: bool,
     /// What is tracked; none if nothing is.
     pub tracking: Option<TrackingStatus>,
 }

@@ -248,6 +248,7 @@ impl Engine {
             writes: disk.stats.writes.load(Relaxed),
             flushes: disk.stats.flushes.load(Relaxed),
             flush_failed: disk.stats.flush_failed.load(Relaxed) != 0,
+            replaced: look.replaced,
             tracking: look.tracking,
         });
         Ok(Reply::Status {

@@ -101,17 +101,19 @@ fn stamp(file: &Path) -> std::io::Result<[u64; 4]> {
 /// What the files of a stack look like, to tell whether they were touched while they were closed; none
 /// if one of them is gone.
 pub(crate) fn looks(flat: &Flat) -> Option<Looks> {
+    let said = |(file, error): (&Path, std::io::Error)| {
+        tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
+    };
+    try_looks(flat).map_err(said).ok()
+}
+
+/// As [`looks`]; the file that cannot be looked at, and why.
+pub(crate) fn try_looks(flat: &Flat) -> Result<Looks, (&Path, std::io::Error)> {
     let mut words = Vec::new();
     for file in flat.files() {
-        match stamp(file) {
-            Ok(looks) => words.extend(looks),
-            Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "cannot look at a disk");
-                return None;
-            }
-        }
+        words.extend(stamp(file).map_err(|error| (file, error))?);
     }
-    Some(Looks::of(&words))
+    Ok(Looks::of(&words))
 }
 
 #[cfg(test)]

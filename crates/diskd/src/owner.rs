@@ -6,6 +6,7 @@
 mod epoch;
 mod order;
 mod relate;
+mod rest;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -30,6 +31,8 @@ use crate::staging::Abandoned;
 use crate::tracker::{Stats, Tracker};
 
 use epoch::{cut_epoch, epoch, sealed};
+use rest::Rest;
+
 pub use order::{Delivery, Look, Order, SealFault, StageOrder, Unmerged, Unprepared};
 
 /// Submissions of a turn of an owner; a queue of a guest has up to 128 requests of several pieces.
@@ -79,6 +82,7 @@ pub fn run(owned: Owned, ready: impl FnOnce()) -> Result<()> {
         fronts,
         work: Rc::default(),
         swept: Cell::new(None),
+        rest: Rc::default(),
     };
     ring.block_on(owner.obey(owned.orders));
     Ok(())
@@ -98,12 +102,18 @@ struct Owner {
     fronts: Fronts,
     work: Rc<Work>,
     swept: Cell<Option<Instant>>,
+    rest: Rc<Rest>,
 }
 
 impl Owner {
     /// Obeys orders until nobody can give any more.
     async fn obey(mut self, orders: Mailbox<Order>) {
         while let Some(order) = orders.recv().await {
+            let guest = self.fronts.guest_is_there();
+            let looked = self.rest.look(guest, &self.stack, &self.tracker).await;
+            if let Err(fault) = looked {
+                tracing::error!(%fault, "what was changed beside the disk's server cannot be noted");
+            }
             self.carry_out(order).await;
         }
     }
@@ -135,7 +145,9 @@ impl Owner {
             }
             Order::Prepare(config, answer) => {
                 let (stack, tracker) = (Rc::clone(&self.stack), Rc::clone(tracker));
+                let hold = self.rest.hold();
                 self.beside(async move {
+                    let _hold = hold;
                     let prepared = stack.prepare(*config, &tracker).await;
                     tracker.publish();
                     let _ = answer.send(prepared.map_err(|error| Unprepared(format!("{error:#}"))));
@@ -176,6 +188,7 @@ impl Owner {
             waiting_for_room: self.fronts.waiting_for_room(),
             size: Bytes(self.tracker.size()),
             overlays: self.stack.overlays(),
+            replaced: self.stack.is_replaced(),
             store: match self.ring.kind() {
                 Kind::IoUring => StoreKind::IoUring,
                 Kind::Threads => StoreKind::Threads,
@@ -186,6 +199,7 @@ impl Owner {
 
     /// Nothing is issued to the layers any more; when all disks are there, they are exchanged.
     async fn swap(&self, cut: &Cut) -> bool {
+        let _hold = self.rest.hold();
         let gate = self.stack.gate();
         gate.close();
         let drained = matches!(
@@ -219,7 +233,9 @@ impl Owner {
         // What lies below changes from now on.
         self.fronts.serve_frozen(&self.tracker, &self.stack);
         let (stack, tracker) = (Rc::clone(&self.stack), Rc::clone(&self.tracker));
+        let hold = self.rest.hold();
         self.beside(async move {
+            let _hold = hold;
             let left = stack.merge(checkpoint, limit, tracker.state()).await;
             tracker.publish();
             let _ = answer.send(left.map_err(|fault| match fault {

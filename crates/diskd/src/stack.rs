@@ -39,7 +39,7 @@ use crate::control::OverlayStatus;
 use crate::intent::Looks;
 use crate::layer::{Below, layers, restack, thrown_away};
 use crate::ledger::Ledger;
-use crate::note::{Note, identity, inodes, looks, same_files};
+use crate::note::{Note, identity, inodes, looks, same_files, try_looks};
 use crate::plan::{Base, Flat, Over, Plan};
 use crate::recall::{Doubt, recall};
 use crate::state::DiskState;
@@ -55,6 +55,8 @@ pub(crate) struct Stack {
     /// In force.
     config: RefCell<DiskConfig>,
     flat: RefCell<Flat>,
+    /// Of its files, when it came in force.
+    inodes: RefCell<Vec<u64>>,
     prepared: RefCell<Option<Prepared>>,
 }
 
@@ -125,6 +127,7 @@ impl Stack {
             gate: Rc::new(Gate::new(top)),
             config: RefCell::new(config),
             flat: RefCell::new(flat),
+            inodes: RefCell::default(),
             prepared: RefCell::default(),
         };
         stack.note().context("cannot note the stack of the disk")?;
@@ -144,16 +147,25 @@ impl Stack {
 
     /// Notes what is in force.
     fn note(&self) -> std::io::Result<()> {
-        let note = Note {
-            stack: self.config.borrow().stack.clone(),
-            inodes: inodes(&self.flat.borrow()),
-        };
-        note.write(&self.tools.last_stack())
+        let inodes = inodes(&self.flat.borrow());
+        self.inodes.replace(inodes.clone());
+        let stack = self.config.borrow().stack.clone();
+        Note { stack, inodes }.write(&self.tools.last_stack())
     }
 
     /// What the files look like once nothing writes to them any more.
     pub(crate) fn looks(&self) -> Option<Looks> {
         looks(&self.flat.borrow())
+    }
+
+    /// As [`looks`](Self::looks), and says nothing of a file that is not there.
+    pub(crate) fn looks_now(&self) -> Option<Looks> {
+        try_looks(&self.flat.borrow()).ok()
+    }
+
+    /// Whether another file, or none, has the name of one that is open.
+    pub(crate) fn is_replaced(&self) -> bool {
+        inodes(&self.flat.borrow()) != *self.inodes.borrow()
     }
 
     /// Forgets what was prepared.

@@ -264,6 +264,16 @@ impl<D: Device, S: Store> Tracker<D, S> {
         self.publish();
     }
 
+    /// Writes and discards that ended.
+    pub(crate) fn writes(&self) -> u64 {
+        self.stats.writes.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are some that did not.
+    pub(crate) fn is_writing(&self) -> bool {
+        !self.flights.borrow().is_empty()
+    }
+
     async fn mutate(&self, op: Op) -> Done {
         let (at, len) = op.range();
         let inside = at

@@ -96,6 +96,8 @@ pub struct Look {
     pub size: Bytes,
     /// Its checkpoints, the oldest first.
     pub overlays: Vec<OverlayStatus>,
+    /// Another file, or none, has the name of one that is open.
+    pub replaced: bool,
     /// How its files are read and written.
     pub store: StoreKind,
     /// What is tracked of it.

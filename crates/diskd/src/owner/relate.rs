@@ -70,7 +70,10 @@ impl Owner {
         }
         self.swept.set(Some(Instant::now()));
         let tracker = Rc::clone(&self.tracker);
+        // A flush writes what an overlay says of itself.
+        let hold = (!self.stack.overlays().is_empty()).then(|| self.rest.hold());
         self.beside(async move {
+            let _hold = hold;
             if let Err(fault) = tracker.sweep(false).await {
                 tracing::warn!(%fault, "nothing leaves the write-intent log");
             }

@@ -37,6 +37,45 @@ fn sigterm_closes_in_order_and_the_marks_are_exact_unless_the_disk_is_changed_me
 }
 
 #[test]
+fn what_others_change_while_no_guest_is_there_is_suspect_and_another_file_is_told() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    let behind = |vm: &Vm, file: &str| {
+        let disk = fs::File::options().write(true).open(vm.path(file));
+        disk.unwrap().write_all_at(b"behind", 8 << 20).unwrap();
+    };
+    let first = |vm: &Vm| match vm.process.ask(&Request::Status) {
+        Reply::Status { mut disks, .. } => disks.remove(0),
+        other => panic!("{other:?}"),
+    };
+    vm.track(relationship);
+    assert!(!first(&vm).replaced);
+    let mut guest = vm.guest(0);
+    assert_eq!(guest.run(WRITE, 0, BLOCK), 0);
+    guest.disconnect();
+    while first(&vm).connected {}
+    assert!(vm.track(relationship), "a guest came, wrote and went");
+    behind(&vm, "0.raw");
+    assert!(!vm.track(relationship), "it was changed");
+    assert!(vm.track(relationship), "everything was marked for it");
+    // What is seen first when it ends is no less seen.
+    behind(&vm, "0.raw");
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    vm.process.launch();
+    assert!(!vm.track(relationship), "it was changed before the end");
+    fs::copy(vm.path("0.raw"), vm.path("backup.raw")).unwrap();
+    behind(&vm, "backup.raw");
+    fs::rename(vm.path("backup.raw"), vm.path("0.raw")).unwrap();
+    assert!(first(&vm).replaced);
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    vm.process.launch();
+    assert!(!first(&vm).replaced, "it was opened anew");
+    assert!(!vm.track(relationship), "it is another file");
+}
+
+#[test]
 fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
     /// Word of the state file that says that a flush failed.
     const FLUSH_FAILED: u64 = 4;

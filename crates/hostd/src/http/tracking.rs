@@ -219,6 +219,16 @@ fn disk_findings(
             "Mend its storage, then end the VM with `pollux vm kill` and start it again",
         ));
     }
+    if disk.replaced {
+        found.push((
+            Health::Critical,
+            "has another file, or none, in the place of the one that is open; what is written goes \
+             to the one that has no name any more"
+                .to_owned(),
+            "End the VM with `pollux vm stop` if it runs; its next start opens the file that is \
+             there then",
+        ));
+    }
     let Some(tracking) = tracking(relationship, disk) else {
         let what = "is not tracked yet".to_owned();
         let way_out = "That begins by itself; `pollux replication status` tells what it waits for";
@@ -262,6 +272,7 @@ mod tests {
             writes: 0,
             flushes: 0,
             flush_failed: false,
+            replaced: false,
             tracking: Some(TrackingStatus {
                 relationship,
                 marked: Bytes(4096),

@@ -202,7 +202,7 @@ impl Supervisor {
                 vmd.diskd.args.clone_from(&found.vmd.diskd.args);
                 wanted.diskd == found.diskd && vmd == found.vmd
             });
-            if same && !self.flush_failed().await {
+            if same && !self.has_to_reopen().await {
                 return Ok(status);
             }
             // Ended in order after its guest, a diskd lets the next one reopen the disks.
@@ -213,10 +213,12 @@ impl Supervisor {
         self.spawn(programs, folder).await
     }
 
-    /// Whether the diskd that runs takes no more writes on some disk because a flush failed.
-    async fn flush_failed(&self) -> bool {
+    /// Whether the diskd that runs takes no more writes on some disk because a flush failed, or has a
+    /// file open that is not the disk's any more.
+    async fn has_to_reopen(&self) -> bool {
         let status = self.diskd_status().await;
-        status.is_some_and(|status| status.disks.iter().any(|disk| disk.flush_failed))
+        let mut disks = status.iter().flat_map(|status| &status.disks);
+        disks.any(|disk| disk.flush_failed || disk.replaced)
     }
 
     async fn spawn(&self, programs: &Programs, folder: &VmFolder) -> Result<Status, Problem> {

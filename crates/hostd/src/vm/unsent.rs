@@ -176,6 +176,7 @@ mod tests {
                 writes: 0,
                 flushes: 0,
                 flush_failed: false,
+                replaced: false,
                 tracking: Some(tracking),
             }],
             epochs: EpochStatus::default(),
