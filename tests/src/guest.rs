@@ -22,6 +22,15 @@ pub fn create_writer(host: &Host, name: &str, size: &str, pause_ms: u32) -> Resu
     create(host, name, &["--disk", size], &option)
 }
 
+/// As [`create_writer`], but it writes to the first `span_mib` MiB of its disk only.
+///
+/// # Errors
+/// As there.
+pub fn create_local_writer(host: &Host, name: &str, size: &str, span_mib: u32) -> Result<()> {
+    let option = format!(" pollux.workload=/dev/vda:pause-ms=50:span-mib={span_mib}");
+    create(host, name, &["--disk", size], &option)
+}
+
 /// Makes the VM `name` with a disk of `size` which its guest only looks at.
 ///
 /// # Errors

@@ -2,8 +2,9 @@
 //! [`pollux_testkit::workload`]. All that it has to say goes to standard output, the guest's
 //! serial line, each line beginning with `pollux-workload:`.
 //!
-//! `pollux-workload DEVICE [batch=64] [writers=1] [pause-ms=0] [batches=0]`; 0 batches: until
-//! it is killed. What an earlier run left is verified first.
+//! `pollux-workload DEVICE [batch=64] [writers=1] [pause-ms=0] [batches=0] [span-mib=0]`; 0 batches:
+//! until it is killed; 0 MiB: all of the device, and not only its beginning. What an earlier run left
+//! is verified first.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -42,6 +43,8 @@ struct Options {
     writers: u64,
     pause: Duration,
     batches: u64,
+    /// In bytes.
+    span: u64,
 }
 
 fn options() -> Result<Options, String> {
@@ -52,6 +55,7 @@ fn options() -> Result<Options, String> {
         writers: 1,
         pause: Duration::ZERO,
         batches: 0,
+        span: u64::MAX,
     };
     for arg in args {
         let bad = || format!("`{arg}` is not understood");
@@ -62,6 +66,8 @@ fn options() -> Result<Options, String> {
             "writers" => options.writers = value.clamp(1, 64),
             "pause-ms" => options.pause = Duration::from_millis(value),
             "batches" => options.batches = value,
+            "span-mib" if value > 0 => options.span = value << 20,
+            "span-mib" => {}
             _ => return Err(bad()),
         }
     }
@@ -94,7 +100,8 @@ fn run(options: &Options) -> io::Result<()> {
         .write(true)
         .custom_flags(libc::O_DIRECT)
         .open(&options.device)?;
-    let len = file.seek(SeekFrom::End(0))? / BLOCK as u64 * BLOCK as u64;
+    let len = file.seek(SeekFrom::End(0))?.min(options.span);
+    let len = len / BLOCK as u64 * BLOCK as u64;
     let disk = Device { file, len };
     match verify(len, Cut::PowerLoss, |offset, block| {
         disk.read(offset, block)
