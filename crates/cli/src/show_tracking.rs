@@ -29,7 +29,7 @@ impl Shown for Tracking {
         }
         let mut facts = vec![
             ("Twin", format!("at host {}, {}", self.peer, self.state)),
-            ("Health", self.health.to_string()),
+            ("Tracking", self.health.to_string()),
         ];
         facts.extend(of_epochs(&self.epochs));
         let findings: String = self.findings.iter().map(of_finding).collect();

@@ -1,4 +1,5 @@
 //! A tracked disk and its write-intent log, on stores that fail, wait and lose power.
+#![allow(clippy::single_range_in_vec_init, reason = "runs are replaced")]
 
 use std::cell::Cell;
 use std::future::Future;
