@@ -45,12 +45,12 @@ pub(crate) fn run() -> Result<()> {
     println!("copying a disk of {DISK} to the twin ...");
     let begin = Instant::now();
     castor.pollux(&[
-        "replication",
+        "replica",
         "enable",
         "web",
         "--to",
         "pollux",
-        "--every",
+        "--frequency",
         "3600s",
     ])?;
     until(SEEDED, "the twin has its first point", || {

@@ -140,7 +140,7 @@ pub fn no_bad_news(log: &str) -> Result<()> {
 /// Changes still wait after two minutes.
 pub fn nothing_pending(host: &Host, vm: &str) -> Result<()> {
     until(Duration::from_secs(120), "all changes went out", || {
-        let status = host.json(&["replication", "status", vm])?;
+        let status = host.json(&["replica", "status", vm])?;
         let pending = status.pointer("/0/pending").and_then(Value::as_str);
         let pending = pending.map(str::parse::<Bytes>).transpose()?;
         Ok((pending == Some(Bytes(0))).then_some(()))

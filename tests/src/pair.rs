@@ -46,9 +46,9 @@ impl Pair {
     /// # Errors
     /// It is refused.
     pub fn replicate(&self, vm: &str) -> Result<()> {
-        let enable = ["replication", "enable", vm, "--to", "pollux"];
+        let enable = ["replica", "enable", vm, "--to", "pollux"];
         self.castor
-            .pollux(&[&enable[..], &["--every", "1s"]].concat())?;
+            .pollux(&[&enable[..], &["--frequency", "1s"]].concat())?;
         Ok(())
     }
 

@@ -61,7 +61,7 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
         match words[..] {
             ["vm", "start", vm] => drop(host.serial_line(vm, 0, ROOT_UP, LIMIT)?),
             ["vm", "stop", vm] => nothing_pending(host, vm)?,
-            ["replication", "enable", ..] => until(LIMIT, "there is a point", || {
+            ["replica", "enable", ..] => until(LIMIT, "there is a point", || {
                 let points = pollux.json(&["point", "list", "web"]);
                 Ok(points
                     .is_ok_and(|points| points.get(0).is_some())
@@ -112,8 +112,8 @@ fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
     castor.pollux(&[
         "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB",
     ])?;
-    let enable = ["replication", "enable", "web", "--to", "pollux"];
-    castor.pollux(&[&enable[..], &["--every", "1s"]].concat())?;
+    let enable = ["replica", "enable", "web", "--to", "pollux"];
+    castor.pollux(&[&enable[..], &["--frequency", "1s"]].concat())?;
     let segment = until(LIMIT, "the twin has a segment", || Ok(a_segment(&pollux)))?;
     let segment = segment.display().to_string();
     let changes = scratch.state().join("changes.raw").display().to_string();

@@ -35,8 +35,8 @@ impl Pair {
         create_local_writer(&castor, "web", "512MiB", SPAN_MIB)?;
         castor.pollux(&["vm", "start", "web"])?;
         castor.serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
-        let to = ["--to", "pollux", "--every", "1s"];
-        castor.pollux(&[&["replication", "enable", "web"], &to[..]].concat())?;
+        let to = ["--to", "pollux", "--frequency", "1s"];
+        castor.pollux(&[&["replica", "enable", "web"], &to[..]].concat())?;
         Ok(Self {
             castor,
             pollux,
@@ -66,7 +66,7 @@ impl Pair {
     }
 
     fn status(&self) -> Result<Value> {
-        let all = self.castor.json(&["replication", "status", "web"])?;
+        let all = self.castor.json(&["replica", "status", "web"])?;
         all.get(0).cloned().context("one relationship")
     }
 

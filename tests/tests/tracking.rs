@@ -116,7 +116,7 @@ fn points_come(pair: &Pair) -> Result<()> {
     until(2 * MINUTE, "points come", || {
         Ok((newest(pair).unwrap_or(0) >= before + 2).then_some(()))
     })
-    .with_context(|| format!("{:?}", pair.castor.json(&["replication", "status", "web"])))
+    .with_context(|| format!("{:?}", pair.castor.json(&["replica", "status", "web"])))
 }
 
 /// Bytes of the segments of points; the base has none.
@@ -191,7 +191,7 @@ fn ids(pair: &Pair) -> Vec<Value> {
 
 /// What the relationship says in `field`, since polluxd started.
 fn so_far(pair: &Pair, field: &str) -> Result<u64> {
-    let status = pair.castor.json(&["replication", "status", "web"])?;
+    let status = pair.castor.json(&["replica", "status", "web"])?;
     let size: Bytes = text(&status, &format!("/0/{field}"))?.parse()?;
     Ok(size.0)
 }
@@ -260,7 +260,7 @@ fn after_reboots_under_changes_flips_applied_and_merged_checkpoints_the_twin_is_
         Ok((suspect.iter().sum::<u64>() > 0).then_some(()))
     })?;
     until(MINUTE, "the state says that it is compared", || {
-        let status = pair.castor.json(&["replication", "status", "web"])?;
+        let status = pair.castor.json(&["replica", "status", "web"])?;
         Ok((text(&status, "/0/state")? == "resynchronizing").then_some(()))
     })?;
     pair.wire.mend();

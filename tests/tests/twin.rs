@@ -65,7 +65,7 @@ fn the_initial_copy_and_the_deltas_go_on_where_a_cut_network_stopped_them() -> R
     let there = point_name(pair.points("web").last().context("a point")?)?;
     let written = writes_on(&pair.castor, "web", 500, 2 * MINUTE)?;
     until(MINUTE, "the primary says what is wrong", || {
-        let status = pair.castor.json(&["replication", "status", "web"])?;
+        let status = pair.castor.json(&["replica", "status", "web"])?;
         Ok(status
             .pointer("/0/last_error")
             .is_some_and(|error| !error.is_null())
@@ -182,7 +182,7 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     // It cannot reach the twin itself, but is told.
     castor.start_daemon()?;
     until(2 * MINUTE, "the old primary is held", || {
-        let status = castor.json(&["replication", "status", "web"])?;
+        let status = castor.json(&["replica", "status", "web"])?;
         Ok((status.pointer("/0/state") == Some(&"stood-down".into())).then_some(()))
     })?;
     let vm = castor.json(&["vm", "show", "web"])?;

@@ -57,9 +57,9 @@ pub(crate) enum Noun {
     /// Disks of VMs, and their checkpoints
     #[command(subcommand)]
     Disk(DiskVerb),
-    /// Sending VMs to other hosts
+    /// Twins of VMs on other hosts
     #[command(subcommand)]
-    Replication(ReplicationVerb),
+    Replica(ReplicaVerb),
     /// How changes of VMs are tracked
     #[command(subcommand)]
     Track(TrackVerb),
@@ -283,7 +283,7 @@ pub(crate) enum DiskVerb {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum ReplicationVerb {
+pub(crate) enum ReplicaVerb {
     /// Send a VM to a trusted host
     Enable {
         /// The VM
@@ -293,7 +293,7 @@ pub(crate) enum ReplicationVerb {
         to: String,
         /// Time from one point to the next, such as 30s or 5min
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
-        every: u64,
+        frequency: u64,
     },
     /// How relationships are; all of them, or one VM's
     Status {
@@ -304,17 +304,17 @@ pub(crate) enum ReplicationVerb {
         watch: bool,
     },
     /// Send nothing until resumed; changes go on being tracked
-    Suspend {
+    Pause {
         /// The VM
         vm: String,
     },
-    /// Go on after a suspension or an error
+    /// Go on after a pause or an error
     Resume {
         /// The VM
         vm: String,
     },
     /// End a relationship; the twin stays at the other host
-    Disable {
+    Remove {
         /// The VM
         vm: String,
     },

@@ -15,7 +15,7 @@ use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
 
 use crate::args::{
     Arguments, Create, DiskVerb, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb,
-    ReplicationVerb, SegmentVerb, TrackVerb, VmVerb,
+    ReplicaVerb, SegmentVerb, TrackVerb, VmVerb,
 };
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
@@ -60,7 +60,7 @@ impl Command {
         match noun {
             Noun::Vm(verb) => self.vm(verb).await,
             Noun::Disk(verb) => self.disk(verb).await,
-            Noun::Replication(verb) => self.replication(verb).await,
+            Noun::Replica(verb) => self.replica(verb).await,
             Noun::Track(TrackVerb::Status { vm }) => self.print(&self.client.tracking(&vm).await?),
             Noun::Point(verb) => self.point(verb).await,
             Noun::Failover(verb) => self.failover(verb).await,
@@ -225,24 +225,20 @@ impl Command {
         self.print(&all)
     }
 
-    async fn replication(&self, verb: ReplicationVerb) -> Result<(), Problem> {
+    async fn replica(&self, verb: ReplicaVerb) -> Result<(), Problem> {
         let client = &self.client;
         match verb {
-            ReplicationVerb::Enable { vm, to, every } => {
+            ReplicaVerb::Enable { vm, to, frequency } => {
                 let enable = EnableReplication {
                     peer: to,
-                    every_s: every,
+                    every_s: frequency,
                 };
                 self.print(&vec![client.enable_replication(&vm, &enable).await?])
             }
-            ReplicationVerb::Status { vm, watch } => self.status(vm.as_deref(), watch).await,
-            ReplicationVerb::Suspend { vm } => {
-                self.print(&vec![client.suspend_replication(&vm).await?])
-            }
-            ReplicationVerb::Resume { vm } => {
-                self.print(&vec![client.resume_replication(&vm).await?])
-            }
-            ReplicationVerb::Disable { vm } => {
+            ReplicaVerb::Status { vm, watch } => self.status(vm.as_deref(), watch).await,
+            ReplicaVerb::Pause { vm } => self.print(&vec![client.suspend_replication(&vm).await?]),
+            ReplicaVerb::Resume { vm } => self.print(&vec![client.resume_replication(&vm).await?]),
+            ReplicaVerb::Remove { vm } => {
                 client.disable_replication(&vm).await?;
                 self.say(&format!("VM `{vm}` is no longer replicated"))
             }

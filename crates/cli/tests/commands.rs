@@ -66,10 +66,10 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
             "qcow2",
         ),
         (&["failover", "start", "web", "--force"], "--because"),
-        (&["replication", "enable", "web"], "--to"),
+        (&["replica", "enable", "web"], "--to"),
         (
-            &["replication", "enable", "web", "--to", "b", "--every", "0s"],
-            "every",
+            &["replica", "enable", "web", "--to", "b", "--frequency", "0s"],
+            "--frequency",
         ),
     ] {
         let output = pollux(args);

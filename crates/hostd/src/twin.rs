@@ -193,7 +193,7 @@ impl Store {
                 Code::NotFound,
                 &self.thing,
                 "has no recovery point yet: its initial replication is not complete",
-                "`pollux replication status` shows how far it is",
+                "`pollux replica status` shows how far it is",
             ));
         };
         if wanted == "latest" {
@@ -269,7 +269,7 @@ pub(crate) fn not_a_twin(view: &View) -> Problem {
             Code::Conflict,
             view.thing(),
             "is no twin of another host's VM, so it has no recovery points",
-            "`pollux replication enable` makes a twin on another host",
+            "`pollux replica enable` makes a twin on another host",
         ),
     }
 }

@@ -487,7 +487,7 @@ async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
     refused(
         castor.client.tracking("web").await,
         Code::Conflict,
-        "pollux replication enable",
+        "pollux replica enable",
     );
     for (host, other) in [(&castor, &pollux), (&pollux, &castor)] {
         let theirs = other.client.identity().await.expect("an identity");

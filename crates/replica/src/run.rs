@@ -88,8 +88,8 @@ fn name(thing: &str) -> &str {
 /// The way out of a relationship that leads nowhere.
 pub(crate) fn anew(thing: &str) -> String {
     format!(
-        "end it on both hosts with `pollux replication disable {}`; once the twin is deleted, \
-         `pollux replication enable` copies everything anew",
+        "end it on both hosts with `pollux replica remove {}`; once the twin is deleted, \
+         `pollux replica enable` copies everything anew",
         name(thing)
     )
 }

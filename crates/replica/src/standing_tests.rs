@@ -148,7 +148,7 @@ fn a_refusal_by_a_partner_that_knows_only_the_id_names_the_vm() {
     let refused = Evidence::Refused(Problem::new(Code::NotFound, thing, reason, way_out));
     let problem = primary.start(VM, &refused).expect_err("no evidence");
     assert_eq!(problem.thing, VM);
-    let command = "`pollux replication disable web`";
+    let command = "`pollux replica remove web`";
     assert!(problem.way_out.contains(command), "{problem}");
 }
 
@@ -157,7 +157,7 @@ fn a_vm_without_a_common_first_term_is_refused() {
     let (primary, _) = pair();
     let other = Lineage::begin("host-b");
     let problem = primary.meet(VM, &other, None).expect_err("another VM");
-    let command = "`pollux replication disable web`";
+    let command = "`pollux replica remove web`";
     assert!(problem.way_out.contains(command), "{problem}");
     assert!(primary.stand_down(VM, &other, false).is_err());
 }

@@ -240,12 +240,12 @@ impl Pair {
             .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
         self.wire.cut_after(20_000 + rng.below(2_000_000));
         let enable = [
-            "replication",
+            "replica",
             "enable",
             "web",
             "--to",
             "pollux",
-            "--every",
+            "--frequency",
             "1s",
         ];
         // The cut may hit the agreement itself.
@@ -253,7 +253,7 @@ impl Pair {
             ensure!(self.wire.is_cut(), "{error:#}");
             self.wire.mend();
         }
-        self.say(format_args!("pause {pause} ms; replication enabled"));
+        self.say(format_args!("pause {pause} ms; replica enabled"));
         self.mend_all().context("the first points")
     }
 
@@ -406,10 +406,10 @@ impl Pair {
 
     fn suspend(&mut self, lasting: Option<u64>) -> Result<()> {
         self.up(Side::Primary)?;
-        self.castor.pollux(&["replication", "suspend", "web"])?;
+        self.castor.pollux(&["replica", "pause", "web"])?;
         self.suspended = true;
         until(MINUTE, "the status says that it is suspended", || {
-            let status = self.castor.json(&["replication", "status", "web"])?;
+            let status = self.castor.json(&["replica", "status", "web"])?;
             Ok((status.pointer("/0/state") == Some(&"suspended".into())).then_some(()))
         })?;
         if let Some(ms) = lasting {
@@ -421,7 +421,7 @@ impl Pair {
 
     fn resume(&mut self) -> Result<()> {
         if self.suspended {
-            self.castor.pollux(&["replication", "resume", "web"])?;
+            self.castor.pollux(&["replica", "resume", "web"])?;
             self.suspended = false;
         }
         Ok(())
@@ -652,7 +652,7 @@ impl Pair {
                     line.unwrap_or_default()
                 );
             }
-            let status = self.castor.json(&["replication", "status", "web"])?;
+            let status = self.castor.json(&["replica", "status", "web"])?;
             let state = text(&status, "/0/state")?;
             ensure!(state != "error", "replication needs a person: {status}");
             ensure!(
@@ -729,7 +729,7 @@ impl Pair {
             }
             sleep(Duration::from_millis(100));
         }
-        let status = self.castor.json(&["replication", "status", "web"])?;
+        let status = self.castor.json(&["replica", "status", "web"])?;
         bail!("the twin does not catch up with {written} of run {run}: {latest:?}; {status}")
     }
 
@@ -748,7 +748,7 @@ impl Pair {
         until(MINUTE, "the status says that all is well", || {
             self.is_well()
         })
-        .with_context(|| format!("{:?}", self.castor.json(&["replication", "status", "web"])))?;
+        .with_context(|| format!("{:?}", self.castor.json(&["replica", "status", "web"])))?;
         let names = |host: &Host| -> Result<Vec<String>> {
             Ok(host
                 .processes()?
@@ -770,8 +770,8 @@ impl Pair {
 
     /// Whether both hosts say the truth about a relationship that is well.
     fn is_well(&self) -> Result<Option<()>> {
-        let here = self.castor.json(&["replication", "status", "web"])?;
-        let there = self.pollux.json(&["replication", "status", "web"])?;
+        let here = self.castor.json(&["replica", "status", "web"])?;
+        let there = self.pollux.json(&["replica", "status", "web"])?;
         let points = self.points()?;
         let latest = here.pointer("/0/latest");
         let known = points.iter().any(|point| Some(&point["id"]) == latest);
@@ -843,7 +843,7 @@ impl Pair {
         );
         writes_on(&self.pollux, "web", BATCH, MINUTE)?;
         until(MINUTE, "the old primary is held", || {
-            let status = self.castor.json(&["replication", "status", "web"])?;
+            let status = self.castor.json(&["replica", "status", "web"])?;
             let held = status.pointer("/0/state") == Some(&"stood-down".into());
             Ok((held && self.state()? != "running").then_some(()))
         })?;

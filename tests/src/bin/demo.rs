@@ -119,16 +119,16 @@ impl Pair {
 
         title("Its twin on pollux, seeded while it writes: a recovery point every 5 s");
         self.castor.pollux(&[
-            "replication",
+            "replica",
             "enable",
             "web",
             "--to",
             "pollux",
-            "--every",
+            "--frequency",
             "5s",
         ])?;
         self.wait_for_points(3)?;
-        self.castor.pollux(&["replication", "status"])?;
+        self.castor.pollux(&["replica", "status"])?;
         Ok(())
     }
 
@@ -141,14 +141,14 @@ impl Pair {
         let took = start.elapsed();
         println!("the guest saw no error and goes on writing");
         self.wait_for_points(self.points()?.len() + 2)?;
-        self.castor.pollux(&["replication", "status"])?;
+        self.castor.pollux(&["replica", "status"])?;
         self.pollux.pollux(&["point", "list", "web"])?;
         Ok(took)
     }
 
     fn lose_primary(&mut self) -> Result<Lost> {
         title("The whole primary dies");
-        let status = self.castor.json(&["replication", "status", "web"])?;
+        let status = self.castor.json(&["replica", "status", "web"])?;
         let written =
             flushed(&self.castor.serial_log("web")?).context("the guest wrote nothing")?;
         println!("kill -9 of polluxd, pollux-vmd, pollux-diskd and QEMU of castor");

@@ -83,7 +83,7 @@ pub(super) async fn untrust(
             Code::Conflict,
             format!("host `{name}`"),
             format!("is the partner of {}", view.thing()),
-            "End that first with `pollux replication disable`",
+            "End that first with `pollux replica remove`",
         );
         return Err(problem.into());
     }

@@ -43,7 +43,7 @@ pub(super) async fn show(
 async fn of(vm: &Vm) -> Answered<Replication> {
     let view = vm.view();
     let Some(relation) = view.relation.clone() else {
-        let way_out = "`pollux replication enable` replicates it";
+        let way_out = "`pollux replica enable` replicates it";
         let reason = "is not replicated";
         return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out).into());
     };

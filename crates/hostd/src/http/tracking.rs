@@ -60,7 +60,7 @@ fn tracked_for(view: &View) -> Result<Relation, Problem> {
     };
     let Some(relation) = &view.relation else {
         let reason = "is not replicated, so its changes are not tracked".to_owned();
-        return refuse(reason, "`pollux replication enable` replicates it");
+        return refuse(reason, "`pollux replica enable` replicates it");
     };
     let partner = &relation.partner;
     match (view.standing.role, &view.standing.stood_down) {
@@ -231,7 +231,7 @@ fn disk_findings(
     }
     let Some(tracking) = tracking(relationship, disk) else {
         let what = "is not tracked yet".to_owned();
-        let way_out = "That begins by itself; `pollux replication status` tells what it waits for";
+        let way_out = "That begins by itself; `pollux replica status` tells what it waits for";
         found.push((Health::Warning, what, way_out));
         return found;
     };

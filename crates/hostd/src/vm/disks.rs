@@ -95,7 +95,7 @@ impl Owner {
                     "is replicated with host `{}`, and its twin would not follow yet",
                     relation.partner
                 );
-                let way_out = "End that first with `pollux replication disable`, and enable it \
+                let way_out = "End that first with `pollux replica remove`, and enable it \
                                again afterwards";
                 return refuse(&reason, way_out);
             }

@@ -107,7 +107,7 @@ impl Owner {
             );
             return refuse(
                 reason,
-                "End that first with `pollux replication disable`, or name the disks as before",
+                "End that first with `pollux replica remove`, or name the disks as before",
             );
         }
         tracing::info!(vm = %self.id, "vm.toml was changed, and is read again");

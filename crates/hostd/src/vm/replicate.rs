@@ -114,7 +114,7 @@ impl Owner {
         };
         if let Some(relation) = &view.relation {
             let reason = format!("is replicated with host `{}` already", relation.partner);
-            return refuse(reason, "End that first with `pollux replication disable`");
+            return refuse(reason, "End that first with `pollux replica remove`");
         }
         let machine = match &view.home.machine {
             Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
@@ -297,10 +297,7 @@ impl Owner {
             Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
         };
         match &view.relation {
-            None => refuse(
-                "is not replicated",
-                "`pollux replication enable` replicates it",
-            ),
+            None => refuse("is not replicated", "`pollux replica enable` replicates it"),
             Some(_) if view.standing.role != Role::Primary => {
                 refuse("is received here", "Ask for that on its primary host")
             }

@@ -86,7 +86,7 @@ pub(crate) fn wish(
         (Wish::Kill, state) => Ok((state, Act::End)),
         (Wish::Delete, Off) if replicated => refuse(
             "is replicated",
-            "End that first with `pollux replication disable`",
+            "End that first with `pollux replica remove`",
         ),
         (Wish::Delete, Off) => Ok((Off, Act::Remove)),
         (Wish::Delete, _) => refuse(

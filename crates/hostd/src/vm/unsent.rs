@@ -86,7 +86,7 @@ impl Unsent {
     }
 
     fn refusal(&self, reason: String) -> Problem {
-        let way_out = "Wait until `pollux replication status` there shows nothing pending, or \
+        let way_out = "Wait until `pollux replica status` there shows nothing pending, or \
                        take over without it with --force --because STATEMENT";
         Problem::new(Code::Conflict, &self.thing, reason, way_out)
     }
