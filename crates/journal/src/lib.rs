@@ -9,6 +9,7 @@
 //!
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
+pub mod accept;
 pub mod compare;
 mod error;
 #[doc(hidden)]

@@ -2,6 +2,7 @@
 
 use model::{BLOCK_SIZE, Bytes, PointId, Since};
 
+use crate::accept::{Held, Offered, accept};
 use crate::index::{Base, Entry, Index, SEGMENTS};
 use crate::{Content, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip};
 
@@ -57,9 +58,7 @@ pub enum NoRoom {
 impl Journal {
     /// Whether the segment with this header and root may come.
     ///
-    /// A point fits iff the newest point of the journal lies on its lineage, and
-    /// `since` <= newest < sequence. The same point with the same root was taken before;
-    /// with another root it is an alarm.
+    /// The rule for a point is [`accept`].
     #[must_use]
     pub fn check(&self, header: &Header, root: Root) -> Verdict {
         match self.judge(header, root) {
@@ -82,8 +81,8 @@ impl Journal {
             return Err(Refusal::Disks);
         }
         match (header.content, header.point()) {
-            (Content::Delta { sequence, since }, Some(point)) => {
-                judge_delta(index, header, point, sequence, since, root)
+            (Content::Delta { since, .. }, Some(point)) => {
+                judge_delta(index, header, point, since, root)
             }
             (Content::Seed { seed, part }, _) => {
                 if seed != index.seed {
@@ -282,60 +281,31 @@ fn judge_delta(
     index: &Index,
     header: &Header,
     point: PointId,
-    sequence: u64,
     since: Since,
     root: Root,
 ) -> Result<Verdict, Refusal> {
-    if let Some((_, known)) = index.find(point) {
-        return if known.root == root {
-            Ok(Verdict::Have)
-        } else {
-            Err(Refusal::OtherRoot(point))
-        };
-    }
-    if let Since::Seed { seed, .. } = since {
-        if seed != index.seed {
-            return Err(Refusal::OtherSeed(seed));
-        }
-    }
-    let tip = match index.newest() {
-        Some(tip) => tip,
-        None => {
-            return match (since, &index.base) {
-                (Since::Seed { parts: needs, .. }, Base::Seeding { parts: has, .. }) => {
-                    if needs != *has {
-                        return Err(Refusal::Parts { needs, has: *has });
-                    }
-                    grown(index, header, None).map(|()| Verdict::Fits)
-                }
-                _ => Err(Refusal::Seeding),
-            };
-        }
+    let newest = index.newest();
+    let held = Held {
+        seed: index.seed,
+        parts: match &index.base {
+            Base::Seeding { parts, .. } => Some(*parts),
+            _ => None,
+        },
+        lineage: index.lineage.as_ref(),
+        newest: newest.map(|entry| entry.point),
+        known: index.find(point).map(|(_, entry)| entry.root),
     };
-    let same_history = index.lineage.as_ref().is_none_or(|ours| {
-        let path = |terms: &[model::Term]| {
-            let at = terms.iter().position(|term| term.id == tip.point.term);
-            at.map(|at| terms[..=at].to_vec())
-        };
-        path(ours.terms()) == path(header.lineage.terms())
-    });
-    if !header.lineage.contains(tip.point) || !same_history {
-        return Err(Refusal::Diverged(tip.point));
+    let offered = Offered {
+        lineage: &header.lineage,
+        sequence: point.sequence,
+        since,
+        root,
+    };
+    let verdict = accept(&held, &offered)?;
+    if verdict == Verdict::Fits {
+        grown(index, header, newest)?;
     }
-    if tip.point.sequence >= sequence {
-        return Err(Refusal::NotNewer(tip.point));
-    }
-    match since {
-        Since::Point(since) if since.sequence > tip.point.sequence => {
-            return Err(Refusal::Gap {
-                since,
-                tip: tip.point,
-            });
-        }
-        _ => {}
-    }
-    grown(index, header, Some(tip))?;
-    Ok(Verdict::Fits)
+    Ok(verdict)
 }
 
 /// Disks may grow, not shrink.
