@@ -9,6 +9,7 @@
 mod disk;
 mod history;
 mod id;
+mod keep;
 mod problem;
 mod size;
 mod spec;
@@ -19,6 +20,7 @@ pub use disk::{
 };
 pub use history::{Lineage, LineageError, PointId, Since, Term};
 pub use id::{BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
+pub use keep::{Going, Grain, Keep, KeepError, Span, Step};
 pub use problem::{Code, Problem};
 pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, REGION_SIZE, SECTOR_SIZE};
 pub use spec::{DirectBoot, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec};
