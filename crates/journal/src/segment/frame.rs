@@ -4,7 +4,6 @@ use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
 
-use super::layout::FrameEntry;
 use super::{BLOCK, MAX_CONTENT, SegmentError, Site};
 
 /// An encoded frame, ready to be written. Made on any thread: compression and hashing are the
@@ -53,6 +52,17 @@ impl Frame {
         self.content_len
     }
 
+    /// Hash of what is stored.
+    #[cfg(test)]
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// Its content, if it was read as frame `number`.
+    pub(crate) fn decode(self, number: u32) -> Result<Vec<u8>, SegmentError> {
+        decode(number, self.content_len, self.stored)
+    }
+
     /// Number of bytes that it takes in the file, its table entry not counted.
     #[must_use]
     pub fn stored_len(&self) -> u32 {
@@ -73,11 +83,11 @@ fn compress(content: &[u8], level: i32) -> Option<Vec<u8>> {
 /// Content of frame `number` from its stored bytes, which have been checked against the hash.
 pub(super) fn decode(
     number: u32,
-    entry: &FrameEntry,
+    content_len: u32,
     stored: Vec<u8>,
 ) -> Result<Vec<u8>, SegmentError> {
-    let content_len = entry.content_len as usize;
-    if entry.is_raw() {
+    let content_len = content_len as usize;
+    if stored.len() == content_len {
         return Ok(stored);
     }
     let invalid = |fault| SegmentError::Invalid {

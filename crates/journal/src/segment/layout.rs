@@ -90,7 +90,7 @@ pub(super) struct FrameEntry {
     pub(super) at: u64,
     /// Bytes in the file.
     pub(super) stored_len: u32,
-    /// Bytes of content; stored raw if that is `stored_len` too.
+    /// Bytes of content; stored raw if that is `stored_len` too: see `decode`.
     pub(super) content_len: u32,
     /// BLAKE3 of the bytes in the file.
     pub(super) hash: [u8; 32],
@@ -126,10 +126,6 @@ impl FrameEntry {
             site: Site::Frame(number),
             fault,
         })
-    }
-
-    pub(super) fn is_raw(&self) -> bool {
-        self.stored_len == self.content_len
     }
 }
 

@@ -11,7 +11,7 @@ use model::{BLOCK_SIZE, Bytes};
 use super::frame::decode;
 use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prelude, RUN_LEN};
 use super::merkle::Tree;
-use super::{BLOCK_BYTES, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary};
+use super::{BLOCK_BYTES, Frame, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary};
 use crate::{Header, Root};
 
 /// Table entries or runs read at once.
@@ -122,6 +122,11 @@ impl SegmentReader {
     }
 
     #[cfg(test)]
+    pub(crate) fn file(&self) -> &dyn File {
+        &*self.file
+    }
+
+    #[cfg(test)]
     pub(super) fn footer(&self) -> Footer {
         self.footer
     }
@@ -129,12 +134,33 @@ impl SegmentReader {
     /// The index, sorted by disk and block.
     #[must_use]
     pub fn runs(&self) -> Runs<'_> {
+        self.runs_from(0)
+    }
+
+    fn runs_from(&self, next: u32) -> Runs<'_> {
         Runs {
             reader: self,
-            next: 0,
+            next,
             batch: Vec::new(),
             used: 0,
         }
+    }
+
+    /// The index from the first run of disk `disk` (its position in the header's list) on.
+    pub(crate) fn runs_of(&self, disk: u16) -> Result<Runs<'_>, SegmentError> {
+        let (mut low, mut high) = (0, self.footer.summary.runs);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut bytes = [0; RUN_LEN];
+            let at = self.footer.index + u64::from(middle) * RUN_LEN as u64;
+            read(&*self.file, Site::Tables, at, &mut bytes)?;
+            if Run::read(middle, &bytes)?.disk < disk {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(self.runs_from(low))
     }
 
     /// Content of frame `number`, which matched its hash: 1 to 16 blocks.
@@ -142,17 +168,33 @@ impl SegmentReader {
     /// # Errors
     /// [`SegmentError::Damaged`] if it does not match; a frame that there is not; a failed read.
     pub fn read_frame(&self, number: u32) -> Result<Vec<u8>, SegmentError> {
-        let site = Site::Frame(number);
+        self.content(number, &self.entry(number)?)
+    }
+
+    /// Frame `number` as it is stored, which matched its hash.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::read_frame`].
+    pub(crate) fn stored_frame(&self, number: u32) -> Result<Frame, SegmentError> {
+        let entry = self.entry(number)?;
+        Ok(Frame {
+            stored: self.stored_bytes(number, &entry)?,
+            content_len: entry.content_len,
+            hash: entry.hash,
+        })
+    }
+
+    fn entry(&self, number: u32) -> Result<FrameEntry, SegmentError> {
         if number >= self.footer.summary.frames {
             return Err(SegmentError::Invalid {
-                site,
+                site: Site::Frame(number),
                 fault: "does not exist",
             });
         }
         let mut bytes = [0; ENTRY_LEN];
         let at = self.footer.table + u64::from(number) * ENTRY_LEN as u64;
         read(&*self.file, Site::Tables, at, &mut bytes)?;
-        self.content(number, &FrameEntry::read(number, &bytes)?)
+        FrameEntry::read(number, &bytes)
     }
 
     /// Reads, hashes and decodes every frame: what a replica does before it acknowledges.
@@ -164,12 +206,17 @@ impl SegmentReader {
     }
 
     fn content(&self, number: u32, entry: &FrameEntry) -> Result<Vec<u8>, SegmentError> {
+        let stored = self.stored_bytes(number, entry)?;
+        decode(number, entry.content_len, stored)
+    }
+
+    fn stored_bytes(&self, number: u32, entry: &FrameEntry) -> Result<Vec<u8>, SegmentError> {
         let mut stored = vec![0; entry.stored_len as usize];
         read(&*self.file, Site::Frame(number), entry.at, &mut stored)?;
         if blake3::hash(&stored) != entry.hash {
             return Err(SegmentError::Damaged(Site::Frame(number)));
         }
-        decode(number, entry, stored)
+        Ok(stored)
     }
 
     /// Calls `visit` with every entry of the frame table.

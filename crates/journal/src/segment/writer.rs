@@ -93,21 +93,8 @@ impl<W: Write> SegmentWriter<W> {
             Some(_) => {}
             None => return Err(SegmentError::Content(0)),
         }
-        let number = u32::try_from(self.frames.len())
-            .ok()
-            .filter(|number| *number < MAX_FRAMES)
-            .ok_or(SegmentError::Full)?;
         self.room(extents.len())?;
-        self.write(Site::Frame(number), &frame.stored)?;
-        let entry = FrameEntry {
-            at: self.at,
-            stored_len: frame.stored_len(),
-            content_len: frame.content_len,
-            hash: frame.hash,
-        };
-        self.at += u64::from(entry.stored_len);
-        self.tree.frame(&entry);
-        self.frames.push(entry);
+        let number = self.push_content(frame)?;
         let mut skip = 0;
         for extent in extents {
             self.runs.push(Run {
@@ -121,6 +108,34 @@ impl<W: Write> SegmentWriter<W> {
             });
             skip += u8::try_from(extent.count).expect("no more than the 16 blocks of a frame");
         }
+        Ok(())
+    }
+
+    /// Appends a frame whose blocks are named with [`SegmentWriter::push_run`]: each of them, and
+    /// once, or no reader accepts the segment. Gives its number.
+    pub(crate) fn push_content(&mut self, frame: &Frame) -> Result<u32, SegmentError> {
+        let number = u32::try_from(self.frames.len())
+            .ok()
+            .filter(|number| *number < MAX_FRAMES)
+            .ok_or(SegmentError::Full)?;
+        self.write(Site::Frame(number), &frame.stored)?;
+        let entry = FrameEntry {
+            at: self.at,
+            stored_len: frame.stored_len(),
+            content_len: frame.content_len,
+            hash: frame.hash,
+        };
+        self.at += u64::from(entry.stored_len);
+        self.tree.frame(&entry);
+        self.frames.push(entry);
+        Ok(number)
+    }
+
+    /// Notes where some blocks are: zeroes, or in a frame of [`SegmentWriter::push_content`].
+    pub(crate) fn push_run(&mut self, run: Run) -> Result<(), SegmentError> {
+        self.check(run.disk, run.block, run.count.into())?;
+        self.room(1)?;
+        self.runs.push(run);
         Ok(())
     }
 
