@@ -13,6 +13,7 @@
 //!
 //! What was found once stays in `regressions/TARGET/`.
 
+pub mod change_set;
 pub mod control;
 pub mod intent_log;
 pub mod journal_index;
@@ -94,6 +95,12 @@ pub const TARGETS: &[Target] = &[
         run: journal_index::run,
         seeds: journal_index::seeds,
         words: journal_index::WORDS,
+    },
+    Target {
+        name: "change_set",
+        run: change_set::run,
+        seeds: change_set::seeds,
+        words: &["POLLUXCH"],
     },
     Target {
         name: "intent_log",

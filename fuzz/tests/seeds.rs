@@ -34,6 +34,9 @@ fn the_seeds_of_formats_with_hashes_are_accepted() {
         let canonical = journal::fuzzing::index(&body);
         assert!(canonical.is_ok(), "{canonical:?}");
     }
+    for set in pollux_fuzz::change_set::seeds() {
+        assert_eq!(journal::fuzzing::change_set(&set), Ok(()));
+    }
     for text in pollux_fuzz::vm_toml::seeds() {
         let text = String::from_utf8(text).expect("text");
         assert!(model::VmSpec::from_toml(&text).is_ok(), "{text}");

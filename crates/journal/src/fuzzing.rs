@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
 
+use crate::changes::{Changes, Gather, SetError, forge};
 use crate::index::{Base, BaseDisk, Entry, Index, Pin};
 use crate::segment::forged;
 use crate::{Consistency, JournalError, Root};
@@ -77,5 +78,56 @@ pub fn indexes() -> Vec<Vec<u8>> {
     ]
     .iter()
     .map(|index| serde_json::to_vec(index).expect("has a JSON form"))
+    .collect()
+}
+
+/// Reads `bytes` as a change set whose hash is right.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// When it is read and not written again as it was.
+pub fn change_set(bytes: &[u8]) -> Result<(), SetError> {
+    let mut bytes = bytes.to_vec();
+    forge(&mut bytes);
+    let set = Changes::from_bytes(&bytes)?;
+    assert!(set.to_bytes() == bytes, "a change set has one form");
+    for disk in &set.disks {
+        let size = disk.size.0 / BLOCK_SIZE;
+        assert!(disk.extents().all(|extent| extent.end <= size));
+    }
+    Ok(())
+}
+
+/// Good change sets: of some disks, with and without changes, in small and large units.
+#[must_use]
+pub fn change_sets() -> Vec<Vec<u8>> {
+    let point = |sequence| PointId {
+        term: Lineage::begin("host-a").current().id,
+        sequence,
+    };
+    let disk = |limit| {
+        let mut gather = Gather::new(limit);
+        for start in 0..20 {
+            gather.push(start * 70..start * 70 + 1 + start % 3);
+        }
+        gather.finish(DiskId::random(), Bytes(1390 * BLOCK_SIZE))
+    };
+    let since = Since::Seed {
+        seed: SeedId::random(),
+        parts: 3,
+    };
+    let set = |since, disks| Changes {
+        since,
+        point: point(9),
+        disks,
+    };
+    [
+        set(since, vec![]),
+        set(Since::Point(point(4)), vec![disk(100), disk(5)]),
+    ]
+    .iter()
+    .map(Changes::to_bytes)
     .collect()
 }

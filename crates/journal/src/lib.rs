@@ -10,6 +10,9 @@
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
 pub mod accept;
+// Nothing writes them yet.
+#[allow(dead_code, unused_imports)]
+mod changes;
 pub mod compare;
 mod error;
 #[doc(hidden)]
@@ -30,6 +33,7 @@ mod squash;
 #[cfg(test)]
 mod tests;
 
+pub use changes::{ChangedDisk, Changes, MAX_EXTENTS, SetError};
 pub use error::{JournalError, Refusal};
 pub use header::{Consistency, Content, DiskExtent, Header, HeaderError};
 pub use journal::{Journal, Leases, PointInfo, Tip};
