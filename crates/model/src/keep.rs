@@ -55,7 +55,24 @@ pub enum Going {
         points: Vec<PointId>,
         /// The next newer point, which stays.
         into: PointId,
+        /// Whether `into` stays for long: the step that looks at `points` wants it. If not, it will
+        /// be among the next ones that go, and it saves work to wait for that.
+        lasts: bool,
     },
+}
+
+/// What a step makes of points.
+struct View {
+    /// Whether it looks as far back as each of them.
+    reached: Vec<bool>,
+    /// Whether each is the first of its hour, day, or whatever the grain is.
+    first: Vec<bool>,
+}
+
+impl View {
+    fn wants(&self, at: usize) -> bool {
+        self.first[at] && self.reached[at]
+    }
 }
 
 impl Keep {
@@ -84,42 +101,46 @@ impl Keep {
             return Vec::new();
         };
         let present = now.min(*newest);
+        let times = |left: &[usize]| -> Vec<_> { left.iter().map(|at| points[*at].1).collect() };
         let mut left: Vec<usize> = (0..points.len()).collect();
+        let all = self.views(&times(&left), present);
         for _ in 0..ROUNDS {
-            let times: Vec<_> = left.iter().map(|at| points[*at].1).collect();
-            let mut wanted = self.wanted(&times, present).into_iter();
+            let views = self.views(&times(&left), present);
             let before = left.len();
-            left.retain(|at| wanted.next() == Some(true) || held(points[*at].0));
+            let mut place = 0..before;
+            left.retain(|at| {
+                let place = place.next().unwrap_or_default();
+                let wanted = views.iter().any(|view| view.wants(place));
+                wanted || place + 1 == before || held(points[*at].0)
+            });
             if left.len() == before {
                 break;
             }
         }
-        going(points, &left)
+        let lasts = |last: usize, into: usize| {
+            let mut looking = all.iter().filter(|view| view.reached[last]);
+            looking.any(|view| view.wants(into)) || held(points[into].0)
+        };
+        going(points, &left, lasts)
     }
 
-    /// Whether each point is wanted by a step, or is the newest.
-    fn wanted(&self, times: &[Timestamp], present: Timestamp) -> Vec<bool> {
+    /// What each step makes of points that were cut at these times.
+    fn views(&self, times: &[Timestamp], present: Timestamp) -> Vec<View> {
         let ages = ages(times, present);
-        let mut wanted = vec![false; times.len()];
-        for step in &self.0 {
-            let first = first_of_each(times, step.grain);
-            match step.span {
-                Span::Age(_) => {
-                    for (at, age) in ages.iter().enumerate() {
-                        wanted[at] |= first[at] && step.span.reaches(*age);
-                    }
-                }
+        let view = |step: &Step| {
+            let reached = match step.span {
+                Span::Age(_) => ages.iter().map(|age| step.span.reaches(*age)).collect(),
                 Span::Count(count) => {
-                    for at in newest_of_each(times, step.grain, count) {
-                        wanted[at] = true;
-                    }
+                    let oldest = oldest_of_newest(times, step.grain, count);
+                    (0..times.len()).map(|at| at >= oldest).collect()
                 }
+            };
+            View {
+                reached,
+                first: first_of_each(times, step.grain),
             }
-        }
-        if let Some(newest) = wanted.last_mut() {
-            *newest = true;
-        }
-        wanted
+        };
+        self.0.iter().map(view).collect()
     }
 }
 
@@ -152,8 +173,9 @@ fn first_of_each(times: &[Timestamp], grain: Grain) -> Vec<bool> {
     times.iter().map(first).collect()
 }
 
-/// The positions of the first points of the newest `count` hours, or whatever `grain` is.
-fn newest_of_each(times: &[Timestamp], grain: Grain, count: u32) -> Vec<usize> {
+/// The position of the oldest of the first points of the newest `count` hours, or whatever `grain`
+/// is.
+fn oldest_of_newest(times: &[Timestamp], grain: Grain, count: u32) -> usize {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let mut first = HashMap::new();
     for (at, time) in times.iter().enumerate() {
@@ -161,22 +183,30 @@ fn newest_of_each(times: &[Timestamp], grain: Grain, count: u32) -> Vec<usize> {
             first.entry(bucket).or_insert(at);
         }
     }
-    let mut chosen = Vec::new();
+    let (mut oldest, mut chosen) = (times.len(), 0);
     for (at, time) in times.iter().enumerate().rev() {
-        if chosen.len() == count {
+        if chosen == count {
             break;
         }
-        match grain.bucket(*time) {
-            None => chosen.push(at),
+        let begins = match grain.bucket(*time) {
+            None => Some(at),
             // Once for each: its points may lie apart if a clock was set back.
-            Some(bucket) => chosen.extend(first.remove(&bucket)),
+            Some(bucket) => first.remove(&bucket),
+        };
+        if let Some(at) = begins {
+            chosen += 1;
+            oldest = oldest.min(at);
         }
     }
-    chosen
+    oldest
 }
 
 /// What happens to the points whose positions are not among `left`, which has the last one.
-fn going(points: &[(PointId, Timestamp)], left: &[usize]) -> Vec<Going> {
+fn going(
+    points: &[(PointId, Timestamp)],
+    left: &[usize],
+    lasts: impl Fn(usize, usize) -> bool,
+) -> Vec<Going> {
     let mut left = left.iter().copied().peekable();
     let (mut going, mut between) = (Vec::new(), Vec::new());
     let mut oldest = true;
@@ -187,6 +217,7 @@ fn going(points: &[(PointId, Timestamp)], left: &[usize]) -> Vec<Going> {
                 going.push(Going::Squash {
                     points: std::mem::take(&mut between),
                     into: *id,
+                    lasts: lasts(at - 1, at),
                 });
             }
         } else if oldest {

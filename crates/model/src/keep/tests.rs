@@ -44,7 +44,7 @@ fn apply(points: &[(PointId, Timestamp)], going: &[Going]) -> Vec<(PointId, Time
     for step in going {
         match step {
             Going::Merge(point) => assert_eq!(left.remove(0).0, *point, "the oldest"),
-            Going::Squash { points, into } => {
+            Going::Squash { points, into, .. } => {
                 assert!(!points.is_empty());
                 let first = left.iter().position(|(id, _)| *id == points[0]);
                 let first = first.expect("it is there");
@@ -198,9 +198,34 @@ fn what_is_held_stays_and_nothing_is_merged_past_it() {
     let squashed = Going::Squash {
         points: all[5..9].iter().map(|(id, _)| *id).collect(),
         into: all[9].0,
+        lasts: false,
     };
     assert_eq!(going, [merged, vec![squashed]].concat());
     assert_eq!(Keep::default().judge(&[], |_| false, at(MONDAY)), []);
+}
+
+#[test]
+fn points_are_put_into_one_that_stays_once_all_of_its_hour_have_grown_old() {
+    // One every ten minutes; what lasts is done, the rest waits.
+    let mut left: Vec<(PointId, Timestamp)> = Vec::new();
+    let mut sizes = Vec::new();
+    let policy = keep("1h:all,24h:hourly,7d:daily");
+    for point in points((0..6 * 24 * 9).map(|n| MONDAY + n * 600)) {
+        left.push(point);
+        let mut going = policy.judge(&left, |_| false, point.1);
+        going.retain(|step| match step {
+            Going::Merge(_) => true,
+            Going::Squash { points, lasts, .. } => {
+                sizes.extend(lasts.then_some(points.len()));
+                *lasts
+            }
+        });
+        left = apply(&left, &going);
+        assert!(left.len() < 12 + 25 + 24 + 8);
+    }
+    // Hours of six points, days of 24 hours: each was written once for both.
+    assert!(sizes.iter().all(|size| [5, 23].contains(size)), "{sizes:?}");
+    assert!(sizes.len() > 200);
 }
 
 #[test]
