@@ -40,6 +40,7 @@ pub(crate) fn run() -> Result<()> {
     scratch.clean_up_on_signals()?;
     let mut castor = Host::start("castor", &scratch)?;
     let mut pollux = Host::start("pollux", &scratch)?;
+    pollux.pollux(&["replica", "server", "enable"])?;
     castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
     create_idle(&castor, "web", DISK)?;
     println!("copying a disk of {DISK} to the twin ...");

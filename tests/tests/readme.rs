@@ -107,6 +107,7 @@ fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
     let scratch = Scratch::new("system/tracking-page")?;
     let castor = Host::start("castor", &scratch)?;
     let pollux = Host::start("pollux", &scratch)?;
+    pollux.pollux(&["replica", "server", "enable"])?;
     castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
     // Changes are tracked whether it runs or not.
     castor.pollux(&[

@@ -31,6 +31,7 @@ impl Pair {
         let scratch = Scratch::new(&format!("system/{what}"))?;
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
+        pollux.pollux(&["replica", "server", "enable"])?;
         castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
         create_local_writer(&castor, "web", "512MiB", SPAN_MIB)?;
         castor.pollux(&["vm", "start", "web"])?;

@@ -15,10 +15,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    ApplyCheckpoint, AttachDisk, CONSOLE_PROTOCOL, Checkpoint, CreateDisk, CreateVm, DetachDisk,
-    EnableReplication, ExportDisk, ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE,
-    MakeCheckpoint, Peer, Point, Progress, Replication, ResizeDisk, ResizedDisk, StartFailover,
-    StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
+    ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
+    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
+    ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint, Peer, Point, Progress,
+    ReplicaServer, Replication, ResizeDisk, ResizedDisk, StartFailover, StartVm, StopVm,
+    TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -68,6 +69,43 @@ impl Client {
     /// Trusts another host no longer.
     pub async fn untrust(&self, name: &str) -> Result<(), Problem> {
         let path = format!("/v1/host/peers/{}", escape(name));
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// How the replica server is.
+    pub async fn replica_server(&self) -> Result<ReplicaServer, Problem> {
+        self.get("/v1/replica-server").await
+    }
+
+    /// Switches it on, or changes how it is.
+    pub async fn enable_replica_server(
+        &self,
+        enable: &EnableReplicaServer,
+    ) -> Result<ReplicaServer, Problem> {
+        self.call(Method::PUT, "/v1/replica-server", Some(enable))
+            .await
+    }
+
+    /// Switches it off.
+    pub async fn disable_replica_server(&self) -> Result<ReplicaServer, Problem> {
+        self.call(Method::DELETE, "/v1/replica-server", None::<&()>)
+            .await
+    }
+
+    /// Who may make twins on the host.
+    pub async fn authorizations(&self) -> Result<Vec<Authorization>, Problem> {
+        self.get("/v1/replica-server/authorizations").await
+    }
+
+    /// Lets primaries make twins on the host.
+    pub async fn authorize(&self, authorize: &Authorize) -> Result<ReplicaServer, Problem> {
+        let path = "/v1/replica-server/authorizations";
+        self.call(Method::POST, path, Some(authorize)).await
+    }
+
+    /// Lets them no longer.
+    pub async fn deny(&self, pattern: &str) -> Result<ReplicaServer, Problem> {
+        let path = format!("/v1/replica-server/authorizations/{}", escape(pattern));
         self.call(Method::DELETE, &path, None::<&()>).await
     }
 

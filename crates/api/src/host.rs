@@ -90,6 +90,9 @@ pub struct Peer {
     pub fingerprint: String,
     /// Most space that its twins may take here; none: what the file system has.
     pub limit: Option<Bytes>,
+    /// When it is trusted: why its certificate could not be looked at yet. It is, on every connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<Problem>,
 }
 
 /// Trust another host.

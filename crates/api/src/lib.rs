@@ -9,6 +9,12 @@
 //!   GET    /v1/host/peers                           [Peer]
 //!   POST   /v1/host/peers                           TrustPeer   -> Peer
 //!   DELETE /v1/host/peers/{name}
+//!   GET    /v1/replica-server                       ReplicaServer
+//!   PUT    /v1/replica-server                       EnableReplicaServer -> ReplicaServer
+//!   DELETE /v1/replica-server                                   -> ReplicaServer
+//!   GET    /v1/replica-server/authorizations        [Authorization]
+//!   POST   /v1/replica-server/authorizations        Authorize   -> ReplicaServer
+//!   DELETE /v1/replica-server/authorizations/{pattern}          -> ReplicaServer
 //!   GET    /v1/vms                                  [Vm]
 //!   POST   /v1/vms                                  CreateVm    -> job: VmDetails
 //!   GET    /v1/vms/{vm}                             VmDetails
@@ -55,6 +61,7 @@ mod host;
 mod job;
 mod point;
 mod replication;
+mod server;
 mod tracking;
 mod vm;
 
@@ -67,6 +74,9 @@ pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use point::Point;
 pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
+pub use server::{
+    Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, Unreceived,
+};
 pub use tracking::{Epochs, Finding, FoldedBack, IntentLog, Tracked, TrackedDisk, Tracking};
 pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails};
 

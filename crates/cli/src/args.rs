@@ -6,6 +6,8 @@ use api::DiskFormat;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use model::{Bus, Bytes};
 
+use crate::replica_server::{AuthorizeArgs, ServerVerb};
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 something failed that should not have; 2 the request is wrong; 3 the thing \
 does not exist; 4 its state does not allow this; 5 not allowed or not trusted; 6 a host or \
@@ -318,6 +320,18 @@ pub(crate) enum ReplicaVerb {
         /// The VM
         vm: String,
     },
+    /// Receiving twins of other hosts' VMs
+    #[command(subcommand)]
+    Server(ServerVerb),
+    /// Let a trusted host make twins here; from then on only those that are authorized may
+    Authorize(AuthorizeArgs),
+    /// Authorize a host no longer
+    Deny {
+        /// As it was authorized
+        pattern: String,
+    },
+    /// Who is authorized
+    Authorizations,
 }
 
 #[derive(Debug, Subcommand)]

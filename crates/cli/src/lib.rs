@@ -15,6 +15,7 @@ mod args;
 mod console;
 mod export;
 mod new_file;
+mod replica_server;
 mod run;
 mod segment;
 mod show;

@@ -19,7 +19,7 @@ use crate::args::{
 };
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
-use crate::{console, export, segment};
+use crate::{console, export, replica_server, segment};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -242,6 +242,12 @@ impl Command {
                 client.disable_replication(&vm).await?;
                 self.say(&format!("VM `{vm}` is no longer replicated"))
             }
+            ReplicaVerb::Server(verb) => self.print(&replica_server::server(client, verb).await?),
+            ReplicaVerb::Authorize(args) => {
+                self.print(&replica_server::authorize(client, args).await?)
+            }
+            ReplicaVerb::Deny { pattern } => self.print(&client.deny(&pattern).await?),
+            ReplicaVerb::Authorizations => self.print(&client.authorizations().await?),
         }
     }
 
@@ -401,7 +407,16 @@ impl Command {
                     fingerprint,
                     limit,
                 };
-                self.print(&vec![client.trust(&peer).await?])
+                let trusted = client.trust(&peer).await?;
+                if let (Format::Table, Some(unseen)) = (self.format, &trusted.unseen) {
+                    let text = format!(
+                        "notice: {} {}. Its certificate is checked when it connects; what does \
+                         not receive VMs and has no partner does not listen",
+                        unseen.thing, unseen.reason
+                    );
+                    eprintln!("{}", harmless(&text));
+                }
+                self.print(&vec![trusted])
             }
             HostVerb::Untrust { name } => {
                 client.untrust(&name).await?;

@@ -14,9 +14,11 @@ use replica::standing::{self, Role, Standing};
 use replica::trust::Trust;
 use tokio::sync::OnceCell;
 
+use crate::endpoint::{Endpoint, Listening};
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
+use crate::server::Server;
 use crate::settings::Settings;
 use crate::twin::Store;
 use crate::vm::folder::{VmFolder, thing};
@@ -33,8 +35,10 @@ pub struct Host {
     pub(crate) ledger: Ledger,
     pub(crate) identity: Arc<Identity>,
     pub(crate) trust: Arc<Trust>,
-    /// Where peers reach this host.
+    /// Where peers reach this host, unless the server's settings name another address.
     pub(crate) replica_listen: SocketAddr,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) server: Server,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
     clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
@@ -101,6 +105,7 @@ impl Host {
         replica_listen: SocketAddr,
     ) -> Result<Arc<Self>, Problem> {
         let settings = Settings::read(&layout.state)?;
+        let server = Server::open(&layout.state)?;
         let programs = Arc::new(Programs::find()?);
         let state = layout.state.clone();
         let failed = |path: &Path, error: &(dyn std::error::Error + 'static)| {
@@ -123,11 +128,14 @@ impl Host {
             identity: Arc::new(identity),
             trust: Arc::new(trust),
             replica_listen,
+            endpoint: Endpoint::default(),
+            server,
             engine: OnceCell::new(),
             registry: Mutex::default(),
             clients: Mutex::default(),
         });
         host.load().await?;
+        host.follow_endpoint();
         Ok(host)
     }
 
@@ -240,7 +248,36 @@ impl Host {
     pub(crate) async fn open_home(self: &Arc<Self>, home: Home) -> Result<Vm, Problem> {
         let vm = Vm::open(Arc::clone(self), home).await?;
         self.lock().vms.insert(vm.id, vm.clone());
+        self.follow_partner(&vm);
         Ok(vm)
+    }
+
+    /// Lets the endpoint follow when a VM gets a partner or loses it.
+    fn follow_partner(self: &Arc<Self>, vm: &Vm) {
+        let (host, mut view) = (Arc::clone(self), vm.watch());
+        tokio::spawn(async move {
+            let mut had = None;
+            loop {
+                let has = view.borrow_and_update().relation.is_some();
+                if had.replace(has) != Some(has) {
+                    host.follow_endpoint();
+                }
+                // An error means that it was deleted.
+                if view.changed().await.is_err() {
+                    break;
+                }
+            }
+            host.follow_endpoint();
+        });
+    }
+
+    /// Listens for peers, if there is a reason to.
+    pub(crate) fn follow_endpoint(&self) {
+        let has_partner = |vm: &Vm| vm.view().relation.is_some();
+        let kept = self.server.get();
+        let wanted = kept.rules.enabled || self.vms().iter().any(has_partner);
+        let address = kept.listen.unwrap_or(self.replica_listen);
+        self.endpoint.want(wanted.then_some(address));
     }
 
     /// The name of this host.
@@ -385,6 +422,7 @@ impl Host {
     /// A VM is gone.
     pub(crate) fn forget(&self, id: VmId) {
         self.lock().vms.remove(&id);
+        self.follow_endpoint();
     }
 
     /// Whether guests are known to run on KVM.
@@ -413,11 +451,21 @@ impl Host {
 
     /// The address by which other hosts should know this one.
     pub(crate) fn address(&self) -> String {
-        let listen = self.replica_listen;
+        let listen = self.listens_at();
         if listen.ip().is_unspecified() {
             format!("{}:{}", self.name(), listen.port())
         } else {
             listen.to_string()
+        }
+    }
+
+    /// Where peers reach this host, or would if it listened.
+    pub(crate) fn listens_at(&self) -> SocketAddr {
+        match self.endpoint.now() {
+            Listening::At { bound, .. } => bound,
+            Listening::No | Listening::Refused { .. } => {
+                self.server.get().listen.unwrap_or(self.replica_listen)
+            }
         }
     }
 
@@ -473,7 +521,7 @@ impl Host {
             replicas,
             store_total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
             store_free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
-            replica_listen: self.replica_listen.to_string(),
+            replica_listen: self.listens_at().to_string(),
             lacking,
             stores,
             left_out: self.left_out(),

@@ -4,6 +4,7 @@
 //!   STATE/                        survives a reboot; others pass, and see nothing
 //!     lock                        one polluxd per state folder
 //!     host.toml                   the host's own settings, may be absent
+//!     replica-server.toml         whom it receives twins from, absent until that is switched on
 //!     identity/ peers/            who this host is, whom it trusts (crate `replica`)
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
 //!     replicas/UUID/              a twin received from another host: vm.toml, journal/, standing

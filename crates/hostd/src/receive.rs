@@ -50,6 +50,17 @@ impl Twins {
         })
     }
 
+    /// Most space for the twins of `peer`: what its authorization says, else what was said when it
+    /// was trusted.
+    fn limit(&self, peer: &str) -> Option<Bytes> {
+        let authorized = self.0.server.rules(|rules| {
+            let entry = rules.admit(peer).ok().flatten();
+            entry.and_then(|entry| entry.limit)
+        });
+        let trusted = || self.0.trust.get(peer).ok();
+        authorized.or_else(|| trusted().and_then(|trusted| trusted.peer.store_limit))
+    }
+
     fn store(&self, id: VmId) -> Result<(Vm, twin::Store), Problem> {
         let vm = self.vm(id)?;
         match vm.store.clone() {
@@ -69,14 +80,16 @@ impl ReplicaHost for Twins {
         self.0.name()
     }
 
+    fn admits(&self, principal: &Principal) -> Result<(), Problem> {
+        let (asks, host) = (&principal.name, self.0.name());
+        self.0.server.rules(|rules| match rules.admit(asks) {
+            Ok(_) => Ok(()),
+            Err(denied) => Err(denied.problem(asks, host)),
+        })
+    }
+
     async fn enrol(&self, principal: &Principal, vm: VmId, enrol: Enrol) -> Result<(), Problem> {
         let host = &self.0;
-        let trusted = host.trust.get(&principal.name)?;
-        if !trusted.peer.may_replicate_here {
-            let thing = format!("host `{}`", principal.name);
-            let reason = format!("may not replicate to host `{}`", host.name());
-            return Err(Problem::new(Code::Forbidden, thing, reason, ""));
-        }
         if enrol.spec.id != vm {
             let reason = "names two VMs";
             return Err(Problem::new(Code::Invalid, "the request", reason, ""));
@@ -144,10 +157,7 @@ impl ReplicaHost for Twins {
             .relation
             .as_ref()
             .map(|relation| relation.partner.clone());
-        let limit = partner
-            .as_ref()
-            .and_then(|partner| self.0.trust.get(partner).ok())
-            .and_then(|trusted| trusted.peer.store_limit);
+        let limit = partner.as_ref().and_then(|partner| self.limit(partner));
         let others: Vec<twin::Store> = self
             .0
             .vms()

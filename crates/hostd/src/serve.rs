@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use durable::{Lock, LockError};
 use model::{Code, Problem};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -49,20 +49,7 @@ pub async fn serve(options: Options) -> Result<(), Problem> {
         access::let_pass(folder).map_err(|error| cannot_make(folder, &error))?;
     }
     let _only = lock(&layout.state)?;
-    let replica = TcpListener::bind(options.replica_listen)
-        .await
-        .map_err(|error| {
-            Problem::new(
-                Code::Conflict,
-                format!("replica endpoint {}", options.replica_listen),
-                format!("cannot be listened on: {error}"),
-                "Choose another address or port with --replica-listen",
-            )
-        })?;
-    let replica_listen = replica
-        .local_addr()
-        .map_err(|error| Problem::failed("replica endpoint", &error))?;
-    let host = Host::open(layout, &options.name, replica_listen).await?;
+    let host = Host::open(layout, &options.name, options.replica_listen).await?;
     let listener = listen(&options.socket)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -70,16 +57,15 @@ pub async fn serve(options: Options) -> Result<(), Problem> {
         state = %host.layout.state.display(),
         run = %host.layout.run.display(),
         socket = %options.socket.display(),
-        replica = %replica_listen,
         "polluxd is up"
     );
     let (end, ending) = watch::channel(false);
     let signals = ended().map_err(|error| Problem::failed("signals", &error))?;
-    let peers = tokio::spawn(crate::receive::serve(
-        Arc::clone(&host),
-        replica,
-        until(ending.clone()),
-    ));
+    let (listening, over) = (Arc::clone(&host), ending.clone());
+    let peers = tokio::spawn(async move {
+        let served = Arc::clone(&listening);
+        listening.endpoint.run(served, over).await;
+    });
     let api = axum::serve(listener, http::router(Arc::clone(&host)))
         .with_graceful_shutdown(until(ending));
     let api = tokio::spawn(async move { api.await });

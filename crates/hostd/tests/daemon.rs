@@ -1,132 +1,20 @@
-//! A polluxd of its own in a temporary folder, asked through its socket. No guest is started.
+//! What polluxd does without a guest.
+
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::{
-    ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    DiskFormat, EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, ResizeDisk, StartFailover,
-    StartVm, StopVm, TestFailover, TrustPeer, VmDetails,
+    ApplyCheckpoint, AttachDisk, CreateDisk, DetachDisk, DiskContentFrom, DiskFormat,
+    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, ResizeDisk, StartFailover, StartVm,
+    StopVm, TestFailover, TrustPeer,
 };
-use model::{Bus, Bytes, Code, Generation, Problem, VmState};
+use model::{Bus, Bytes, Code, VmState};
 use rustix::process::{Pid, Signal, kill_process};
-
-/// A host, ended and removed when dropped.
-struct Host {
-    folder: tempfile::TempDir,
-    daemon: Child,
-    client: Client,
-}
-
-/// polluxd beside files that stand in for the programs that it only starts with a guest.
-fn program(folder: &Path) -> PathBuf {
-    let program = folder.join("polluxd");
-    if !program.exists() {
-        // Another program copies it: were it open for writing here, a test beside this one that
-        // starts its own would hand the descriptor on, and the kernel refuses to run what is
-        // open for writing.
-        let copied = Command::new("cp")
-            .arg(env!("CARGO_BIN_EXE_polluxd"))
-            .arg(&program)
-            .status();
-        assert!(copied.expect("cp runs").success());
-        for name in ["pollux-vmd", "pollux-diskd"] {
-            fs::write(folder.join(name), "").expect("stand-in");
-        }
-    }
-    program
-}
-
-fn command(folder: &Path, name: &str) -> Command {
-    let mut command = Command::new(program(folder));
-    command
-        .arg("--state")
-        .arg(folder.join("state"))
-        .arg("--run")
-        .arg(folder.join("run"))
-        .args(["--name", name, "--replica-listen", "127.0.0.1:0"])
-        .stdin(Stdio::null());
-    command
-}
-
-impl Host {
-    async fn start(name: &str) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("pollux-")
-            .tempdir()
-            .expect("scratch");
-        Self::start_in(folder, name).await
-    }
-
-    async fn start_in(folder: tempfile::TempDir, name: &str) -> Self {
-        let log = fs::File::create(folder.path().join("log")).expect("log");
-        let daemon = command(folder.path(), name)
-            .stderr(log)
-            .spawn()
-            .expect("spawn");
-        let client = Client::new(folder.path().join("run/api.sock"));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while let Err(problem) = client.vms().await {
-            let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "{problem}: {log}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Self {
-            folder,
-            daemon,
-            client,
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    async fn create(&self, name: &str, disks: Vec<NewDisk>) -> Result<VmDetails, Problem> {
-        self.client.create(&wanted(name, disks), |_| {}).await
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // Fails only when it has ended already.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-fn wanted(name: &str, disks: Vec<NewDisk>) -> CreateVm {
-    CreateVm {
-        name: name.parse().expect("a good name"),
-        generation: Generation::Two,
-        processors: 1,
-        memory: Bytes(64 << 20),
-        secure_boot: None,
-        direct_boot: None,
-        disks,
-    }
-}
-
-fn empty(size: u64) -> NewDisk {
-    NewDisk {
-        from: DiskContentFrom::Empty,
-        size: Some(Bytes(size)),
-        bus: None,
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, Problem>, code: Code, says: &str) {
-    let problem = result.expect_err(says);
-    assert_eq!(problem.code, code, "{problem}");
-    assert!(problem.to_string().contains(says), "{problem}");
-}
+use support::{Host, command, empty, program, refused, stderr, wanted};
 
 #[tokio::test]
 async fn a_vm_is_made_listed_found_by_name_and_prefix_and_deleted() {
@@ -490,14 +378,8 @@ async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
         "pollux replica enable",
     );
     for (host, other) in [(&castor, &pollux), (&pollux, &castor)] {
-        let theirs = other.client.identity().await.expect("an identity");
-        let trust = TrustPeer {
-            name: theirs.name,
-            address: theirs.address,
-            fingerprint: theirs.fingerprint,
-            limit: None,
-        };
-        host.client.trust(&trust).await.expect("trusted");
+        other.receives().await;
+        host.trusts(other).await;
     }
     let enable = EnableReplication {
         peer: "pollux".to_owned(),
@@ -566,6 +448,7 @@ fn a_name_that_a_host_cannot_have_is_refused_before_anything_is_made() {
 #[tokio::test]
 async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() {
     let (host, other) = (Host::start("castor").await, Host::start("pollux").await);
+    other.receives().await;
     let theirs = other.client.identity().await.expect("identity");
     let mut peer = TrustPeer {
         name: theirs.name.clone(),

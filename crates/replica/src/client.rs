@@ -107,6 +107,21 @@ impl PeerClient {
         ))
     }
 
+    /// Nobody listens at the peer's address.
+    fn shut(&self, address: &str) -> LinkError {
+        let way_out = format!(
+            "check that polluxd runs on `{0}`; if `{0}` is to receive VMs, run `pollux replica \
+             server enable` there",
+            self.name
+        );
+        LinkError::Lost(Problem::new(
+            Code::Unreachable,
+            self.thing(),
+            format!("does not listen at {address}"),
+            way_out,
+        ))
+    }
+
     /// Who answers, and how it calls us.
     ///
     /// # Errors
@@ -254,7 +269,7 @@ impl PeerClient {
     /// A new connection, and how it will have ended.
     async fn connect(
         &self,
-        peer: &Trusted,
+        peer: &Arc<Trusted>,
     ) -> Result<(SendRequest<Full<Bytes>>, Ended), LinkError> {
         let address = &peer.peer.address;
         let failed = |reason: String| self.lost(reason);
@@ -266,6 +281,9 @@ impl PeerClient {
             TlsConnector::from(config).connect(name, stream).await
         };
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(self.shut(address));
+            }
             Ok(stream) => {
                 stream.map_err(|e| self.broken(&format!("cannot be reached at {address}"), &e))?
             }

@@ -49,9 +49,13 @@ pub trait ReplicaHost: Send + Sync + 'static {
     /// This host's name.
     fn name(&self) -> &str;
 
+    /// Whether `principal` may make twins here, and fill those it has
+    /// ([`Rules::admit`](crate::authorization::Rules::admit)).
+    fn admits(&self, principal: &Principal) -> Result<(), Problem>;
+
     /// Makes the folder, journal and standing of a replica VM, durably. The same request again
     /// succeeds; refused if the VM exists and is not `principal`'s replica of that relationship,
-    /// its name is taken, the peer may not replicate here, or no space is left.
+    /// its name is taken, or no space is left.
     fn enrol(
         &self,
         principal: &Principal,

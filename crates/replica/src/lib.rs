@@ -12,12 +12,14 @@
 //!
 //! - [`identity`], [`trust`], [`tls`]: who is at the other end. Everything above sees a
 //!   [`Principal`](tls::Principal), never a certificate.
+//! - [`authorization`]: whom of them this host receives twins from.
 //! - [`wire`]: what is said, [`client`] and [`receiver`] say it.
 //! - [`sender`]: what the primary does next, a pure function of what happened; [`driver`]
 //!   carries it out over a [`Source`](source::Source) and a [`Link`](link::Link).
 //! - [`run`] and [`standing`]: which of the two hosts may run the VM, and the durable record
 //!   that the decision rests on.
 
+pub mod authorization;
 pub mod client;
 pub mod driver;
 pub mod host;

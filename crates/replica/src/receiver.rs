@@ -1,10 +1,13 @@
 //! The replica endpoint: an axum router over a [`ReplicaHost`].
 //!
 //! ```text
-//!   TLS --Principal--> authorize --Relation--> handlers --> ReplicaHost (who may run)
-//!                      (one place)                     \--> Incoming --> Receipts (journal)
+//!   TLS --Principal--> authorize --Relation--> standing, stand-down, removal --> ReplicaHost
+//!              |                \--> admitted --> what fills a twin --> Incoming --> Receipts
+//!              '---> enrolment, if admitted
 //! ```
 //!
+//! - Whether this host receives anything of a principal ([`ReplicaHost::admits`]) is asked for each
+//!   enrolment and each request that fills a twin. Who may run a VM is agreed on all the same.
 //! - A request about a VM passes only if its relationship is bound to the principal that asks
 //!   and has the id that the request names; anything else gets the same refusal as a VM that
 //!   does not exist.
@@ -91,15 +94,18 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
         host,
         lanes: Mutex::default(),
     });
-    let bound = Router::new()
-        .route("/", axum::routing::delete(remove::<H>))
-        .route("/standing", post(standing::<H>))
-        .route("/stand-down", post(stand_down::<H>))
+    let fills = Router::new()
         .route("/tip", post(tip::<H>))
         .route("/compare", post(compare::compare::<H>))
         .route("/offer", post(offer::<H>))
         .route("/incoming/{root}/chunks/{n}", put(chunk::<H>))
         .route("/incoming/{root}/commit", post(commit::<H>))
+        .route_layer(from_fn_with_state(receiver.clone(), admitted::<H>));
+    let bound = Router::new()
+        .route("/", axum::routing::delete(remove::<H>))
+        .route("/standing", post(standing::<H>))
+        .route("/stand-down", post(stand_down::<H>))
+        .merge(fills)
         .route_layer(from_fn_with_state(receiver.clone(), authorize::<H>));
     let open = Router::new()
         .route(&format!("{}/hello", wire::PREFIX), get(hello::<H>))
@@ -162,6 +168,19 @@ async fn authorize<H: ReplicaHost>(
     to_the_end(request, next).await
 }
 
+/// Lets through only principals of which this host receives twins.
+async fn admitted<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match receiver.host.admits(&principal) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => Refusal(problem).into_response(),
+    }
+}
+
 /// A VM and its relationship with the caller.
 #[derive(Debug, Clone)]
 struct Bound {
@@ -220,6 +239,7 @@ async fn enrol<H: ReplicaHost>(
     Path(vm): Path<String>,
     body: Body,
 ) -> Answer<Json<Enrolled>> {
+    receiver.host.admits(&principal)?;
     let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
     let vm: VmId = vm.parse::<VmId>().map_err(|e| wrong(&e.to_string()))?;
     let enrol: Enrol = read_json(body, MAX_BODY).await?;

@@ -17,15 +17,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use model::{Code, Problem};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,6 +126,56 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
+/// Accepts one peer as the server.
+#[derive(Debug)]
+struct OnePeer {
+    peer: Arc<Trusted>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for OnePeer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if self.peer.issued(end_entity, intermediates, now) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::UnknownIssuer.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
 /// Presents the certificate of the moment: it is renewed while the server runs.
 #[derive(Debug)]
 struct Presents {
@@ -179,22 +229,24 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// What the client end presents, and the one authority that it accepts.
+/// What the client end presents, and the one peer that it accepts.
 ///
 /// # Errors
-/// [`TlsError`] when the identity or the peer's authority is of no use to TLS.
-pub fn client_config(identity: &Identity, peer: &Trusted) -> Result<Arc<ClientConfig>, TlsError> {
+/// [`TlsError`] when the identity is of no use to TLS.
+pub fn client_config(
+    identity: &Identity,
+    peer: &Arc<Trusted>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
     let leaf = identity.leaf(Timestamp::now());
-    let mut roots = RootCertStore::empty();
-    roots.add(peer.authority.clone())?;
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(|e| Error::General(e.to_string()))?;
+    let verifier = OnePeer {
+        peer: peer.clone(),
+        provider: provider.clone(),
+    };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(leaf.chain.clone(), leaf.key())?;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))

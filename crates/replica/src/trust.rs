@@ -1,8 +1,10 @@
 //! Which peers this host trusts, and for which name each.
 //!
 //! One file per peer in the state folder, `peers/<name>.toml`. A peer's authority is trusted
-//! only for the name that was accepted with it; only subject alternative names count. What is
-//! trusted changes at run time: every handshake and every request looks here.
+//! only for the name that was accepted with it; only subject alternative names count. A peer that
+//! could not be asked when it was trusted is known by its authority's fingerprint alone, and shows the
+//! authority whenever it connects. What is trusted changes at run time: every handshake and every
+//! request looks here.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::Principal;
 use crate::identity::{Fingerprint, check_host_name, pem};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAX_FILE: u64 = 64 * 1024;
 
 /// A trusted peer.
@@ -30,13 +32,14 @@ pub struct Peer {
     pub name: String,
     /// `host:port` of its replica endpoint.
     pub address: String,
-    /// Whether it may make replicas on this host.
-    pub may_replicate_here: bool,
     /// Most space that its replicas may take here; none: what the disk has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_limit: Option<Bytes>,
-    /// Its authority's certificate, PEM.
-    pub authority: String,
+    /// Fingerprint of its authority.
+    pub fingerprint: Fingerprint,
+    /// Its authority's certificate, PEM; none: it was not seen yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
 }
 
 impl Peer {
@@ -48,51 +51,73 @@ impl Peer {
         name: &str,
         address: &str,
         authority: &str,
-        may_replicate_here: bool,
         store_limit: Option<Bytes>,
     ) -> Result<Self, Problem> {
-        let peer = Self {
+        check_peer(name, address)?;
+        let certificate = read_authority(name, authority)?;
+        Ok(Self {
+            // One text form: whatever else stood in the file is left out.
+            authority: Some(pem(&certificate)),
+            ..Self::unseen(name, address, Fingerprint::of(&certificate), store_limit)?
+        })
+    }
+
+    /// A peer of which only its authority's fingerprint is known.
+    ///
+    /// # Errors
+    /// [`Problem`] names what is wrong.
+    pub fn unseen(
+        name: &str,
+        address: &str,
+        fingerprint: Fingerprint,
+        store_limit: Option<Bytes>,
+    ) -> Result<Self, Problem> {
+        check_peer(name, address)?;
+        Ok(Self {
             version: VERSION,
             name: name.to_owned(),
             address: address.to_owned(),
-            may_replicate_here,
             store_limit,
-            authority: authority.to_owned(),
-        };
-        // One text form: whatever else stood in the file is left out.
-        let authority = pem(&peer.check()?);
-        Ok(Self { authority, ..peer })
+            fingerprint,
+            authority: None,
+        })
     }
 
-    /// Fingerprint of its authority.
-    ///
-    /// # Errors
-    /// [`Problem`] when the text is no certificate.
-    pub fn fingerprint(&self) -> Result<Fingerprint, Problem> {
-        Ok(Fingerprint::of(&self.check()?))
-    }
-
-    fn check(&self) -> Result<CertificateDer<'static>, Problem> {
-        let thing = format!("peer `{}`", self.name);
-        let invalid = |reason: String, way_out: &str| {
-            Problem::new(Code::Invalid, thing.clone(), reason, way_out)
-        };
+    fn check(&self) -> Result<Option<CertificateDer<'static>>, Problem> {
         check_peer(&self.name, &self.address)?;
-        let certificate = CertificateDer::from_pem_slice(self.authority.as_bytes())
-            .map_err(|e| invalid(format!("has no certificate in PEM form: {e}"), ""))?;
-        webpki::anchor_from_trusted_cert(&certificate)
-            .map_err(|e| invalid(format!("has a certificate that cannot be read: {e}"), ""))?;
-        let authority = x509_parser::parse_x509_certificate(&certificate)
-            .is_ok_and(|(_, parsed)| parsed.is_ca());
-        if !authority {
-            let way_out = "give the certificate of the peer's authority, not the peer's own";
-            return Err(invalid(
-                "has a certificate that is no authority's".into(),
-                way_out,
-            ));
+        let Some(authority) = &self.authority else {
+            return Ok(None);
+        };
+        let certificate = read_authority(&self.name, authority)?;
+        let found = Fingerprint::of(&certificate);
+        if found != self.fingerprint {
+            let reason = format!("has an authority with another fingerprint, {found}");
+            let thing = format!("peer `{}`", self.name);
+            return Err(Problem::new(Code::Invalid, thing, reason, ""));
         }
-        Ok(certificate)
+        Ok(Some(certificate))
     }
+}
+
+/// The certificate of an authority, from PEM text, for the peer `name`.
+fn read_authority(name: &str, text: &str) -> Result<CertificateDer<'static>, Problem> {
+    let invalid = |reason: String, way_out: &str| {
+        Problem::new(Code::Invalid, format!("peer `{name}`"), reason, way_out)
+    };
+    let certificate = CertificateDer::from_pem_slice(text.as_bytes())
+        .map_err(|e| invalid(format!("has no certificate in PEM form: {e}"), ""))?;
+    webpki::anchor_from_trusted_cert(&certificate)
+        .map_err(|e| invalid(format!("has a certificate that cannot be read: {e}"), ""))?;
+    if !is_authority(&certificate) {
+        let way_out = "give the certificate of the peer's authority, not the peer's own";
+        let reason = "has a certificate that is no authority's".to_owned();
+        return Err(invalid(reason, way_out));
+    }
+    Ok(certificate)
+}
+
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| parsed.is_ca())
 }
 
 /// Checks the name and the address of a peer before anybody is asked there.
@@ -130,8 +155,7 @@ pub fn check_peer(name: &str, address: &str) -> Result<(), Problem> {
 pub struct Trusted {
     /// As it stands in its file.
     pub peer: Peer,
-    /// Its authority's certificate.
-    pub authority: CertificateDer<'static>,
+    authority: Option<CertificateDer<'static>>,
 }
 
 /// The peers cannot be loaded.
@@ -280,7 +304,7 @@ impl Trust {
         let peers = self.list();
         let mut matching = peers
             .into_iter()
-            .filter(|peer| chains(leaf, intermediates, &peer.authority, &peer.peer.name, now));
+            .filter(|peer| peer.issued(leaf, intermediates, now));
         let only = matching.next()?;
         matching.next().is_none().then_some(only)
     }
@@ -289,11 +313,32 @@ impl Trust {
     #[must_use]
     pub fn still(&self, known: &Trusted) -> bool {
         self.get(&known.peer.name)
-            .is_ok_and(|now| now.authority == known.authority)
+            .is_ok_and(|now| now.peer.fingerprint == known.peer.fingerprint)
     }
 }
 
 impl Trusted {
+    /// Its authority's certificate: as it is kept, or among those that it shows.
+    fn authority<'a>(&'a self, shown: &'a [CertificateDer<'_>]) -> Option<&'a CertificateDer<'a>> {
+        let shown = || {
+            shown.iter().find(|shown| {
+                Fingerprint::of(shown) == self.peer.fingerprint && is_authority(shown)
+            })
+        };
+        self.authority.as_ref().or_else(shown)
+    }
+
+    /// Whether its authority issued `leaf` for its name; see [`chains`].
+    pub(crate) fn issued(
+        &self,
+        leaf: &CertificateDer<'_>,
+        shown: &[CertificateDer<'_>],
+        now: i64,
+    ) -> bool {
+        self.authority(shown)
+            .is_some_and(|authority| chains(leaf, shown, authority, &self.peer.name, now))
+    }
+
     /// As requests see it.
     #[must_use]
     pub fn principal(&self) -> Principal {

@@ -19,6 +19,7 @@ use model::{
     Code, DiskId, DiskSpec, Generation, Lineage, PointId, Problem, RelationshipId, SeedId, Since,
     VmId, VmSpec,
 };
+use pollux_replica::authorization::{Admits, Rules};
 use pollux_replica::client::{PeerClient, PeerLink};
 use pollux_replica::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use pollux_replica::identity::Identity;
@@ -62,7 +63,7 @@ impl Host {
 
     fn trusts(&self, other: &Host, name: &str, address: SocketAddr) {
         let pem = other.identity.authority_pem();
-        let peer = Peer::new(name, &address.to_string(), &pem, true, None).unwrap();
+        let peer = Peer::new(name, &address.to_string(), &pem, None).unwrap();
         self.trust.trust(peer).unwrap();
     }
 
@@ -121,6 +122,7 @@ struct Replicas {
     limit: AtomicU64,
     /// The next segment cannot be taken in.
     broken: Arc<AtomicBool>,
+    rules: Mutex<Rules>,
     state: Mutex<Option<Enrolled>>,
 }
 
@@ -172,6 +174,10 @@ impl Replicas {
             path: host.path.join("vm"),
             limit: AtomicU64::new(64 * CHUNK),
             broken: Arc::default(),
+            rules: Mutex::new(Rules {
+                enabled: true,
+                ..Rules::default()
+            }),
             state: Mutex::new(None),
         })
     }
@@ -190,6 +196,12 @@ impl ReplicaHost for Replicas {
 
     fn name(&self) -> &str {
         "host-b"
+    }
+
+    fn admits(&self, principal: &Principal) -> Result<(), Problem> {
+        let rules = self.rules.lock().unwrap();
+        let denied = rules.admit(&principal.name).map(drop);
+        denied.map_err(|denied| denied.problem(&principal.name, self.name()))
     }
 
     async fn enrol(&self, principal: &Principal, vm: VmId, enrol: Enrol) -> Result<(), Problem> {
@@ -380,6 +392,51 @@ async fn a_stranger_is_refused_in_the_handshake_and_learns_nothing() {
     serving.stop().await;
     let error = client.hello(LIMIT).await.unwrap_err();
     assert_eq!(lost(&error).code, Code::Unreachable, "{error}");
+}
+
+#[tokio::test]
+async fn whom_the_server_does_not_let_in_enrols_and_fills_nothing_but_agrees_on_who_may_run() {
+    let (a, _b, replicas, serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let enrol = enrol(&spec);
+    let refused = |error: LinkError, says: &str| match error {
+        LinkError::Refused(problem) => {
+            assert_eq!(problem.code, Code::Forbidden, "{problem}");
+            assert!(problem.way_out.contains(says), "{problem}");
+        }
+        LinkError::Lost(problem) => panic!("no answer: {problem}"),
+    };
+    let off = "pollux replica server enable";
+    replicas.rules.lock().unwrap().enabled = false;
+    refused(client.enrol(spec.id, &enrol).await.unwrap_err(), off);
+    assert!(replicas.state.lock().unwrap().is_none());
+    replicas.rules.lock().unwrap().enabled = true;
+    client.enrol(spec.id, &enrol).await.unwrap();
+    let link = PeerLink::new(client.clone(), spec.id, enrol.relationship);
+    for (rules, says) in [
+        (Rules::default(), off),
+        (
+            Rules {
+                enabled: true,
+                admits: Admits::Authorized,
+                entries: vec![],
+            },
+            "pollux replica authorize host-a",
+        ),
+    ] {
+        *replicas.rules.lock().unwrap() = rules;
+        // The same enrolment again, and all that fills the twin.
+        refused(client.enrol(spec.id, &enrol).await.unwrap_err(), says);
+        refused(link.tip(&enrol.lineage).await.unwrap_err(), says);
+        let root = Root([0; 32]);
+        let put = link.put(root, 0, Bytes::from_static(b"x")).await;
+        refused(put.unwrap_err(), says);
+        refused(link.commit(root).await.unwrap_err(), says);
+        link.standing(&enrol.lineage, LIMIT).await.unwrap();
+    }
+    replicas.rules.lock().unwrap().enabled = false;
+    link.remove().await.unwrap();
+    serving.stop().await;
 }
 
 #[tokio::test]

@@ -215,6 +215,7 @@ impl Pair {
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
         let wire = Wire::to(pollux.port())?;
+        pollux.pollux(&["replica", "server", "enable"])?;
         castor.trust_each_other(&pollux, &wire.address())?;
         Ok(Self {
             castor,

@@ -107,6 +107,7 @@ impl Pair {
         castor.echo();
         pollux.echo();
         pollux.pollux(&["host", "status"])?;
+        pollux.pollux(&["replica", "server", "enable"])?;
         castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
         Ok(Self { castor, pollux })
     }

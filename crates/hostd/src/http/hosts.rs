@@ -31,8 +31,7 @@ pub(super) async fn identity(State(host): State<Arc<Host>>) -> Answered<Identity
 
 pub(super) async fn peers(State(host): State<Arc<Host>>) -> Answered<Vec<Peer>> {
     let peers = host.trust.list();
-    let told = peers.iter().map(|trusted| tell(&trusted.peer));
-    Ok(Json(told.collect::<Result<_, _>>()?))
+    Ok(Json(peers.iter().map(|peer| tell(&peer.peer)).collect()))
 }
 
 pub(super) async fn trust(
@@ -54,16 +53,22 @@ pub(super) async fn trust(
         let error: replica::identity::ParseFingerprintError = error;
         Problem::new(Code::Invalid, "fingerprint", error.to_string(), way_out)
     })?;
-    let presented = tls::fetch_authority(&wanted.address, ASK_LIMIT).await?;
-    let authority = presented.accept(&wanted.name, fingerprint, UnixTime::now())?;
-    let peer = trust::Peer::new(
-        &wanted.name,
-        &wanted.address,
-        &authority,
-        true,
-        wanted.limit,
-    )?;
-    let told = tell(&peer)?;
+    let (name, at, limit) = (&wanted.name, &wanted.address, wanted.limit);
+    let (peer, unseen) = match tls::fetch_authority(at, ASK_LIMIT).await {
+        Ok(presented) => {
+            let authority = presented.accept(name, fingerprint, UnixTime::now())?;
+            (trust::Peer::new(name, at, &authority, limit)?, None)
+        }
+        // One that receives nothing and has no partner yet does not listen.
+        Err(problem) => (
+            trust::Peer::unseen(name, at, fingerprint, limit)?,
+            Some(problem),
+        ),
+    };
+    let told = Peer {
+        unseen,
+        ..tell(&peer)
+    };
     blocking(move || host.trust.trust(peer)).await?;
     Ok(Json(told))
 }
@@ -91,13 +96,14 @@ pub(super) async fn untrust(
     Ok(Json(()))
 }
 
-fn tell(peer: &trust::Peer) -> Result<Peer, Problem> {
-    Ok(Peer {
+fn tell(peer: &trust::Peer) -> Peer {
+    Peer {
         name: peer.name.clone(),
         address: peer.address.clone(),
-        fingerprint: peer.fingerprint()?.to_string(),
+        fingerprint: peer.fingerprint.to_string(),
         limit: peer.store_limit,
-    })
+        unseen: None,
+    }
 }
 
 /// Runs what blocks where it may.

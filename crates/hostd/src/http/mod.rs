@@ -7,6 +7,7 @@ mod failover;
 mod hosts;
 mod points;
 mod replication;
+mod server;
 mod tracking;
 mod vms;
 
@@ -29,6 +30,20 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/host/identity", get(hosts::identity))
         .route("/v1/host/peers", get(hosts::peers).post(hosts::trust))
         .route("/v1/host/peers/{name}", delete(hosts::untrust))
+        .route(
+            "/v1/replica-server",
+            get(server::show)
+                .put(server::enable)
+                .delete(server::disable),
+        )
+        .route(
+            "/v1/replica-server/authorizations",
+            get(server::authorizations).post(server::authorize),
+        )
+        .route(
+            "/v1/replica-server/authorizations/{pattern}",
+            delete(server::deny),
+        )
         .route("/v1/vms", get(vms::list).post(vms::create))
         .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
         .route("/v1/vms/{vm}/start", post(vms::start))

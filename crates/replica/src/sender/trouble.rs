@@ -56,10 +56,11 @@ impl Sender {
             Trouble::Link(LinkError::Refused(problem)) => {
                 let problem = run::named(problem, &self.plan.thing);
                 match problem.code {
-                    Code::Full | Code::Failed | Code::Unreachable => {
+                    // What is forbidden is mended on the other host; nobody should have to come here.
+                    Code::Full | Code::Failed | Code::Unreachable | Code::Forbidden => {
                         self.wait(now, Wait::Link, problem);
                     }
-                    Code::Invalid | Code::NotFound | Code::Conflict | Code::Forbidden => {
+                    Code::Invalid | Code::NotFound | Code::Conflict => {
                         self.fail(problem);
                     }
                 }
