@@ -167,7 +167,7 @@ fn fill(folder: &Path) -> Result<Vec<f64>> {
     let first = SegmentReader::open(&newest.path())?.header().clone();
     let blocks = first.disks[0].size.0 / BLOCK_SIZE;
     let mut content = vec![0; usize::try_from(BLOCK_SIZE)?];
-    while (journal.points().len() as u64) < POINTS {
+    while (journal.count() as u64) < POINTS {
         let sequence = point.sequence + 1;
         let header = Header {
             content: Content::Delta {

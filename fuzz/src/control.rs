@@ -102,6 +102,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let header = Header {
         vm: VmId(ID),
         disks: vec![DiskExtent {
+            joining: false,
             id: disk,
             size: Bytes(64 * BLOCK_SIZE),
         }],

@@ -1,30 +1,38 @@
-//! The index of a journal, the root of a replica's folder; its hash is put right first.
+//! The index of a journal, the root of a replica's folder; its hashes are put right first.
 
-/// Keys and values.
+/// Magic numbers, and keys and values of notes.
 pub const WORDS: &[&str] = &[
+    "POLLUXJN",
+    "PXJR",
+    "\"start\"",
     "\"vm\"",
     "\"disks\"",
     "\"seed\"",
     "\"base\"",
+    "\"next_pack\"",
     "\"seeding\"",
     "\"seeded\"",
     "\"merging\"",
+    "\"merge-begins\"",
+    "\"merge-ends\"",
     "\"point\"",
-    "\"segments\"",
-    "\"pins\"",
+    "\"pin\"",
+    "\"unpin\"",
+    "\"lock\"",
+    "\"until\"",
+    "\"moved\"",
+    "\"join\"",
+    "\"joining\"",
+    "\"run-files\"",
+    "\"change-sets\"",
     "\"lineage\"",
     "\"since\"",
-    "\"root\"",
-    "\"sizes\"",
-    "\"time\"",
     "\"parts\"",
     "\"reason\"",
-    "\"zeroes\"",
-    "\"file_len\"",
     "4096",
 ];
 
-/// One index without its first line.
+/// One index.
 pub fn run(data: &[u8]) {
     // Whatever is wrong is an error; what is right is written as it was read.
     let _error_or_canonical = journal::fuzzing::index(data);

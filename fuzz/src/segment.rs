@@ -93,6 +93,7 @@ fn seed(disks: u16, noisy: bool) -> Vec<u8> {
         vm: VmId::random(),
         disks: (0..disks)
             .map(|_| DiskExtent {
+                joining: false,
                 id: DiskId::random(),
                 size: Bytes(64 * BLOCK_SIZE),
             })

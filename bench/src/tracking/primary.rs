@@ -37,6 +37,7 @@ impl Primary {
             relationship: RelationshipId::random(),
             vm: diskd.vm(),
             disk: DiskExtent {
+                joining: false,
                 id: diskd.disk().id,
                 size: diskd.disk().size,
             },

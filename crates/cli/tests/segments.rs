@@ -28,6 +28,7 @@ fn segment(folder: &Path) -> PathBuf {
     let header = Header {
         vm: VmId::random(),
         disks: vec![DiskExtent {
+            joining: false,
             id: DiskId::random(),
             size: Bytes(1 << 20),
         }],

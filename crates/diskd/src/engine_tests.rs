@@ -65,6 +65,7 @@ impl Scene {
             disks: disks
                 .iter()
                 .map(|disk| DiskExtent {
+                    joining: false,
                     id: disk.id,
                     size: SIZE,
                 })

@@ -454,6 +454,7 @@ impl Host {
 
     fn header(&self, content: Content) -> Header {
         let disks = self.config.disks.iter().map(|disk| DiskExtent {
+            joining: false,
             id: disk.id,
             size: disk.size,
         });

@@ -300,6 +300,7 @@ mod tests {
         let header = Header {
             vm: VmId::random(),
             disks: vec![DiskExtent {
+                joining: false,
                 id: DiskId::random(),
                 size: Bytes(64 * BLOCK_SIZE),
             }],

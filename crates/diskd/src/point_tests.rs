@@ -24,6 +24,7 @@ struct Made {
 fn made(folder: &Path, points: u64, merged: u64, rng: &mut Rng) -> Made {
     let (vm, disk, seed) = (VmId::random(), DiskId::random(), SeedId::random());
     let disks = vec![DiskExtent {
+        joining: false,
         id: disk,
         size: Bytes(BLOCKS * BLOCK_SIZE),
     }];
@@ -67,7 +68,7 @@ fn made(folder: &Path, points: u64, merged: u64, rng: &mut Rng) -> Made {
         }
     }
     for _ in 0..merged {
-        assert!(journal.merge_oldest().expect("merged").is_none());
+        assert!(journal.merge_oldest(jiff::Timestamp::UNIX_EPOCH).expect("merged").is_none());
     }
     Made {
         journal,

@@ -132,6 +132,7 @@ impl Vm {
                 .disks
                 .iter()
                 .map(|disk| DiskExtent {
+                    joining: false,
                     id: disk.id,
                     size: disk.size,
                 })

@@ -182,7 +182,11 @@ impl Vm {
         let DiskConfig { id, size, .. } = self.config.disks[0];
         let header = Header {
             vm: self.config.vm,
-            disks: vec![DiskExtent { id, size }],
+            disks: vec![DiskExtent {
+                joining: false,
+                id,
+                size,
+            }],
             lineage: self.lineage.clone(),
             content: Content::Delta {
                 sequence: self.sequence,

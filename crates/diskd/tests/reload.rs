@@ -479,6 +479,7 @@ impl Vm {
         self.sequence += 1;
         let file = self.path(&format!("{}.seg", self.sequence));
         let disks = self.config.disks.iter().map(|disk| DiskExtent {
+            joining: false,
             id: disk.id,
             size: disk.size,
         });

@@ -99,6 +99,7 @@ fn extents(thing: &str, spec: &VmSpec, enrol: &Enrol) -> Result<Vec<DiskExtent>,
                 Problem::new(Code::Invalid, thing, reason, "")
             })?;
             Ok(DiskExtent {
+                joining: false,
                 id: disk.id,
                 size: disk.size,
             })
@@ -237,9 +238,10 @@ impl Store {
         };
         let failed = |error| Problem::failed(&self.thing, &error);
         loop {
+            let now = Timestamp::now();
             let begun = match self.lock().as_mut() {
-                Some(journal) if journal.is_over(retention, Timestamp::now()) => {
-                    journal.begin_merge().map_err(failed)?
+                Some(journal) if journal.is_over(retention, now) => {
+                    journal.begin_merge(now).map_err(failed)?
                 }
                 _ => return Ok(()),
             };

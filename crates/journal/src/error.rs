@@ -3,6 +3,7 @@
 use std::io;
 
 use durable::LockError;
+use jiff::Timestamp;
 use model::{Bytes, DiskId, PointId, SeedId};
 
 use crate::SegmentError;
@@ -35,6 +36,9 @@ pub enum JournalError {
     /// The index is not as it was written.
     #[error("the journal's index {0}")]
     IndexDamaged(&'static str),
+    /// A change that contradicts what the journal holds: a fault of this program.
+    #[error("the journal cannot be changed like that: its index then {0}")]
+    Impossible(&'static str),
     /// The index is not the JSON that it should be.
     #[error("the journal's index cannot be understood")]
     IndexSyntax(#[source] serde_json::Error),
@@ -70,6 +74,17 @@ pub enum JournalError {
     /// The point does not have such a disk.
     #[error("the point has no {0:?}")]
     NoSuchDisk(DiskId),
+    /// A reason to pin a point that is too long to be kept.
+    #[error("a reason of {0} bytes to keep a point is longer than {max}", max = crate::index::MAX_REASON)]
+    LongReason(usize),
+    /// A lock is never shortened.
+    #[error("point {point} is locked until {until}, and a lock cannot be shortened")]
+    LockedLonger {
+        /// The point.
+        point: PointId,
+        /// Until when it is locked.
+        until: Timestamp,
+    },
     /// Another process may read a point only while it is pinned.
     #[error("point {0} is not pinned: it could be merged away while it is read")]
     NotPinned(PointId),

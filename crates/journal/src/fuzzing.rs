@@ -3,25 +3,33 @@
 //! Everything that a journal reads names its own hash, so that random changes never get past the first
 //! check. What is here puts the hashes right, as somebody who forges a file would.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
 
 use crate::changes::{Changes, Gather, SetError, forge};
-use crate::index::{Base, BaseDisk, Entry, Index, Pin};
+use crate::index::{
+    self, Base, BaseDisk, Change, ChangeSet, DiskSet, Entry, Index, Join, Note, Pin, Place,
+    RunFile, bytes_of, read_bytes,
+};
 use crate::segment::forged;
-use crate::{Consistency, JournalError, Root};
+use crate::{Consistency, DiskExtent, JournalError, Root};
 
-/// Reads `body` as the index of a journal whose hash is right; its canonical bytes if it is one.
+/// Reads `bytes` as the index of a journal after putting its hashes right; its canonical bytes if it is
+/// one.
 ///
 /// # Errors
 /// What is wrong with it.
 ///
 /// # Panics
 /// When it is not read as it was written.
-pub fn index(body: &[u8]) -> Result<Vec<u8>, JournalError> {
-    let index = Index::from_bytes(&Index::with_hash(body))?;
-    let bytes = index.to_bytes()?;
-    let again = Index::from_bytes(&bytes)?;
+pub fn index(bytes: &[u8]) -> Result<Vec<u8>, JournalError> {
+    let mut bytes = bytes.to_vec();
+    index::forge(&mut bytes);
+    let index = read_bytes(bytes)?;
+    let bytes = bytes_of(&index)?;
+    let again = read_bytes(bytes.clone())?;
     assert_eq!(again, index, "an index is read as it was written");
     Ok(bytes)
 }
@@ -31,54 +39,96 @@ pub fn forge_segment(bytes: &mut [u8]) {
     forged::mend(bytes);
 }
 
-/// Bodies of good indexes: while it is seeded, with points, while it is merged.
+/// Good indexes: while it is seeded, with points, while it is merged.
 ///
 /// # Panics
-/// Never: what is made here has a JSON form.
+/// Never: what is made here can be written.
 #[must_use]
 pub fn indexes() -> Vec<Vec<u8>> {
     let lineage = Lineage::begin("host-a");
     let term = lineage.current().id;
     let seed = SeedId::random();
     let size = Bytes(8 * BLOCK_SIZE);
+    let disk = DiskId::random();
+    let disks: DiskSet = Arc::from([DiskExtent {
+        id: disk,
+        size,
+        joining: false,
+    }]);
+    let point = |sequence| PointId { term, sequence };
     let entry = |sequence| Entry {
-        point: PointId { term, sequence },
-        since: Since::Seed { seed, parts: 2 },
+        point: point(sequence),
+        since: match sequence {
+            1 => Since::Seed { seed, parts: 2 },
+            _ => Since::Point(point(sequence - 1)),
+        },
         time: Timestamp::UNIX_EPOCH,
         consistency: Consistency::Crash,
-        sizes: vec![size],
+        disks: disks.clone(),
         root: Root([7; 32]),
+        stored: Root([if sequence == 3 { 8 } else { 7 }; 32]),
+        place: match sequence {
+            2 => Place::Pack { pack: 1, at: 4096 },
+            _ => Place::Own,
+        },
         file_len: Bytes(5000),
         content: Bytes(8192),
         zeroes: Bytes(4096),
     };
-    let index = |base, segments| Index {
-        vm: VmId::random(),
-        disks: vec![BaseDisk {
-            id: DiskId::random(),
-            size,
-        }],
-        seed,
-        base,
-        lineage: Some(lineage.clone()),
-        segments,
-        pins: vec![Pin {
-            point: PointId { term, sequence: 2 },
-            reason: "export".to_owned(),
-        }],
+    let index = |base, changes| {
+        let mut index = Index::new(VmId::random(), seed, vec![BaseDisk { id: disk, size }]);
+        index.base = base;
+        index.lineage = Some(lineage.clone());
+        index.apply(changes).expect("they can be made");
+        bytes_of(&index).expect("can be written")
     };
     let seeding = Base::Seeding {
         parts: 1,
         last: None,
     };
-    [
+    let notes = [
+        Note::Pin(Pin {
+            point: point(2),
+            reason: "export".to_owned(),
+        }),
+        Note::Lock {
+            point: point(3),
+            until: Timestamp::UNIX_EPOCH,
+        },
+        Note::Join(Join {
+            seed: SeedId::random(),
+            parts: 1,
+            last: Some(Root([9; 32])),
+            disks: vec![disk],
+        }),
+        Note::RunFiles {
+            add: vec![RunFile {
+                number: 1,
+                first: 2,
+                last: 3,
+                len: Bytes(100),
+                hash: Root([1; 32]),
+            }],
+            remove: vec![],
+        },
+        Note::ChangeSets {
+            add: vec![ChangeSet {
+                number: 1,
+                since: Since::Point(point(1)),
+                point: point(3),
+                len: Bytes(100),
+                hash: Root([1; 32]),
+            }],
+            remove: vec![],
+        },
+    ];
+    let mut points = vec![Change::Point(entry(2)), Change::Point(entry(3))];
+    points.extend(notes.map(Change::Note));
+    vec![
         index(seeding, vec![]),
-        index(Base::Point(entry(1)), vec![entry(2), entry(3)]),
-        index(Base::Merging, vec![entry(2)]),
+        index(Base::Point(entry(1)), points),
+        index(Base::Merging, vec![Change::Point(entry(2))]),
     ]
-    .iter()
-    .map(|index| serde_json::to_vec(index).expect("has a JSON form"))
-    .collect()
 }
 
 /// Reads `bytes` as a change set whose hash is right.

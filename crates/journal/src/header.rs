@@ -24,6 +24,9 @@ pub enum HeaderError {
     /// Its number does not lie in its own term.
     #[error("point {0} does not lie on its lineage")]
     Point(PointId),
+    /// A point without a disk.
+    #[error("it is a point, and all of its disks are still being copied")]
+    AllJoining,
     /// What it builds on is not an earlier point of its lineage.
     #[error("it builds on {0}, which is no earlier point of its lineage")]
     Since(PointId),
@@ -55,6 +58,10 @@ pub struct DiskExtent {
     pub id: DiskId,
     /// Its size in bytes at the time of the cut, a multiple of 4 KiB.
     pub size: Bytes,
+    /// It was added and is still being copied: its changed blocks are in the segment, and it is no
+    /// part of the point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joining: bool,
 }
 
 /// What a segment holds.
@@ -129,6 +136,9 @@ impl Header {
         };
         if point.sequence == 0 || !self.lineage.contains(point) {
             return Err(HeaderError::Point(point));
+        }
+        if self.disks.iter().all(|disk| disk.joining) {
+            return Err(HeaderError::AllJoining);
         }
         match self.content {
             Content::Delta {

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Invariants:
-//! - a change is published by one replacement of the index, after everything that
-//!   the new index names is durable; files are removed after it;
+//! - a change is published by one record of the index, after everything that it
+//!   names is durable; files are removed after it;
 //! - the base differs from its point only in blocks that the oldest segment hides
 //!   ([`Merge`](crate::Merge));
 //! - a point that is pinned, or open in this process, is never merged past. Such a
@@ -25,6 +25,7 @@
 //! with its content, and a commit that did not return took place wholly or not at
 //! all. Files that the index does not name are removed when the journal is opened.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,20 +33,30 @@ use durable::{File, Folder, Lock, OsFolder};
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bytes, MAX_DISKS, PointId, SeedId, Since, VmId};
 
-use crate::index::{Base, BaseDisk, INDEX, Index, Pin, SEGMENTS};
+use crate::doubt;
+use crate::index::{
+    Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
+    Prepared, RUNS, SEGMENTS,
+};
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
+
+/// A disk's base, and its file.
+pub(crate) type BaseFile = (BaseDisk, Arc<dyn File>);
 
 /// An open journal. One process at a time; what it does blocks.
 #[derive(Debug)]
 pub struct Journal {
     pub(crate) folder: Arc<dyn Folder>,
     _lock: Option<Lock>,
+    /// What is durable.
     pub(crate) index: Index,
+    /// None: the file has an older format, and is written anew with the next change.
+    log: Option<Log>,
     /// Points that this process reads.
     pub(crate) leases: Leases,
     /// Held by a running merge as well.
     pub(crate) merge: Arc<()>,
-    /// A replacement of the index failed: the one on disk may be another.
+    /// A change could not be made durable: the file may say more than `index`.
     stale: bool,
 }
 
@@ -93,6 +104,8 @@ pub struct PointInfo {
     pub disks: Vec<DiskExtent>,
     /// Why it is pinned; not pinned if there is none.
     pub pins: Vec<String>,
+    /// Until when it is locked against deletion, if it was.
+    pub locked: Option<Timestamp>,
 }
 
 impl Journal {
@@ -143,15 +156,15 @@ impl Journal {
         })
     }
 
-    /// Finds out what became of a change that failed: syncs the folder and reads the index again.
+    /// After a change that could not be made durable: makes the file say again what was durable before.
     /// Points that are open stay open. The next change does it too.
     ///
     /// # Errors
-    /// As [`Journal::open`].
+    /// The index cannot be replaced.
     pub fn reload(&mut self) -> Result<(), JournalError> {
-        self.index = Self::open_in(self.folder.clone(), None)?.index;
+        self.log = Some(Log::replace(&*self.folder, &self.index)?);
         self.stale = false;
-        Ok(())
+        self.remove_strays()
     }
 
     pub(crate) fn create_in(
@@ -167,7 +180,7 @@ impl Journal {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(JournalError::io("open", INDEX, source)),
         }
-        for name in [SEGMENTS, Self::INCOMING] {
+        for name in [SEGMENTS, PACKS, RUNS, CHANGES, Self::INCOMING] {
             folder
                 .create_folder(name)
                 .map_err(|source| JournalError::io("create", name, source))?;
@@ -192,27 +205,16 @@ impl Journal {
         folder
             .sync("")
             .map_err(|source| JournalError::io("sync", "", source))?;
-        let index = Index {
-            vm,
-            disks,
-            seed,
-            base: Base::Seeding {
-                parts: 0,
-                last: None,
-            },
-            lineage: None,
-            segments: Vec::new(),
-            pins: Vec::new(),
-        };
-        index.store(&*folder)?;
-        Ok(Self::with(folder, lock, index))
+        let index = Index::new(vm, seed, disks);
+        let log = Log::replace(&*folder, &index)?;
+        Ok(Self::with(folder, lock, index, Some(log)))
     }
 
     pub(crate) fn open_in(
         folder: Arc<dyn Folder>,
         lock: Option<Lock>,
     ) -> Result<Self, JournalError> {
-        // A process that was killed may have left an index that is not durable yet. What it
+        // A process that was killed may have left names that are not durable yet. What the index
         // does not name is removed below, so it has to be.
         folder
             .sync("")
@@ -221,8 +223,8 @@ impl Journal {
                 std::io::ErrorKind::NotFound => JournalError::NoIndex,
                 _ => JournalError::io("sync", "", source),
             })?;
-        let index = Index::load(&*folder)?;
-        let journal = Self::with(folder, lock, index);
+        let (index, log) = doubt::open(&*folder)?;
+        let journal = Self::with(folder, lock, index, log);
         journal.remove_strays()?;
         for disk in &journal.index.disks {
             let name = disk.file();
@@ -238,54 +240,15 @@ impl Journal {
         Ok(journal)
     }
 
-    fn with(folder: Arc<dyn Folder>, lock: Option<Lock>, index: Index) -> Self {
+    fn with(folder: Arc<dyn Folder>, lock: Option<Lock>, index: Index, log: Option<Log>) -> Self {
         Self {
             folder,
             _lock: lock,
             index,
+            log,
             leases: Leases::default(),
             merge: Arc::new(()),
             stale: false,
-        }
-    }
-
-    /// Removes what the index does not name, and finds what it names.
-    fn remove_strays(&self) -> Result<(), JournalError> {
-        let list = |name: &str| {
-            self.folder
-                .list(name)
-                .map_err(|source| JournalError::io("list", name, source))
-        };
-        let remove = |name: &str| {
-            tracing::info!(file = name, "removed a file that the journal does not name");
-            self.folder
-                .remove(name)
-                .map_err(|source| JournalError::io("remove", name, source))
-        };
-        let bases: Vec<_> = self.index.disks.iter().map(BaseDisk::file).collect();
-        for name in list("")? {
-            let old_base = name.starts_with("base-") && name.ends_with(".raw");
-            if old_base && !bases.contains(&name) {
-                remove(&name)?;
-            }
-        }
-        let mut found: Vec<_> = list(SEGMENTS)?;
-        found.sort_unstable();
-        let mut named: Vec<_> = self
-            .index
-            .segments
-            .iter()
-            .map(|entry| entry.file_name())
-            .collect();
-        named.sort_unstable();
-        for name in &found {
-            if named.binary_search(name).is_err() {
-                remove(&format!("{SEGMENTS}/{name}"))?;
-            }
-        }
-        match named.iter().find(|name| found.binary_search(name).is_err()) {
-            Some(name) => Err(JournalError::Missing(format!("{SEGMENTS}/{name}"))),
-            None => Ok(()),
         }
     }
 
@@ -315,10 +278,32 @@ impl Journal {
     /// The recovery points, the oldest first.
     #[must_use]
     pub fn points(&self) -> Vec<PointInfo> {
+        let mut pins: HashMap<PointId, Vec<String>> = HashMap::new();
+        for pin in &self.index.pins {
+            pins.entry(pin.point).or_default().push(pin.reason.clone());
+        }
         self.index
             .points()
-            .map(|(position, _)| self.index.info(position))
+            .map(|(position, entry)| {
+                let pins = pins.remove(&entry.point).unwrap_or_default();
+                self.index.info(position, entry, pins)
+            })
             .collect()
+    }
+
+    /// The recovery point `id`, if there is one.
+    #[must_use]
+    pub fn point(&self, id: PointId) -> Option<PointInfo> {
+        let (position, entry) = self.index.find(id)?;
+        let pins = self.index.pins.iter().filter(|pin| pin.point == id);
+        let pins = pins.map(|pin| pin.reason.clone()).collect();
+        Some(self.index.info(position, entry, pins))
+    }
+
+    /// Number of recovery points.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.index.count()
     }
 
     /// Opens a point for reading. Until the reader and all its images are dropped it is not
@@ -343,6 +328,9 @@ impl Journal {
         if self.index.find(point).is_none() {
             return Err(JournalError::NoSuchPoint(point));
         }
+        if reason.len() > MAX_REASON {
+            return Err(JournalError::LongReason(reason.len()));
+        }
         let pin = Pin {
             point,
             reason: reason.to_owned(),
@@ -350,48 +338,100 @@ impl Journal {
         if self.index.pins.contains(&pin) {
             return Ok(());
         }
-        let mut next = self.index.clone();
-        next.pins.push(pin);
-        self.publish(next)
+        self.publish(vec![Change::Note(Note::Pin(pin))])
     }
 
     /// Takes back the pin of `point` for this `reason`, if there is one.
     ///
     /// # Errors
-    /// The index cannot be replaced.
+    /// The index cannot be written.
     pub fn unpin(&mut self, point: PointId, reason: &str) -> Result<(), JournalError> {
         self.settle()?;
-        let mut next = self.index.clone();
-        next.pins
-            .retain(|pin| pin.point != point || pin.reason != reason);
-        if next == self.index {
+        let pin = Pin {
+            point,
+            reason: reason.to_owned(),
+        };
+        if !self.index.pins.contains(&pin) {
             return Ok(());
         }
-        self.publish(next)
+        self.publish(vec![Change::Note(Note::Unpin(pin))])
     }
 
-    /// Makes `next`, which was made from the index after [`Journal::settle`], the index. What it
-    /// names is durable already.
-    pub(crate) fn publish(&mut self, next: Index) -> Result<(), JournalError> {
-        if let Err(error) = next.store(&*self.folder) {
-            self.stale = true;
-            return Err(error);
+    /// Keeps `point` until then, durably: it is not merged past, squashed away or deleted before.
+    ///
+    /// # Errors
+    /// [`JournalError::NoSuchPoint`]; [`JournalError::LockedLonger`]; the index cannot be written.
+    pub fn lock(&mut self, point: PointId, until: Timestamp) -> Result<(), JournalError> {
+        self.settle()?;
+        if self.index.find(point).is_none() {
+            return Err(JournalError::NoSuchPoint(point));
         }
-        self.index = next;
+        match self.index.locks.get(&point.sequence) {
+            Some(locked) if *locked == until => Ok(()),
+            Some(locked) if *locked > until => Err(JournalError::LockedLonger {
+                point,
+                until: *locked,
+            }),
+            _ => self.publish(vec![Change::Note(Note::Lock { point, until })]),
+        }
+    }
+
+    /// Makes `changes`, all of them or none, and durably. What they name is durable already.
+    pub(crate) fn publish(&mut self, changes: Vec<Change>) -> Result<(), JournalError> {
+        self.index
+            .check(&changes)
+            .map_err(JournalError::Impossible)?;
+        let log = match &mut self.log {
+            Some(log) => log,
+            none => none.insert(Log::replace(&*self.folder, &self.index)?),
+        };
+        log.append(&changes)?;
+        if let Err(source) = log.file().sync() {
+            self.stale = true;
+            return Err(JournalError::io("sync", INDEX, source));
+        }
+        log.is_flushed();
+        if let Err(fault) = self.index.apply(changes) {
+            self.stale = true;
+            return Err(JournalError::Impossible(fault));
+        }
+        self.shorten();
         Ok(())
     }
 
-    /// Before a change: makes sure that the index is the one on disk.
+    /// Writes the file anew if its records outgrew the snapshot.
+    fn shorten(&mut self) {
+        let Some(log) = self.log.as_mut().filter(|log| log.is_long()) else {
+            return;
+        };
+        let replaced = match Prepared::write(&*self.folder, &self.index) {
+            Ok(prepared) => prepared.publish(&*self.folder),
+            Err(error) => {
+                tracing::warn!(%error, "the journal's index stays as long as it is");
+                log.put_off();
+                return;
+            }
+        };
+        match replaced {
+            Ok(fresh) => *log = fresh,
+            Err(error) => {
+                tracing::warn!(%error, "the journal's index is written again with the next change");
+                self.stale = true;
+            }
+        }
+    }
+
+    /// Before a change: makes sure that the file says what `index` says.
     pub(crate) fn settle(&mut self) -> Result<(), JournalError> {
         if self.stale { self.reload() } else { Ok(()) }
     }
 
-    /// The base files, in the order of the disks.
-    pub(crate) fn bases(&self) -> Result<Vec<Arc<dyn File>>, JournalError> {
+    /// The base files.
+    pub(crate) fn bases(&self) -> Result<Vec<BaseFile>, JournalError> {
         let open = |disk: &BaseDisk| {
             let name = disk.file();
-            self.folder
-                .open(&name)
+            let file = self.folder.open(&name);
+            file.map(|file| (*disk, file))
                 .map_err(|source| JournalError::io("open", &name, source))
         };
         self.index.disks.iter().map(open).collect()
@@ -399,13 +439,10 @@ impl Journal {
 }
 
 impl Index {
-    /// About the point at `position` of the segments, or in the base.
-    fn info(&self, position: Option<usize>) -> PointInfo {
-        let entry = match (position, &self.base) {
-            (Some(position), _) => &self.segments[position],
-            (None, Base::Point(entry)) => entry,
-            (None, _) => unreachable!("points() names the base only if it is a point"),
-        };
+    /// About a point at `position` of the segments, or in the base.
+    fn info(&self, position: Option<usize>, entry: &Entry, pins: Vec<String>) -> PointInfo {
+        let mut disks = entry.disks.to_vec();
+        disks.retain(|disk| !disk.joining);
         PointInfo {
             id: entry.point,
             time: entry.time,
@@ -415,21 +452,9 @@ impl Index {
             content: entry.content,
             file_len: entry.file_len,
             in_base: position.is_none(),
-            disks: self
-                .disks
-                .iter()
-                .zip(&entry.sizes)
-                .map(|(disk, size)| DiskExtent {
-                    id: disk.id,
-                    size: *size,
-                })
-                .collect(),
-            pins: self
-                .pins
-                .iter()
-                .filter(|pin| pin.point == entry.point)
-                .map(|pin| pin.reason.clone())
-                .collect(),
+            disks,
+            pins,
+            locked: self.locks.get(&entry.point.sequence).copied(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod accept;
 #[allow(dead_code, unused_imports)]
 mod changes;
 pub mod compare;
+mod doubt;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,6 +22,7 @@ mod header;
 mod index;
 mod journal;
 mod merge;
+mod packs;
 mod pieces;
 mod point;
 mod receive;
@@ -32,6 +34,7 @@ pub mod segment;
 mod squash;
 #[cfg(test)]
 mod tests;
+mod tidy;
 
 pub use changes::{ChangedDisk, Changes, MAX_EXTENTS, SetError};
 pub use error::{JournalError, Refusal};

@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use durable::File;
 use jiff::{SignedDuration, Timestamp};
-use model::{Bytes, PointId};
+use model::PointId;
 
-use crate::index::{Base, Index};
+use crate::index::{Base, Change, Note};
+use crate::journal::BaseFile;
 use crate::receive::lay_down;
 use crate::{Journal, JournalError, Root, SegmentReader};
 
@@ -39,6 +40,8 @@ pub enum Held {
     Nothing,
     /// The oldest point is pinned, or open for reading.
     Point(PointId),
+    /// The oldest point is locked until then.
+    Locked(PointId, Timestamp),
 }
 
 /// The outcome of [`Journal::begin_merge`].
@@ -57,8 +60,7 @@ pub struct Merge {
     name: String,
     root: Root,
     segment: Arc<dyn File>,
-    bases: Vec<Arc<dyn File>>,
-    sizes: Vec<Bytes>,
+    bases: Vec<BaseFile>,
     /// Only one merge at a time.
     token: Arc<()>,
 }
@@ -83,7 +85,7 @@ impl Merge {
         if reader.summary().root != self.root {
             return Err(JournalError::NotOffered(self.name));
         }
-        lay_down(&reader, &self.name, &self.bases, &self.sizes)?;
+        lay_down(&reader, &self.name, &self.bases)?;
         Ok(Merged {
             root: self.root,
             _token: self.token,
@@ -96,16 +98,16 @@ impl Journal {
     /// or prepare for that.
     #[must_use]
     pub fn is_over(&self, retention: &Retention, now: Timestamp) -> bool {
-        let points: Vec<_> = self.index.points().map(|(_, entry)| entry.time).collect();
-        let [oldest, _, ..] = points[..] else {
+        let points = self.index.count();
+        let Some(oldest) = self.index.oldest().filter(|_| points > 1) else {
             return false;
         };
-        let too_many = retention.count.is_some_and(|count| {
-            points.len() > usize::try_from(count.max(1)).unwrap_or(usize::MAX)
-        });
+        let too_many = retention
+            .count
+            .is_some_and(|count| points > usize::try_from(count.max(1)).unwrap_or(usize::MAX));
         let too_old = retention
             .age
-            .is_some_and(|age| now.duration_since(oldest) > age);
+            .is_some_and(|age| now.duration_since(oldest.time) > age);
         too_many || too_old
     }
 
@@ -115,7 +117,7 @@ impl Journal {
     /// As [`Journal::merge_oldest`].
     pub fn retain(&mut self, retention: &Retention, now: Timestamp) -> Result<u32, JournalError> {
         let mut merges = 0;
-        while self.is_over(retention, now) && self.merge_oldest()?.is_none() {
+        while self.is_over(retention, now) && self.merge_oldest(now)?.is_none() {
             merges += 1;
         }
         Ok(merges)
@@ -126,8 +128,8 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::begin_merge`], [`Merge::run`] and [`Journal::finish_merge`].
-    pub fn merge_oldest(&mut self) -> Result<Option<Held>, JournalError> {
-        match self.begin_merge()? {
+    pub fn merge_oldest(&mut self, now: Timestamp) -> Result<Option<Held>, JournalError> {
+        match self.begin_merge(now)? {
             Begun::Held(held) => Ok(Some(held)),
             Begun::Merge(merge) => {
                 let merged = merge.run()?;
@@ -137,16 +139,17 @@ impl Journal {
         }
     }
 
-    /// Gives up the point that the base holds, durably, so that the oldest segment can go there.
+    /// Gives up the point that the base holds, durably, so that the oldest segment can go there. `now`
+    /// is compared with its lock.
     ///
     /// # Errors
     /// [`JournalError::Busy`] while another merge runs; the index cannot be replaced.
-    pub fn begin_merge(&mut self) -> Result<Begun, JournalError> {
+    pub fn begin_merge(&mut self, now: Timestamp) -> Result<Begun, JournalError> {
         self.settle()?;
         if Arc::strong_count(&self.merge) > 1 {
             return Err(JournalError::Busy);
         }
-        let Some(oldest) = self.index.segments.first() else {
+        let Some(oldest) = self.index.segments.front() else {
             return Ok(Begun::Held(Held::Nothing));
         };
         if let Base::Point(base) = &self.index.base {
@@ -154,24 +157,21 @@ impl Journal {
             if pinned || self.leases.holds(base.point) {
                 return Ok(Begun::Held(Held::Point(base.point)));
             }
+            if let Some(until) = self.locked(base.point, now) {
+                return Ok(Begun::Held(Held::Locked(base.point, until)));
+            }
         }
-        let (name, root) = (oldest.file(), oldest.root);
-        let segment = self
-            .folder
-            .open_read(&name)
-            .map_err(|source| JournalError::io("open", &name, source))?;
+        let (name, root) = (oldest.file(), oldest.stored);
+        let segment = oldest.open(&*self.folder)?;
         let bases = self.bases()?;
         if self.index.base != Base::Merging {
-            let mut next = self.index.clone();
-            next.base = Base::Merging;
-            self.publish(next)?;
+            self.publish(vec![Change::Note(Note::MergeBegins)])?;
         }
         Ok(Begun::Merge(Merge {
             name,
             root,
             segment,
             bases,
-            sizes: self.index.disks.iter().map(|disk| disk.size).collect(),
             token: self.merge.clone(),
         }))
     }
@@ -183,31 +183,23 @@ impl Journal {
     /// removed is removed when the journal is opened next.
     pub fn finish_merge(&mut self, merged: Merged) -> Result<(), JournalError> {
         self.settle()?;
-        let mut next = self.index.clone();
-        let base_was_mixed = next.base == Base::Merging;
-        if !base_was_mixed
-            || next
-                .segments
-                .first()
-                .is_none_or(|entry| entry.root != merged.root)
-        {
+        let oldest = self.index.segments.front();
+        let Some(oldest) =
+            oldest.filter(|entry| self.index.base == Base::Merging && entry.stored == merged.root)
+        else {
             return Err(JournalError::NotBegun);
-        }
-        let entry = next.segments.remove(0);
-        let name = entry.file();
-        absorb(&mut next, entry);
-        self.publish(next)?;
+        };
+        let name = oldest.file();
+        self.publish(vec![Change::Note(Note::MergeEnds)])?;
         if let Err(error) = self.folder.remove(&name) {
             tracing::warn!(file = name, %error, "cannot remove a merged segment");
         }
         Ok(())
     }
-}
 
-/// The base holds `entry` from now on.
-fn absorb(index: &mut Index, entry: crate::index::Entry) {
-    for (disk, size) in index.disks.iter_mut().zip(&entry.sizes) {
-        disk.size = *size;
+    /// Until when `point` is locked, if it still is.
+    pub(crate) fn locked(&self, point: PointId, now: Timestamp) -> Option<Timestamp> {
+        let until = self.index.locks.get(&point.sequence).copied();
+        until.filter(|until| now < *until)
     }
-    index.base = Base::Point(entry);
 }

@@ -25,11 +25,11 @@ use block::{Fault, Image, Place};
 use durable::{File, Folder, OsFolder};
 use model::{BLOCK_SIZE, Bytes, DiskId, PointId};
 
-use crate::index::{Base, Index};
+use crate::index::{Base, Entry, Index};
 use crate::journal::Lease;
 use crate::pieces::{Layers, Piece};
 use crate::recent::Recent;
-use crate::{JournalError, Root, SegmentReader, Source};
+use crate::{JournalError, SegmentReader, Source};
 
 /// Most segment files that a reader keeps open.
 const OPEN_SEGMENTS: usize = 64;
@@ -64,8 +64,8 @@ struct Disk {
 }
 
 struct Segment {
+    entry: Entry,
     name: String,
-    root: Root,
 }
 
 impl fmt::Debug for PointReader {
@@ -124,13 +124,18 @@ impl PointReader {
         lease: Option<Lease>,
     ) -> Result<Arc<Self>, JournalError> {
         let (position, entry) = index.find(point).ok_or(JournalError::NoSuchPoint(point))?;
-        let below = &index.segments[..position.map_or(0, |position| position + 1)];
+        let below = index
+            .segments
+            .range(..position.map_or(0, |position| position + 1));
         let mut disks = Vec::new();
-        for (disk, size) in index.disks.iter().zip(&entry.sizes) {
+        for extent in entry.disks.iter().filter(|disk| !disk.joining) {
+            let disk = index
+                .base_of(extent.id)
+                .ok_or(JournalError::IndexDamaged("misses the base of a disk"))?;
             let name = disk.file();
             disks.push(Disk {
                 id: disk.id,
-                size: size.0,
+                size: extent.size.0,
                 base: folder
                     .open_read(&name)
                     .map_err(|source| JournalError::io("open", &name, source))?,
@@ -142,24 +147,28 @@ impl PointReader {
         let mut segments = Vec::with_capacity(below.len());
         for (number, entry) in (0..).zip(below) {
             let segment = Segment {
+                entry: entry.clone(),
                 name: entry.file(),
-                root: entry.root,
             };
             let failed = |source| JournalError::segment(&segment.name, source);
-            let file = folder
-                .open_read(&segment.name)
-                .map_err(|source| JournalError::io("open", &segment.name, source))?;
+            let file = entry.open(&**folder)?;
             // All of it is checked: these disks may be about to run.
             let reader = SegmentReader::of(file).map_err(failed)?;
-            if reader.summary().root != segment.root || reader.header().disks.len() != disks.len() {
+            if reader.summary().root != entry.stored {
                 return Err(JournalError::IndexDamaged(
                     "names another segment by this name",
                 ));
             }
             let mut runs: Vec<Vec<Piece>> = disks.iter().map(|_| Vec::new()).collect();
+            // Disks may have come and gone: where those of the segment are among the point's.
+            let header = reader.header().disks.iter();
+            let at: Vec<_> = header
+                .map(|extent| disks.iter().position(|disk| disk.id == extent.id))
+                .collect();
             for run in reader.runs() {
                 let run = run.map_err(failed)?;
-                if let Some(pieces) = runs.get_mut(usize::from(run.disk)) {
+                let disk = at.get(usize::from(run.disk)).copied().flatten();
+                if let Some(pieces) = disk.and_then(|disk| runs.get_mut(disk)) {
                     pieces.push(Piece::new(number, &run));
                 }
             }
@@ -265,19 +274,22 @@ impl PointReader {
             return Ok(Some(reader));
         }
         let segment = &self.segments[number as usize];
-        let file = match self.folder.open_read(&segment.name) {
+        let file = match segment.entry.open(&*self.folder) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 // A file goes only after the index no longer names it.
                 let index = Index::load(&*self.folder)?;
-                if index.segments.iter().any(|one| one.file() == segment.name) {
-                    return Err(JournalError::Missing(segment.name.clone()));
+                match index.find(segment.entry.point) {
+                    // It was moved, and is not moved again before the index is read again.
+                    Some((Some(_), now)) if now.stored == segment.entry.stored => {
+                        now.open(&*self.folder)?
+                    }
+                    _ => return Ok(None),
                 }
-                return Ok(None);
             }
-            Err(source) => return Err(JournalError::io("open", &segment.name, source)),
+            Err(error) => return Err(error),
         };
-        let reader = SegmentReader::checked_before(file, segment.root)
+        let reader = SegmentReader::checked_before(file, segment.entry.stored)
             .map_err(|source| JournalError::segment(&segment.name, source))?;
         lock(&self.open).put(number, reader.clone());
         Ok(Some(reader))

@@ -1,9 +1,12 @@
 //! What a journal takes in: parts of an initial replication, and points.
 
+use std::sync::Arc;
+
 use model::{BLOCK_SIZE, Bytes, PointId, Since};
 
 use crate::accept::{Held, Offered, accept};
-use crate::index::{Base, Entry, Index, SEGMENTS};
+use crate::index::{Base, Change, Entry, Index, Note, Place, SEGMENTS};
+use crate::journal::BaseFile;
 use crate::{Content, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip};
 
 /// Whether an offered segment may come.
@@ -175,24 +178,32 @@ impl Journal {
             since,
             time: header.time,
             consistency: header.consistency,
-            sizes: header.disks.iter().map(|disk| disk.size).collect(),
+            disks: match self.index.newest() {
+                Some(newest) if *newest.disks == header.disks => newest.disks.clone(),
+                _ => Arc::from(header.disks.clone()),
+            },
             root: summary.root,
+            stored: summary.root,
+            place: Place::Own,
             file_len: summary.file_len,
             content: summary.content,
             zeroes: summary.zeroes,
         };
-        let mut next = self.index.clone();
-        if let Base::Seeding { .. } = next.base {
-            next.base = Base::Seeded;
-        }
-        next.lineage = Some(header.lineage.clone());
         let name = entry.file();
-        next.segments.push(entry);
+        let mut changes = vec![Change::Point(entry)];
+        if self.index.lineage.as_ref() != Some(&header.lineage) {
+            changes.push(Change::Note(Note::Lineage(header.lineage.clone())));
+        }
         self.folder
             .rename(incoming, &name)
             .and_then(|()| self.folder.sync(SEGMENTS))
             .map_err(|source| JournalError::io("publish", &name, source))?;
-        self.publish(next)
+        let published = self.publish(changes);
+        if published.is_err() {
+            // It may be offered again. What stays here is removed when the journal is opened.
+            let _ = self.folder.rename(&name, incoming);
+        }
+        published
     }
 
     /// Writes a verified part of an initial replication to the base and publishes that.
@@ -203,17 +214,22 @@ impl Journal {
         part: u64,
     ) -> Result<(), JournalError> {
         let bases = self.bases()?;
-        let mut next = self.index.clone();
-        let sizes: Vec<_> = next.disks.iter().map(|disk| disk.size).collect();
-        lay_down(reader, incoming, &bases, &sizes)?;
-        for (disk, extent) in next.disks.iter_mut().zip(&reader.header().disks) {
-            disk.size = extent.size;
+        lay_down(reader, incoming, &bases)?;
+        let mut disks = self.index.disks.clone();
+        for disk in &mut disks {
+            let extents = &reader.header().disks;
+            if let Some(extent) = extents.iter().find(|extent| extent.id == disk.id) {
+                disk.size = extent.size;
+            }
         }
-        next.base = Base::Seeding {
+        let mut changes = vec![Change::Note(Note::Seeding {
             parts: part.saturating_add(1),
             last: Some(reader.summary().root),
-        };
-        self.publish(next)?;
+        })];
+        if disks != self.index.disks {
+            changes.push(Change::Note(Note::Disks(disks)));
+        }
+        self.publish(changes)?;
         self.discard(incoming);
         Ok(())
     }
@@ -233,19 +249,15 @@ impl Journal {
     /// A failed read of the base files' sizes.
     pub fn committed_len(&self) -> Result<Bytes, JournalError> {
         let (mut base, mut whole) = (0_u64, 0_u64);
-        for (disk, file) in self.index.disks.iter().zip(self.bases()?) {
+        for (disk, file) in self.bases()? {
             let allocated = file
                 .allocated()
                 .map_err(|source| JournalError::io("measure", &disk.file(), source))?;
             base = base.saturating_add(allocated);
             whole = whole.saturating_add(allocated.max(disk.size.0));
         }
-        let (mut grown, mut files) = (base, 0_u64);
-        for entry in &self.index.segments {
-            let content = entry.content.0.saturating_sub(entry.zeroes.0);
-            grown = grown.saturating_add(content.max(entry.file_len.0));
-            files = files.saturating_add(entry.file_len.0);
-        }
+        let sums = self.index.sums;
+        let (grown, files) = (base.saturating_add(sums.grown), sums.files);
         // However often a block was written, the base has it once.
         Ok(Bytes(grown.min(whole.saturating_add(files))))
     }
@@ -311,8 +323,11 @@ fn judge_delta(
 /// Disks may grow, not shrink.
 fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refusal> {
     for (position, disk) in header.disks.iter().enumerate() {
-        let before = tip.map_or(index.disks[position].size, |tip| tip.sizes[position]);
-        if disk.size.0 < before.0 {
+        let before = match tip {
+            Some(tip) => tip.disks.get(position).map(|disk| disk.size),
+            None => index.base_of(disk.id).map(|disk| disk.size),
+        };
+        if before.is_some_and(|before| disk.size.0 < before.0) {
             return Err(Refusal::Shrunk(disk.id));
         }
     }
@@ -324,20 +339,25 @@ fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refu
 pub(crate) fn lay_down(
     reader: &SegmentReader,
     name: &str,
-    bases: &[std::sync::Arc<dyn durable::File>],
-    sizes: &[Bytes],
+    bases: &[BaseFile],
 ) -> Result<(), JournalError> {
     let failed = |source| JournalError::segment(name, source);
     let written = |source| JournalError::io("write the base from", name, source);
-    for ((disk, base), size) in reader.header().disks.iter().zip(bases).zip(sizes) {
-        if disk.size.0 > size.0 {
-            base.set_len(disk.size.0).map_err(written)?;
+    let mut of_disks = Vec::with_capacity(reader.header().disks.len());
+    for disk in &reader.header().disks {
+        let (base, file) = bases
+            .iter()
+            .find(|(base, _)| base.id == disk.id)
+            .ok_or_else(|| JournalError::Missing(name.to_owned()))?;
+        if disk.size.0 > base.size.0 {
+            file.set_len(disk.size.0).map_err(written)?;
         }
+        of_disks.push(file);
     }
     let mut open: Option<(u32, Vec<u8>)> = None;
     for run in reader.runs() {
         let run = run.map_err(failed)?;
-        let base = bases
+        let base = of_disks
             .get(usize::from(run.disk))
             .ok_or_else(|| JournalError::Missing(name.to_owned()))?;
         let (at, len) = (run.block * BLOCK_SIZE, u64::from(run.count) * BLOCK_SIZE);
@@ -360,7 +380,7 @@ pub(crate) fn lay_down(
             }
         }
     }
-    for base in bases {
+    for base in of_disks {
         base.sync().map_err(written)?;
     }
     Ok(())

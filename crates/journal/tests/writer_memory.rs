@@ -25,6 +25,7 @@ fn write(block: impl Fn(u64) -> u64) -> u64 {
     let header = Header {
         vm: VmId::random(),
         disks: vec![DiskExtent {
+            joining: false,
             id: DiskId::random(),
             size: Bytes(DISK * model::BLOCK_SIZE),
         }],

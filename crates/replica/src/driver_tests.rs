@@ -224,6 +224,7 @@ impl World {
 
     fn header(&self, content: Content) -> Header {
         let extent = |id: &DiskId| DiskExtent {
+            joining: false,
             id: *id,
             size: model::Bytes(BLOCKS * 4096),
         };

@@ -128,6 +128,7 @@ mod tests {
         let header = Header {
             vm: VmId::random(),
             disks: vec![DiskExtent {
+                joining: false,
                 id: DiskId::random(),
                 size: Bytes(1 << 20),
             }],

@@ -284,6 +284,7 @@ impl ReplicaHost for Replicas {
 
 fn extent(disk: &DiskSpec) -> DiskExtent {
     DiskExtent {
+        joining: false,
         id: disk.id,
         size: disk.size,
     }

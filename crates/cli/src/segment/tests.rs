@@ -17,6 +17,7 @@ const DISK_BLOCKS: u64 = 40;
 
 fn header(disks: usize) -> Header {
     let extent = |_| DiskExtent {
+        joining: false,
         id: DiskId::random(),
         size: Bytes(DISK_BLOCKS * BLOCK_SIZE),
     };

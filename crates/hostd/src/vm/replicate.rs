@@ -217,6 +217,7 @@ impl Owner {
             let mut all = view.home.spec.disks.iter();
             let disk = all.find(|disk| disk.id == *id)?;
             Some(DiskExtent {
+                joining: false,
                 id: disk.id,
                 size: disk.size,
             })

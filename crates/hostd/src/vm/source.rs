@@ -338,7 +338,7 @@ impl Source for DiskdSource {
     }
 
     async fn hashes(&self, disk: usize, from: u64) -> Result<Suspects, Problem> {
-        let DiskExtent { id, size } = self.disk(disk)?;
+        let DiskExtent { id, size, .. } = self.disk(disk)?;
         let request = Request::Hashes {
             disk: id,
             from,

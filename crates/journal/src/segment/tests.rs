@@ -19,6 +19,7 @@ fn header(disks: usize) -> Header {
         vm: VmId::random(),
         disks: (0..disks)
             .map(|_| DiskExtent {
+                joining: false,
                 id: DiskId::random(),
                 size: Bytes(DISK_BLOCKS * BLOCK_SIZE),
             })

@@ -55,6 +55,7 @@ impl History {
 
 fn disk(id: DiskId, blocks: u64) -> DiskExtent {
     DiskExtent {
+        joining: false,
         id,
         size: Bytes(blocks * BLOCK_SIZE),
     }

@@ -18,6 +18,8 @@ use crate::{
 };
 
 const BLOCK: usize = 4096;
+/// Locks of before are over.
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// Blocks of each disk when the journal is made.
 const BLOCKS: [usize; 2] = [24, 5];
@@ -83,7 +85,11 @@ impl Primary {
         let sizes = self.disks.iter().map(|disk| Bytes(disk.len() as u64));
         let disks = self.ids.iter().zip(sizes);
         disks
-            .map(|(id, size)| DiskExtent { id: *id, size })
+            .map(|(id, size)| DiskExtent {
+                joining: false,
+                id: *id,
+                size,
+            })
             .collect()
     }
 

@@ -199,7 +199,7 @@ impl Trial {
     fn merge(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
         let without = self.without_oldest(journal);
         self.allowed.push(without.clone());
-        match journal.begin_merge()? {
+        match journal.begin_merge(NOW)? {
             Begun::Held(_) => self.allowed.truncate(1),
             Begun::Merge(merge) => {
                 self.allowed = vec![without];

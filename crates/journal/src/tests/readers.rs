@@ -17,7 +17,7 @@ fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
     assert_content(&outside, &pinned, "before");
     let mut merges = 0;
     loop {
-        match journal.begin_merge().expect("begun") {
+        match journal.begin_merge(NOW).expect("begun") {
             Begun::Held(held) => {
                 assert_eq!(held, Held::Point(points[5].id), "open in this process");
                 break;
@@ -30,7 +30,7 @@ fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
                 assert_content(&inside, &points[5], "during");
                 drop(half);
                 folder.fail_after(u64::MAX);
-                journal.merge_oldest().expect("merged");
+                journal.merge_oldest(NOW).expect("merged");
                 merges += 1;
             }
         }
@@ -42,7 +42,7 @@ fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
     }
     assert_eq!(merges, 6);
     drop(inside);
-    while journal.merge_oldest().expect("merged").is_none() {
+    while journal.merge_oldest(NOW).expect("merged").is_none() {
         assert_content(&outside, &pinned, "after");
     }
     assert_eq!(ids(&journal)[0], pinned.id);
@@ -79,7 +79,7 @@ fn the_hashes_of_a_region_are_those_of_the_content_wherever_it_lies() {
                 }
             }
         }
-        let _ = journal.merge_oldest().expect("merged");
+        let _ = journal.merge_oldest(NOW).expect("merged");
     }
 }
 
@@ -93,12 +93,15 @@ fn a_reader_that_outlives_its_journal_holds_merging_in_the_next_one() {
     drop(journal);
     let mut next = Journal::open_in(arc(&folder), None).expect("opened again");
     next.leases = leases;
-    while next.merge_oldest().expect("merged").is_none() {}
-    let held = next.begin_merge().expect("begun");
+    while next.merge_oldest(NOW).expect("merged").is_none() {}
+    let held = next.begin_merge(NOW).expect("begun");
     assert!(matches!(held, Begun::Held(Held::Point(point)) if point == points[1].id));
     assert_content(&reader, &points[1], "held");
     drop(reader);
-    assert!(next.merge_oldest().expect("merged").is_none(), "free again");
+    assert!(
+        next.merge_oldest(NOW).expect("merged").is_none(),
+        "free again"
+    );
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn a_reader_with_no_file_open_finds_what_was_merged_in_the_base() {
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 4);
     let reader = journal.open_point(points[4].id).expect("opened");
-    while journal.merge_oldest().expect("merged").is_none() {}
+    while journal.merge_oldest(NOW).expect("merged").is_none() {}
     assert_eq!(
         folder.list("segments").expect("listed"),
         Vec::<String>::new()
@@ -120,7 +123,7 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 1);
-    journal.merge_oldest().expect("the first one is good");
+    journal.merge_oldest(NOW).expect("the first one is good");
     let name = format!("segments/{}.seg", points[1].root);
     let bytes = folder.content(&name).expect("there");
     let file = folder.open(&name).expect("opened");
@@ -136,7 +139,9 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
         // A frame that is hidden or not read is not looked at; here all are visible.
         assert!(read.is_err(), "byte {at}");
         // And when it is merged: the base must not take it over.
-        let merged = journal.merge_oldest().and_then(|_| journal.merge_oldest());
+        let merged = journal
+            .merge_oldest(NOW)
+            .and_then(|_| journal.merge_oldest(NOW));
         assert!(merged.is_err(), "byte {at}");
         file.write_at(at as u64, &[bytes[at]]).expect("repaired");
     }
@@ -181,7 +186,7 @@ proptest! {
         }
         more(&mut journal, &folder, &mut primary, &mut points, count - count / 2);
         for _ in 0..merges {
-            journal.merge_oldest().expect("merged");
+            journal.merge_oldest(NOW).expect("merged");
         }
         for info in journal.points() {
             let known = points.iter().find(|known| known.id == info.id).expect("known");

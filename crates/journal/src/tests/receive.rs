@@ -162,7 +162,7 @@ fn a_point_that_was_merged_away_is_not_taken_again() {
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 2);
     for _ in 0..2 {
-        assert_eq!(journal.merge_oldest().expect("merged"), None);
+        assert_eq!(journal.merge_oldest(NOW).expect("merged"), None);
     }
     let header = primary.header(Content::Delta {
         sequence: 1,
@@ -213,7 +213,7 @@ fn a_disk_that_grew_has_its_size_at_each_point() {
     };
     let (small, large) = (block_count(BLOCKS[1]), block_count(BLOCKS[1] + 7));
     assert_eq!(sizes(&journal), [small, small, large, large, large]);
-    while journal.merge_oldest().expect("merged").is_none() {
+    while journal.merge_oldest(NOW).expect("merged").is_none() {
         assert_points(&journal, &points, "while merging");
     }
     assert_eq!(sizes(&journal), [large]);
@@ -231,7 +231,7 @@ fn what_a_journal_takes_never_exceeds_what_it_was_said_to_take_while_it_is_merge
         let bases = journal.bases().expect("opened");
         let base: u64 = bases
             .iter()
-            .map(|base| base.allocated().expect("measured"))
+            .map(|(_, base)| base.allocated().expect("measured"))
             .sum();
         let segments = &journal.index.segments;
         let files: u64 = segments.iter().map(|entry| entry.file_len.0).sum();
@@ -242,7 +242,7 @@ fn what_a_journal_takes_never_exceeds_what_it_was_said_to_take_while_it_is_merge
         let grown = base + segments.iter().map(content).sum::<u64>();
         let now = journal.committed_len().expect("measured").0;
         assert!(now >= grown.min(whole + files), "{now}");
-        if journal.merge_oldest().expect("merged").is_some() {
+        if journal.merge_oldest(NOW).expect("merged").is_some() {
             break;
         }
     }
@@ -298,16 +298,23 @@ fn a_folder_of_the_operating_system_holds_a_journal_that_is_locked_and_not_made_
     assert_eq!(journal.points()[0].pins, ["test failover"]);
     let outside = PointReader::open_pinned(&path, known.id).expect("pinned");
     assert_content(&outside, &known, "another process");
-    journal.merge_oldest().expect("up to the pin");
+    journal.merge_oldest(NOW).expect("up to the pin");
     assert_content(&outside, &known, "after the merge");
     let raw = std::fs::read(path.join(format!("base-{}.raw", primary.ids[0]))).expect("a raw file");
     assert!(raw == known.disks[0]);
     drop(journal);
-    std::fs::write(path.join("index"), b"pollux-journal 2 00\n{}").expect("written");
-    assert!(matches!(
-        Journal::open(&path),
-        Err(JournalError::Version(2))
-    ));
+    for (text, version) in [
+        (&b"pollux-journal 3 00\n{}"[..], 3),
+        (b"POLLUXJN\x09\0\0\0", 9),
+    ] {
+        let mut bytes = text.to_vec();
+        bytes.resize(100, 0);
+        std::fs::write(path.join("index"), bytes).expect("written");
+        match Journal::open(&path) {
+            Err(JournalError::Version(found)) => assert_eq!(found, version),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

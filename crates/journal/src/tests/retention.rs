@@ -59,7 +59,7 @@ fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
         .expect("merged as far as it goes");
     assert_eq!(ids(&journal)[0], pinned);
     assert_eq!(
-        journal.merge_oldest().expect("held"),
+        journal.merge_oldest(NOW).expect("held"),
         Some(Held::Point(pinned))
     );
     more(&mut journal, &folder, &mut primary, &mut points, 2);
@@ -68,7 +68,7 @@ fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
     let mut journal = reopen(&folder).expect("opened");
     journal.unpin(pinned, "test failover").expect("unpinned");
     assert_eq!(
-        journal.merge_oldest().expect("held"),
+        journal.merge_oldest(NOW).expect("held"),
         Some(Held::Point(pinned))
     );
     journal.unpin(pinned, "export").expect("unpinned");
@@ -77,7 +77,7 @@ fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
         .expect("merged");
     assert_eq!(ids(&journal), [points[6].id]);
     assert_eq!(
-        journal.merge_oldest().expect("nothing"),
+        journal.merge_oldest(NOW).expect("nothing"),
         Some(Held::Nothing)
     );
 }
@@ -87,14 +87,14 @@ fn points_are_taken_while_a_merge_runs_and_two_merges_never_do() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 2);
-    let Begun::Merge(merge) = journal.begin_merge().expect("begun") else {
+    let Begun::Merge(merge) = journal.begin_merge(NOW).expect("begun") else {
         panic!("nothing is in the way");
     };
-    assert!(matches!(journal.begin_merge(), Err(JournalError::Busy)));
+    assert!(matches!(journal.begin_merge(NOW), Err(JournalError::Busy)));
     let merging = std::thread::spawn(|| merge.run());
     more(&mut journal, &folder, &mut primary, &mut points, 3);
     let merged = merging.join().expect("no panic").expect("merged");
-    assert!(matches!(journal.begin_merge(), Err(JournalError::Busy)));
+    assert!(matches!(journal.begin_merge(NOW), Err(JournalError::Busy)));
     journal.finish_merge(merged).expect("finished");
     assert_points(&journal, &points, "after the merge");
     assert_eq!(journal.points().len(), points.len());
@@ -107,8 +107,8 @@ fn a_merge_that_failed_is_done_again_and_every_point_is_whole_meanwhile() {
         let (folder, mut primary) = (CutFolder::new(), Primary::new());
         let (mut journal, mut points) = seeded(&folder, &mut primary);
         more(&mut journal, &folder, &mut primary, &mut points, 3);
-        journal.merge_oldest().expect("merged");
-        let Begun::Merge(merge) = journal.begin_merge().expect("begun") else {
+        journal.merge_oldest(NOW).expect("merged");
+        let Begun::Merge(merge) = journal.begin_merge(NOW).expect("begun") else {
             panic!("nothing is in the way");
         };
         folder.fail_after(fault);
@@ -120,7 +120,7 @@ fn a_merge_that_failed_is_done_again_and_every_point_is_whole_meanwhile() {
             journal.finish_merge(merged).expect("finished");
             return;
         }
-        assert_eq!(journal.merge_oldest().expect("again"), None);
+        assert_eq!(journal.merge_oldest(NOW).expect("again"), None);
         assert_points(&journal, &points, "merged at last");
     }
     panic!("the fault always struck");

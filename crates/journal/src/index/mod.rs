@@ -1,0 +1,378 @@
+//! The index of a journal: the root of its folder. What it does not name does not exist.
+//!
+//! ```text
+//!   file     | header | snapshot: the state when it was written | record | record | ...
+//!   memory   Index  --- Change, Change, ... (one record: all of them or none) --->  Index
+//! ```
+//!
+//! [`Index`] is what it says, [`Change`] what can happen to it, [`Log`] the file: each change
+//! is appended, and the file is written anew when the records outgrow the snapshot. A point takes
+//! 112 bytes of the file and less than 200 of memory, and is found by its sequence number, which
+//! rises from segment to segment. Every byte is in docs/formats/journal.md.
+
+mod change;
+mod code;
+mod first;
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use durable::Folder;
+use jiff::Timestamp;
+use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::change::{Change, Note};
+pub(crate) use self::log::{Log, Prepared, bytes_of, forge, open, read_bytes};
+use crate::{Consistency, DiskExtent, JournalError, Root};
+
+/// Its name.
+pub(crate) const INDEX: &str = "index";
+/// The folder of the segments that have a file of their own.
+pub(crate) const SEGMENTS: &str = "segments";
+/// The folder of the files that hold many small segments.
+pub(crate) const PACKS: &str = "packs";
+/// The folder of the sorted runs.
+pub(crate) const RUNS: &str = "runs";
+/// The folder of the change sets.
+pub(crate) const CHANGES: &str = "changes";
+
+/// Most points of a journal: twelve days of one each second.
+pub(crate) const MAX_POINTS: usize = 1 << 20;
+/// Most pins at a time.
+pub(crate) const MAX_PINS: usize = 4096;
+/// Longest reason of a pin in bytes.
+pub(crate) const MAX_REASON: usize = 1024;
+/// Most run files, and most change sets.
+pub(crate) const MAX_FILES: usize = 1 << 20;
+
+/// All disks of a point, in the VM's order. Points with the same ones share it.
+pub(crate) type DiskSet = Arc<[DiskExtent]>;
+
+/// What the index says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub(crate) vm: VmId,
+    /// Every disk that has a base file.
+    pub(crate) disks: Vec<BaseDisk>,
+    pub(crate) seed: SeedId,
+    pub(crate) base: Base,
+    /// That of the newest segment.
+    pub(crate) lineage: Option<Lineage>,
+    /// Those above the base, the oldest first; sequence numbers rise.
+    pub(crate) segments: VecDeque<Entry>,
+    pub(crate) pins: Vec<Pin>,
+    /// By the sequence number of the point: until when it may not go.
+    pub(crate) locks: BTreeMap<u64, Timestamp>,
+    /// Copies of disks that were added.
+    pub(crate) joins: Vec<Join>,
+    /// Sorted runs, by their number.
+    pub(crate) runs: BTreeMap<u64, RunFile>,
+    /// Change sets, by their number.
+    pub(crate) changes: BTreeMap<u64, ChangeSet>,
+    /// Above the number of every pack that ever was.
+    pub(crate) next_pack: u32,
+    /// What the segments amount to.
+    pub(crate) sums: Sums,
+}
+
+/// A disk and the size of its base file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BaseDisk {
+    pub(crate) id: DiskId,
+    pub(crate) size: Bytes,
+}
+
+impl BaseDisk {
+    pub(crate) fn file(&self) -> String {
+        format!("base-{}.raw", self.id)
+    }
+}
+
+/// What the base files hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// The first `parts` parts of the initial replication, and perhaps some of the next one.
+    Seeding {
+        parts: u64,
+        /// Root of the last of them.
+        last: Option<Root>,
+    },
+    /// The initial replication, which is no point.
+    Seeded,
+    /// A point.
+    Point(Entry),
+    /// A mixture of what it held before and of the oldest segment, which hides the difference.
+    Merging,
+}
+
+/// A segment, or the point that the base holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) point: PointId,
+    pub(crate) since: Since,
+    pub(crate) time: Timestamp,
+    pub(crate) consistency: Consistency,
+    pub(crate) disks: DiskSet,
+    /// Of the segment that the primary sent: the point's identity.
+    pub(crate) root: Root,
+    /// Of the segment that is stored: another one if older segments were put together with it.
+    pub(crate) stored: Root,
+    pub(crate) place: Place,
+    /// Length of the stored segment.
+    pub(crate) file_len: Bytes,
+    /// What it holds before compression.
+    pub(crate) content: Bytes,
+    /// Of that, what reads as zeroes.
+    pub(crate) zeroes: Bytes,
+}
+
+/// Where a segment is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Place {
+    /// In a file of its own.
+    Own,
+    /// In a file with others.
+    Pack {
+        /// Its number, from 1.
+        pack: u32,
+        /// First byte.
+        at: u64,
+    },
+}
+
+impl Entry {
+    /// Name of the file that holds the segment, in the journal's folder.
+    pub(crate) fn file(&self) -> String {
+        match self.place {
+            Place::Own => format!("{SEGMENTS}/{}.seg", self.stored),
+            Place::Pack { pack, .. } => pack_file(pack),
+        }
+    }
+}
+
+/// Name of pack number `pack` in the journal's folder.
+pub(crate) fn pack_file(pack: u32) -> String {
+    format!("{PACKS}/{pack}.pack")
+}
+
+/// A point that must stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pin {
+    pub(crate) point: PointId,
+    pub(crate) reason: String,
+}
+
+/// The copy of disks that were added while there were points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Join {
+    pub(crate) seed: SeedId,
+    /// This many were received.
+    pub(crate) parts: u64,
+    /// Root of the last of them.
+    pub(crate) last: Option<Root>,
+    /// The disks that they had content for.
+    pub(crate) disks: Vec<DiskId>,
+}
+
+/// A file of sorted runs, `runs/<number>.run`. It can be made again from the segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunFile {
+    pub(crate) number: u64,
+    /// Sequence number of the oldest segment that it covers.
+    pub(crate) first: u64,
+    /// Of the newest one.
+    pub(crate) last: u64,
+    pub(crate) len: Bytes,
+    /// Hash of the file.
+    pub(crate) hash: Root,
+}
+
+/// A list of changed blocks without their content, `changes/<number>.set`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChangeSet {
+    pub(crate) number: u64,
+    /// It has every block that changed after that,
+    pub(crate) since: Since,
+    /// up to that.
+    pub(crate) point: PointId,
+    pub(crate) len: Bytes,
+    /// Hash of the file.
+    pub(crate) hash: Root,
+}
+
+impl RunFile {
+    pub(crate) fn file(&self) -> String {
+        format!("{RUNS}/{}.run", self.number)
+    }
+}
+
+impl ChangeSet {
+    pub(crate) fn file(&self) -> String {
+        format!("{CHANGES}/{}.set", self.number)
+    }
+}
+
+/// What the segments above the base amount to, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// Stored segments.
+    pub(crate) files: u64,
+    /// What they take there or in the base, whichever is more.
+    pub(crate) grown: u64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, entry: &Entry) {
+        self.files = self.files.saturating_add(entry.file_len.0);
+        self.grown = self.grown.saturating_add(Self::grown(entry));
+    }
+
+    pub(crate) fn take(&mut self, entry: &Entry) {
+        self.files = self.files.saturating_sub(entry.file_len.0);
+        self.grown = self.grown.saturating_sub(Self::grown(entry));
+    }
+
+    fn grown(entry: &Entry) -> u64 {
+        let content = entry.content.0.saturating_sub(entry.zeroes.0);
+        content.max(entry.file_len.0)
+    }
+}
+
+impl Index {
+    /// That of a journal that was just made.
+    pub(crate) fn new(vm: VmId, seed: SeedId, disks: Vec<BaseDisk>) -> Self {
+        Self {
+            vm,
+            disks,
+            seed,
+            base: Base::Seeding {
+                parts: 0,
+                last: None,
+            },
+            lineage: None,
+            segments: VecDeque::new(),
+            pins: Vec::new(),
+            locks: BTreeMap::new(),
+            joins: Vec::new(),
+            runs: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            next_pack: 1,
+            sums: Sums::default(),
+        }
+    }
+
+    /// The point that the base holds.
+    pub(crate) fn in_base(&self) -> Option<&Entry> {
+        match &self.base {
+            Base::Point(entry) => Some(entry),
+            Base::Seeding { .. } | Base::Seeded | Base::Merging => None,
+        }
+    }
+
+    /// The points with their positions in the list of segments (none: the base), oldest first.
+    pub(crate) fn points(&self) -> impl Iterator<Item = (Option<usize>, &Entry)> {
+        let base = self.in_base().map(|entry| (None, entry));
+        let segments = self.segments.iter().enumerate();
+        base.into_iter()
+            .chain(segments.map(|(position, entry)| (Some(position), entry)))
+    }
+
+    /// Number of points.
+    pub(crate) fn count(&self) -> usize {
+        self.segments.len() + usize::from(self.in_base().is_some())
+    }
+
+    /// The point, and its position in the list of segments (none: the base). Takes steps of the order of
+    /// the logarithm of their number.
+    pub(crate) fn find(&self, point: PointId) -> Option<(Option<usize>, &Entry)> {
+        if let Some(base) = self.in_base().filter(|base| base.point == point) {
+            return Some((None, base));
+        }
+        let at = self.position(point.sequence).ok()?;
+        let entry = &self.segments[at];
+        (entry.point == point).then_some((Some(at), entry))
+    }
+
+    /// Position of the segment with this sequence number, or of the first one above it.
+    pub(crate) fn position(&self, sequence: u64) -> Result<usize, usize> {
+        self.segments
+            .binary_search_by_key(&sequence, |entry| entry.point.sequence)
+    }
+
+    pub(crate) fn newest(&self) -> Option<&Entry> {
+        self.segments.back().or_else(|| self.in_base())
+    }
+
+    pub(crate) fn oldest(&self) -> Option<&Entry> {
+        self.in_base().or_else(|| self.segments.front())
+    }
+
+    /// The base of the disk `id`.
+    pub(crate) fn base_of(&self, id: DiskId) -> Option<&BaseDisk> {
+        self.disks.iter().find(|disk| disk.id == id)
+    }
+
+    /// Reads the index of a journal that another process may be changing: as it is now, or as it was
+    /// just before.
+    pub(crate) fn load(folder: &dyn Folder) -> Result<Self, JournalError> {
+        log::load(folder).map(|opened| opened.index)
+    }
+
+    /// What contradicts what the rest of the code relies on, beyond what each change is checked for.
+    fn fault(&self) -> Option<&'static str> {
+        if let Some(fault) = self.bases_fault() {
+            return Some(fault);
+        }
+        let mut before: Option<&DiskSet> = None;
+        for (_, entry) in self.points() {
+            if before.is_some_and(|before| Arc::ptr_eq(before, &entry.disks)) {
+                continue;
+            }
+            before = Some(&entry.disks);
+            let known = |disk: &DiskExtent| {
+                let base = self.base_of(disk.id);
+                base.is_some_and(|base| base.size.0 <= disk.size.0)
+            };
+            if !entry.disks.iter().all(known) {
+                return Some("has a point whose disks are smaller than the base");
+            }
+        }
+        match self.base {
+            Base::Seeding { .. } => {
+                (!self.segments.is_empty()).then_some("has points above an unfinished seed")
+            }
+            Base::Seeded | Base::Merging => self
+                .segments
+                .is_empty()
+                .then_some("misses the segment above its base"),
+            Base::Point(_) => None,
+        }
+    }
+
+    fn bases_fault(&self) -> Option<&'static str> {
+        let whole = |size: &Bytes| size.0 > 0 && size.0 % BLOCK_SIZE == 0;
+        let twice = |(at, disk): (usize, &BaseDisk)| {
+            self.disks[..at].iter().any(|other| other.id == disk.id)
+        };
+        // A disk that is gone keeps its base while a point has it.
+        if self.disks.is_empty() || self.disks.len() > 2 * MAX_DISKS {
+            Some("names no disk or too many")
+        } else if !self.disks.iter().all(|disk| whole(&disk.size)) {
+            Some("has a disk whose size is no multiple of 4 KiB")
+        } else if self.disks.iter().enumerate().any(twice) {
+            Some("names a disk twice")
+        } else {
+            None
+        }
+    }
+}
