@@ -17,7 +17,7 @@
 //! - [`sender`]: what the primary does next, a pure function of what happened; [`driver`]
 //!   carries it out over a [`Source`](source::Source) and a [`Link`](link::Link).
 //! - [`run`] and [`standing`]: which of the two hosts may run the VM, and the durable record
-//!   that the decision rests on.
+//!   that the decision rests on; [`lease`]: how the replica knows that a silent primary is still.
 
 pub mod authorization;
 pub mod client;
@@ -25,6 +25,7 @@ pub mod driver;
 pub mod host;
 pub mod identity;
 mod incoming;
+pub mod lease;
 pub mod link;
 pub mod outbox;
 pub mod receiver;
