@@ -107,6 +107,9 @@ fn extents(thing: &str, spec: &VmSpec, enrol: &Enrol) -> Result<Vec<DiskExtent>,
         .collect()
 }
 
+/// What people call the newest point.
+pub(crate) const LATEST: &str = "latest";
+
 /// The journal of one twin.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
@@ -170,13 +173,20 @@ impl Store {
     }
 
     /// Changes the role while nothing can be committed; afterwards nothing is on the shelf, if
-    /// it was changed. Blocking.
+    /// it was changed. `change` is told the newest point. Blocking.
     pub(crate) fn take_over(
         &self,
-        change: impl FnOnce() -> Result<(), Problem>,
+        change: impl FnOnce(Option<PointId>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let mut shelf = self.lock();
-        change()?;
+        if shelf.is_none() {
+            *shelf = Some(self.open()?);
+        }
+        let newest = match shelf.as_ref().map(Journal::tip) {
+            Some(journal::Tip::Point { point, .. }) => Some(point),
+            _ => None,
+        };
+        change(newest)?;
         *shelf = None;
         Ok(())
     }
@@ -186,7 +196,7 @@ impl Store {
         self.with(|journal| Ok(journal.points()))
     }
 
-    /// The point that a person means: `latest`, or as it is printed.
+    /// The point that a person means: [`LATEST`], or as it is printed.
     pub(crate) fn find(&self, wanted: &str) -> Result<PointId, Problem> {
         let points = self.points()?;
         let Some(latest) = points.last() else {
@@ -197,7 +207,7 @@ impl Store {
                 "`pollux replica status` shows how far it is",
             ));
         };
-        if wanted == "latest" {
+        if wanted == LATEST {
             return Ok(latest.id);
         }
         let mut matching = points.iter().filter(|point| point.id.to_string() == wanted);

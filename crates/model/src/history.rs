@@ -42,7 +42,7 @@ pub enum Since {
 }
 
 /// One stretch of being the primary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Term {
     /// Counts up along a lineage, from 1. Two hosts may open the same number: see `id`.
@@ -76,7 +76,7 @@ pub enum LineageError {
 }
 
 /// The path of terms from the first to the current one. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Term>", into = "Vec<Term>")]
 pub struct Lineage(Vec<Term>);
 
@@ -147,6 +147,14 @@ impl Lineage {
             .and_then(|next| next.parent)
             .is_none_or(|parent| point.sequence <= parent.sequence);
         after_own_parent && before_branch
+    }
+
+    /// The number of the next point in the current term, when all up to `used` may have been used:
+    /// above those and above the point that the term grew from. None when there is none left.
+    #[must_use]
+    pub fn next_sequence(&self, used: u64) -> Option<u64> {
+        let grown = self.current().parent.map_or(0, |parent| parent.sequence);
+        used.max(grown).checked_add(1)
     }
 
     /// Whether `self` is `ancestor`, or continues it from a point on it.
@@ -242,6 +250,10 @@ mod tests {
         assert!(!second.contains(point(&first, 4)));
         assert!(second.contains(point(&second, 4)));
         assert!(!second.contains(point(&second, 3)));
+        assert_eq!(first.next_sequence(0), Some(1));
+        assert_eq!(second.next_sequence(1), Some(4), "above its parent");
+        assert_eq!(second.next_sequence(7), Some(8));
+        assert_eq!(second.next_sequence(u64::MAX), None);
         assert!(second.succeeds(&first) && !first.succeeds(&second));
         assert!(second.descends_from(&first) && !first.descends_from(&second));
     }

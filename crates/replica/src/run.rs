@@ -2,7 +2,8 @@
 //!
 //! Without an override, a VM starts only when its partner cannot be running it: the partner
 //! says so now, or stood down durably for the term that starts. A connection that is refused,
-//! or a host that does not answer, is no evidence. Leases and witnesses come later.
+//! or a host that does not answer, is no evidence, unless the partner holds to a lease
+//! ([`crate::lease`]). Witnesses come later.
 //!
 //! | asked | stands on | allowed by |
 //! |---|---|---|
@@ -10,15 +11,21 @@
 //! | | partner's word | it is the replica, or lies in an older term and does not run |
 //! | | [`Warrant`] | partner's stand-down for this term; an override until first contact |
 //! | | [`Evidence::Override`] | |
-//! | open a new term | | partner's stand-down for it; [`Evidence::Override`] |
+//! | the same, under a lease | partner's word | its answer renewed the lease, which holds now |
+//! | open a new term | | partner's stand-down for it; its lease is over; [`Evidence::Override`] |
+//! | | newest point | it grows from that, unless a person chose an older one |
 //! | stand down | asked lineage | it does not run here, and the asker builds on what is here |
 //! | keep running | partner's lineage | it does not outrank ours |
+//! | | lease | the grant holds; an override until first contact |
 //!
 //! The model check in `run_tests.rs` searches every interleaving of two hosts with these
 //! functions, and finds a counterexample for every rule when it is switched off.
 
-use model::{Code, Lineage, Problem, TermId, VmId};
+use std::time::Duration;
 
+use model::{Code, Lineage, PointId, Problem, TermId, VmId};
+
+use crate::lease::{BootTime, Grant};
 use crate::standing::{Override, Role, Standing, Warrant};
 use crate::wire::PartnerStanding;
 
@@ -31,8 +38,14 @@ pub enum Evidence {
     Unreachable(String),
     /// It answered how it stands, after it had learnt our lineage.
     Says(PartnerStanding),
+    /// The same, and with this answer it renewed our lease, which holds now.
+    Leased(PartnerStanding),
     /// It answered that it stood down, durably, for this term.
     StoodDown(TermId),
+    /// It holds to a lease, and what we promised it is over: its guest is held still.
+    LeaseExpired,
+    /// It holds to a lease, and may run for so long still.
+    LeaseHolds(Duration),
     /// It asked or was asked, and refused with this reason.
     Refused(Problem),
     /// A person takes the responsibility.
@@ -74,12 +87,20 @@ pub fn rank(ours: &Lineage, theirs: &Lineage) -> Option<Rank> {
 const FORCE: &str =
     "if you know that it does not run there, say why with --force --because STATEMENT";
 
+/// How to end the guest on the other host.
+fn stop_there(thing: &str) -> String {
+    let name = name(thing);
+    format!(
+        "stop it there first with `pollux vm stop {name}`, or end it with `pollux vm kill {name}`"
+    )
+}
+
 fn refused(thing: &str, reason: impl Into<String>, way_out: impl Into<String>) -> Problem {
     Problem::new(Code::Conflict, thing, reason, way_out)
 }
 
 /// What `pollux` calls the VM that problems call `thing`.
-fn name(thing: &str) -> &str {
+pub(crate) fn name(thing: &str) -> &str {
     let name = thing.strip_prefix("VM ").unwrap_or(thing);
     let quoted = name.strip_prefix('`').and_then(|n| n.strip_suffix('`'));
     quoted.unwrap_or(name)
@@ -111,7 +132,10 @@ fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
         "was taken over by host `{}` in term {}, and may run there only",
         term.opener, term.number
     );
-    let there = format!("start it there with `pollux vm start {name}`");
+    let there = format!(
+        "start it there with `pollux vm start {name}`; if that host is lost, `pollux vm start \
+         {name} --force --because STATEMENT` takes it back"
+    );
     let way_out = match role {
         // Its disks are raw files, which nothing writes to any more.
         Role::Primary => format!(
@@ -143,18 +167,56 @@ pub fn may_start(
         let way_out = format!("`pollux failover start {}` starts it here", name(thing));
         return Err(refused(thing, reason, way_out));
     }
+    if standing.fence.is_some() {
+        return may_start_leased(thing, standing, partner, evidence);
+    }
     match evidence {
         Evidence::Override(_) => Ok(Some(Warrant::Override)),
         Evidence::StoodDown(term) if *term == standing.lineage.current().id => {
             Ok(Some(Warrant::StoodDown))
         }
-        Evidence::Says(theirs) => {
+        Evidence::Says(theirs) | Evidence::Leased(theirs) => {
             says_go(thing, standing, partner, theirs)?;
             Ok(standing.warrant)
         }
         _ if standing.warrant.is_some() => Ok(standing.warrant),
         other => Err(no_evidence(thing, partner, other)),
     }
+}
+
+/// The same for a primary that holds to a lease: its replica may take over once that is over,
+/// whatever it said before.
+fn may_start_leased(
+    thing: &str,
+    standing: &Standing,
+    partner: &str,
+    evidence: &Evidence,
+) -> Result<Option<Warrant>, Problem> {
+    match evidence {
+        Evidence::Override(_) => Ok(Some(Warrant::Override)),
+        Evidence::Leased(theirs) => {
+            says_go(thing, standing, partner, theirs)?;
+            Ok(standing.warrant)
+        }
+        Evidence::Says(theirs) => {
+            says_go(thing, standing, partner, theirs)?;
+            let reason = format!("holds to a lease, which host `{partner}` has not renewed");
+            let way_out = format!("try again with `pollux vm start {}`", name(thing));
+            Err(refused(thing, reason, way_out))
+        }
+        _ if standing.warrant == Some(Warrant::Override) => Ok(standing.warrant),
+        other => Err(no_evidence(thing, partner, other)),
+    }
+}
+
+/// Whether a guest that runs must be held still now: this host holds to a lease, and no grant
+/// holds. It goes on with the next one.
+#[must_use]
+pub fn must_hold(standing: &Standing, grant: Option<Grant>, now: BootTime) -> bool {
+    let term = standing.lineage.current().number;
+    standing.fence.is_some()
+        && standing.warrant != Some(Warrant::Override)
+        && !grant.is_some_and(|grant| grant.term == term && grant.holds(now))
 }
 
 /// Whether the partner's own word allows a start.
@@ -166,7 +228,7 @@ fn says_go(
 ) -> Result<(), Problem> {
     if theirs.runs {
         let reason = format!("runs on host `{partner}`");
-        return Err(refused(thing, reason, "stop it there first"));
+        return Err(refused(thing, reason, stop_there(thing)));
     }
     match rank(&standing.lineage, &theirs.lineage) {
         Some(Rank::Same) if theirs.role == Role::Replica => Ok(()),
@@ -190,6 +252,15 @@ fn no_evidence(thing: &str, partner: &str, evidence: &Evidence) -> Problem {
             let reason = format!("is not given up by host `{partner}`: {}", problem.reason);
             return refused(thing, reason, problem.way_out);
         }
+        Evidence::LeaseHolds(left) => {
+            // Up to the next whole second.
+            let seconds = left.as_secs().saturating_add(1);
+            let reason = format!(
+                "may run on host `{partner}`, which holds to a lease that may last {seconds} s more"
+            );
+            let way_out = format!("wait so long, or {FORCE}");
+            return Problem::new(Code::Unreachable, thing, reason, way_out);
+        }
         _ => format!("may run on host `{partner}`, which has not stood down for it"),
     };
     refused(thing, reason, FORCE)
@@ -208,6 +279,9 @@ pub fn may_take_over(
     match evidence {
         Evidence::Override(_) => Ok(Warrant::Override),
         Evidence::StoodDown(term) if *term == attempt => Ok(Warrant::StoodDown),
+        Evidence::LeaseExpired if standing.fence.is_some() && standing.role == Role::Replica => {
+            Ok(Warrant::Lease)
+        }
         Evidence::Says(theirs)
             if !theirs.runs
                 && theirs
@@ -220,12 +294,35 @@ pub fn may_take_over(
         Evidence::Says(theirs) if theirs.runs => {
             let partner = standing.partner.as_deref().unwrap_or_default();
             let reason = format!("runs on host `{partner}`");
-            Err(refused(thing, reason, "shut it down there first"))
+            Err(refused(thing, reason, stop_there(thing)))
         }
         other => {
             let partner = standing.partner.as_deref().unwrap_or_default();
             Err(no_evidence(thing, partner, other))
         }
+    }
+}
+
+/// Whether a new term may grow from `parent` now. `newest` is the newest point here, if that is
+/// what was asked for: what came after `parent` was acknowledged, and nobody chose to pass it over.
+///
+/// # Errors
+/// [`Problem`] says why not, and the way out.
+pub fn may_grow(
+    thing: &str,
+    parent: Option<PointId>,
+    newest: Option<PointId>,
+) -> Result<(), Problem> {
+    match newest {
+        Some(newest) if parent != Some(newest) => {
+            let reason = format!("received point {newest} while it was being taken over");
+            let way_out = format!(
+                "`pollux failover start {}` takes it over from there",
+                name(thing)
+            );
+            Err(refused(thing, reason, way_out))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -240,8 +337,7 @@ pub fn may_stand_down(
     runs: bool,
 ) -> Result<(), Problem> {
     if runs {
-        let way_out = "shut it down there first";
-        return Err(refused(thing, "runs on its host", way_out));
+        return Err(refused(thing, "runs on its host", stop_there(thing)));
     }
     let new = asked.current().id != standing.lineage.current().id;
     if !new || !asked.descends_from(&standing.lineage) {
@@ -250,8 +346,11 @@ pub fn may_stand_down(
             "has gone on in term {} (opened by host `{}`), on which the takeover does not build",
             term.number, term.opener
         );
-        let way_out =
-            "fail over to a point of that term, or say why not with --force --because STATEMENT";
+        let way_out = format!(
+            "fail over to a point of that term with `pollux failover start {}`, or say why not \
+             with --force --because STATEMENT",
+            name(thing)
+        );
         return Err(refused(thing, reason, way_out));
     }
     Ok(())

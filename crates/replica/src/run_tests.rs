@@ -294,7 +294,7 @@ impl Search {
             }
             _ => evidence,
         };
-        let taken = memory.take_over(VM, evidence).ok()?;
+        let taken = memory.take_over(VM, evidence, None).ok()?;
         let mut next = pair.clone();
         self.keep(&mut next, x, taken, Some(Rule::StoreBeforeStart));
         Some(next)

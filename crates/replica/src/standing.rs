@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use model::{Code, Lineage, PointId, Problem, Term, TermId};
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Fence;
 use crate::run::{Evidence, Rank, rank};
 use crate::wire::PartnerStanding;
 
@@ -50,7 +51,7 @@ pub enum Role {
 }
 
 /// A person's word that the VM does not run elsewhere, or that it may run twice for a while.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
     /// What they stated.
@@ -69,10 +70,12 @@ pub enum Warrant {
     StoodDown,
     /// The last recorded override; it ends at first contact.
     Override,
+    /// The partner's lease was over when the current term was opened; this host renews it no more.
+    Lease,
 }
 
 /// How a VM stands on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Standing {
     version: u32,
@@ -84,6 +87,9 @@ pub struct Standing {
     /// Why it may be started without asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warrant: Option<Warrant>,
+    /// The lease that the primary holds to. At the replica: the longest one that it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
     /// The path of terms up to the one in which it runs, or is received, here.
     pub lineage: Lineage,
     /// The partner's lineage that this host gave way to.
@@ -152,6 +158,7 @@ impl Standing {
             role: Role::Primary,
             partner: None,
             warrant: None,
+            fence: None,
             lineage,
             stood_down: None,
             attempt: None,
@@ -234,7 +241,10 @@ impl Standing {
                 Code::Conflict,
                 thing,
                 "belongs to this host already",
-                "start it",
+                format!(
+                    "start it with `pollux vm start {}`",
+                    crate::run::name(thing)
+                ),
             ));
         }
         let invalid = |reason: &str| Problem::new(Code::Invalid, thing, reason, "");
@@ -265,29 +275,80 @@ impl Standing {
         })
     }
 
-    /// Opens the prepared term. Store the result before QEMU starts.
+    /// Opens the prepared term. Store the result before QEMU starts. `newest` is the newest point
+    /// here, if the takeover is from that one and a person chose no other: no point may come
+    /// between the call and the storing.
     ///
     /// # Errors
-    /// [`Problem`] when the evidence does not allow it.
-    pub fn take_over(&self, thing: &str, evidence: &Evidence) -> Result<Self, Problem> {
+    /// [`Problem`] when the evidence does not allow it, or a point came since it was prepared.
+    pub fn take_over(
+        &self,
+        thing: &str,
+        evidence: &Evidence,
+        newest: Option<PointId>,
+    ) -> Result<Self, Problem> {
         let attempt = self.attempt.as_ref().ok_or_else(|| {
             let reason = "stood down for its partner since the takeover began";
-            Problem::new(Code::Conflict, thing, reason, "begin the failover again")
+            let name = crate::run::name(thing);
+            let way_out = format!("`pollux failover start {name}` begins it again");
+            Problem::new(Code::Conflict, thing, reason, way_out)
         })?;
         let warrant = crate::run::may_take_over(thing, self, attempt.current().id, evidence)?;
+        crate::run::may_grow(thing, attempt.current().parent, newest)?;
+        let (role, fence) = match self.role {
+            // The replica goes on counting on it.
+            Role::Primary => (Role::Primary, self.fence),
+            Role::Replica | Role::FailedOver => (Role::FailedOver, None),
+        };
         let mut next = Self {
-            role: match self.role {
-                Role::Primary => Role::Primary,
-                Role::Replica | Role::FailedOver => Role::FailedOver,
-            },
+            role,
             lineage: attempt.clone(),
             warrant: Some(warrant),
+            fence,
             stood_down: None,
             attempt: None,
             ..self.clone()
         };
         next.record(evidence);
         Ok(next)
+    }
+
+    /// Opens a term above the one for which this host stood down, on a person's word: the partner
+    /// is lost, and with it what it wrote since. The term grows from what this host has, which is
+    /// past every number that it used (`used` is the highest). Store the result before QEMU starts.
+    ///
+    /// # Errors
+    /// [`Problem`] when this host did not stand down, or there is no such word.
+    pub fn take_back(
+        &self,
+        thing: &str,
+        used: u64,
+        opener: &str,
+        evidence: &Evidence,
+    ) -> Result<Self, Problem> {
+        self.take_back_as(thing, used, opener, evidence, TermId::random())
+    }
+
+    /// [`take_back`](Self::take_back) with the new term's id.
+    pub(crate) fn take_back_as(
+        &self,
+        thing: &str,
+        used: u64,
+        opener: &str,
+        evidence: &Evidence,
+        id: TermId,
+    ) -> Result<Self, Problem> {
+        let overridden = matches!(evidence, Evidence::Override(_));
+        if self.role == Role::Replica || self.stood_down.is_none() || !overridden {
+            return self.start(thing, evidence);
+        }
+        let none_left = || Problem::new(Code::Invalid, thing, "has no sequence number left", "");
+        let point = PointId {
+            term: self.lineage.current().id,
+            sequence: self.lineage.next_sequence(used).ok_or_else(none_left)?,
+        };
+        self.prepare_as(thing, point, opener, id)?
+            .take_over(thing, evidence, None)
     }
 
     /// The standing with which the VM may be started in its current term. Store the result
@@ -329,6 +390,69 @@ impl Standing {
             attempt: None,
             ..self.clone()
         })
+    }
+
+    /// From now on this host runs the VM only as long as its replica renews a lease of this length.
+    /// Store the result before the first grant is asked for.
+    ///
+    /// # Errors
+    /// [`Problem`] when it has no replica.
+    pub fn hold_to(&self, thing: &str, fence: Fence) -> Result<Self, Problem> {
+        if self.role != Role::Primary || self.partner.is_none() {
+            let reason = "has no replica that could renew a lease";
+            let name = crate::run::name(thing);
+            let way_out = format!("`pollux replica enable {name}` makes one");
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
+        }
+        Ok(Self {
+            fence: Some(fence),
+            ..self.clone()
+        })
+    }
+
+    /// The primary of the lineage `theirs` asks for a lease. None: it gets no grant. Store the
+    /// result before it is answered, and count its time from the answer on.
+    #[must_use]
+    pub fn promise(&self, theirs: &Lineage, fence: Fence) -> Option<Self> {
+        let same = rank(&self.lineage, theirs) == Some(Rank::Same);
+        (self.role == Role::Replica && same).then(|| Self {
+            // Of two that were answered the longer one may be in use.
+            fence: self.fence.max(Some(fence)),
+            ..self.clone()
+        })
+    }
+
+    /// The relationship ends. `told`: the partner ended it first, durably, and counts on no lease.
+    ///
+    /// A VM that was taken over elsewhere stays stood down, and a replica a replica: ending a
+    /// relationship is no word about who runs it.
+    ///
+    /// # Errors
+    /// [`Problem`] when the partner still counts on a lease, and no person takes the responsibility.
+    pub fn end(&self, thing: &str, told: bool, word: Option<&Override>) -> Result<Self, Problem> {
+        if self.role == Role::Primary && self.fence.is_some() && !told && word.is_none() {
+            let partner = self.partner.as_deref().unwrap_or_default();
+            let reason = format!(
+                "holds to a lease, and host `{partner}`, which does not answer, takes over once it \
+                 is over"
+            );
+            let name = crate::run::name(thing);
+            let way_out = format!(
+                "try `pollux replica remove {name}` again when it answers; if you know that it \
+                 is lost, say so with --force --because STATEMENT"
+            );
+            return Err(Problem::new(Code::Unreachable, thing, reason, way_out));
+        }
+        let mut next = Self {
+            fence: None,
+            ..self.clone()
+        };
+        if self.role != Role::Replica {
+            next.partner = None;
+            next.warrant = None;
+        }
+        next.overrides.extend(word.cloned());
+        Ok(next)
     }
 
     /// Takes the partner's lineage into account. `stood_down` is the lineage for which it says

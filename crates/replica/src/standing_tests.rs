@@ -32,7 +32,7 @@ fn what_was_stored_loads_again_and_an_unknown_key_is_named() {
         .prepare(VM, point(&replica.lineage, 3), "host-b")
         .expect("on it");
     let taken = attempt
-        .take_over(VM, &Evidence::Override(word()))
+        .take_over(VM, &Evidence::Override(word()), None)
         .expect("forced");
     let gated = primary
         .superseded(VM, &taken.lineage)
@@ -65,7 +65,7 @@ fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
     let down = primary.stand_down(VM, &asked, false).expect("off");
     let term = asked.current().id;
     let taken = ready
-        .take_over(VM, &Evidence::StoodDown(term))
+        .take_over(VM, &Evidence::StoodDown(term), None)
         .expect("stood down for it");
     assert_eq!(taken.role, Role::FailedOver);
     assert!(taken.start(VM, &Evidence::Unasked).is_ok());
@@ -76,7 +76,7 @@ fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
         Evidence::Override(word()),
     ] {
         let problem = down.start(VM, &evidence).expect_err("it stood down");
-        // Names where it is, and nothing that would be refused as well.
+        // Names where it is, and how it is taken back if that host is lost.
         assert!(problem.reason.contains("host `host-b`"), "{problem}");
         assert!(
             problem.way_out.contains("`pollux vm start web`"),
@@ -86,7 +86,8 @@ fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
             problem.way_out.contains("`pollux vm show web`"),
             "{problem}"
         );
-        assert!(!problem.way_out.contains("force"), "{problem}");
+        let back = "`pollux vm start web --force --because STATEMENT`";
+        assert!(problem.way_out.contains(back), "{problem}");
     }
 }
 
@@ -105,12 +106,120 @@ fn a_late_answer_opens_nothing_once_this_host_stood_down() {
     let wanted = back.attempt.clone().expect("an attempt");
     let yielded = ready.stand_down(VM, &wanted, false).expect("not running");
     let late = Evidence::StoodDown(asked.current().id);
-    assert!(yielded.take_over(VM, &late).is_err());
+    assert!(yielded.take_over(VM, &late, None).is_err());
     let term = wanted.current().id;
     let again = back
-        .take_over(VM, &Evidence::StoodDown(term))
+        .take_over(VM, &Evidence::StoodDown(term), None)
         .expect("yielded");
     assert_eq!((again.role, again.stood_down), (Role::Primary, None));
+}
+
+#[test]
+fn a_point_that_comes_during_a_takeover_from_the_newest_is_not_passed_over() {
+    let (_, replica) = pair();
+    let (third, fourth) = (point(&replica.lineage, 3), point(&replica.lineage, 4));
+    let ready = replica.prepare(VM, third, "host-b").expect("on it");
+    let term = ready.attempt.clone().expect("an attempt").current().id;
+    let evidence = Evidence::StoodDown(term);
+    let problem = ready
+        .take_over(VM, &evidence, Some(fourth))
+        .expect_err("the primary sent its last when it was asked");
+    assert!(
+        problem.way_out.contains("`pollux failover start web`"),
+        "{problem}"
+    );
+    assert!(ready.take_over(VM, &evidence, Some(third)).is_ok());
+    assert!(ready.take_over(VM, &evidence, None).is_ok(), "a choice");
+}
+
+#[test]
+fn a_host_that_stood_down_takes_the_vm_back_when_its_partner_is_lost() {
+    let (primary, replica) = pair();
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    let taken = ready
+        .take_over(VM, &Evidence::StoodDown(asked.current().id), None)
+        .expect("stood down for it");
+    assert!(down.take_back(VM, 5, "host-a", &Evidence::Unasked).is_err());
+    let back = down
+        .take_back(VM, 5, "host-a", &Evidence::Override(word()))
+        .expect("a person's word");
+    assert_eq!(back.role, Role::Primary);
+    assert_eq!(back.overrides, [word()]);
+    assert!(back.start(VM, &Evidence::Unasked).is_ok());
+    let parent = back.lineage.current().parent.expect("it grew");
+    assert_eq!(parent, point(&primary.lineage, 6), "past all that it used");
+    // Should the partner come back, it gives way: the word was given after its takeover.
+    let met = taken.meet(VM, &back.lineage, None).expect("the same VM");
+    assert!(met.gate);
+    let problem = replica
+        .take_back(VM, 5, "host-b", &Evidence::Override(word()))
+        .expect_err("it is the replica");
+    assert!(
+        problem.way_out.contains("`pollux failover start web`"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn under_a_lease_a_start_needs_one_that_holds_and_the_replica_one_that_is_over() {
+    let (primary, replica) = pair();
+    let fence = Fence::new(30).expect("a length");
+    assert!(replica.hold_to(VM, fence).is_err(), "it is the replica");
+    let mut fenced = primary.hold_to(VM, fence).expect("it has a replica");
+    fenced.warrant = Some(Warrant::StoodDown);
+    let says = replica.tell(false);
+    for evidence in [
+        Evidence::Unasked,
+        Evidence::Says(says.clone()),
+        Evidence::StoodDown(fenced.lineage.current().id),
+    ] {
+        assert!(fenced.start(VM, &evidence).is_err(), "{evidence:?}");
+    }
+    assert!(fenced.start(VM, &Evidence::Leased(says)).is_ok());
+
+    let ready = |standing: &Standing| {
+        let point = point(&standing.lineage, 3);
+        standing.prepare(VM, point, "host-b").expect("on it")
+    };
+    let expired = Evidence::LeaseExpired;
+    let unpromised = ready(&replica).take_over(VM, &expired, None);
+    assert!(unpromised.is_err(), "the primary holds to none");
+    let promised = replica.promise(&primary.lineage, fence).expect("its own");
+    assert_eq!(promised.fence, Some(fence));
+    let other = Lineage::begin("host-a");
+    assert_eq!(replica.promise(&other, fence), None);
+    let left = Evidence::LeaseHolds(std::time::Duration::from_millis(4200));
+    let problem = ready(&promised)
+        .take_over(VM, &left, None)
+        .expect_err("not over");
+    assert!(problem.reason.contains("5 s more"), "{problem}");
+    let taken = ready(&promised)
+        .take_over(VM, &expired, None)
+        .expect("over");
+    assert_eq!((taken.warrant, taken.fence), (Some(Warrant::Lease), None));
+    assert_eq!(taken.promise(&primary.lineage, fence), None);
+}
+
+#[test]
+fn a_relationship_with_a_lease_ends_with_the_partners_word_or_a_persons() {
+    let (primary, replica) = pair();
+    let fence = Fence::new(30).expect("a length");
+    let fenced = primary.hold_to(VM, fence).expect("it has a replica");
+    let problem = fenced.end(VM, false, None).expect_err("not told");
+    assert!(problem.way_out.contains("--because"), "{problem}");
+    let told = fenced.end(VM, true, None).expect("told");
+    assert_eq!((told.fence, told.partner), (None, None));
+    let forced = fenced.end(VM, false, Some(&word())).expect("a word");
+    assert_eq!(forced.overrides, [word()]);
+    assert!(primary.end(VM, false, None).is_ok(), "no lease");
+    let promised = replica.promise(&primary.lineage, fence).expect("its own");
+    let ended = promised.end(VM, false, None).expect("the replica");
+    assert_eq!((ended.role, ended.fence), (Role::Replica, None));
+    assert!(ended.start(VM, &Evidence::Unasked).is_err());
 }
 
 #[test]
@@ -119,7 +228,7 @@ fn an_override_needs_a_statement_is_kept_and_ends_at_first_contact() {
     let (primary, replica) = pair();
     let taken = replica
         .prepare(VM, point(&replica.lineage, 3), "host-b")
-        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word())))
+        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word()), None))
         .expect("forced");
     assert_eq!(taken.overrides, [word()]);
     assert!(taken.start(VM, &Evidence::Unasked).is_ok(), "until contact");

@@ -167,7 +167,7 @@ pub struct Contact {
 }
 
 /// How the VM stands on the answering host, after the contact was taken into account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartnerStanding {
     /// Its role for the VM.

@@ -13,8 +13,12 @@ use super::points::store_of;
 use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::host::Host;
+use crate::twin::LATEST;
 use crate::vm::folder::Made;
 use crate::vm::{Message, Vm, takeover};
+
+/// So often a failover from the newest point begins again because a newer one came meanwhile.
+const TRIES: u32 = 3;
 
 pub(super) async fn start(
     State(host): State<Arc<Host>>,
@@ -23,13 +27,27 @@ pub(super) async fn start(
 ) -> Answered<VmDetails> {
     let vm = host.find(&vm)?;
     let word = word(wanted.because.as_deref())?;
-    let point = point(&vm, wanted.point).await?;
-    vm.ask(|answer| Message::Failover {
-        point,
-        word,
-        answer,
-    })
-    .await?;
+    let newest = wanted.point.as_deref().is_none_or(|name| name == LATEST);
+    let mut from = point(&vm, wanted.point).await?;
+    for left in (0..TRIES).rev() {
+        let done = vm.ask(|answer| Message::Failover {
+            point: from,
+            newest,
+            word: word.clone(),
+            answer,
+        });
+        let Err(problem) = done.await else { break };
+        // The primary sends its last when it is asked to stand down: then from that.
+        let latest = if newest {
+            point(&vm, None).await?
+        } else {
+            from
+        };
+        if latest == from || left == 0 {
+            return Err(Refusal(problem));
+        }
+        from = latest;
+    }
     details(&vm).await
 }
 
@@ -59,7 +77,7 @@ pub(super) async fn test(
 /// The point that was asked for.
 async fn point(vm: &Vm, wanted: Option<String>) -> Result<PointId, Refusal> {
     let store = store_of(vm)?;
-    let wanted = wanted.unwrap_or_else(|| "latest".to_owned());
+    let wanted = wanted.unwrap_or_else(|| LATEST.to_owned());
     blocking(move || store.find(&wanted)).await
 }
 

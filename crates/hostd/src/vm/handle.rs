@@ -82,6 +82,8 @@ pub(crate) enum Message {
     /// Start the twin; answered when the guest runs.
     Failover {
         point: PointId,
+        /// Whether it was asked for as the newest one: then no newer one is passed over.
+        newest: bool,
         /// A person's word that the primary cannot be running.
         word: Option<Override>,
         answer: Answer,

@@ -109,6 +109,8 @@ pub(super) struct Owner {
     pub(super) doubt: bool,
     /// Counts the starts: what was asked for one says nothing about the next.
     pub(super) round: u64,
+    /// Whether the failover that goes on is from the newest point, whatever that is.
+    pub(super) from_newest: bool,
     /// Ends a launch before it is done.
     pub(super) cancel: Option<oneshot::Sender<()>>,
     pub(super) starting: Vec<Answer>,
@@ -155,6 +157,7 @@ impl Owner {
             telling: false,
             doubt: false,
             round: 0,
+            from_newest: false,
             cancel: None,
             starting: Vec::new(),
             stopping: Vec::new(),
@@ -311,9 +314,10 @@ impl Owner {
             }
             Message::Failover {
                 point,
+                newest,
                 word,
                 answer,
-            } => self.failover(point, word, answer),
+            } => self.failover(point, newest, word, answer),
             Message::Test { point, answer } => {
                 let _ = answer.send(self.test(point));
             }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::handle::Answer;
 use super::owner::{Happening, Owner, refuse};
+use super::progress;
 use super::replicate::Driver;
 use super::state::{self, Event};
 use super::unsent::Unsent;
@@ -47,7 +48,8 @@ impl Owner {
             self.store(view.standing.meet(&thing, &theirs.lineage, told)?.standing)?;
         }
         let standing = self.seen.borrow().standing.clone();
-        self.store(standing.start(&thing, evidence)?)
+        let used = progress::reserved(&view.home.path)?;
+        self.store(standing.take_back(&thing, used, self.host.name(), evidence)?)
     }
 
     /// Stores a standing durably, if it differs, before anything rests on it.

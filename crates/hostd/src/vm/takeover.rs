@@ -34,10 +34,17 @@ pub(crate) const FAILOVER: &str = "failover";
 pub(crate) const TEST: &str = "test";
 
 impl Owner {
-    pub(super) fn failover(&mut self, point: PointId, word: Option<Override>, answer: Answer) {
+    pub(super) fn failover(
+        &mut self,
+        point: PointId,
+        newest: bool,
+        word: Option<Override>,
+        answer: Answer,
+    ) {
         if let Err(problem) = self.prepare(point) {
             return refuse(answer, problem);
         }
+        self.from_newest = newest;
         self.starting.push(answer);
         let view = self.view();
         let host = Arc::clone(&self.host);
@@ -100,8 +107,14 @@ impl Owner {
         let Some(store) = self.store.clone() else {
             return Err(not_a_twin(&view));
         };
-        let next = view.standing.take_over(&view.thing(), evidence)?;
-        tokio::task::block_in_place(|| store.take_over(|| self.store(next)))?;
+        tokio::task::block_in_place(|| {
+            store.take_over(|newest| {
+                // The primary may have sent its last when it was asked to stand down.
+                let newest = newest.filter(|_| self.from_newest);
+                let next = view.standing.take_over(&view.thing(), evidence, newest)?;
+                self.store(next)
+            })
+        })?;
         if let Some(machine) = view.home.machine {
             self.show(|view| view.home.spec = machine.spec);
         }
