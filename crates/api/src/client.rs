@@ -17,9 +17,9 @@ use tokio::net::UnixStream;
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
     CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
-    ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint, Peer, Point, Progress,
-    ReplicaServer, Replication, ResizeDisk, ResizedDisk, StartFailover, StartVm, StopVm,
-    TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
+    ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint, Measures, Peer, Point,
+    Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk,
+    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -282,6 +282,32 @@ impl Client {
     /// The relationship of one VM.
     pub async fn replication(&self, vm: &str) -> Result<Replication, Problem> {
         self.get(&path(vm, "/replication")).await
+    }
+
+    /// Measures of all relationships of the host.
+    pub async fn all_measures(&self) -> Result<Vec<Measures>, Problem> {
+        self.get("/v1/replications/measures").await
+    }
+
+    /// Measures of the relationship of one VM.
+    pub async fn measures(&self, vm: &str) -> Result<Measures, Problem> {
+        self.get(&path(vm, "/replication/measures")).await
+    }
+
+    /// Begins to count anew.
+    pub async fn reset_measures(&self, vm: &str) -> Result<Measures, Problem> {
+        let path = path(vm, "/replication/measures");
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Health of all relationships of the host.
+    pub async fn all_health(&self) -> Result<Vec<ReplicationHealth>, Problem> {
+        self.get("/v1/replications/health").await
+    }
+
+    /// Health of the relationship of one VM.
+    pub async fn health(&self, vm: &str) -> Result<ReplicationHealth, Problem> {
+        self.get(&path(vm, "/replication/health")).await
     }
 
     /// How the changes of a VM are tracked.

@@ -42,6 +42,11 @@
 //!   DELETE /v1/vms/{vm}/replication
 //!   POST   /v1/vms/{vm}/replication/suspend                     -> Replication
 //!   POST   /v1/vms/{vm}/replication/resume                      -> Replication
+//!   GET    /v1/replications/measures                [Measures]
+//!   GET    /v1/vms/{vm}/replication/measures        Measures
+//!   DELETE /v1/vms/{vm}/replication/measures                    -> Measures
+//!   GET    /v1/replications/health                  [ReplicationHealth]
+//!   GET    /v1/vms/{vm}/replication/health          ReplicationHealth
 //!   GET    /v1/vms/{vm}/tracking                    Tracking
 //!   GET    /v1/vms/{vm}/points                      [Point]
 //!   GET    /v1/vms/{vm}/points/{point}/disks/{n}    the disk's bytes; Range is understood
@@ -59,6 +64,7 @@ mod client;
 mod disk;
 mod host;
 mod job;
+mod measure;
 mod point;
 mod replication;
 mod server;
@@ -72,6 +78,7 @@ pub use disk::{
 };
 pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
+pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
 pub use point::Point;
 pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
 pub use server::{

@@ -3,7 +3,7 @@
 use model::{Bytes, Health, Mode, PointId, RelationshipId, ReplicationState, VmId, VmName};
 use serde::{Deserialize, Serialize};
 
-use crate::Progress;
+use crate::{HealthMessage, Progress};
 
 /// A relationship, seen from this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,12 +28,12 @@ pub struct Replication {
     pub lag_s: Option<u64>,
     /// The latest point that the twin has.
     pub latest: Option<PointId>,
-    /// Points that the twin has; at the primary: points that it acknowledged since polluxd
-    /// started.
+    /// Points that the twin has; at the primary: points that it acknowledged since the
+    /// relationship began.
     pub points: u64,
     /// Changed and not at the twin yet; none when it cannot be told, and at the twin.
     pub pending: Option<Bytes>,
-    /// Bytes of segments sent or received since polluxd started.
+    /// Bytes of segments sent or received since the relationship began.
     pub shipped: Bytes,
     /// Longest hold-up of the guest's disk operations by a cut since polluxd started, in
     /// microseconds.
@@ -51,6 +51,18 @@ pub struct Replication {
     pub differed: Bytes,
     /// What went wrong last, if it has not been made good since.
     pub last_error: Option<String>,
+    /// Why its health is not better.
+    #[serde(default)]
+    pub messages: Vec<HealthMessage>,
+    /// Name of the host that it is sent from.
+    #[serde(default)]
+    pub primary_host: String,
+    /// Name of the host that has the twin.
+    #[serde(default)]
+    pub replica_host: String,
+    /// TCP port at which that one is reached, if known.
+    #[serde(default)]
+    pub replica_port: Option<u16>,
 }
 
 impl Replication {

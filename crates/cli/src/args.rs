@@ -39,6 +39,9 @@ pub struct Arguments {
         default_value = "table"
     )]
     pub(crate) output: Format,
+    /// Relationships and measures with the columns of Hyper-V, however wide that is
+    #[arg(short, long, global = true)]
+    pub(crate) wide: bool,
     #[command(subcommand)]
     pub(crate) noun: Noun,
 }
@@ -49,6 +52,8 @@ pub(crate) enum Format {
     Table,
     /// For programs
     Json,
+    /// For spreadsheets; only of measures
+    Csv,
 }
 
 #[derive(Debug, Subcommand)]
@@ -304,6 +309,26 @@ pub(crate) enum ReplicaVerb {
         /// Go on showing
         #[arg(long)]
         watch: bool,
+    },
+    /// What was measured in the monitoring interval; of all relationships, or of one VM's
+    Measure {
+        /// The VM
+        vm: Option<String>,
+    },
+    /// Count anew; a warning that comes of the figures goes
+    ResetStatistics {
+        /// The VM
+        vm: String,
+    },
+    /// Why relationships are not healthy, and what to do; all of them, or one VM's
+    Health {
+        /// The VM
+        vm: Option<String>,
+    },
+    /// The points of a twin, the oldest first; the same as `pollux point list`
+    Points {
+        /// The VM
+        vm: String,
     },
     /// Send nothing until resumed; changes go on being tracked
     Pause {

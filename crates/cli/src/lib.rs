@@ -20,6 +20,7 @@ mod run;
 mod segment;
 mod show;
 mod show_disk;
+mod show_replica;
 mod show_tracking;
 
 pub use args::Arguments;

@@ -19,6 +19,7 @@ use crate::args::{
 };
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
+use crate::show_replica::{csv, wide_measures, wide_status};
 use crate::{console, export, replica_server, segment};
 
 /// How often `--watch` looks.
@@ -30,7 +31,12 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     let command = Command {
         client: Client::new(arguments.socket),
         format,
+        wide: arguments.wide,
     };
+    if let Err(problem) = takes(format, &arguments.noun) {
+        eprintln!("error: {problem}");
+        return ExitCode::from(problem.code.exit());
+    }
     let done = tokio::select! {
         done = command.carry_out(arguments.noun) => done,
         _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
@@ -39,7 +45,9 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             match format {
-                Format::Table => eprintln!("error: {}", harmless(&problem.to_string())),
+                Format::Table | Format::Csv => {
+                    eprintln!("error: {}", harmless(&problem.to_string()))
+                }
                 Format::Json => eprintln!(
                     "{}",
                     serde_json::to_string(&problem).expect("a problem has a JSON form")
@@ -50,9 +58,20 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// Only measures are a table of figures.
+fn takes(format: Format, noun: &Noun) -> Result<(), Problem> {
+    if format == Format::Csv && !matches!(noun, Noun::Replica(ReplicaVerb::Measure { .. })) {
+        let way_out = "Take `-o json`; `pollux replica measure` is what has that form";
+        let reason = "is not a form that this command has";
+        return Err(Problem::new(Code::Invalid, "`-o csv`", reason, way_out));
+    }
+    Ok(())
+}
+
 struct Command {
     client: Client,
     format: Format,
+    wide: bool,
 }
 
 impl Command {
@@ -233,11 +252,22 @@ impl Command {
                     peer: to,
                     every_s: frequency,
                 };
-                self.print(&vec![client.enable_replication(&vm, &enable).await?])
+                self.print_relationships(vec![client.enable_replication(&vm, &enable).await?])
             }
             ReplicaVerb::Status { vm, watch } => self.status(vm.as_deref(), watch).await,
-            ReplicaVerb::Pause { vm } => self.print(&vec![client.suspend_replication(&vm).await?]),
-            ReplicaVerb::Resume { vm } => self.print(&vec![client.resume_replication(&vm).await?]),
+            ReplicaVerb::Measure { vm } => self.measure(vm.as_deref()).await,
+            ReplicaVerb::ResetStatistics { vm } => {
+                self.print_measures(client.reset_measures(&vm).await?)
+            }
+            ReplicaVerb::Health { vm: Some(vm) } => self.print(&vec![client.health(&vm).await?]),
+            ReplicaVerb::Health { vm: None } => self.print(&client.all_health().await?),
+            ReplicaVerb::Points { vm } => self.print(&client.points(&vm).await?),
+            ReplicaVerb::Pause { vm } => {
+                self.print_relationships(vec![client.suspend_replication(&vm).await?])
+            }
+            ReplicaVerb::Resume { vm } => {
+                self.print_relationships(vec![client.resume_replication(&vm).await?])
+            }
             ReplicaVerb::Remove { vm } => {
                 client.disable_replication(&vm).await?;
                 self.say(&format!("VM `{vm}` is no longer replicated"))
@@ -251,6 +281,40 @@ impl Command {
         }
     }
 
+    async fn measure(&self, vm: Option<&str>) -> Result<(), Problem> {
+        match vm {
+            Some(vm) => self.print_measures(self.client.measures(vm).await?),
+            None => {
+                let all = self.client.all_measures().await?;
+                match self.format {
+                    Format::Csv => write_out(csv(&all).as_bytes()).map(drop),
+                    Format::Table if self.wide => self.say(&wide_measures(&all)),
+                    _ => self.print(&all),
+                }
+            }
+        }
+    }
+
+    fn print_measures(&self, one: api::Measures) -> Result<(), Problem> {
+        match self.format {
+            Format::Csv => write_out(csv(&[one]).as_bytes()).map(drop),
+            Format::Table if self.wide => self.say(&wide_measures(&[one])),
+            _ => self.print(&one),
+        }
+    }
+
+    fn print_relationships(&self, all: Vec<api::Replication>) -> Result<(), Problem> {
+        write_out(self.relationships(&all).as_bytes()).map(drop)
+    }
+
+    fn relationships(&self, all: &Vec<api::Replication>) -> String {
+        if self.wide && self.format == Format::Table {
+            wide_status(all) + "\n"
+        } else {
+            self.text(all)
+        }
+    }
+
     async fn status(&self, vm: Option<&str>, watch: bool) -> Result<(), Problem> {
         let bar = Bar::new(self.format);
         loop {
@@ -259,13 +323,13 @@ impl Command {
                 None => self.client.replications().await?,
             };
             if !watch {
-                return self.print(&all);
+                return self.print_relationships(all);
             }
             if self.format == Format::Table && io::stdout().is_terminal() {
                 // Home, then clear what is below.
                 print!("\x1b[H\x1b[J");
             }
-            if !write_out(self.text(&all).as_bytes())? {
+            if !write_out(self.relationships(&all).as_bytes())? {
                 return Ok(());
             }
             if let Some(so_far) = all.iter().find_map(api::Replication::progress) {
@@ -442,7 +506,7 @@ impl Command {
 
     fn text<T: Shown + serde::Serialize>(&self, what: &T) -> String {
         match self.format {
-            Format::Table => what.table() + "\n",
+            Format::Table | Format::Csv => what.table() + "\n",
             Format::Json => show::json(what) + "\n",
         }
     }
@@ -450,7 +514,7 @@ impl Command {
     /// What was done, when there is nothing to show.
     fn say(&self, text: &str) -> Result<(), Problem> {
         match self.format {
-            Format::Table => write_out(format!("{text}\n").as_bytes()).map(drop),
+            Format::Table | Format::Csv => write_out(format!("{text}\n").as_bytes()).map(drop),
             Format::Json => write_out(b"null\n").map(drop),
         }
     }
@@ -527,7 +591,7 @@ struct Bar(Option<ProgressBar>);
 
 impl Bar {
     fn new(format: Format) -> Self {
-        if format == Format::Json || !io::stderr().is_terminal() {
+        if format != Format::Table || !io::stderr().is_terminal() {
             return Self(None);
         }
         let style = ProgressStyle::with_template(

@@ -1,6 +1,6 @@
 //! Tables for people, JSON for programs.
 
-use api::{HostStatus, Identity, Peer, Point, Replication, Vm, VmDetails};
+use api::{HostStatus, Identity, Peer, Point, Vm, VmDetails};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use model::Bytes;
@@ -89,7 +89,7 @@ pub(crate) fn exact_time(time: Timestamp) -> String {
 }
 
 /// Such as `30 s`, `5 min`.
-fn interval(seconds: u64) -> String {
+pub(crate) fn interval(seconds: u64) -> String {
     if seconds >= 60 && seconds % 60 == 0 {
         format!("{} min", seconds / 60)
     } else {
@@ -181,41 +181,6 @@ impl Shown for VmDetails {
             rows.push(("Checkpoint", text));
         }
         list(rows)
-    }
-}
-
-/// Get-VMReplication's columns, and what tells how it goes.
-impl Shown for Vec<Replication> {
-    fn table(&self) -> String {
-        let mut table = columns(&[
-            "VM", "State", "Health", "Mode", "Every", "Peer", "Lag", "Points", "Pending",
-        ]);
-        let mut errors = String::new();
-        for one in self {
-            let state = match one.progress() {
-                Some(so_far) if so_far.total.0 > 0 => {
-                    let percent = so_far.done.0.saturating_mul(100) / so_far.total.0;
-                    format!("{} ({percent} %)", one.state)
-                }
-                _ => one.state.to_string(),
-            };
-            table.add_row([
-                one.name.to_string(),
-                state,
-                one.health.to_string(),
-                one.mode.to_string(),
-                or_dash(one.every_s.map(interval)),
-                one.peer.clone(),
-                or_dash(one.lag_s.map(|lag| format!("{lag} s"))),
-                one.points.to_string(),
-                or_dash(one.pending),
-            ]);
-            // Below, for a sentence in a narrow column cannot be read.
-            if let Some(error) = &one.last_error {
-                errors.push_str(&format!("\n\n{}: {error}", one.name));
-            }
-        }
-        finish(&table) + &errors
     }
 }
 
@@ -339,21 +304,6 @@ mod tests {
         assert_eq!(interval(30), "30 s");
         assert_eq!(interval(300), "5 min");
         assert_eq!(interval(90), "90 s");
-    }
-
-    #[test]
-    fn an_error_of_a_relationship_stands_on_its_own_line() {
-        let error = "the journal takes 14.2 MiB of its 20 MiB. Raise the limit there";
-        let one: Replication = serde_json::from_value(serde_json::json!({
-            "vm": "3113a526-618a-457f-a413-8ba96208dae2", "name": "web",
-            "relationship": "010f5aab-6fd3-412c-9ad7-62c75531cf74",
-            "state": "suspended", "health": "warning", "mode": "primary", "every_s": 5,
-            "peer": "pollux", "lag_s": null, "latest": null, "points": 0, "pending": "0 B",
-            "shipped": "0 B", "longest_pause_us": 0, "initial": null, "last_error": error,
-        }))
-        .expect("a relationship");
-        let text = vec![one].table();
-        assert_eq!(text.lines().last(), Some(format!("web: {error}").as_str()));
     }
 
     #[test]

@@ -67,6 +67,9 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
         ),
         (&["failover", "start", "web", "--force"], "--because"),
         (&["replica", "enable", "web"], "--to"),
+        (&["replica", "points"], "<VM>"),
+        (&["replica", "reset-statistics"], "<VM>"),
+        (&["-o", "csv", "vm", "list"], "pollux replica measure"),
         (
             &["replica", "enable", "web", "--to", "b", "--frequency", "0s"],
             "--frequency",

@@ -1,107 +1,302 @@
-//! The health of a relationship, by Hyper-V's rules.
+//! The health of a relationship by Hyper-V's rules, and why it is not better. Pure.
+//!
+//! | level | when |
+//! |---|---|
+//! | Critical | the primary cannot send, or a person is needed; paused on the replica |
+//! | Warning | more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
+//! | Normal | none of that |
+//! | NotApplicable | not replicated, or the copy of a test failover |
+//!
+//! A level without a message does not exist: the level is that of the worst message. What each says,
+//! and what to do, stands in `docs/replication-health.md`.
 
-use model::{Health, ReplicationState};
+use std::collections::BTreeMap;
+
+use api::{HealthMessage, HealthReason};
+use jiff::{SignedDuration, Timestamp};
+use model::{Health, Mode, Problem, ReplicationState};
 
 /// More than this part of the points missed is a warning, in percent.
-const MISSED: u64 = 20;
-/// Of fewer points than this a part says nothing.
-const FEW: u64 = 10;
-/// So long without success is a warning, in seconds.
-const LONG: u64 = 3600;
+const MISSED: u128 = 20;
+/// So long without success is a warning.
+const LONG: SignedDuration = SignedDuration::from_hours(1);
+/// A mean latency above this is a warning, in milliseconds.
+const SLOW_MS: u64 = 5 * 60 * 1000;
 
 /// What the health depends on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+#[derive(Debug, Clone)]
+pub(crate) struct Look<'a> {
+    pub(crate) now: Timestamp,
+    /// Name of the VM.
+    pub(crate) vm: &'a str,
+    /// Name of the other host.
+    pub(crate) peer: &'a str,
+    pub(crate) mode: Mode,
     pub(crate) state: ReplicationState,
-    /// Something went wrong and has not been made good.
-    pub(crate) troubled: bool,
-    /// Points that were due.
-    pub(crate) due: u64,
-    /// Of them, those that could not be cut in time.
+    /// Whether a person paused it here.
+    pub(crate) paused: bool,
+    /// What went wrong and has not been made good.
+    pub(crate) error: Option<&'a Problem>,
+    /// Points that the twin got in the interval.
+    pub(crate) successful: u64,
+    /// Points missed in it.
     pub(crate) missed: u64,
-    /// Seconds since anything was acknowledged or received.
-    pub(crate) since_success_s: Option<u64>,
+    /// Since when that is counted.
+    pub(crate) since: Timestamp,
+    /// When the relationship began here.
+    pub(crate) enabled: Timestamp,
+    /// When anything was acknowledged or received last.
+    pub(crate) last_success: Option<Timestamp>,
+    pub(crate) latency_average_ms: Option<u64>,
 }
 
-/// Critical: nothing can be sent, or a person is needed. Warning: it should be looked at.
-pub(crate) fn health(look: &Look) -> Health {
+/// All that is not as it should be, the worst first.
+pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
+    if look.mode == Mode::TestReplica {
+        return Vec::new();
+    }
+    let mut all: Vec<HealthMessage> = of_state(look).into_iter().collect();
+    if matches!(
+        look.state,
+        ReplicationState::StoodDown | ReplicationState::FailedOver
+    ) {
+        // Nothing is to be sent.
+        return all;
+    }
+    all.extend(missed(look));
+    all.extend(silent(look));
+    all.extend(slow(look));
+    all.sort_by_key(|message| std::cmp::Reverse(message.level));
+    all
+}
+
+/// The worst of what was found.
+pub(crate) fn level(mode: Mode, messages: &[HealthMessage]) -> Health {
+    let none = if mode == Mode::TestReplica {
+        Health::NotApplicable
+    } else {
+        Health::Normal
+    };
+    let all = messages.iter().map(|message| message.level);
+    all.max().unwrap_or(none)
+}
+
+fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     use ReplicationState::{
         Error, FailedOver, InitialReplicationInProgress, ReadyForInitialReplication, Replicating,
         Resynchronizing, StoodDown, Suspended,
     };
-    let late = look.since_success_s.is_some_and(|seconds| seconds > LONG);
-    let many = look.missed.saturating_mul(100) > look.due.saturating_mul(MISSED);
-    let missed = look.due >= FEW && many;
-    match look.state {
-        Error | StoodDown => Health::Critical,
+    let (vm, peer) = (name(look.vm), look.peer);
+    Some(match look.state {
+        StoodDown => critical(
+            HealthReason::StoodDown,
+            format!("host `{peer}` took over, so the VM does not run here and has no twin"),
+            format!("Work with it on host `{peer}`; `pollux replica status` there tells how it is"),
+        ),
+        Error => critical(
+            HealthReason::NeedsAPerson,
+            because("it stands still", look.error),
+            way_out(look.error, || {
+                format!("Mend that, then `pollux replica resume {vm}`")
+            }),
+        ),
+        Suspended if look.mode == Mode::Replica => critical(
+            HealthReason::PausedAtReplica,
+            "it is paused on this host, the replica: nothing is taken in".to_owned(),
+            format!("`pollux replica resume {vm}`"),
+        ),
+        Suspended if look.paused || look.error.is_none() => warning(
+            HealthReason::Paused,
+            "it is paused; changes are tracked, and the twin grows old".to_owned(),
+            format!("`pollux replica resume {vm}`"),
+        ),
+        Suspended => warning(
+            HealthReason::CannotWriteLog,
+            because(
+                "changes are tracked, and cannot be written down for the twin",
+                look.error,
+            ),
+            way_out(look.error, || {
+                format!(
+                    "It goes on by itself once that is mended; `pollux replica resume {vm}` tries \
+                     at once"
+                )
+            }),
+        ),
         Replicating
         | Resynchronizing
         | InitialReplicationInProgress
         | ReadyForInitialReplication
-            if look.troubled =>
+            if look.error.is_some() =>
         {
-            Health::Critical
+            critical(
+                HealthReason::CannotSend,
+                because(&format!("nothing can be sent to host `{peer}`"), look.error),
+                way_out(look.error, || {
+                    format!(
+                        "It is tried again by itself; `pollux host status` on host `{peer}` tells \
+                         whether it is up"
+                    )
+                }),
+            )
         }
-        Suspended
-        | FailedOver
-        | ReadyForInitialReplication
-        | InitialReplicationInProgress
-        | Resynchronizing => Health::Warning,
-        Replicating if late || missed => Health::Warning,
-        Replicating => Health::Normal,
+        ReadyForInitialReplication | InitialReplicationInProgress => warning(
+            HealthReason::InitialReplication,
+            "the initial replication is not complete, so there is no point to fail over to"
+                .to_owned(),
+            format!("Wait for it: `pollux replica status {vm} --watch` shows how far it is"),
+        ),
+        Resynchronizing => warning(
+            HealthReason::Resynchronizing,
+            "what may differ from the twin is being compared; no point is made meanwhile"
+                .to_owned(),
+            format!("Wait for it: `pollux replica status {vm} --watch` shows how far it is"),
+        ),
+        FailedOver => warning(
+            HealthReason::FailedOver,
+            format!("it was failed over to this host, and nothing is replicated back to `{peer}`"),
+            format!("The VM has no twin until then: keep a copy with `pollux disk export {vm}`"),
+        ),
+        Replicating => return None,
+    })
+}
+
+fn missed(look: &Look<'_>) -> Option<HealthMessage> {
+    let missed = u128::from(look.missed);
+    let due = u128::from(look.successful) + missed;
+    if missed * 100 <= due * MISSED {
+        return None;
+    }
+    let vm = name(look.vm);
+    Some(HealthMessage {
+        since: Some(look.since),
+        ..warning(
+            HealthReason::PointsMissed,
+            format!(
+                "{missed} of {due} points were missed in the monitoring interval, more than {MISSED} %"
+            ),
+            format!(
+                "The network or the replica is slower than the changes come: `pollux replica \
+                 measure {vm}` tells how much that is; choose a longer time between points, or \
+                 forget the figures with `pollux replica reset-statistics {vm}`"
+            ),
+        )
+    })
+}
+
+fn silent(look: &Look<'_>) -> Option<HealthMessage> {
+    let last = look.last_success.unwrap_or(look.enabled);
+    if look.now.duration_since(last) <= LONG {
+        return None;
+    }
+    let (vm, peer) = (name(look.vm), look.peer);
+    let message = if look.mode == Mode::Replica {
+        warning(
+            HealthReason::NothingReceived,
+            "nothing was received for more than an hour".to_owned(),
+            format!("`pollux replica health {vm}` on host `{peer}` tells what keeps it"),
+        )
+    } else {
+        warning(
+            HealthReason::NothingSent,
+            "nothing reached the twin for more than an hour".to_owned(),
+            format!("`pollux replica status {vm}` and `pollux track status {vm}` tell what waits"),
+        )
+    };
+    Some(HealthMessage {
+        since: Some(last),
+        ..message
+    })
+}
+
+fn slow(look: &Look<'_>) -> Option<HealthMessage> {
+    let latency = look.latency_average_ms.filter(|ms| *ms > SLOW_MS)?;
+    let vm = name(look.vm);
+    Some(HealthMessage {
+        since: Some(look.since),
+        ..warning(
+            HealthReason::Slow,
+            format!(
+                "a point takes {} s on average until the twin has it, more than 5 minutes",
+                latency / 1000
+            ),
+            format!(
+                "The network or the replica is too slow for what changes: `pollux replica measure \
+                 {vm}` tells how much that is"
+            ),
+        )
+    })
+}
+
+fn critical(reason: HealthReason, what: String, way_out: String) -> HealthMessage {
+    message(Health::Critical, reason, what, way_out)
+}
+
+fn warning(reason: HealthReason, what: String, way_out: String) -> HealthMessage {
+    message(Health::Warning, reason, what, way_out)
+}
+
+fn message(level: Health, reason: HealthReason, what: String, way_out: String) -> HealthMessage {
+    HealthMessage {
+        level,
+        reason,
+        what,
+        since: None,
+        way_out,
+    }
+}
+
+fn because(what: &str, error: Option<&Problem>) -> String {
+    match error {
+        Some(problem) => format!("{what}: {}: {}", problem.thing, problem.reason),
+        None => what.to_owned(),
+    }
+}
+
+/// The error's own way out, or this one; a sentence in any case.
+fn way_out(error: Option<&Problem>, otherwise: impl FnOnce() -> String) -> String {
+    let own = error.map(|problem| problem.way_out.as_str());
+    let Some(own) = own.filter(|own| !own.is_empty()) else {
+        return otherwise();
+    };
+    let mut rest = own.chars();
+    rest.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(rest).collect()
+    })
+}
+
+/// A VM's name as one word of a command line; a name has no quotes.
+fn name(vm: &str) -> String {
+    if vm.contains(' ') {
+        format!("'{vm}'")
+    } else {
+        vm.to_owned()
+    }
+}
+
+/// Since when each thing is not as it should be.
+#[derive(Debug, Default)]
+pub(crate) struct Onset(BTreeMap<HealthReason, Timestamp>);
+
+impl Onset {
+    /// Takes note of what there is now, and forgets what is over.
+    pub(crate) fn note(&mut self, now: Timestamp, messages: &[HealthMessage]) {
+        self.0
+            .retain(|reason, _| messages.iter().any(|message| message.reason == *reason));
+        for message in messages {
+            self.0.entry(message.reason).or_insert(now);
+        }
+    }
+
+    /// Says since when, where the message does not know it itself.
+    pub(crate) fn date(&self, messages: &mut [HealthMessage]) {
+        for message in messages {
+            let known = self.0.get(&message.reason).copied();
+            message.since = message.since.or(known);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(state: ReplicationState) -> Look {
-        Look {
-            state,
-            troubled: false,
-            due: 100,
-            missed: 20,
-            since_success_s: Some(3600),
-        }
-    }
-
-    #[test]
-    fn a_fifth_of_the_points_missed_is_normal_and_more_is_a_warning() {
-        let mut now = look(ReplicationState::Replicating);
-        assert_eq!(health(&now), Health::Normal);
-        now.missed = 21;
-        assert_eq!(health(&now), Health::Warning);
-        (now.missed, now.due) = (2, 3);
-        assert_eq!(health(&now), Health::Normal, "too few to tell");
-    }
-
-    #[test]
-    fn an_hour_without_success_is_a_warning() {
-        let mut now = look(ReplicationState::Replicating);
-        now.since_success_s = Some(3601);
-        assert_eq!(health(&now), Health::Warning);
-    }
-
-    #[test]
-    fn what_cannot_be_sent_or_needs_a_person_is_critical() {
-        let mut now = look(ReplicationState::Replicating);
-        now.troubled = true;
-        assert_eq!(health(&now), Health::Critical);
-        for state in [ReplicationState::Error, ReplicationState::StoodDown] {
-            assert_eq!(health(&look(state)), Health::Critical);
-        }
-    }
-
-    #[test]
-    fn paused_incomplete_and_failed_over_are_warnings() {
-        for state in [
-            ReplicationState::Suspended,
-            ReplicationState::InitialReplicationInProgress,
-            ReplicationState::Resynchronizing,
-            ReplicationState::FailedOver,
-        ] {
-            assert_eq!(health(&look(state)), Health::Warning, "{state}");
-        }
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

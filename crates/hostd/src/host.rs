@@ -419,6 +419,13 @@ impl Host {
         Ok(claim)
     }
 
+    /// Writes the measures of all relationships durably. Blocking.
+    pub(crate) fn keep_measures(&self) {
+        for vm in self.vms() {
+            vm.observed.write(Timestamp::now(), true);
+        }
+    }
+
     /// A VM is gone.
     pub(crate) fn forget(&self, id: VmId) {
         self.lock().vms.remove(&id);

@@ -21,6 +21,7 @@ pub mod host;
 pub mod http;
 pub mod layout;
 mod lines;
+mod measure;
 mod memory;
 mod partner;
 mod programs;
@@ -31,5 +32,6 @@ mod settings;
 mod twin;
 mod vm;
 
+pub use measure::Monitoring;
 pub use serve::{Options, serve};
 pub use settings::Settings;

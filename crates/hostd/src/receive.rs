@@ -4,8 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
 use journal::{Header, Journal, Retention, Room};
 use model::{Bytes, Code, Lineage, Problem, VmId};
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
@@ -14,6 +14,7 @@ use replica::wire::{Enrol, PartnerStanding};
 use tokio::net::TcpListener;
 
 use crate::host::Host;
+use crate::measure::Receipt;
 use crate::twin;
 use crate::vm::{Home, Message, Vm};
 
@@ -205,7 +206,11 @@ impl ReplicaHost for Twins {
         let Ok((vm, store)) = self.store(vm) else {
             return;
         };
-        vm.received.fetch_add(file_len, Ordering::Relaxed);
+        let receipt = Receipt {
+            len: file_len,
+            cut: header.point().map(|_| header.time),
+        };
+        vm.observed.received(Timestamp::now(), receipt);
         tracing::debug!(vm = %vm.id, content = ?header.content, file_len, "received");
         if header.point().is_none() || vm.view().standing.role != Role::Replica {
             return;

@@ -77,6 +77,7 @@ pub async fn serve(options: Options) -> Result<(), Problem> {
     // A console may stay open for ever, and a request of it is never over: it is given up.
     let grace = std::time::Duration::from_secs(5);
     let _ = tokio::time::timeout(grace, async { tokio::join!(api, peers) }).await;
+    tokio::task::block_in_place(|| host.keep_measures());
     Ok(())
 }
 

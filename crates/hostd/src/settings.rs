@@ -6,6 +6,8 @@ use std::path::Path;
 use model::{Bytes, Code, Problem};
 use serde::Deserialize;
 
+use crate::measure::Monitoring;
+
 const FILE: &str = "host.toml";
 const MAX_LEN: usize = 64 * 1024;
 
@@ -22,6 +24,8 @@ pub struct Settings {
     pub store_reserve: Bytes,
     /// Points that are kept of each twin.
     pub points: u32,
+    /// Over which time a relationship is measured: `12h`, `2d`.
+    pub monitoring_interval: Monitoring,
 }
 
 impl Default for Settings {
@@ -31,6 +35,7 @@ impl Default for Settings {
             copy_budget: Bytes(64 << 20),
             store_reserve: Bytes(1 << 30),
             points: 720,
+            monitoring_interval: Monitoring::default(),
         }
     }
 }

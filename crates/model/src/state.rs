@@ -84,6 +84,8 @@ pub enum ReplicationState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
+    /// There is nothing to judge: it is not replicated, or the copy of a test failover.
+    NotApplicable,
     /// As it should be.
     Normal,
     /// Look at it.
@@ -104,7 +106,7 @@ macro_rules! shown {
 }
 shown!(VmState: Off, Starting, Running, Paused, Stopping);
 shown!(Mode: Primary, Replica, TestReplica);
-shown!(Health: Normal, Warning, Critical);
+shown!(Health: NotApplicable, Normal, Warning, Critical);
 shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, FailedOver, StoodDown);
 
 #[cfg(test)]

@@ -42,6 +42,12 @@ pub struct LinkReport {
     pub missed: u64,
     /// How often the partner could not be reached, or a request got no answer.
     pub link_losses: u64,
+    /// How often something else than the connection kept it from going on.
+    pub failures: u64,
+    /// Sum of the lengths of the segment files of points that were acknowledged.
+    pub sizes: Bytes,
+    /// Sum of the times from the cuts of points to their acknowledgements.
+    pub latencies: Duration,
     /// Bytes of chunks that the replica stored.
     pub shipped: Bytes,
     /// Bytes of chunks that the replica had already when a segment was offered.
@@ -75,6 +81,9 @@ impl LinkReport {
             cycles: 0,
             missed: 0,
             link_losses: 0,
+            failures: 0,
+            sizes: Bytes(0),
+            latencies: Duration::ZERO,
             shipped: Bytes(0),
             spared: Bytes(0),
             last_latency: None,

@@ -71,6 +71,7 @@ pub(super) async fn test(
         let _ = end_test(&host, &copy).await;
         return Err(problem.into());
     }
+    twin.observed.tested(jiff::Timestamp::now());
     details(&copy).await
 }
 

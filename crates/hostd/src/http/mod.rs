@@ -5,6 +5,7 @@ mod console;
 mod disks;
 mod failover;
 mod hosts;
+mod measures;
 mod points;
 mod replication;
 mod server;
@@ -78,6 +79,13 @@ pub fn router(host: Arc<Host>) -> Router {
             post(replication::suspend),
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
+        .route("/v1/replications/measures", get(measures::list))
+        .route("/v1/replications/health", get(measures::all_health))
+        .route(
+            "/v1/vms/{vm}/replication/measures",
+            get(measures::show).delete(measures::reset),
+        )
+        .route("/v1/vms/{vm}/replication/health", get(measures::health))
         .route("/v1/vms/{vm}/tracking", get(tracking::show))
         .route("/v1/vms/{vm}/points", get(points::list))
         .route(

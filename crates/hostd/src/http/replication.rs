@@ -8,15 +8,15 @@ use api::{EnableReplication, Progress, Replication};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
-use model::{Bytes, Code, Mode, PointId, Problem, ReplicationState};
+use model::{Bytes, Code, Problem, ReplicationState};
 use replica::report::LinkReport;
 use replica::source::Position;
 use replica::standing::Role;
 
 use super::Answered;
 use super::body::Json as Body;
-use crate::health::{Look, health};
 use crate::host::Host;
+use crate::vm::observe::Seen;
 use crate::vm::relation::Relation;
 use crate::vm::{Message, View, Vm, unsent};
 
@@ -26,8 +26,8 @@ const HEED_LIMIT: Duration = Duration::from_secs(1);
 pub(super) async fn list(State(host): State<Arc<Host>>) -> Answered<Vec<Replication>> {
     let mut all = Vec::new();
     for vm in host.vms() {
-        if let Some(relation) = vm.view().relation {
-            all.push(tell(&vm, relation).await?);
+        if vm.view().relation.is_some() {
+            all.push(tell(&host, &vm).await?);
         }
     }
     Ok(Json(all))
@@ -37,17 +37,11 @@ pub(super) async fn show(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Replication> {
-    of(&host.find(&vm)?).await
+    of(&host, &host.find(&vm)?).await
 }
 
-async fn of(vm: &Vm) -> Answered<Replication> {
-    let view = vm.view();
-    let Some(relation) = view.relation.clone() else {
-        let way_out = "`pollux replica enable` replicates it";
-        let reason = "is not replicated";
-        return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out).into());
-    };
-    Ok(Json(tell(vm, relation).await?))
+async fn of(host: &Host, vm: &Vm) -> Answered<Replication> {
+    Ok(Json(tell(host, vm).await?))
 }
 
 pub(super) async fn enable(
@@ -65,7 +59,7 @@ pub(super) async fn enable(
         answer,
     })
     .await?;
-    of(&vm).await
+    of(&host, &vm).await
 }
 
 pub(super) async fn disable(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
@@ -78,17 +72,17 @@ pub(super) async fn suspend(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Replication> {
-    set(&host.find(&vm)?, true).await
+    set(&host, &host.find(&vm)?, true).await
 }
 
 pub(super) async fn resume(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Replication> {
-    set(&host.find(&vm)?, false).await
+    set(&host, &host.find(&vm)?, false).await
 }
 
-async fn set(vm: &Vm, suspended: bool) -> Answered<Replication> {
+async fn set(host: &Host, vm: &Vm, suspended: bool) -> Answered<Replication> {
     vm.ask(|answer| Message::Suspend { suspended, answer })
         .await?;
     if let Some(mut report) = vm.view().report {
@@ -97,48 +91,38 @@ async fn set(vm: &Vm, suspended: bool) -> Answered<Replication> {
         // What does not come at once shows in the next status.
         let _ = tokio::time::timeout(HEED_LIMIT, heeded).await;
     }
-    of(vm).await
+    of(host, vm).await
 }
 
 /// A relationship, as this host sees it.
-async fn tell(vm: &Vm, relation: Relation) -> Result<Replication, Problem> {
+async fn tell(host: &Host, vm: &Vm) -> Result<Replication, Problem> {
     let view = vm.view();
+    let seen = vm.observed.look(&view, Timestamp::now());
+    let (Some(relation), Some(seen)) = (view.relation.clone(), seen) else {
+        return Err(not_replicated(&view));
+    };
     match view.standing.role {
-        Role::Primary => Ok(primary(vm, &view, relation).await),
-        Role::Replica | Role::FailedOver => twin(vm, &view, relation).await,
+        Role::Primary => Ok(primary(host, vm, &view, relation, seen).await),
+        Role::Replica | Role::FailedOver => twin(host, vm, &view, relation, seen).await,
     }
 }
 
-async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
+pub(super) fn not_replicated(view: &View) -> Problem {
+    let way_out = "`pollux replica enable` replicates it";
+    let reason = "is not replicated";
+    Problem::new(Code::Conflict, view.thing(), reason, way_out)
+}
+
+async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
     let report = match &view.report {
         Some(report) => report.borrow().clone(),
         None => LinkReport::new(ReplicationState::ReadyForInitialReplication),
     };
-    let state = state(view, &relation);
     let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
-    let error = report.last_error.as_ref().map(ToString::to_string);
-    let lag_s = seconds_since(report.acknowledged_cut);
-    let health = health(&Look {
-        state,
-        troubled: error.is_some(),
-        due: report.cycles + report.missed,
-        missed: report.missed,
-        since_success_s: seconds_since(report.last_success),
-    });
+    let peer = host.trust.get(&relation.partner).ok();
+    let address = peer.map(|trusted| trusted.peer.address.clone());
     Replication {
-        vm: vm.id,
-        name: view.home.spec.name.clone(),
-        relationship: relation.id,
-        state,
-        health,
-        mode: Mode::Primary,
-        every_s: Some(relation.every_s.into()),
-        peer: relation.partner.clone(),
-        lag_s,
-        latest: report.acknowledged,
-        points: report.cycles,
         pending,
-        shipped: report.shipped,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
         initial: report
             .seeding
@@ -150,21 +134,47 @@ async fn primary(vm: &Vm, view: &View, relation: Relation) -> Replication {
         }),
         compared: report.compared,
         differed: report.differed,
-        last_error: error,
+        lag_s: seconds_since(report.acknowledged_cut),
+        latest: report.acknowledged,
+        primary_host: host.name().to_owned(),
+        replica_host: relation.partner.clone(),
+        replica_port: address.as_deref().and_then(port),
+        ..common(vm, view, relation, seen)
     }
 }
 
-/// State of a relationship that is sent from here.
-pub(super) fn state(view: &View, relation: &Relation) -> ReplicationState {
-    if view.standing.stood_down.is_some() {
-        ReplicationState::StoodDown
-    } else if relation.suspended {
-        ReplicationState::Suspended
-    } else {
-        let ready = ReplicationState::ReadyForInitialReplication;
-        let report = view.report.as_ref();
-        report.map_or(ready, |report| report.borrow().state)
+/// What either side tells alike.
+fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
+    Replication {
+        vm: vm.id,
+        name: view.home.spec.name.clone(),
+        relationship: relation.id,
+        state: seen.state,
+        health: seen.health,
+        mode: seen.mode,
+        every_s: Some(relation.every_s.into()),
+        peer: relation.partner,
+        lag_s: None,
+        latest: None,
+        points: seen.measured.points,
+        pending: None,
+        shipped: Bytes(seen.measured.moved),
+        longest_pause_us: 0,
+        initial: None,
+        comparison: None,
+        compared: Bytes(0),
+        differed: Bytes(0),
+        last_error: seen.error.as_ref().map(ToString::to_string),
+        messages: seen.messages,
+        primary_host: String::new(),
+        replica_host: String::new(),
+        replica_port: None,
     }
+}
+
+/// The port of an address such as `pollux:8443`.
+fn port(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
 }
 
 /// How far an initial replication is that has come to `position`.
@@ -184,7 +194,13 @@ fn progress(view: &View, relation: &Relation, position: Position) -> Progress {
     }
 }
 
-async fn twin(vm: &Vm, view: &View, relation: Relation) -> Result<Replication, Problem> {
+async fn twin(
+    host: &Host,
+    vm: &Vm,
+    view: &View,
+    relation: Relation,
+    seen: Seen,
+) -> Result<Replication, Problem> {
     let points = match vm.store.clone() {
         Some(store) => super::hosts::blocking(move || store.points())
             .await
@@ -192,44 +208,18 @@ async fn twin(vm: &Vm, view: &View, relation: Relation) -> Result<Replication, P
         None => Vec::new(),
     };
     let latest = points.last();
-    let state = match (view.standing.role, latest) {
-        (Role::FailedOver, _) => ReplicationState::FailedOver,
-        (_, Some(_)) => ReplicationState::Replicating,
-        (_, None) => ReplicationState::InitialReplicationInProgress,
-    };
-    let lag_s = seconds_since(latest.map(|point| point.time));
-    let id: Option<PointId> = latest.map(|point| point.id);
-    let health = health(&Look {
-        state,
-        troubled: false,
-        due: 0,
-        missed: 0,
-        since_success_s: lag_s,
-    });
     Ok(Replication {
-        vm: vm.id,
-        name: view.home.spec.name.clone(),
-        relationship: relation.id,
-        state,
-        health,
-        mode: Mode::Replica,
-        every_s: Some(relation.every_s.into()),
-        peer: relation.partner,
-        lag_s,
-        latest: id,
+        lag_s: seconds_since(latest.map(|point| point.time)),
+        latest: latest.map(|point| point.id),
         points: u64::try_from(points.len()).unwrap_or(u64::MAX),
-        pending: None,
-        shipped: Bytes(vm.received.load(Ordering::Relaxed)),
-        longest_pause_us: 0,
-        initial: None,
-        comparison: None,
-        compared: Bytes(0),
-        differed: Bytes(0),
-        last_error: None,
+        primary_host: relation.partner.clone(),
+        replica_host: host.name().to_owned(),
+        replica_port: Some(host.listens_at().port()),
+        ..common(vm, view, relation, seen)
     })
 }
 
-fn seconds_since(time: Option<Timestamp>) -> Option<u64> {
+pub(super) fn seconds_since(time: Option<Timestamp>) -> Option<u64> {
     // Clocks of two hosts differ: what seems to come is now.
     time.map(|time| u64::try_from(Timestamp::now().duration_since(time).as_secs()).unwrap_or(0))
 }

@@ -10,9 +10,9 @@ use model::{Bytes, Code, DiskId, DiskSpec, Health, Problem, RelationshipId};
 use replica::standing::Role;
 
 use super::Answered;
-use super::replication::state;
 use crate::host::Host;
 use crate::vm::View;
+use crate::vm::observe::state;
 use crate::vm::relation::Relation;
 
 /// More than this part of the cuts given up is a warning, in percent.
@@ -45,7 +45,7 @@ pub(super) async fn show(
         name: view.home.spec.name.clone(),
         relationship: relation.id,
         peer: relation.partner.clone(),
-        state: state(&view, &relation),
+        state: state(&view, &relation, true),
         health: worst(&findings),
         findings,
         disks: disks.iter().map(|disk| disk.tell(relation.id)).collect(),

@@ -14,10 +14,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::change::Change;
 use super::folder::{self, VmFolder};
 use super::merge::Merging;
+use super::observe::{self, Observed};
 use super::owner::Owner;
 use super::relation::Relation;
 use super::supervisor::{GuestRecord, Supervisor};
 use crate::host::Host;
+use crate::measure::StagedSums;
 use crate::twin::Store;
 
 /// Wishes that wait in a mailbox; whoever sends more waits.
@@ -122,6 +124,8 @@ pub(crate) struct View {
     pub(crate) merge: Option<Merging>,
     /// The longest hold-up of the guest by a cut, in microseconds.
     pub(crate) pause_us: Arc<AtomicU64>,
+    /// What was staged, until it is counted.
+    pub(crate) staged: Arc<StagedSums>,
 }
 
 impl View {
@@ -157,8 +161,8 @@ pub(crate) struct Vm {
     pub(crate) disks: Arc<tokio::sync::Mutex<()>>,
     /// The journal, of a twin.
     pub(crate) store: Option<Store>,
-    /// Bytes of segments received since polluxd started.
-    pub(crate) received: Arc<AtomicU64>,
+    /// Measures and health of its relationship.
+    pub(crate) observed: Arc<Observed>,
 }
 
 impl Vm {
@@ -224,7 +228,9 @@ impl Vm {
             report: None,
             merge: None,
             pause_us: Arc::default(),
+            staged: Arc::default(),
         });
+        let observed = Observed::open(&host, id, &view.borrow());
         Owner::begin(
             host,
             id,
@@ -235,7 +241,7 @@ impl Vm {
             store.clone(),
         )
         .await;
-        Ok(Self {
+        let vm = Self {
             id,
             mailbox,
             view,
@@ -243,7 +249,13 @@ impl Vm {
             console: Arc::default(),
             disks: Arc::default(),
             store,
-            received: Arc::default(),
-        })
+            observed: Arc::new(observed),
+        };
+        tokio::spawn(observe::run(
+            vm.watch(),
+            vm.store.clone(),
+            Arc::clone(&vm.observed),
+        ));
+        Ok(vm)
     }
 }

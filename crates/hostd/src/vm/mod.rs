@@ -11,6 +11,7 @@ mod guest;
 mod handle;
 pub(crate) mod launch;
 mod merge;
+pub(crate) mod observe;
 mod owner;
 mod power;
 mod progress;

@@ -34,6 +34,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::handle::Message;
 use super::progress;
 use crate::lines::Lines;
+use crate::measure::StagedSums;
 
 /// How much content a part of an initial replication holds.
 const PART: Bytes = Bytes(64 << 20);
@@ -61,6 +62,8 @@ pub(crate) struct DiskdSource {
     pub(crate) owner: mpsc::Sender<Message>,
     /// The longest hold-up of the guest by a cut, in microseconds.
     pub(crate) longest_pause_us: Arc<AtomicU64>,
+    /// For the measures.
+    pub(crate) sums: Arc<StagedSums>,
 }
 
 /// What is recorded in the folder.
@@ -99,7 +102,11 @@ impl DiskdSource {
 
     async fn stage(&self, request: &Request) -> Result<DiskdStaged, Problem> {
         match self.ask(request, STAGING).await? {
-            Reply::Staged(staged) => Ok(staged),
+            Reply::Staged(staged) => {
+                let content = staged.content.0.saturating_sub(staged.zeroes.0);
+                self.sums.add(content, staged.file_len.0);
+                Ok(staged)
+            }
             _ => Err(self.confused()),
         }
     }
@@ -424,6 +431,7 @@ mod tests {
             }),
             owner: mpsc::channel(1).0,
             longest_pause_us: Arc::default(),
+            sums: Arc::default(),
         }
     }
 

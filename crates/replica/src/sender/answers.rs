@@ -264,11 +264,16 @@ impl Sender {
         self.report.last_error = None;
         let size = self.report.transfer.take().map(|transfer| transfer.total);
         if let Some((point, cut)) = point {
-            self.report.last_size = size.unwrap_or(self.report.last_size);
+            if let Some(size) = size {
+                self.report.last_size = size;
+                self.report.sizes.0 = self.report.sizes.0.saturating_add(size.0);
+            }
             self.report.cycles += 1;
             self.report.acknowledged = Some(point);
             self.report.acknowledged_cut = Some(cut);
             self.report.last_latency = Duration::try_from(now.wall.duration_since(cut)).ok();
+            let latency = self.report.last_latency.unwrap_or_default();
+            self.report.latencies = self.report.latencies.saturating_add(latency);
         }
     }
 }

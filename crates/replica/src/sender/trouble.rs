@@ -55,6 +55,7 @@ impl Sender {
             }
             Trouble::Link(LinkError::Refused(problem)) => {
                 let problem = run::named(problem, &self.plan.thing);
+                self.report.failures += 1;
                 match problem.code {
                     // What is forbidden is mended on the other host; nobody should have to come here.
                     Code::Full | Code::Failed | Code::Unreachable | Code::Forbidden => {
@@ -65,7 +66,10 @@ impl Sender {
                     }
                 }
             }
-            Trouble::Source(problem) => self.wait(now, Wait::Source, problem),
+            Trouble::Source(problem) => {
+                self.report.failures += 1;
+                self.wait(now, Wait::Source, problem);
+            }
         }
     }
 

@@ -1,0 +1,181 @@
+//! Measures and health of a relationship whose disk server serves nothing, on both its sides.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use api::{EnableReplication, HealthReason, ReplicationHealth};
+use model::{Code, Health, Mode};
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Host, empty, refused};
+
+/// Two hosts that trust each other, and a VM of the first that is replicated to the second.
+async fn pair() -> (Host, Host) {
+    let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
+    for host in [&castor, &pollux] {
+        host.receives().await;
+    }
+    castor.trusts(&pollux).await;
+    pollux.trusts(&castor).await;
+    let made = castor.create("web", vec![empty(1 << 20)]).await;
+    made.expect("made");
+    enable(&castor).await;
+    (castor, pollux)
+}
+
+async fn enable(castor: &Host) {
+    let enable = EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+    };
+    let enabled = castor.client.enable_replication("web", &enable).await;
+    enabled.expect("the peer agrees");
+}
+
+/// Asks until the answer is as it should be.
+async fn until<T: std::fmt::Debug>(
+    mut ask: impl AsyncFnMut() -> T,
+    good: impl Fn(&T) -> bool,
+) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let answer = ask().await;
+        if good(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Health of the VM there, once it is so for this reason.
+async fn health_because(host: &Host, reason: HealthReason) -> ReplicationHealth {
+    until(
+        async || host.client.health("web").await.expect("told"),
+        |health| {
+            let mut reasons = health.messages.iter().map(|message| message.reason);
+            reasons.any(|one| one == reason)
+        },
+    )
+    .await
+}
+
+async fn restart(mut host: Host, name: &str, signal: Signal) -> Host {
+    let pid = i32::try_from(host.daemon.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process id"), signal).expect("it runs");
+    host.daemon.wait().expect("reaped");
+    let folder = std::mem::replace(&mut host.folder, tempfile::tempdir().expect("scratch"));
+    Host::start_in(folder, name).await
+}
+
+#[tokio::test]
+async fn both_sides_tell_why_they_are_not_healthy_and_what_to_do() {
+    let (castor, pollux) = pair().await;
+    let health = health_because(&castor, HealthReason::CannotWriteLog).await;
+    assert_eq!(
+        (health.health, health.mode),
+        (Health::Warning, Mode::Primary)
+    );
+    assert!(
+        health
+            .messages
+            .iter()
+            .all(|one| one.since.is_some() && !one.way_out.is_empty())
+    );
+
+    let paused = castor.client.suspend_replication("web").await;
+    assert_eq!(paused.expect("paused").health, Health::Warning);
+    let health = health_because(&castor, HealthReason::Paused).await;
+    assert_eq!(health.messages[0].way_out, "`pollux replica resume web`");
+
+    let health = health_because(&pollux, HealthReason::InitialReplication).await;
+    assert_eq!(
+        (health.health, health.mode),
+        (Health::Warning, Mode::Replica)
+    );
+    assert_eq!(pollux.client.all_health().await.expect("told"), [health]);
+
+    let there = pollux.client.replication("web").await.expect("there");
+    let here = castor.client.replication("web").await.expect("here");
+    for one in [&here, &there] {
+        assert_eq!(
+            (&*one.primary_host, &*one.replica_host),
+            ("castor", "pollux")
+        );
+        assert_eq!(one.replica_port, there.replica_port);
+    }
+    refused(castor.client.health("db").await, Code::NotFound, "db");
+    castor.create("db", vec![]).await.expect("made");
+    for refusal in [
+        castor
+            .client
+            .health("db")
+            .await
+            .expect_err("not replicated"),
+        castor
+            .client
+            .measures("db")
+            .await
+            .expect_err("not replicated"),
+        castor
+            .client
+            .reset_measures("db")
+            .await
+            .expect_err("not replicated"),
+    ] {
+        refused::<()>(Err(refusal), Code::Conflict, "pollux replica enable");
+    }
+}
+
+#[tokio::test]
+async fn measures_survive_the_end_of_polluxd_and_go_with_the_relationship() {
+    let (castor, _pollux) = pair().await;
+    let measured = until(
+        async || castor.client.measures("web").await.expect("measured"),
+        |measures| measures.replication_failures > 0,
+    )
+    .await;
+    assert!(measured.interval_start <= measured.since && measured.since < measured.interval_end);
+    let paused = castor.client.suspend_replication("web").await;
+    let folder = castor
+        .path()
+        .join("state/vms")
+        .join(paused.expect("paused").vm.to_string());
+    let before = castor.client.measures("web").await.expect("measured");
+
+    let castor = restart(castor, "castor", Signal::TERM).await;
+    let after = castor.client.measures("web").await.expect("measured");
+    assert_eq!(
+        (after.since, after.replication_failures),
+        (before.since, before.replication_failures)
+    );
+
+    let reset = castor.client.reset_measures("web").await.expect("reset");
+    assert_eq!(reset.replication_failures, 0);
+    assert!(reset.since > before.since);
+    // A killed polluxd leaves what it wrote last.
+    let copy = castor
+        .path()
+        .join("run/measures")
+        .join(format!("{}.json", reset.vm));
+    until(
+        async || fs::read_to_string(&copy).unwrap_or_default(),
+        |text| text.contains(&reset.since.to_string()),
+    )
+    .await;
+    let castor = restart(castor, "castor", Signal::KILL).await;
+    let after = castor.client.measures("web").await.expect("measured");
+    assert_eq!(after.since, reset.since);
+
+    castor
+        .client
+        .disable_replication("web")
+        .await
+        .expect("ended");
+    until(
+        async || folder.join("measures.json").exists() || copy.exists(),
+        |there| !there,
+    )
+    .await;
+}
