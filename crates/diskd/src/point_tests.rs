@@ -68,7 +68,12 @@ fn made(folder: &Path, points: u64, merged: u64, rng: &mut Rng) -> Made {
         }
     }
     for _ in 0..merged {
-        assert!(journal.merge_oldest(jiff::Timestamp::UNIX_EPOCH).expect("merged").is_none());
+        assert!(
+            journal
+                .merge_oldest(jiff::Timestamp::UNIX_EPOCH)
+                .expect("merged")
+                .is_none()
+        );
     }
     Made {
         journal,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use journal::{Header, Journal, Retention, Room};
+use journal::{Header, Journal, Room};
 use model::{Bytes, Code, Lineage, Problem, VmId};
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
@@ -215,13 +215,10 @@ impl ReplicaHost for Twins {
         if header.point().is_none() || vm.view().standing.role != Role::Replica {
             return;
         }
-        let retention = Retention {
-            count: Some(self.0.settings.points),
-            age: None,
-        };
+        let (keep, reserve) = (self.0.settings.keep.clone(), self.0.settings.store_reserve);
         tokio::task::spawn_blocking(move || {
-            if let Err(problem) = store.retain(&retention) {
-                tracing::error!(vm = %vm.id, %problem, "points are not merged");
+            if let Err(problem) = store.retain(&keep, reserve) {
+                tracing::error!(vm = %vm.id, %problem, "old points do not go");
             }
         });
     }

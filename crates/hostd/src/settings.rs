@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use model::{Bytes, Code, Problem};
+use model::{Bytes, Code, Keep, Problem};
 use serde::Deserialize;
 
 use crate::measure::Monitoring;
@@ -22,8 +22,8 @@ pub struct Settings {
     pub copy_budget: Bytes,
     /// Space of the replica store's file system that stays free.
     pub store_reserve: Bytes,
-    /// Points that are kept of each twin.
-    pub points: u32,
+    /// Which recovery points are kept of each twin.
+    pub keep: Keep,
     /// Over which time a relationship is measured: `12h`, `2d`.
     pub monitoring_interval: Monitoring,
 }
@@ -34,7 +34,7 @@ impl Default for Settings {
             memory_reserve: Bytes(512 << 20),
             copy_budget: Bytes(64 << 20),
             store_reserve: Bytes(1 << 30),
-            points: 720,
+            keep: Keep::default(),
             monitoring_interval: Monitoring::default(),
         }
     }
@@ -79,6 +79,13 @@ mod tests {
         std::fs::write(&file, "memory_reserve = \"1 GiB\"\n").expect("write");
         let settings = Settings::read(folder.path()).expect("good");
         assert_eq!(settings.memory_reserve, Bytes(1 << 30));
+        assert_eq!(settings.keep, Keep::default());
+        std::fs::write(&file, "keep = \"12:all\"\n").expect("write");
+        let settings = Settings::read(folder.path()).expect("good");
+        assert_eq!(settings.keep.to_string(), "12:all");
+        std::fs::write(&file, "keep = \"1h:some\"\n").expect("write");
+        let problem = Settings::read(folder.path()).expect_err("no policy");
+        assert!(problem.reason.contains("`some` does not say"), "{problem}");
         std::fs::write(&file, "colour = 3\n").expect("write");
         let problem = Settings::read(folder.path()).expect_err("unknown");
         assert!(problem.reason.contains("colour"), "{problem}");

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use journal::{Begun, DiskExtent, Journal, Leases, PointInfo, Retention};
-use model::{Code, PointId, Problem, VmSpec};
+use journal::{Begun, DiskExtent, Journal, Leases, PointInfo};
+use model::{Bytes, Code, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
 use replica::wire::Enrol;
@@ -240,31 +240,61 @@ impl Store {
         })
     }
 
-    /// Merges what `retention` does not keep into the base. The journal takes points in
-    /// meanwhile. Blocking.
-    pub(crate) fn retain(&self, retention: &Retention) -> Result<(), Problem> {
+    /// Lets go of the points that `keep` does not want: the oldest ones into the base, others into the
+    /// next newer one while more than `reserve` is free. The journal takes points in meanwhile.
+    /// Blocking.
+    pub(crate) fn retain(&self, keep: &Keep, reserve: Bytes) -> Result<(), Problem> {
         let Ok(_alone) = self.merging.try_lock() else {
             return Ok(());
         };
+        while self.merge(keep)? {}
+        while self.thin(keep, reserve)? {}
+        Ok(())
+    }
+
+    /// One merge. Tells whether there may be more to do; not if the journal was taken over
+    /// meanwhile: the next to open it begins again.
+    fn merge(&self, keep: &Keep) -> Result<bool, Problem> {
         let failed = |error| Problem::failed(&self.thing, &error);
-        loop {
-            let now = Timestamp::now();
-            let begun = match self.lock().as_mut() {
-                Some(journal) if journal.is_over(retention, now) => {
-                    journal.begin_merge(now).map_err(failed)?
-                }
-                _ => return Ok(()),
-            };
-            let Begun::Merge(merge) = begun else {
-                return Ok(());
-            };
-            let merged = merge.run().map_err(failed)?;
-            match self.lock().as_mut() {
-                Some(journal) => journal.finish_merge(merged).map_err(failed)?,
-                // Taken over meanwhile: the next to open it begins again.
-                None => return Ok(()),
+        let now = Timestamp::now();
+        let begun = match self.lock().as_mut() {
+            Some(journal) if journal.wants_merge(keep, now) => {
+                journal.begin_merge(now).map_err(failed)?
             }
+            _ => return Ok(false),
+        };
+        let Begun::Merge(merge) = begun else {
+            return Ok(false);
+        };
+        let merged = merge.run().map_err(failed)?;
+        match self.lock().as_mut() {
+            Some(journal) => journal.finish_merge(merged).map_err(failed)?,
+            None => return Ok(false),
         }
+        Ok(true)
+    }
+
+    /// Puts some points into a newer one, and tells as [`Store::merge`] does.
+    fn thin(&self, keep: &Keep, reserve: Bytes) -> Result<bool, Problem> {
+        let failed = |error| Problem::failed(&self.thing, &error);
+        let now = Timestamp::now();
+        let begun = match self.lock().as_mut() {
+            Some(journal) => journal.begin_thin(keep, now, reserve).map_err(failed)?,
+            None => None,
+        };
+        let Some(thin) = begun else {
+            return Ok(false);
+        };
+        let thinned = match thin.run() {
+            // There was room a moment ago. What is merged goes on without any.
+            Err(error) if error.is_full() => return Ok(false),
+            other => other.map_err(failed)?,
+        };
+        match self.lock().as_mut() {
+            Some(journal) => journal.finish_thin(thinned, now).map_err(failed)?,
+            None => return Ok(false),
+        };
+        Ok(true)
     }
 }
 

@@ -109,8 +109,10 @@ impl Changes {
                 gather.push(run.block..run.block + u64::from(run.count));
             }
         }
+        // What else changed of a disk that is being copied, nobody knows.
         let disks = disks
             .into_iter()
+            .filter(|(disk, _)| !disk.joining)
             .map(|(disk, gather)| gather.finish(disk.id, disk.size))
             .collect();
         Ok(Self {

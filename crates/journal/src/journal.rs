@@ -38,6 +38,7 @@ use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
     Prepared, RUNS, SEGMENTS,
 };
+use crate::thin::Unfit;
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
 
 /// A disk's base, and its file.
@@ -56,6 +57,8 @@ pub struct Journal {
     pub(crate) leases: Leases,
     /// Held by a running merge as well.
     pub(crate) merge: Arc<()>,
+    /// Segments that stay apart.
+    pub(crate) unfit: Unfit,
     /// A change could not be made durable: the file may say more than `index`.
     stale: bool,
 }
@@ -248,6 +251,7 @@ impl Journal {
             log,
             leases: Leases::default(),
             merge: Arc::new(()),
+            unfit: Unfit::new(),
             stale: false,
         }
     }
@@ -494,6 +498,11 @@ impl Leases {
 
     pub(crate) fn holds(&self, point: PointId) -> bool {
         self.with(|points| points.contains(&point))
+    }
+
+    /// The number of the newest one.
+    pub(crate) fn newest(&self) -> Option<u64> {
+        self.with(|points| points.iter().map(|point| point.sequence).max())
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Vec<PointId>) -> T) -> T {

@@ -29,24 +29,24 @@ mod receive;
 mod recent;
 mod root;
 pub mod segment;
-// Nothing thins a journal yet.
-#[cfg_attr(not(test), allow(dead_code))]
 mod squash;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod tidy;
 
 pub use changes::{ChangedDisk, Changes, MAX_EXTENTS, SetError};
 pub use error::{JournalError, Refusal};
 pub use header::{Consistency, Content, DiskExtent, Header, HeaderError};
 pub use journal::{Journal, Leases, PointInfo, Tip};
-pub use merge::{Begun, Held, Merge, Merged, Retention};
+pub use merge::{Begun, Held, Merge, Merged};
 pub use point::{PointImage, PointReader};
 pub use receive::{NoRoom, Room, Verdict};
 pub use root::{ParseRootError, Root};
 pub use segment::{
     Extent, Frame, Run, SegmentError, SegmentReader, SegmentWriter, Source, Summary,
 };
+pub use thin::{Thin, Thinned};
 
 /// Number of cases of a property test: `PROPTEST_CASES` raises it.
 #[cfg(test)]

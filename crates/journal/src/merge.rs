@@ -16,22 +16,13 @@
 use std::sync::Arc;
 
 use durable::File;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use model::PointId;
 
 use crate::index::{Base, Change, Note};
 use crate::journal::BaseFile;
 use crate::receive::lay_down;
 use crate::{Journal, JournalError, Root, SegmentReader};
-
-/// Which points are kept. The newest one always is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    /// Most points.
-    pub count: Option<u32>,
-    /// Oldest age of a point.
-    pub age: Option<SignedDuration>,
-}
 
 /// What stands in the way of merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,35 +85,6 @@ impl Merge {
 }
 
 impl Journal {
-    /// Whether there is a point that `retention` does not keep, and a merge would take it away
-    /// or prepare for that.
-    #[must_use]
-    pub fn is_over(&self, retention: &Retention, now: Timestamp) -> bool {
-        let points = self.index.count();
-        let Some(oldest) = self.index.oldest().filter(|_| points > 1) else {
-            return false;
-        };
-        let too_many = retention
-            .count
-            .is_some_and(|count| points > usize::try_from(count.max(1)).unwrap_or(usize::MAX));
-        let too_old = retention
-            .age
-            .is_some_and(|age| now.duration_since(oldest.time) > age);
-        too_many || too_old
-    }
-
-    /// Merges until `retention` holds or a point is in the way. Gives the number of merges.
-    ///
-    /// # Errors
-    /// As [`Journal::merge_oldest`].
-    pub fn retain(&mut self, retention: &Retention, now: Timestamp) -> Result<u32, JournalError> {
-        let mut merges = 0;
-        while self.is_over(retention, now) && self.merge_oldest(now)?.is_none() {
-            merges += 1;
-        }
-        Ok(merges)
-    }
-
     /// Merges the oldest segment into the base; the oldest point is gone then, unless the base
     /// was only seeded. Says what stood in the way if nothing was done.
     ///

@@ -236,7 +236,7 @@ impl Journal {
 
     /// Removes a file that is not needed any more. One that stays costs space only: the next
     /// process to receive into the folder deals with it.
-    fn discard(&self, name: &str) {
+    pub(crate) fn discard(&self, name: &str) {
         if let Err(error) = self.folder.remove(name) {
             tracing::warn!(file = name, %error, "cannot remove a file that was taken in");
         }

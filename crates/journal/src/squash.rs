@@ -112,6 +112,11 @@ impl<'a> Plan<'a> {
         Self::within(segments, limits)
     }
 
+    /// That of the one segment.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
     fn within(segments: &'a [SegmentReader], limits: Limits) -> Result<Self, SquashError> {
         let header = header(segments)?;
         let disks = disks(segments, &header)?;
@@ -336,20 +341,22 @@ fn disks(
     let position = |segment: &SegmentReader, id: DiskId| {
         let mut disks = (0..).zip(&segment.header().disks);
         let found = disks.find(|(_, disk)| disk.id == id);
-        found.map(|(position, disk)| (position, disk.size.0))
+        found.map(|(position, disk)| (position, disk.size.0, disk.joining))
     };
     let mut all = Vec::new();
     for disk in &header.disks {
-        let (mut positions, mut size) = (Vec::new(), 0);
+        let (mut positions, mut size, mut joining) = (Vec::new(), 0, true);
         for segment in segments {
             let found = position(segment, disk.id);
             match found {
-                Some((_, there)) if there >= size => size = there,
+                Some((_, there, joins)) if there >= size && joining >= joins => {
+                    (size, joining) = (there, joins);
+                }
                 None if size == 0 => {}
                 // What the older segments say of it would come back.
-                _ => return Err(SquashError::Unfit("a disk became smaller or was absent")),
+                _ => return Err(SquashError::Unfit("a disk became smaller or came back")),
             }
-            positions.push(found.map(|(position, _)| position));
+            positions.push(found.map(|(position, ..)| position));
         }
         all.push(positions);
     }

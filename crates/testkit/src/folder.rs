@@ -27,6 +27,8 @@ struct State {
     left: Option<u64>,
     /// Changing calls until one fails, once.
     fault: Option<u64>,
+    /// What it says to have left; everything is written all the same.
+    free: Option<u64>,
     calls: u64,
     nodes: Vec<Node>,
     seen: Names,
@@ -192,6 +194,11 @@ impl CutFolder {
     /// later ones work again.
     pub fn fail_after(&self, calls: u64) {
         self.lock().fault = Some(calls);
+    }
+
+    /// From now on it says that it has this many bytes left; nothing fails for that.
+    pub fn say_free(&self, bytes: u64) {
+        self.lock().free = Some(bytes);
     }
 
     /// Number of changing calls so far.
@@ -417,7 +424,7 @@ impl Folder for CutFolder {
     }
 
     fn free(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
+        Ok(self.lock().free.unwrap_or(u64::MAX))
     }
 }
 

@@ -211,7 +211,10 @@ impl Pair {
         let scratch = Scratch::new(&format!("chaos/{seed}"))?;
         let settings = scratch.state().join("pollux");
         std::fs::create_dir_all(&settings)?;
-        std::fs::write(settings.join("host.toml"), format!("points = {POINTS}\n"))?;
+        std::fs::write(
+            settings.join("host.toml"),
+            format!("keep = \"{POINTS}:all\"\n"),
+        )?;
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
         let wire = Wire::to(pollux.port())?;

@@ -313,10 +313,6 @@ impl Index {
         self.segments.back().or_else(|| self.in_base())
     }
 
-    pub(crate) fn oldest(&self) -> Option<&Entry> {
-        self.in_base().or_else(|| self.segments.front())
-    }
-
     /// The base of the disk `id`.
     pub(crate) fn base_of(&self, id: DiskId) -> Option<&BaseDisk> {
         self.disks.iter().find(|disk| disk.id == id)

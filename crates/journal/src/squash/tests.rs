@@ -291,6 +291,9 @@ fn segments_that_are_no_neighbours_are_refused() {
     let other = History::new();
     let elsewhere = empty(&other.header(2, vec![disk(id, 9)]));
     let another_disk = empty(&history.header(2, vec![disk(DiskId::random(), 9)]));
+    let mut disks = vec![disk(id, 9), disk(DiskId::random(), 9)];
+    disks[0].joining = true;
+    let joining = empty(&history.header(2, disks));
     let part = Header {
         content: Content::Seed {
             seed: history.seed,
@@ -306,7 +309,8 @@ fn segments_that_are_no_neighbours_are_refused() {
         (vec![number(1, 9), elsewhere], "histories"),
         (vec![empty(&part), number(1, 9)], "no point"),
         (vec![number(1, 9), number(2, 8)], "smaller"),
-        (vec![number(1, 9), another_disk, number(3, 9)], "absent"),
+        (vec![number(1, 9), another_disk, number(3, 9)], "came back"),
+        (vec![number(1, 9), joining], "came back"),
         ((1..200).map(|n| number(n, 9)).collect(), "too many"),
     ] {
         let error = Plan::of(&segments).err().expect(why).to_string();

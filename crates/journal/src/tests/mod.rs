@@ -4,12 +4,13 @@ mod power;
 mod readers;
 mod receive;
 mod retention;
+mod thin;
 
 use std::sync::Arc;
 
 use durable::Folder;
 use jiff::Timestamp;
-use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
+use model::{BLOCK_SIZE, Bytes, DiskId, Keep, Lineage, PointId, SeedId, Since, VmId};
 use testkit::CutFolder;
 
 use crate::segment::SegmentWriter;
@@ -103,7 +104,8 @@ impl Primary {
             disks: self.extents(),
             lineage: self.lineage.clone(),
             content,
-            time: Timestamp::UNIX_EPOCH,
+            // A second from one to the next.
+            time: at(self.sequence),
             consistency: Consistency::Crash,
         }
     }
@@ -189,6 +191,15 @@ impl Primary {
         };
         (known, bytes)
     }
+}
+
+fn keep(text: &str) -> Keep {
+    text.parse().expect("a policy")
+}
+
+/// When point number `sequence` is cut.
+fn at(sequence: u64) -> Timestamp {
+    Timestamp::from_second(i64::try_from(sequence).expect("small")).expect("in range")
 }
 
 /// Half of the blocks compress.

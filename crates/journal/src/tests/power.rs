@@ -1,7 +1,7 @@
 //! The power goes off at any call, again and again, and whatever was not synced is torn.
 
 use super::*;
-use crate::{Begun, Retention};
+use crate::Begun;
 
 /// Rounds of work that each end with a power cut or a kill.
 const ROUNDS: u64 = 4;
@@ -27,11 +27,13 @@ struct Trial {
     allowed: Vec<Vec<PointId>>,
     pins: Vec<PointId>,
     next_part: u64,
+    /// How often segments were put together.
+    thinned: u64,
 }
 
 #[test]
 fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_whole_or_absent() {
-    let (mut cuts, mut merged_when_cut) = (0, 0);
+    let (mut cuts, mut merged_when_cut, mut thinned) = (0, 0, 0);
     for seed in 0..seeds() {
         let folder = CutFolder::new();
         let primary = Primary::new();
@@ -45,6 +47,7 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
             allowed: vec![vec![]],
             pins: Vec::new(),
             next_part: 0,
+            thinned: 0,
         };
         for round in 0..ROUNDS {
             trial.context = format!("seed {seed}, round {round}");
@@ -62,10 +65,12 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
             }
             merged_when_cut += u64::from(trial.check(outcome));
         }
+        thinned += trial.thinned;
     }
+    println!("{cuts} cuts, {merged_when_cut} in a merge, {thinned} times thinned");
     assert!(
-        cuts > seeds() && merged_when_cut > 0,
-        "{cuts}, {merged_when_cut}"
+        cuts > seeds() && merged_when_cut > 0 && thinned > seeds() / 4,
+        "{cuts}, {merged_when_cut}, {thinned}"
     );
 }
 
@@ -113,7 +118,7 @@ impl Trial {
             } else {
                 match self.chance.below(10) {
                     0..=3 => self.point(&mut journal)?,
-                    4..=6 => self.merge(&mut journal)?,
+                    4..=6 => drop(self.merge(&mut journal)?),
                     7 => self.pin(&mut journal)?,
                     8 => self.retain(&mut journal)?,
                     _ => journal = reopen(&self.folder)?,
@@ -196,43 +201,63 @@ impl Trial {
         self.allowed[0][skip..].to_vec()
     }
 
-    fn merge(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+    /// Tells whether something was merged.
+    fn merge(&mut self, journal: &mut Journal) -> Result<bool, JournalError> {
         let without = self.without_oldest(journal);
         self.allowed.push(without.clone());
-        match journal.begin_merge(NOW)? {
-            Begun::Held(_) => self.allowed.truncate(1),
-            Begun::Merge(merge) => {
-                self.allowed = vec![without];
-                if self.chance.below(2) == 0 {
-                    self.point(journal)?;
-                }
-                let merged = merge.run()?;
-                journal.finish_merge(merged)?;
-            }
+        let Begun::Merge(merge) = journal.begin_merge(NOW)? else {
+            self.allowed.truncate(1);
+            return Ok(false);
+        };
+        self.allowed = vec![without];
+        if self.chance.below(2) == 0 {
+            self.point(journal)?;
         }
-        Ok(())
+        let merged = merge.run()?;
+        journal.finish_merge(merged)?;
+        Ok(true)
     }
 
+    /// Lets go of what a policy does not keep, step by step.
     fn retain(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
-        let count = 1 + self.chance.below(4);
-        let retention = Retention {
-            count: Some(u32::try_from(count).expect("small")),
-            age: None,
-        };
-        let all = self.allowed[0].clone();
-        // The oldest ones go one by one, up to a pin, and never the newest `count`.
-        self.allowed = (0..all.len()).map(|skip| all[skip..].to_vec()).collect();
-        journal.retain(&retention, Timestamp::UNIX_EPOCH)?;
-        let left = ids(journal);
-        assert!(self.allowed.contains(&left), "{}", self.context);
-        let pinned = !journal.points()[0].pins.is_empty();
-        assert!(pinned || left.len() as u64 <= count, "{}", self.context);
+        let policies = ["2:all", "4:all", "2s:all,9s:3s", "1:all,20s:2s,60s:10s"];
+        let policy = keep(policies[self.chance.index(policies.len())]);
+        let now = at(self.primary.sequence);
+        while journal.wants_merge(&policy, now) && self.merge(journal)? {}
+        while let Some(thin) = journal.begin_thin(&policy, now, Bytes(0))? {
+            let gone: Vec<_> = thin.gone().collect();
+            assert!(gone.iter().all(|point| !self.pins.contains(point)));
+            let before = self.allowed[0].clone();
+            if self.chance.below(4) == 0 {
+                self.point(journal)?;
+            }
+            let thinned = thin.run()?;
+            let mut left = self.allowed[0].clone();
+            left.retain(|point| !gone.contains(point));
+            self.allowed.push(left.clone());
+            // Readers of points below go on reading.
+            let below = before
+                .iter()
+                .rfind(|point| point.sequence < gone[0].sequence);
+            let reader = below.map(|point| journal.open_point(*point)).transpose()?;
+            assert!(journal.finish_thin(thinned, now)?, "{}", self.context);
+            self.allowed = vec![left];
+            self.thinned += 1;
+            if let Some(reader) = reader {
+                let known = self.points.iter().find(|it| it.id == reader.point());
+                let known = known.expect("known").disks.iter().zip(reader.disks());
+                for (content, (id, _)) in known {
+                    let mut read = vec![0; content.len()];
+                    reader.read_at(id, 0, &mut read)?;
+                    assert!(read == *content, "{}", self.context);
+                }
+            }
+        }
         assert!(
-            left.len() as u64 >= count.min(all.len() as u64),
+            ids(journal).last() == self.allowed[0].last(),
             "{}",
             self.context
         );
-        self.allowed = vec![left];
         Ok(())
     }
 

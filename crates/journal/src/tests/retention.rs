@@ -1,39 +1,30 @@
-use jiff::SignedDuration;
-
 use super::*;
-use crate::{Begun, Held, Retention};
+use crate::{Begun, Held};
 
-fn count(count: u32) -> Retention {
-    Retention {
-        count: Some(count),
-        age: None,
-    }
+fn count(count: u32) -> Keep {
+    keep(&format!("{count}:all"))
 }
 
 #[test]
-fn as_many_points_are_kept_as_the_retention_says_and_never_none() {
+fn as_many_points_are_kept_as_the_policy_says_and_never_none() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 9);
-    let now = Timestamp::UNIX_EPOCH;
+    let now = at(1000);
     journal.retain(&count(4), now).expect("merged");
     assert_eq!(
         ids(&journal),
         points[6..].iter().map(|point| point.id).collect::<Vec<_>>()
     );
     assert_points(&journal, &points, "four are left");
-    assert_eq!(journal.retain(&count(4), now).expect("nothing to do"), 0);
-    let age = Retention {
-        count: None,
-        age: Some(SignedDuration::from_secs(60)),
-    };
-    let later = |seconds| now + SignedDuration::from_secs(seconds);
-    assert_eq!(journal.retain(&age, later(60)).expect("nothing to do"), 0);
-    journal.retain(&age, later(61)).expect("merged");
+    let nothing = (0, 0);
+    assert_eq!(journal.retain(&count(4), now).expect("done"), nothing);
+    assert_eq!(journal.retain(&keep("3s:all"), now).expect("done"), nothing);
+    journal.retain(&keep("2s:all"), now).expect("merged");
+    assert_eq!(ids(&journal).len(), 3);
+    journal.retain(&count(1), now).expect("merged");
     assert_eq!(ids(&journal), [points[9].id]);
-    journal.retain(&count(0), later(61)).expect("nothing to do");
     assert_points(&journal, &points, "the newest is left");
-    assert_eq!(journal.points().len(), 1);
     more(&mut journal, &folder, &mut primary, &mut points, 2);
     assert_points(&journal, &points, "it goes on");
 }
@@ -55,7 +46,7 @@ fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
         Err(JournalError::NoSuchPoint(_))
     ));
     journal
-        .retain(&count(1), Timestamp::UNIX_EPOCH)
+        .retain(&count(1), NOW)
         .expect("merged as far as it goes");
     assert_eq!(ids(&journal)[0], pinned);
     assert_eq!(
@@ -72,9 +63,7 @@ fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
         Some(Held::Point(pinned))
     );
     journal.unpin(pinned, "export").expect("unpinned");
-    journal
-        .retain(&count(1), Timestamp::UNIX_EPOCH)
-        .expect("merged");
+    journal.retain(&count(1), NOW).expect("merged");
     assert_eq!(ids(&journal), [points[6].id]);
     assert_eq!(
         journal.merge_oldest(NOW).expect("nothing"),

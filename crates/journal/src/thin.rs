@@ -1,0 +1,343 @@
+//! Retention: which points go, and those in the middle are put into their next newer ones.
+//!
+//! ```text
+//!   points    3    4    5    6    7            the policy keeps 3, 6 and 7
+//!     begin   nothing is changed
+//!     run     one file with what segments 4, 5 and 6 hold; read back, synced
+//!     finish  index: 3, 6 (since 3), 7         points 4 and 5 are gone from here on
+//!             remove the files of segments 4, 5 and 6
+//! ```
+//!
+//! The oldest ones go by a [merge](crate::Merge). Until `finish` the journal is what it was; a crash
+//! leaves a file that the index does not name.
+//!
+//! Whoever reads a point reads the segments up to it, whose files would be gone. So nothing at or
+//! below a point that is pinned or open is touched, and `finish` does nothing if one was pinned
+//! or opened meanwhile. A lock only keeps its own point.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use durable::{File, Folder};
+use jiff::Timestamp;
+use model::{Bytes, Going, Keep, PointId};
+
+use crate::index::{Base, Change, Entry, Place, SEGMENTS};
+use crate::squash::{MAX_SEGMENTS, Plan, SquashError};
+use crate::{Journal, JournalError, SegmentReader, Summary};
+
+/// What is being written. It is none of the journal's: removed when it is opened.
+const NEW: &str = "segments/new";
+
+/// Neighbouring segments on their way into one. Borrows nothing, so that it can run on another
+/// thread while the journal goes on taking points in.
+#[derive(Debug)]
+pub struct Thin {
+    folder: Arc<dyn Folder>,
+    /// The oldest first; the last one's point stays.
+    entries: Vec<Entry>,
+    /// Only one merge at a time.
+    token: Arc<()>,
+}
+
+/// One segment that is durable, and can take the place of others.
+#[derive(Debug)]
+pub struct Thinned {
+    entries: Vec<Entry>,
+    /// None: one segment does not hold as much.
+    summary: Option<Summary>,
+    _token: Arc<()>,
+}
+
+/// Segments that one does not hold, by the numbers of the first and the last. They are not tried again
+/// while the journal is open.
+pub(crate) type Unfit = std::collections::BTreeSet<(u64, u64)>;
+
+impl Thin {
+    /// The points that will be gone, the oldest first.
+    pub fn gone(&self) -> impl Iterator<Item = PointId> + '_ {
+        let stays = self.entries.len().saturating_sub(1);
+        self.entries[..stays].iter().map(|entry| entry.point)
+    }
+
+    /// Writes the one segment beside the others, reads it back and syncs it.
+    ///
+    /// # Errors
+    /// A damaged segment, no space, a failed read or write. The journal is what it was.
+    pub fn run(self) -> Result<Thinned, JournalError> {
+        let outcome = self.write();
+        if !matches!(outcome, Ok(Some(_))) {
+            // If it cannot be removed, opening the journal removes it.
+            let _ = self.folder.remove(NEW);
+        }
+        Ok(Thinned {
+            summary: outcome?,
+            entries: self.entries,
+            _token: self.token,
+        })
+    }
+
+    fn write(&self) -> Result<Option<Summary>, JournalError> {
+        let mut readers = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            // Checked as if it came from outside: it is about to be the only copy.
+            let name = entry.file();
+            let reader = SegmentReader::of(entry.open(&*self.folder)?)
+                .map_err(|source| JournalError::segment(&name, source))?;
+            if reader.summary().root != entry.stored {
+                return Err(JournalError::NotOffered(name));
+            }
+            readers.push(reader);
+        }
+        let failed = |error| match error {
+            SquashError::Read { number, source } => {
+                JournalError::segment(&self.entries[number].file(), source)
+            }
+            SquashError::Write(source) => JournalError::segment(NEW, source),
+            SquashError::Unfit(fault) => JournalError::Impossible(fault),
+        };
+        let plan = match Plan::of(&readers) {
+            Ok(plan) => plan,
+            Err(SquashError::Unfit(fault)) => {
+                tracing::debug!(fault, "segments stay apart");
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let file = self
+            .folder
+            .create(NEW)
+            .map_err(|source| JournalError::io("create", NEW, source))?;
+        let into = Appended {
+            file: file.clone(),
+            len: 0,
+        };
+        let header = plan.header().clone();
+        let (summary, _) = plan.write(into).map_err(failed)?;
+        let wrong = |source| JournalError::segment(NEW, source);
+        let written = SegmentReader::of(file.clone()).map_err(wrong)?;
+        if *written.summary() != summary || *written.header() != header {
+            return Err(JournalError::NotOffered(NEW.to_owned()));
+        }
+        written.verify_all().map_err(wrong)?;
+        file.sync()
+            .map_err(|source| JournalError::io("sync", NEW, source))?;
+        Ok(Some(summary))
+    }
+}
+
+/// A file that is written from its beginning.
+struct Appended {
+    file: Arc<dyn File>,
+    len: u64,
+}
+
+impl Write for Appended {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(self.len, bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// What `keep` wants to go.
+    fn going(&self, keep: &Keep, now: Timestamp) -> Vec<Going> {
+        let points: Vec<_> = self
+            .index
+            .points()
+            .map(|(_, entry)| (entry.point, entry.time))
+            .collect();
+        let held = |point: PointId| {
+            let pinned = self.index.pins.iter().any(|pin| pin.point == point);
+            pinned || self.leases.holds(point) || self.locked(point, now).is_some()
+        };
+        keep.judge(&points, held, now)
+    }
+
+    /// Whether [`Journal::begin_merge`] is to be called: the oldest point goes by `keep`, or a merge
+    /// was interrupted.
+    #[must_use]
+    pub fn wants_merge(&self, keep: &Keep, now: Timestamp) -> bool {
+        self.index.base == Base::Merging
+            || matches!(self.going(keep, now).first(), Some(Going::Merge(_)))
+    }
+
+    /// The next points to put into a newer one by `keep`; none if there are none, or if the file
+    /// system has less left than that takes and `reserve`.
+    ///
+    /// # Errors
+    /// [`JournalError::Busy`] while something is merged; the space that is left cannot be told.
+    pub fn begin_thin(
+        &mut self,
+        keep: &Keep,
+        now: Timestamp,
+        reserve: Bytes,
+    ) -> Result<Option<Thin>, JournalError> {
+        self.settle()?;
+        if Arc::strong_count(&self.merge) > 1 {
+            return Err(JournalError::Busy);
+        }
+        for step in self.going(keep, now) {
+            let Going::Squash {
+                points,
+                into,
+                lasts,
+            } = step
+            else {
+                continue;
+            };
+            let Some(entries) = self.group(&points, into, lasts) else {
+                continue;
+            };
+            let len: u64 = entries.iter().map(|entry| entry.file_len.0).sum();
+            let free = self
+                .folder
+                .free()
+                .map_err(|source| JournalError::io("measure", "", source))?;
+            if len.saturating_add(reserve.0) > free {
+                tracing::debug!(len, free, "no room for putting segments together");
+                continue;
+            }
+            return Ok(Some(Thin {
+                folder: self.folder.clone(),
+                entries,
+                token: self.merge.clone(),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// The segments to put together now, the oldest first, if it is worth that.
+    fn group(&self, points: &[PointId], into: PointId, lasts: bool) -> Option<Vec<Entry>> {
+        let untouched = self.read_up_to();
+        let mut entries = Vec::new();
+        for point in points.iter().chain([&into]) {
+            // Below what somebody reads.
+            if Some(point.sequence) <= untouched {
+                continue;
+            }
+            match self.index.find(*point) {
+                Some((Some(position), entry)) if self.is_free(position) => {
+                    entries.push(entry.clone());
+                }
+                _ => return None,
+            }
+        }
+        let lens = || entries.iter().map(|entry| entry.file_len.0);
+        let (sum, largest): (u64, u64) = (lens().sum(), lens().max().unwrap_or(0));
+        // Each byte is written again only when it comes to twice as many.
+        if !lasts && sum - largest < largest {
+            return None;
+        }
+        entries.truncate(MAX_SEGMENTS);
+        let unfit = |entries: &[Entry]| match (entries.first(), entries.last()) {
+            (Some(first), Some(last)) => {
+                let numbers = (first.point.sequence, last.point.sequence);
+                self.unfit.contains(&numbers)
+            }
+            _ => false,
+        };
+        while entries.len() > 1 && unfit(&entries) {
+            entries.truncate(entries.len().div_ceil(2).max(1));
+        }
+        (entries.len() > 1).then_some(entries)
+    }
+
+    /// The number of the newest point that somebody reads, or may: segments up to it stay as they are.
+    fn read_up_to(&self) -> Option<u64> {
+        let pins = self.index.pins.iter().map(|pin| pin.point.sequence);
+        pins.chain(self.leases.newest()).max()
+    }
+
+    /// Whether the segment at `position` does not hide a mixture.
+    fn is_free(&self, position: usize) -> bool {
+        position > 0 || self.index.base != Base::Merging
+    }
+
+    /// Publishes that one segment is in the place of others, and removes their files. Tells whether it
+    /// is: not if one segment does not hold as much, or if a point in the way was pinned, locked or
+    /// opened meanwhile.
+    ///
+    /// # Errors
+    /// The index cannot be replaced, or the segments are not of this journal. Files that cannot be
+    /// removed are removed when the journal is opened next.
+    pub fn finish_thin(&mut self, thinned: Thinned, now: Timestamp) -> Result<bool, JournalError> {
+        self.settle()?;
+        let (Some(oldest), Some(newest)) = (thinned.entries.first(), thinned.entries.last()) else {
+            return Err(JournalError::NotBegun);
+        };
+        let (first, last) = (oldest.point.sequence, newest.point.sequence);
+        let Some(summary) = thinned.summary else {
+            self.unfit.insert((first, last));
+            return Ok(false);
+        };
+        let by = Entry {
+            since: oldest.since,
+            stored: summary.root,
+            place: Place::Own,
+            file_len: summary.file_len,
+            content: summary.content,
+            zeroes: summary.zeroes,
+            ..newest.clone()
+        };
+        let gone = &thinned.entries[..thinned.entries.len() - 1];
+        let in_the_way = self.read_up_to() >= Some(first)
+            || gone
+                .iter()
+                .any(|entry| self.locked(entry.point, now).is_some());
+        if in_the_way {
+            self.discard(NEW);
+            return Ok(false);
+        }
+        let start = self.index.position(first).unwrap_or(usize::MAX);
+        let here = self.index.segments.iter().skip(start);
+        let stored = |entry: &Entry| (entry.point, entry.stored);
+        if !here
+            .take(thinned.entries.len())
+            .map(stored)
+            .eq(thinned.entries.iter().map(stored))
+        {
+            return Err(JournalError::NotBegun);
+        }
+        // They may lie elsewhere by now.
+        let files: Vec<_> = self
+            .index
+            .segments
+            .range(start..start + thinned.entries.len())
+            .cloned()
+            .collect();
+        let name = by.file();
+        self.folder
+            .rename(NEW, &name)
+            .and_then(|()| self.folder.sync(SEGMENTS))
+            .map_err(|source| JournalError::io("publish", &name, source))?;
+        self.publish(vec![Change::Squash { first, by }])?;
+        for entry in files.iter().filter(|entry| entry.place == Place::Own) {
+            self.discard(&entry.file());
+        }
+        Ok(true)
+    }
+
+    /// Merges and thins until `keep` holds or points are in the way. Gives the numbers of merges, and
+    /// of times that segments were put together.
+    ///
+    /// # Errors
+    /// As [`Journal::merge_oldest`], [`Journal::begin_thin`], [`Thin::run`] and
+    /// [`Journal::finish_thin`].
+    pub fn retain(&mut self, keep: &Keep, now: Timestamp) -> Result<(u32, u32), JournalError> {
+        let (mut merges, mut thinned) = (0, 0);
+        while self.wants_merge(keep, now) && self.merge_oldest(now)?.is_none() {
+            merges += 1;
+        }
+        while let Some(thin) = self.begin_thin(keep, now, Bytes(0))? {
+            let done = thin.run()?;
+            thinned += u32::from(self.finish_thin(done, now)?);
+        }
+        Ok((merges, thinned))
+    }
+}
