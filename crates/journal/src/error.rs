@@ -53,6 +53,14 @@ pub enum JournalError {
         /// Why.
         source: SegmentError,
     },
+    /// A change set is wrong.
+    #[error("cannot use change set `{name}`")]
+    ChangeSet {
+        /// Its file, in the journal's folder.
+        name: String,
+        /// Why.
+        source: crate::SetError,
+    },
     /// The disks that were asked for cannot be.
     #[error(
         "a journal holds 1 to {} disks with sizes that are multiples of 4 KiB, each once",

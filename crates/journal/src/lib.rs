@@ -34,6 +34,7 @@ mod squash;
 mod tests;
 mod thin;
 mod tidy;
+mod verify;
 
 pub use changes::{ChangedDisk, Changes, MAX_EXTENTS, SetError};
 pub use error::{JournalError, Refusal};
@@ -47,6 +48,7 @@ pub use segment::{
     Extent, Frame, Run, SegmentError, SegmentReader, SegmentWriter, Source, Summary,
 };
 pub use thin::{Thin, Thinned};
+pub use verify::{Damage, Progress, Report, Verify};
 
 /// Number of cases of a property test: `PROPTEST_CASES` raises it.
 #[cfg(test)]

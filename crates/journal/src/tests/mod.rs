@@ -5,6 +5,7 @@ mod readers;
 mod receive;
 mod retention;
 mod thin;
+mod verify;
 
 use std::sync::Arc;
 
