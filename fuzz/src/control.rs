@@ -128,6 +128,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Track {
             relationship,
             begin: false,
+            but: Vec::new(),
         },
         Request::Seed {
             header: header.clone(),

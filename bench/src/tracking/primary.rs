@@ -84,6 +84,7 @@ impl Primary {
         let request = Request::Track {
             relationship: self.relationship,
             begin,
+            but: Vec::new(),
         };
         match control.ask(&request)? {
             Reply::Tracking { exact, .. } => Ok(exact),

@@ -19,7 +19,8 @@ use crate::{
     CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
     ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint, Measures, Peer, Point,
     Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk,
-    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
+    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm,
+    VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -322,6 +323,22 @@ impl Client {
         enable: &EnableReplication,
     ) -> Result<Replication, Problem> {
         self.call(Method::PUT, &path(vm, "/replication"), Some(enable))
+            .await
+    }
+
+    /// Replicates a VM in another way.
+    pub async fn set_replication(
+        &self,
+        vm: &str,
+        set: &SetReplication,
+    ) -> Result<Replication, Problem> {
+        self.call(Method::PATCH, &path(vm, "/replication"), Some(set))
+            .await
+    }
+
+    /// Gives an initial replication up; what came of the twin is deleted.
+    pub async fn cancel_replication(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::POST, &path(vm, "/replication/cancel"), None::<&()>)
             .await
     }
 

@@ -39,7 +39,9 @@
 //!   GET    /v1/replications                         [Replication]
 //!   GET    /v1/vms/{vm}/replication                 Replication
 //!   PUT    /v1/vms/{vm}/replication                 EnableReplication -> Replication
+//!   PATCH  /v1/vms/{vm}/replication                 SetReplication -> Replication
 //!   DELETE /v1/vms/{vm}/replication
+//!   POST   /v1/vms/{vm}/replication/cancel
 //!   POST   /v1/vms/{vm}/replication/suspend                     -> Replication
 //!   POST   /v1/vms/{vm}/replication/resume                      -> Replication
 //!   GET    /v1/replications/measures                [Measures]
@@ -80,7 +82,9 @@ pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
 pub use point::Point;
-pub use replication::{EnableReplication, Replication, StartFailover, TestFailover};
+pub use replication::{
+    EnableReplication, Replication, SetReplication, StartFailover, TestFailover,
+};
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, Unreceived,
 };

@@ -1,6 +1,8 @@
 //! Replication and failover, as the API tells and takes them.
 
-use model::{Bytes, Health, Mode, PointId, RelationshipId, ReplicationState, VmId, VmName};
+use model::{
+    Bytes, DiskChoice, Health, Keep, Mode, PointId, RelationshipId, ReplicationState, VmId, VmName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{HealthMessage, Progress};
@@ -81,6 +83,24 @@ pub struct EnableReplication {
     pub peer: String,
     /// Cut a point every so many seconds, 1 to 3600.
     pub every_s: u64,
+    /// Which disks; all of them when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskChoice>,
+    /// Which recovery points are kept; as the other host keeps them when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// Replicate a VM in another way from now on; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetReplication {
+    /// Cut a point every so many seconds, 1 to 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_s: Option<u64>,
+    /// Which recovery points are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 /// Start the twin because the primary is lost.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use api::DiskFormat;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use model::{Bus, Bytes};
+use model::{Bus, Bytes, DiskChoice, Keep};
 
 use crate::replica_server::{AuthorizeArgs, ServerVerb};
 
@@ -301,6 +301,30 @@ pub(crate) enum ReplicaVerb {
         /// Time from one point to the next, such as 30s or 5min
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
         frequency: u64,
+        /// Which disks: `all`, by number such as `0,2`, or `all-but:1`. One that is left out, such as
+        /// that of a page file, is not there when the twin is started
+        #[arg(long, value_name = "DISKS", default_value = "all")]
+        disks: DiskChoice,
+        /// Which recovery points are kept, such as `1h:all,24h:hourly`
+        #[arg(long, value_name = "POLICY")]
+        keep: Option<Keep>,
+    },
+    /// Change how a VM is replicated; the other host follows
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+    Set {
+        /// The VM
+        vm: String,
+        /// Time from one point to the next, such as 30s or 5min
+        #[arg(long, value_name = "TIME", value_parser = seconds, group = "what")]
+        frequency: Option<u64>,
+        /// Which recovery points are kept, such as `1h:all,24h:hourly`
+        #[arg(long, value_name = "POLICY", group = "what")]
+        keep: Option<Keep>,
+    },
+    /// Give an initial replication up; what came of the twin is deleted
+    Cancel {
+        /// The VM
+        vm: String,
     },
     /// How relationships are; all of them, or one VM's
     Status {
@@ -330,7 +354,7 @@ pub(crate) enum ReplicaVerb {
         /// The VM
         vm: String,
     },
-    /// Send nothing until resumed; changes go on being tracked
+    /// Send nothing until resumed, or receive nothing on the twin's host; changes go on being tracked
     Pause {
         /// The VM
         vm: String,
@@ -340,7 +364,7 @@ pub(crate) enum ReplicaVerb {
         /// The VM
         vm: String,
     },
-    /// End a relationship; the twin stays at the other host
+    /// End a relationship on both hosts; the twin stays
     Remove {
         /// The VM
         vm: String,

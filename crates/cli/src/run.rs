@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, Progress, ResizeDisk, StartFailover,
-    StartVm, StopVm, TestFailover, TrustPeer,
+    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, Progress, ResizeDisk, SetReplication,
+    StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -247,12 +247,36 @@ impl Command {
     async fn replica(&self, verb: ReplicaVerb) -> Result<(), Problem> {
         let client = &self.client;
         match verb {
-            ReplicaVerb::Enable { vm, to, frequency } => {
+            ReplicaVerb::Enable {
+                vm,
+                to,
+                frequency,
+                disks,
+                keep,
+            } => {
                 let enable = EnableReplication {
                     peer: to,
                     every_s: frequency,
+                    disks: Some(disks),
+                    keep,
                 };
                 self.print_relationships(vec![client.enable_replication(&vm, &enable).await?])
+            }
+            ReplicaVerb::Set {
+                vm,
+                frequency,
+                keep,
+            } => {
+                let set = SetReplication {
+                    every_s: frequency,
+                    keep,
+                };
+                self.print(&vec![client.set_replication(&vm, &set).await?])
+            }
+            ReplicaVerb::Cancel { vm } => {
+                client.cancel_replication(&vm).await?;
+                let text = "is no longer replicated, and what came of its twin is deleted";
+                self.say(&format!("VM `{vm}` {text}"))
             }
             ReplicaVerb::Status { vm, watch } => self.status(vm.as_deref(), watch).await,
             ReplicaVerb::Measure { vm } => self.measure(vm.as_deref()).await,

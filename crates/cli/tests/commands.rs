@@ -74,6 +74,17 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
             &["replica", "enable", "web", "--to", "b", "--frequency", "0s"],
             "--frequency",
         ),
+        (
+            &["replica", "enable", "web", "--to", "b", "--disks", "0,0"],
+            "all-but:1",
+        ),
+        (
+            &[
+                "replica", "enable", "web", "--to", "b", "--keep", "for ever",
+            ],
+            "--keep",
+        ),
+        (&["replica", "set", "web"], "--frequency"),
     ] {
         let output = pollux(args);
         assert_eq!(

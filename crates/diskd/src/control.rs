@@ -31,6 +31,9 @@ pub enum Request {
         /// The initial replication is not finished: there is nothing yet to compare with, and every
         /// block is marked unless all is known.
         begin: bool,
+        /// Disks that are not replicated: nothing is tracked of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        but: Vec<DiskId>,
     },
     /// Stop tracking and forget all marks. Answered by [`Reply::Done`].
     Untrack,

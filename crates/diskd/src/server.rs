@@ -173,7 +173,8 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         Request::Track {
             relationship,
             begin,
-        } => engine.track(relationship, begin),
+            but,
+        } => engine.track(relationship, begin, &but),
         Request::Untrack => engine.untrack(),
         Request::Seed {
             header,

@@ -173,6 +173,7 @@ impl Vm {
         match self.process.ask(&Request::Track {
             relationship,
             begin: true,
+            but: Vec::new(),
         }) {
             Reply::Tracking { exact, .. } => exact,
             other => panic!("{other:?}"),
@@ -189,6 +190,7 @@ impl Vm {
         let request = Request::Track {
             relationship,
             begin: false,
+            but: Vec::new(),
         };
         match self.process.ask(&request) {
             Reply::Tracking { suspect, .. } => suspect,
@@ -369,6 +371,50 @@ fn an_epoch_that_exceeds_the_copy_budget_or_is_folded_back_loses_no_mark() {
     let (_, file) = vm.cut();
     vm.ship(&file);
     vm.assert_equal();
+}
+
+#[test]
+fn nothing_is_tracked_of_a_disk_that_is_left_out() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    let left_out = vm.config.disks[1].id;
+    let track = |vm: &Vm, begin| {
+        let request = Request::Track {
+            relationship,
+            begin,
+            but: vec![left_out],
+        };
+        match vm.process.ask(&request) {
+            Reply::Tracking { exact, suspect } => (exact, suspect),
+            other => panic!("{other:?}"),
+        }
+    };
+    // As it was before: of both.
+    vm.track(relationship);
+    track(&vm, true);
+    let mut guests = [vm.guest(0), vm.guest(1)];
+    let mut rng = Rng::new(9);
+    for guest in &mut guests {
+        churn(guest, &mut rng, BLOCKS, 200);
+    }
+    let tracked = |vm: &Vm| match vm.process.ask(&Request::Status) {
+        Reply::Status { disks, .. } => {
+            let tracked = disks.iter().map(|disk| disk.tracking.is_some());
+            (tracked.collect::<Vec<_>>(), disks[1].dirty)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(tracked(&vm), (vec![true, false], Bytes(0)));
+    // A point of the other one is cut as ever.
+    let (mut request, _) = vm.cut_request();
+    if let Request::Cut { header, .. } = &mut request {
+        header.disks.truncate(1);
+    }
+    assert!(matches!(vm.process.ask(&request), Reply::Staged(_)));
+    assert_eq!(vm.process.ask(&Request::Suspect), Reply::Done);
+    let (_, suspect) = track(&vm, false);
+    assert_eq!(suspect, Bytes(SIZE));
+    assert_eq!(tracked(&vm), (vec![true, false], Bytes(0)));
 }
 
 #[test]

@@ -147,6 +147,7 @@ impl Vm {
         match self.process.ask(&Request::Track {
             relationship,
             begin,
+            but: Vec::new(),
         }) {
             Reply::Tracking { exact, suspect } => (exact, suspect),
             other => panic!("{other:?}"),

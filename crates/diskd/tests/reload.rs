@@ -145,6 +145,7 @@ impl Vm {
         match self.process.ask(&Request::Track {
             relationship,
             begin: true,
+            but: Vec::new(),
         }) {
             Reply::Tracking { exact, .. } => exact,
             other => panic!("{other:?}"),

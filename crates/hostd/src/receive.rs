@@ -10,7 +10,7 @@ use journal::{Header, Journal, Room};
 use model::{Bytes, Code, Lineage, Problem, VmId};
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
-use replica::wire::{Enrol, PartnerStanding};
+use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
 use tokio::net::TcpListener;
 
 use crate::host::Host;
@@ -126,6 +126,19 @@ impl ReplicaHost for Twins {
         Ok(())
     }
 
+    async fn configure(&self, vm: VmId, wanted: Configure) -> Result<(), Problem> {
+        let ask = |answer| Message::Follow {
+            wanted: Box::new(wanted),
+            answer,
+        };
+        self.vm(vm)?.ask(ask).await
+    }
+
+    async fn cancel(&self, vm: VmId) -> Result<(), Problem> {
+        let ask = |answer| Message::Cancelled { answer };
+        self.vm(vm)?.ask(ask).await
+    }
+
     async fn relation(&self, vm: VmId) -> Option<Relation> {
         let view = self.0.vm(vm)?.view();
         let thing = view.thing();
@@ -135,6 +148,10 @@ impl ReplicaHost for Twins {
             thing,
             partner: relation.partner,
             role: view.standing.role,
+            reception: Reception {
+                paused: relation.suspended,
+                revision: relation.revision,
+            },
             incoming: twin::journal_folder(&view.home.path).join(Journal::INCOMING),
         })
     }
@@ -215,7 +232,9 @@ impl ReplicaHost for Twins {
         if header.point().is_none() || vm.view().standing.role != Role::Replica {
             return;
         }
-        let (keep, reserve) = (self.0.settings.keep.clone(), self.0.settings.store_reserve);
+        let wanted = vm.view().relation.and_then(|relation| relation.keep);
+        let keep = wanted.unwrap_or_else(|| self.0.settings.keep.clone());
+        let reserve = self.0.settings.store_reserve;
         tokio::task::spawn_blocking(move || {
             if let Err(problem) = store.retain(&keep, reserve) {
                 tracing::error!(vm = %vm.id, %problem, "old points do not go");

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use journal::{Begun, DiskExtent, Journal, Leases, PointInfo};
-use model::{Bytes, Code, Keep, PointId, Problem, VmSpec};
+use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
 use replica::wire::Enrol;
@@ -73,15 +73,20 @@ fn fill(folder: &Path, partner: &str, enrol: &Enrol, disks: &[DiskExtent]) -> Re
         .map_err(|error| no_space_or(&thing, &error))?;
     Journal::create(&journal_folder(folder), enrol.spec.id, disks, enrol.seed)
         .map_err(|error| failed(&error))?;
-    Relation::new(
-        enrol.relationship,
-        partner,
-        enrol.frequency_s,
-        enrol.seed,
-        enrol.disks.clone(),
-    )
-    .write(folder)
-    .map_err(|error| no_space_or(&thing, &error))?;
+    let relation = Relation {
+        keep: enrol.keep.clone(),
+        revision: Some(enrol.revision),
+        ..Relation::new(
+            enrol.relationship,
+            partner,
+            enrol.frequency_s,
+            enrol.seed,
+            enrol.disks.clone(),
+        )
+    };
+    relation
+        .write(folder)
+        .map_err(|error| no_space_or(&thing, &error))?;
     Standing::replica(partner, enrol.lineage.clone())
         .store(&folder.join(standing::FILE))
         .map_err(|error| failed(&error))
@@ -194,6 +199,13 @@ impl Store {
     /// The points, the oldest first. Blocking.
     pub(crate) fn points(&self) -> Result<Vec<PointInfo>, Problem> {
         self.with(|journal| Ok(journal.points()))
+    }
+
+    /// The disks that a point has, and their sizes then. Blocking.
+    pub(crate) fn disks(&self, point: PointId) -> Result<Vec<(DiskId, Bytes)>, Problem> {
+        let failed = |error| Problem::failed(&self.thing, &error);
+        let reader = self.with(|journal| journal.open_point(point).map_err(failed))?;
+        Ok(reader.disks().collect())
     }
 
     /// The point that a person means: [`LATEST`], or as it is printed.

@@ -12,6 +12,8 @@ async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Probl
     let enable = EnableReplication {
         peer: to.to_owned(),
         every_s: 30,
+        disks: None,
+        keep: None,
     };
     host.client.enable_replication(vm, &enable).await
 }

@@ -28,6 +28,8 @@ async fn enable(castor: &Host) {
     let enable = EnableReplication {
         peer: "pollux".to_owned(),
         every_s: 30,
+        disks: None,
+        keep: None,
     };
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");

@@ -6,6 +6,7 @@
 //! may go through ([`VmState`], [`Relationship`](ReplicationState)), and how a
 //! refusal is told to a person ([`Problem`]).
 
+mod choice;
 mod disk;
 mod history;
 mod id;
@@ -15,6 +16,7 @@ mod size;
 mod spec;
 mod state;
 
+pub use choice::{DiskChoice, ParseDiskChoiceError};
 pub use disk::{
     Bus, CheckpointName, CheckpointSpec, DiskSpec, MAX_CHECKPOINTS, OverlaySpec, free_slot,
 };

@@ -27,8 +27,8 @@ use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
     self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Compare, CompareAnswer,
-    Contact, Enrol, Enrolled, Hello, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor,
-    TipAnswer,
+    Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, Offer, OfferAnswer,
+    PartnerStanding, StandDown, StoodDownFor, TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -409,6 +409,10 @@ impl PeerLink {
         lineage: &Lineage,
         limit: Duration,
     ) -> Result<PartnerStanding, LinkError> {
+        Ok(self.meet(lineage, limit).await?.standing)
+    }
+
+    async fn meet(&self, lineage: &Lineage, limit: Duration) -> Result<ContactAnswer, LinkError> {
         let contact = Contact {
             lineage: lineage.clone(),
         };
@@ -439,11 +443,31 @@ impl PeerLink {
         let call = self.call(Method::DELETE, path, CONTROL_TIMEOUT);
         self.client.tell(call).await.map(drop)
     }
+
+    /// Ends the relationship on the replica and deletes what it received, which is no whole VM yet.
+    ///
+    /// # Errors
+    /// [`LinkError`]; refused when the replica has a recovery point.
+    pub async fn cancel(&self) -> Result<(), LinkError> {
+        let path = wire::vm_path(self.vm, "/cancel");
+        let call = self.call(Method::POST, path, CONTROL_TIMEOUT);
+        self.client.tell(call).await.map(drop)
+    }
 }
 
 impl Link for PeerLink {
-    async fn contact(&self, lineage: &Lineage) -> Result<PartnerStanding, LinkError> {
-        self.standing(lineage, CONTACT_TIMEOUT).await
+    async fn contact(&self, lineage: &Lineage) -> Result<ContactAnswer, LinkError> {
+        self.meet(lineage, CONTACT_TIMEOUT).await
+    }
+
+    async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
+        let path = wire::vm_path(self.vm, "/configuration");
+        let call = Call {
+            body: self.client.json(configure)?,
+            json: true,
+            ..self.call(Method::PUT, path, CONTROL_TIMEOUT)
+        };
+        self.client.ask(call).await
     }
 
     async fn tip(&self, lineage: &Lineage) -> Result<TipAnswer, LinkError> {

@@ -18,7 +18,7 @@ use crate::link::Link;
 use crate::report::LinkReport;
 use crate::sender::{Event, Now, Output, Sender};
 use crate::source::{Plan, Progress, Source, Staged, Suspects};
-use crate::wire::{Compare, CompareAnswer, Digest, Offer, RegionDigest};
+use crate::wire::{Compare, CompareAnswer, Configuration, Configure, Digest, Offer, RegionDigest};
 
 /// What a person may tell a running driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ type Task = Pin<Box<dyn Future<Output = Event> + Send>>;
 /// How a driver begins.
 #[derive(Debug, Clone)]
 pub struct Begin {
-    /// What does not change while it runs.
+    /// What is to be done.
     pub plan: Plan,
     /// What was recorded last, for the first report; [`Source::track`] is asked again.
     pub progress: Progress,
@@ -47,6 +47,8 @@ pub struct Begin {
     pub suspended: bool,
     /// Seeds the jitter of retries.
     pub chance: u64,
+    /// The configuration that the plan has, and what becomes of it.
+    pub configuration: watch::Receiver<Arc<Configuration>>,
 }
 
 /// Replicates until it is told to stop, the other end of `commands` is dropped, or the partner
@@ -63,6 +65,7 @@ pub async fn run<S: Source, L: Link>(
         progress,
         suspended,
         chance,
+        mut configuration,
     } = begin;
     let mut driver = Driver {
         lineage: Arc::new(plan.lineage.clone()),
@@ -109,6 +112,9 @@ pub async fn run<S: Source, L: Link>(
                     Event::Suspend
                 }
             },
+            Ok(()) = configuration.changed() => {
+                Event::Changed(configuration.borrow_and_update().clone())
+            }
             Some(event) = driver.local.next() => event,
             Some(event) = driver.remote.next() => event,
             Some(event) = driver.contact.next() => event,
@@ -174,28 +180,6 @@ impl<S: Source, L: Link> Driver<S, L> {
                     Err(problem) => Err(problem),
                 })
             }),
-            Output::Compare {
-                disk,
-                region,
-                tip,
-                issued,
-            } => {
-                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
-                // Only reads: may be dropped at any time.
-                self.remote(async move {
-                    Event::Answered(match source.hashes(disk, region).await {
-                        Ok(ours) => {
-                            let ask = question(&lineage, tip, issued, id, &ours);
-                            let answer = match ask {
-                                Some(ask) => link.compare(&ask).await,
-                                None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
-                            };
-                            Ok((ours, answer))
-                        }
-                        Err(problem) => Err(problem),
-                    })
-                });
-            }
             Output::Note { disk, regions } => {
                 self.local(async move { Event::Noted(source.compared(disk, regions).await) });
             }
@@ -218,9 +202,58 @@ impl<S: Source, L: Link> Driver<S, L> {
             Output::Gate(lineage) => {
                 self.local(async move { Event::Gated(source.gate(&lineage).await) });
             }
+            Output::Contact => {
+                let lineage = self.lineage.clone();
+                self.contact.push(Box::pin(async move {
+                    Event::Contacted(link.contact(&lineage).await)
+                }));
+            }
+            Output::Abandon => self.remote.clear(),
+            Output::Sleep(since_start) => self.wake = Some(self.started + since_start),
+            output => self.ask(output),
+        }
+    }
+
+    /// Asks the partner.
+    fn ask(&mut self, output: Output) {
+        let (source, link) = (self.source.clone(), self.link.clone());
+        match output {
             Output::AskTip => {
                 let lineage = self.lineage.clone();
                 self.remote(async move { Event::Tip(link.tip(&lineage).await) });
+            }
+            Output::Configure {
+                configuration,
+                revision,
+            } => {
+                let configure = Configure {
+                    lineage: (*self.lineage).clone(),
+                    revision,
+                    configuration: (*configuration).clone(),
+                };
+                self.remote(async move { Event::Configured(link.configure(&configure).await) });
+            }
+            Output::Compare {
+                disk,
+                region,
+                tip,
+                issued,
+            } => {
+                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
+                // Only reads: may be dropped at any time.
+                self.remote(async move {
+                    Event::Answered(match source.hashes(disk, region).await {
+                        Ok(ours) => {
+                            let ask = question(&lineage, tip, issued, id, &ours);
+                            let answer = match ask {
+                                Some(ask) => link.compare(&ask).await,
+                                None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
+                            };
+                            Ok((ours, answer))
+                        }
+                        Err(problem) => Err(problem),
+                    })
+                });
             }
             Output::Offer(staged) => {
                 // Only reads: may be dropped at any time.
@@ -255,14 +288,7 @@ impl<S: Source, L: Link> Driver<S, L> {
                 let root = offer.root;
                 self.remote(async move { Event::Committed(link.commit(root).await) });
             }
-            Output::Contact => {
-                let lineage = self.lineage.clone();
-                self.contact.push(Box::pin(async move {
-                    Event::Contacted(link.contact(&lineage).await)
-                }));
-            }
-            Output::Abandon => self.remote.clear(),
-            Output::Sleep(since_start) => self.wake = Some(self.started + since_start),
+            _ => unreachable!("the others ask the partner nothing"),
         }
     }
 

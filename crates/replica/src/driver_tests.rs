@@ -5,6 +5,8 @@
 //! was written since the last flush is there or lost, block by block. The regions that differ,
 //! at most, survive it ([`tracking`]). Both hosts are also restored from older copies of themselves.
 
+#[path = "driver_tests/reception.rs"]
+mod reception;
 #[path = "driver_tests/resync.rs"]
 mod resync;
 #[path = "driver_tests/tracking.rs"]
@@ -24,7 +26,10 @@ use crate::link::LinkError;
 use crate::sender::LONGEST_CONTACT;
 use crate::source::{ComparedRegion, Position, SeedPart, StagedPart, Tracking};
 use crate::standing::Role;
-use crate::wire::{CHUNK, CommitAnswer, OfferAnswer, PartnerStanding, Tip, TipAnswer};
+use crate::wire::{
+    CHUNK, CommitAnswer, ConfigureAnswer, ContactAnswer, OfferAnswer, PartnerStanding, Reception,
+    Tip, TipAnswer,
+};
 
 const DISKS: usize = 2;
 const BLOCKS: u64 = 24;
@@ -130,7 +135,8 @@ struct World {
     outbox: Option<File>,
     progress: Progress,
     sequence: u64,
-    frequency: Duration,
+    /// What the primary wants the replica to follow.
+    configuration: Arc<Configuration>,
     /// Staging takes this long.
     staging: Duration,
     exact: bool,
@@ -147,6 +153,12 @@ struct World {
     gated: Option<Lineage>,
     // -- replica
     tip: Tip,
+    paused: bool,
+    followed: Option<Arc<Configuration>>,
+    /// Its name is taken there.
+    unfit: bool,
+    /// A person ended the relationship there.
+    ended: bool,
     /// What the replica holds at each point, and the root that was committed.
     points: BTreeMap<u64, (Disks, Root)>,
     received: Disks,
@@ -178,12 +190,15 @@ impl World {
         let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         chance.next();
         let lineage = Lineage::begin("host-a");
+        let vm = VmId::random();
+        let disks: Vec<DiskId> = (0..DISKS).map(|_| DiskId::random()).collect();
+        let configuration = Arc::new(reception::configuration(vm, &disks, 5));
         let blocks = (0..DISKS).flat_map(|disk| (0..BLOCKS).map(move |block| (disk, block)));
         Self {
             chance,
             weather: CALM,
-            vm: VmId::random(),
-            disks: (0..DISKS).map(|_| DiskId::random()).collect(),
+            vm,
+            disks,
             lineage,
             content: blocks.clone().map(|key| (key, 1)).collect(),
             durable: blocks.clone().map(|key| (key, 1)).collect(),
@@ -195,7 +210,7 @@ impl World {
             outbox: None,
             progress: Progress::begin(SeedId::random()),
             sequence: 0,
-            frequency: Duration::from_secs(5),
+            configuration,
             staging: Duration::ZERO,
             exact: true,
             lie: None,
@@ -206,6 +221,10 @@ impl World {
             used: BTreeSet::new(),
             gated: None,
             tip: Tip::Nothing,
+            paused: false,
+            followed: None,
+            unfit: false,
+            ended: false,
             points: BTreeMap::new(),
             received: Disks::new(),
             pending: None,
@@ -678,42 +697,65 @@ fn encode(file: &File, n: u64) -> Bytes {
 }
 
 impl Link for Shared {
-    async fn contact(&self, _: &Lineage) -> Result<PartnerStanding, LinkError> {
+    async fn contact(&self, _: &Lineage) -> Result<ContactAnswer, LinkError> {
         self.remote(|world| {
+            world.known()?;
             world.contacts += 1;
             let (role, lineage) = match world.taken_over.clone() {
                 Some(lineage) => (Role::FailedOver, lineage),
                 None => (Role::Replica, world.lineage.clone()),
             };
-            PartnerStanding {
+            let standing = PartnerStanding {
                 role,
                 lineage,
                 runs: role != Role::Replica,
                 stood_down: None,
-            }
+            };
+            Ok(ContactAnswer {
+                standing,
+                reception: (role == Role::Replica).then(|| world.reception()),
+            })
         })
-        .await
+        .await?
+    }
+
+    async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
+        let configure = configure.clone();
+        self.remote(move |world| world.on_configure(&configure))
+            .await?
     }
 
     async fn tip(&self, _: &Lineage) -> Result<TipAnswer, LinkError> {
-        self.remote(|world| match world.taken_over.clone() {
-            Some(lineage) => TipAnswer::Superseded { lineage },
-            None => TipAnswer::At {
-                tip: world.tip,
-                issued: world.issued,
-            },
+        self.remote(|world| {
+            world.known()?;
+            Ok(match world.taken_over.clone() {
+                Some(lineage) => TipAnswer::Superseded { lineage },
+                None => TipAnswer::At {
+                    tip: world.tip,
+                    issued: world.issued,
+                    reception: world.reception(),
+                },
+            })
         })
-        .await
+        .await?
     }
 
     async fn compare(&self, ask: &Compare) -> Result<CompareAnswer, LinkError> {
         let ask = ask.clone();
-        self.remote(move |world| world.on_compare(&ask)).await
+        self.remote(move |world| {
+            world.receives()?;
+            Ok(world.on_compare(&ask))
+        })
+        .await?
     }
 
     async fn offer(&self, offer: &Offer) -> Result<OfferAnswer, LinkError> {
         let offer = offer.clone();
-        self.remote(move |world| world.on_offer(&offer)).await
+        self.remote(move |world| {
+            world.receives()?;
+            Ok(world.on_offer(&offer))
+        })
+        .await?
     }
 
     async fn put(&self, root: Root, n: u64, chunk: Bytes) -> Result<(), LinkError> {
@@ -722,7 +764,11 @@ impl Link for Shared {
     }
 
     async fn commit(&self, root: Root) -> Result<CommitAnswer, LinkError> {
-        self.remote(move |world| world.on_commit(root)).await?
+        self.remote(move |world| {
+            world.receives()?;
+            world.on_commit(root)
+        })
+        .await?
     }
 }
 
@@ -730,6 +776,7 @@ struct Running {
     task: JoinHandle<()>,
     commands: mpsc::Sender<Command>,
     reports: watch::Receiver<LinkReport>,
+    configurations: watch::Sender<Arc<Configuration>>,
 }
 
 fn start(shared: &Shared) -> Running {
@@ -740,7 +787,7 @@ fn start(shared: &Shared) -> Running {
             partner: "host-b".to_owned(),
             disks: world.disks.clone(),
             lineage: world.lineage.clone(),
-            frequency: world.frequency,
+            configuration: world.configuration.clone(),
         };
         (plan, world.progress, world.chance.next())
     };
@@ -748,6 +795,7 @@ fn start(shared: &Shared) -> Running {
     let state = ReplicationState::ReadyForInitialReplication;
     let (sender, reports) = watch::channel(LinkReport::new(state));
     let both = Arc::new(shared.clone());
+    let (configurations, configuration) = watch::channel(plan.configuration.clone());
     let task = tokio::spawn(run(
         both.clone(),
         both,
@@ -756,6 +804,7 @@ fn start(shared: &Shared) -> Running {
             progress,
             suspended: false,
             chance,
+            configuration,
         },
         receiver,
         sender,
@@ -764,6 +813,7 @@ fn start(shared: &Shared) -> Running {
         task,
         commands,
         reports,
+        configurations,
     }
 }
 
@@ -856,12 +906,16 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
                     shared.world().restore_replica(copy);
                 }
             }
+            86..89 => shared.world().paused = true,
+            89..93 => shared.world().paused = false,
+            93..96 => shared.reconfigure(&running),
             _ => {}
         }
         let report = running.reports.borrow().clone();
         assert_ne!(report.state, ReplicationState::Error, "{report:?}");
     }
     shared.world().weather = CALM;
+    shared.world().paused = false;
     let _ = running.commands.send(Command::Resume).await;
     // A point cut after the last write was acknowledged.
     let last = {
@@ -879,7 +933,9 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
     .await;
     let _ = running.commands.send(Command::Stop).await;
     running.task.await.expect("ends without a panic");
-    check_points(&shared.world());
+    let world = shared.world();
+    assert_eq!(world.followed.as_ref(), Some(&world.configuration));
+    check_points(&world);
 }
 
 fn seeds() -> u64 {
@@ -1040,7 +1096,7 @@ fn the_guest_is_stopped_a_second_after_the_first_contact_whatever_the_driver_is_
 
 async fn superseded(at: At, seed: u64) {
     let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
-    shared.world().frequency = Duration::from_secs(300);
+    shared.world().every(300);
     let running = start(&shared);
     wait_for(&running, "a point", |report| report.cycles >= 1).await;
     match at {
@@ -1102,7 +1158,7 @@ async fn superseded(at: At, seed: u64) {
 fn contact_is_made_every_second_and_no_measure_knows_of_it() {
     paused().block_on(async {
         let shared = Shared(Arc::new(Mutex::new(World::new(5))));
-        shared.world().frequency = Duration::from_secs(300);
+        shared.world().every(300);
         let running = start(&shared);
         wait_for(&running, "a point", |report| report.cycles >= 1).await;
         let before = running.reports.borrow().clone();
@@ -1211,12 +1267,13 @@ fn a_part_or_a_point_that_nobody_can_read_is_marked_or_compared_and_nothing_is_r
 fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
     // A source whose `next` does not rise must not be asked for ever.
     let lineage = Lineage::begin("host-a");
+    let configuration = Arc::new(reception::configuration(VmId::random(), &[], 5));
     let plan = Plan {
         thing: "VM `web`".to_owned(),
         partner: "host-b".to_owned(),
         disks: vec![DiskId::random()],
         lineage,
-        frequency: Duration::from_secs(5),
+        configuration: configuration.clone(),
     };
     let seed = SeedId::random();
     let progress = Progress::Seeding {
@@ -1246,6 +1303,10 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
     let tip = TipAnswer::At {
         tip: Tip::Nothing,
         issued: 0,
+        reception: Reception {
+            paused: false,
+            revision: Some(configuration.revision()),
+        },
     };
     let outputs = sender.apply(now, Event::Tip(Ok(tip)));
     assert!(matches!(outputs[..], [Output::Seed(_)]));

@@ -8,7 +8,7 @@ use journal::{Header, Journal, JournalError, PointReader, Refusal, Root, Segment
 use model::{Code, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
-use crate::wire::{Enrol, PartnerStanding, Tip};
+use crate::wire::{Configure, Enrol, PartnerStanding, Reception, Tip};
 
 /// Who is at the other end of a connection: a trusted peer, by the name it was accepted with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,6 +28,8 @@ pub struct Relation {
     pub partner: String,
     /// What this host is in it now.
     pub role: Role,
+    /// How it is received here, if this host is the replica.
+    pub reception: Reception,
     /// Folder for what is being received ([`Journal::INCOMING`] of
     /// the journal's); the receiver makes it and owns what is in it.
     pub incoming: PathBuf,
@@ -61,6 +63,14 @@ pub trait ReplicaHost: Send + Sync + 'static {
         principal: &Principal,
         vm: VmId,
         enrol: Enrol,
+    ) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// The primary wants the twin to be like this from now on: the VM's specification and what the
+    /// relationship keeps of it follow, durably. Any number of times.
+    fn configure(
+        &self,
+        vm: VmId,
+        wanted: Configure,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// The relationship of `vm`, if it has one.
@@ -103,8 +113,13 @@ pub trait ReplicaHost: Send + Sync + 'static {
     /// A segment was committed: for events and measures.
     fn received(&self, vm: VmId, header: &Header, file_len: u64);
 
-    /// Ends the relationship. The VM's folder stays, as a VM that belongs to this host's users.
+    /// The partner ended the relationship. The VM's folder stays, as a VM that belongs to this
+    /// host's users.
     fn remove(&self, vm: VmId) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// The primary gave its initial replication up: the relationship ends, and what came of the twin
+    /// is deleted. Refused when there is a recovery point: no primary can delete one.
+    fn cancel(&self, vm: VmId) -> impl Future<Output = Result<(), Problem>> + Send;
 }
 
 /// Whether an offered segment may come.

@@ -7,7 +7,8 @@ use journal::Root;
 use model::{Lineage, Problem};
 
 use crate::wire::{
-    CommitAnswer, Compare, CompareAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer,
+    CommitAnswer, Compare, CompareAnswer, Configure, ConfigureAnswer, ContactAnswer, Offer,
+    OfferAnswer, TipAnswer,
 };
 
 /// Why a request to the partner has no answer.
@@ -39,7 +40,13 @@ pub trait Link: Send + Sync + 'static {
     fn contact(
         &self,
         lineage: &Lineage,
-    ) -> impl Future<Output = Result<PartnerStanding, LinkError>> + Send;
+    ) -> impl Future<Output = Result<ContactAnswer, LinkError>> + Send;
+
+    /// Lets the replica follow a configuration.
+    fn configure(
+        &self,
+        configure: &Configure,
+    ) -> impl Future<Output = Result<ConfigureAnswer, LinkError>> + Send;
 
     /// What the replica has; tells it our lineage.
     fn tip(&self, lineage: &Lineage) -> impl Future<Output = Result<TipAnswer, LinkError>> + Send;

@@ -40,10 +40,12 @@ use compare::{Comparison, Issued};
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::Incoming;
 use crate::run::{Rank, anew, rank};
+use crate::sender::paused;
 use crate::standing::Role;
 use crate::wire::{
-    self, CHUNK, CommitAnswer, Contact, Enrol, Enrolled, Hello, MAX_BODY, MAX_CHUNKS,
-    MAX_OFFER_BODY, Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, Tip, TipAnswer,
+    self, CHUNK, CommitAnswer, Configuration, Configure, ConfigureAnswer, Contact, ContactAnswer,
+    Enrol, Enrolled, Hello, MAX_BODY, MAX_CHUNKS, MAX_OFFER_BODY, Offer, OfferAnswer,
+    PartnerStanding, StandDown, StoodDownFor, Tip, TipAnswer,
 };
 
 /// After this long a body that has not come whole is given up.
@@ -96,6 +98,8 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
     });
     let fills = Router::new()
         .route("/tip", post(tip::<H>))
+        .route("/configuration", put(configure::<H>))
+        .route("/cancel", post(cancel::<H>))
         .route("/compare", post(compare::compare::<H>))
         .route("/offer", post(offer::<H>))
         .route("/incoming/{root}/chunks/{n}", put(chunk::<H>))
@@ -243,27 +247,46 @@ async fn enrol<H: ReplicaHost>(
     let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
     let vm: VmId = vm.parse::<VmId>().map_err(|e| wrong(&e.to_string()))?;
     let enrol: Enrol = read_json(body, MAX_BODY).await?;
-    if enrol.spec.id != vm {
-        return Err(wrong("describes another VM than it names"));
-    }
-    let known = |id| enrol.spec.disks.iter().any(|disk| disk.id == id);
-    let mut distinct = enrol.disks.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    if enrol.disks.is_empty()
-        || distinct.len() != enrol.disks.len()
-        || !enrol.disks.iter().all(|id| known(*id))
-    {
-        return Err(wrong("replicates disks that the VM does not have, or none"));
-    }
-    // A VM without any of its limits would be refused by its own host as well.
-    model::VmSpec::from_toml(&enrol.spec.to_toml()).map_err(|e| wrong(&e.to_string()))?;
+    check_spec(vm, &enrol.spec, &enrol.disks)?;
     receiver.host.enrol(&principal, vm, enrol).await?;
     let shelf = receiver.host.shelf(vm).await?;
     let tip = on_shelf(shelf, |journal| Ok(journal.tip())).await?;
     Ok(Json(Enrolled {
         tip: tip.unwrap_or(Tip::Nothing),
     }))
+}
+
+/// Whether a VM that is replicated can be this one.
+fn check_spec(vm: VmId, spec: &model::VmSpec, disks: &[model::DiskId]) -> Answer<()> {
+    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    if spec.id != vm {
+        return Err(wrong("describes another VM than it names"));
+    }
+    let known = |id| spec.disks.iter().any(|disk| disk.id == id);
+    let mut distinct = disks.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    if disks.is_empty() || distinct.len() != disks.len() || !disks.iter().all(|id| known(*id)) {
+        return Err(wrong("replicates disks that the VM does not have, or none"));
+    }
+    // A VM without any of its limits would be refused by its own host as well.
+    model::VmSpec::from_toml(&spec.to_toml()).map_err(|e| wrong(&e.to_string()))?;
+    Ok(())
+}
+
+async fn configure<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<ConfigureAnswer>> {
+    let wanted: Configure = read_json(body, MAX_BODY).await?;
+    let Configuration { spec, disks, .. } = &wanted.configuration;
+    check_spec(bound.vm, spec, disks)?;
+    if let Some(lineage) = meet(&receiver, &bound, &wanted.lineage).await? {
+        return Ok(Json(ConfigureAnswer::Superseded { lineage }));
+    }
+    receiver.host.configure(bound.vm, wanted).await?;
+    Ok(Json(ConfigureAnswer::Configured))
 }
 
 /// Works with the journal, if this host is still the replica.
@@ -306,10 +329,15 @@ async fn standing<H: ReplicaHost>(
     State(receiver): Here<H>,
     Extension(bound): Extension<Bound>,
     body: Body,
-) -> Answer<Json<PartnerStanding>> {
+) -> Answer<Json<ContactAnswer>> {
     let contact: Contact = read_json(body, MAX_BODY).await?;
     let standing = receiver.host.contact(bound.vm, &contact.lineage).await?;
-    Ok(Json(standing))
+    let receives = standing.role == Role::Replica;
+    let reception = receives.then_some(bound.relation.reception);
+    Ok(Json(ContactAnswer {
+        standing,
+        reception,
+    }))
 }
 
 async fn stand_down<H: ReplicaHost>(
@@ -331,7 +359,24 @@ async fn remove<H: ReplicaHost>(
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
     receiver.host.remove(bound.vm).await?;
-    if let Some(incoming) = std::mem::take(&mut *receiving).incoming {
+    forget_lane(&mut receiving).await
+}
+
+async fn cancel<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(bound): Extension<Bound>,
+) -> Answer<StatusCode> {
+    let lane = receiver.lane(bound.vm);
+    let mut receiving = lane.lock().await;
+    // First, for it lies in the twin's folder; should the host refuse, it is sent again.
+    let forgotten = forget_lane(&mut receiving).await?;
+    receiver.host.cancel(bound.vm).await?;
+    Ok(forgotten)
+}
+
+/// The relationship is over: what is being received for it goes.
+async fn forget_lane(receiving: &mut Receiving) -> Answer<StatusCode> {
+    if let Some(incoming) = std::mem::take(receiving).incoming {
         blocking(move || incoming.remove()).await?;
     }
     Ok(StatusCode::NO_CONTENT)
@@ -349,10 +394,23 @@ async fn tip<H: ReplicaHost>(
     let shelf = receiver.host.shelf(bound.vm).await?;
     let term = contact.lineage.current().id;
     let issued = receiver.lane(bound.vm).lock().await.issued(term);
+    let reception = bound.relation.reception;
     match on_shelf(shelf, |journal| Ok(journal.tip())).await? {
-        Some(tip) => Ok(Json(TipAnswer::At { tip, issued })),
+        Some(tip) => Ok(Json(TipAnswer::At {
+            tip,
+            issued,
+            reception,
+        })),
         None => Err(Refusal(taken(&bound))),
     }
+}
+
+/// Refuses what would change the twin while a person wants that nothing is received.
+fn check_paused(bound: &Bound, host: &str) -> Result<(), Problem> {
+    if bound.relation.reception.paused {
+        return Err(paused(&bound.relation.thing, host));
+    }
+    Ok(())
 }
 
 /// The journal was taken out between two questions; asking again tells why.
@@ -368,6 +426,7 @@ async fn offer<H: ReplicaHost>(
 ) -> Answer<Json<OfferAnswer>> {
     let offer: Offer = read_json(body, MAX_OFFER_BODY).await?;
     check_offer(&bound, &offer)?;
+    check_paused(&bound, receiver.host.name())?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
     if let Some(lineage) = meet(&receiver, &bound, &offer.header.lineage).await? {
@@ -464,6 +523,7 @@ async fn commit<H: ReplicaHost>(
     Extension(bound): Extension<Bound>,
     Path((_, root)): Path<(String, String)>,
 ) -> Answer<Json<CommitAnswer>> {
+    check_paused(&bound, receiver.host.name())?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
     let again = |problem| Ok(Json(CommitAnswer::Again { problem }));

@@ -28,6 +28,10 @@ pub struct Comparison {
 pub struct LinkReport {
     /// State of the relationship.
     pub state: ReplicationState,
+    /// Whether a person paused it on the replica.
+    pub paused_there: bool,
+    /// Why the replica does not follow the VM's configuration; points go on.
+    pub unconfigured: Option<Problem>,
     /// The newest point that the replica acknowledged.
     pub acknowledged: Option<PointId>,
     /// When that point was cut: the replica is behind by the time since then (RPO now).
@@ -74,6 +78,8 @@ impl LinkReport {
     pub fn new(state: ReplicationState) -> Self {
         Self {
             state,
+            paused_there: false,
+            unconfigured: None,
             acknowledged: None,
             acknowledged_cut: None,
             last_success: None,

@@ -8,6 +8,9 @@
 //!      |           |                             |
 //!   Waiting: own failure, link lost,  <----------+ until the next point is due
 //!
+//!   Asking --> Configuring --> ...   the replica follows another configuration
+//!   Asking, anything remote --> Waiting   it is paused there, until it is not
+//!
 //!   any answer may say that the replica took over: Gating --> StoodDown
 //! ```
 //!
@@ -19,14 +22,20 @@
 //!   any instant finds either the segment or its acknowledgement;
 //! - at most one thing is under way, but for chunks and contact;
 //! - the partner is asked every second how it stands, whatever else goes on, also while nothing
-//!   is sent: an answer that says that it took over stops the guest at once.
+//!   is sent: an answer that says that it took over stops the guest at once, one that says that a
+//!   person paused it there stops the sending, and one that says that there is no such relationship
+//!   is told to a person;
+//! - what the replica says of the configuration that it follows is compared with what is wanted, so
+//!   that whatever was lost, repeated or restored, it is sent until they are the same.
 
 mod answers;
 mod contact;
+mod reception;
 mod resync;
 mod trouble;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -37,11 +46,15 @@ use crate::report::LinkReport;
 use crate::source::{
     ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
 };
-use crate::wire::{CommitAnswer, CompareAnswer, Offer, OfferAnswer, PartnerStanding, TipAnswer};
+use crate::wire::{
+    CommitAnswer, CompareAnswer, Configuration, ConfigureAnswer, ContactAnswer, Digest, Offer,
+    OfferAnswer, Tip, TipAnswer,
+};
 use contact::Contact;
 use resync::{At, Findings};
 
 pub use contact::{CONTACT, LONGEST_CONTACT};
+pub(crate) use reception::paused;
 
 /// Chunks on their way at one time.
 pub const WINDOW: usize = 4;
@@ -93,7 +106,11 @@ pub enum Event {
     /// [`Output::Gate`] ended.
     Gated(Result<(), Problem>),
     /// [`Output::Contact`] ended.
-    Contacted(Result<PartnerStanding, LinkError>),
+    Contacted(Result<ContactAnswer, LinkError>),
+    /// [`Output::Configure`] ended.
+    Configured(Result<ConfigureAnswer, LinkError>),
+    /// From now on the replica is to follow this one.
+    Changed(Arc<Configuration>),
     /// A person wants it to stop for a while.
     Suspend,
     /// A person wants it to go on; also out of [`ReplicationState::Error`].
@@ -108,6 +125,13 @@ pub enum Output {
     Track,
     /// [`Link::tip`](crate::link::Link::tip).
     AskTip,
+    /// [`Link::configure`](crate::link::Link::configure).
+    Configure {
+        /// What is wanted.
+        configuration: Arc<Configuration>,
+        /// Its revision.
+        revision: Digest,
+    },
     /// [`Source::seed`](crate::source::Source::seed).
     Seed(SeedPart),
     /// Reserve a sequence number, then [`Source::cut`](crate::source::Source::cut).
@@ -168,6 +192,8 @@ pub enum Output {
 enum State {
     Starting,
     Asking,
+    /// The replica has this, and follows another configuration.
+    Configuring(Tip),
     Staging,
     Comparing(At),
     Noting(Findings),
@@ -212,6 +238,8 @@ enum Wait {
     Due,
     /// Asking for the tip again.
     Link,
+    /// Asking whether it is paused there still.
+    Paused,
     /// Tracking again.
     Source,
     /// Stopping the guest again.
@@ -222,6 +250,12 @@ enum Wait {
 #[derive(Debug)]
 pub struct Sender {
     plan: Plan,
+    /// Of the plan's configuration.
+    wanted: Digest,
+    /// Of the one that the replica follows, as far as is known.
+    followed: Option<Digest>,
+    /// The replica refused what is wanted, and is not asked again before that time.
+    refused: Option<Duration>,
     state: State,
     progress: Progress,
     staged: Option<Staged>,
@@ -229,6 +263,8 @@ pub struct Sender {
     suspect: Bytes,
     /// How often the replica's tip could not be stood on.
     strange: u32,
+    /// The last such tip.
+    strange_tip: Option<PointId>,
     /// Highest sequence number that may have been used.
     reserved: u64,
     /// The replica lets in higher ones than this only.
@@ -255,13 +291,18 @@ impl Sender {
     /// [`Event::Resume`].
     #[must_use]
     pub fn new(plan: Plan, progress: Progress, chance: u64) -> Self {
+        let wanted = plan.configuration.revision();
         Self {
             plan,
+            wanted,
+            followed: None,
+            refused: None,
             state: State::Suspended,
             progress,
             staged: None,
             suspect: Bytes(0),
             strange: 0,
+            strange_tip: None,
             reserved: 0,
             above: 0,
             due: Duration::ZERO,
@@ -297,6 +338,7 @@ impl Sender {
         let ticked = matches!(event, Event::Tick);
         match event {
             Event::Contacted(answer) => self.contacted(now, answer, &mut outputs),
+            Event::Changed(configuration) => self.changed(now, configuration, &mut outputs),
             event => self.step(now, event, &mut outputs),
         }
         self.keep_time(now, ticked, &mut outputs);
@@ -308,15 +350,25 @@ impl Sender {
         match (std::mem::replace(&mut self.state, State::Error), event) {
             (State::Waiting { until, wait }, Event::Tick) if now.since_start >= until => match wait
             {
-                Wait::Due => self.cut(now, out),
-                Wait::Link => self.ask(out),
+                Wait::Due => self.go_on(now, out),
+                Wait::Link | Wait::Paused => self.ask(out),
                 Wait::Source => self.track(out),
                 Wait::Gate(lineage) => self.gate(lineage, out),
             },
             (State::Starting, Event::Tracked(Ok(found))) => self.tracked(found, out),
-            (State::Asking, Event::Tip(Ok(TipAnswer::At { tip, issued }))) => {
+            (
+                State::Asking,
+                Event::Tip(Ok(TipAnswer::At {
+                    tip,
+                    issued,
+                    reception,
+                })),
+            ) => {
                 self.above = self.above.max(issued);
-                self.decide(now, tip, out);
+                self.told(now, tip, reception, out);
+            }
+            (State::Configuring(tip), Event::Configured(answer)) => {
+                self.configured(now, tip, answer, out);
             }
             (State::Asking, Event::Tip(Ok(TipAnswer::Superseded { lineage })))
             | (State::Offering, Event::Offered(Ok((_, Ok(OfferAnswer::Superseded { lineage })))))
@@ -331,16 +383,7 @@ impl Sender {
                 self.offer(out);
             }
             (State::Recording { progress, then }, Event::Persisted(Ok(()))) => {
-                self.progress = progress;
-                match (then, &self.staged) {
-                    (Then::Offer, _) => self.offer(out),
-                    (Then::Note(findings), _) => self.note(findings, out),
-                    (Then::Confirm, Some(staged)) => {
-                        out.push(Output::Confirm(staged.clone()));
-                        self.state = State::Confirming;
-                    }
-                    (Then::Confirm, None) => self.go_on(now, out),
-                }
+                self.recorded(now, progress, then, out);
             }
             (State::Comparing(at), Event::Answered(Ok((ours, Ok(answer))))) => {
                 self.answered(now, at, &ours, answer, out);
@@ -458,6 +501,19 @@ impl Sender {
         self.state = State::Recording { progress, then };
     }
 
+    fn recorded(&mut self, now: Now, progress: Progress, then: Then, out: &mut Vec<Output>) {
+        self.progress = progress;
+        match (then, &self.staged) {
+            (Then::Offer, _) => self.offer(out),
+            (Then::Note(findings), _) => self.note(findings, out),
+            (Then::Confirm, Some(staged)) => {
+                out.push(Output::Confirm(staged.clone()));
+                self.state = State::Confirming;
+            }
+            (Then::Confirm, None) => self.go_on(now, out),
+        }
+    }
+
     fn fold_back(&mut self, staged: Staged, out: &mut Vec<Output>) {
         out.push(Output::FoldBack(staged));
         self.state = State::FoldingBack;
@@ -474,6 +530,7 @@ impl Sender {
                 self.state = State::Staging;
             }
             Progress::Seeding { .. } => self.cut(now, out),
+            Progress::Live { .. } if self.is_outdated(now) => self.ask(out),
             Progress::Live { .. } if self.suspect.0 > 0 => self.compare(now, out),
             Progress::Live { .. } if now.since_start >= self.due || self.late => {
                 self.cut(now, out);
@@ -489,7 +546,7 @@ impl Sender {
 
     fn cut(&mut self, now: Now, out: &mut Vec<Output>) {
         self.late = false;
-        self.due = now.since_start + self.plan.frequency;
+        self.due = now.since_start + self.frequency();
         let since = match self.progress {
             Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },
             Progress::Live { acknowledged, .. } => Since::Point(acknowledged),
@@ -511,15 +568,15 @@ impl Sender {
                 | State::StoodDown
                 | State::Gating(_)
                 | State::Waiting {
-                    wait: Wait::Due | Wait::Gate(_),
+                    wait: Wait::Due | Wait::Paused | Wait::Gate(_),
                     ..
                 }
         );
         let live = matches!(self.progress, Progress::Live { .. });
-        if idle || !live || now.since_start < self.due {
+        if idle || self.report.paused_there || !live || now.since_start < self.due {
             return;
         }
-        let period = self.plan.frequency.max(Duration::from_millis(1));
+        let period = self.frequency().max(Duration::from_millis(1));
         let past = now.since_start - self.due;
         let times = past.as_millis() / period.as_millis() + 1;
         let times = u32::try_from(times).unwrap_or(u32::MAX);
@@ -557,7 +614,8 @@ impl Sender {
             (State::Suspended, _) => ReplicationState::Suspended,
             (
                 State::Waiting {
-                    wait: Wait::Source, ..
+                    wait: Wait::Source | Wait::Paused,
+                    ..
                 },
                 _,
             ) => ReplicationState::Suspended,

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use journal::compare::Blocks;
@@ -9,7 +10,7 @@ use journal::{Header, Root};
 use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{Offer, RegionHashes};
+use crate::wire::{Configuration, Offer, RegionHashes};
 
 /// A staged segment in the outbox. At most one exists: its marks come back only by
 /// [`Source::fold_back`], and go only by [`Source::confirm`].
@@ -201,7 +202,7 @@ pub trait Source: Send + Sync + 'static {
     fn gate(&self, lineage: &Lineage) -> impl Future<Output = Result<(), Problem>> + Send;
 }
 
-/// What does not change while a driver runs.
+/// What a driver is told when it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// For messages: ``VM `web` ``.
@@ -212,6 +213,6 @@ pub struct Plan {
     pub disks: Vec<DiskId>,
     /// The primary's lineage; its current term is the one in which it cuts.
     pub lineage: Lineage,
-    /// Time from one point to the next.
-    pub frequency: std::time::Duration,
+    /// What the replica is to follow; another one may come while it runs.
+    pub configuration: Arc<Configuration>,
 }

@@ -10,15 +10,18 @@
 //! | `GET /replica/v1/hello` | | [`Hello`] |
 //! | `PUT /replica/v1/vms/{vm}` | [`Enrol`] | [`Enrolled`] |
 //! | `DELETE /replica/v1/vms/{vm}` | | 204 |
-//! | `POST /replica/v1/vms/{vm}/standing` | [`Contact`] | [`PartnerStanding`] |
+//! | `POST /replica/v1/vms/{vm}/standing` | [`Contact`] | [`ContactAnswer`] |
 //! | `POST /replica/v1/vms/{vm}/stand-down` | [`StandDown`] | [`StoodDownFor`] |
 //! | `POST /replica/v1/vms/{vm}/tip` | [`Contact`] | [`TipAnswer`] |
+//! | `PUT /replica/v1/vms/{vm}/configuration` | [`Configure`] | [`ConfigureAnswer`] |
+//! | `POST /replica/v1/vms/{vm}/cancel` | | 204 |
 //! | `POST /replica/v1/vms/{vm}/compare` | [`Compare`] | [`CompareAnswer`] |
 //! | `POST /replica/v1/vms/{vm}/offer` | [`Offer`] | [`OfferAnswer`] |
 //! | `PUT /replica/v1/vms/{vm}/incoming/{root}/chunks/{n}` | bytes | 204 |
 //! | `POST /replica/v1/vms/{vm}/incoming/{root}/commit` | | [`CommitAnswer`] |
 //!
-//! The primary asks all of them of the replica; `standing` and `stand-down` go both ways.
+//! The primary asks all of them of the replica; `standing`, `stand-down` and the end of the
+//! relationship go both ways.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,7 +29,7 @@ use std::time::Duration;
 
 use journal::compare::BlockHashes;
 use journal::{Header, Root};
-use model::{Bytes, DiskId, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
+use model::{Bytes, DiskId, Keep, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol that this build speaks.
@@ -143,6 +146,11 @@ pub struct Enrol {
     pub disks: Vec<DiskId>,
     /// Seconds between two points.
     pub frequency_s: u32,
+    /// Which points are to be kept; none: as the replica host keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+    /// [`Configuration::revision`] of all that.
+    pub revision: Digest,
     /// The initial replication that will follow.
     pub seed: SeedId,
     /// The primary's lineage.
@@ -178,6 +186,77 @@ pub struct PartnerStanding {
     pub runs: bool,
     /// The lineage it stood down for, if it did.
     pub stood_down: Option<Lineage>,
+}
+
+/// Answer to a [`Contact`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContactAnswer {
+    /// How the VM stands there.
+    pub standing: PartnerStanding,
+    /// How it is received there; none where it is not received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reception: Option<Reception>,
+}
+
+/// How a replica receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reception {
+    /// Whether a person there wants nothing to be received for a while.
+    pub paused: bool,
+    /// [`Configuration::revision`] of what it holds; none when that cannot be told.
+    pub revision: Option<Digest>,
+}
+
+/// What a VM is and how it is replicated: the primary's word, which the replica follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configuration {
+    /// The VM.
+    pub spec: VmSpec,
+    /// The disks that are replicated, in the order of every segment's header.
+    pub disks: Vec<DiskId>,
+    /// Seconds between two points.
+    pub frequency_s: u32,
+    /// Which points are to be kept; none: as the replica host keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+impl Configuration {
+    /// Tells it from every other one. No counter: whichever host was restored, or whichever message
+    /// came late, what the replica holds is what the primary wants, or it is sent again.
+    #[must_use]
+    pub fn revision(&self) -> Digest {
+        // What cannot be written as JSON would not come to the replica either.
+        Digest::of(&serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+/// Asks the replica to follow a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configure {
+    /// The caller's lineage.
+    pub lineage: Lineage,
+    /// Its [`Configuration::revision`], as the caller reckons it: a newer build may know more keys.
+    pub revision: Digest,
+    /// What is wanted.
+    pub configuration: Configuration,
+}
+
+/// Answer to [`Configure`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ConfigureAnswer {
+    /// It is followed, durably.
+    Configured,
+    /// It took over: the caller must stop the VM.
+    Superseded {
+        /// Its lineage.
+        lineage: Lineage,
+    },
 }
 
 /// Asks the partner to give up the right to run the VM.
@@ -231,6 +310,8 @@ pub enum TipAnswer {
         /// In the caller's term it lets in sequence numbers above this one only: it was told in a
         /// [`Compare`] that no others will come.
         issued: u64,
+        /// How it receives.
+        reception: Reception,
     },
     /// It took over: the caller must stop the VM.
     Superseded {

@@ -3,6 +3,8 @@
 
 #[path = "two_hosts/compare.rs"]
 mod compare;
+#[path = "two_hosts/reception.rs"]
+mod reception;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,7 +33,8 @@ use pollux_replica::standing::{Role, Standing};
 use pollux_replica::tls::{self, Limits};
 use pollux_replica::trust::{Peer, Trust};
 use pollux_replica::wire::{
-    CHUNK, CommitAnswer, Digest, Enrol, OfferAnswer, PartnerStanding, Tip, TipAnswer,
+    CHUNK, CommitAnswer, Configure, Digest, Enrol, OfferAnswer, PartnerStanding, Reception, Tip,
+    TipAnswer,
 };
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpListener;
@@ -221,6 +224,10 @@ impl ReplicaHost for Replicas {
                 thing: format!("VM `{}`", enrol.spec.name),
                 partner: principal.name.clone(),
                 role: Role::Replica,
+                reception: Reception {
+                    paused: false,
+                    revision: Some(enrol.revision),
+                },
                 incoming: self.path.join(Journal::INCOMING),
             },
             standing: Standing::replica(&principal.name, enrol.lineage),
@@ -276,6 +283,16 @@ impl ReplicaHost for Replicas {
 
     fn received(&self, _: VmId, _: &Header, _: u64) {}
 
+    async fn configure(&self, vm: VmId, wanted: Configure) -> Result<(), Problem> {
+        self.with(vm, |enrolled| {
+            enrolled.relation.reception.revision = Some(wanted.revision);
+        })
+    }
+
+    async fn cancel(&self, vm: VmId) -> Result<(), Problem> {
+        self.remove(vm).await
+    }
+
     async fn remove(&self, _: VmId) -> Result<(), Problem> {
         *self.state.lock().unwrap() = None;
         Ok(())
@@ -304,8 +321,22 @@ fn enrol(spec: &VmSpec) -> Enrol {
         spec: spec.clone(),
         disks: spec.disks.iter().map(|disk| disk.id).collect(),
         frequency_s: 5,
+        keep: None,
+        revision: Digest::of(b"the first"),
         seed: SeedId::random(),
         lineage: Lineage::begin("host-a"),
+    }
+}
+
+/// The answer of a replica that goes on as one.
+fn at(tip: Tip) -> TipAnswer {
+    TipAnswer::At {
+        tip,
+        issued: 0,
+        reception: Reception {
+            paused: false,
+            revision: Some(Digest::of(b"the first")),
+        },
     }
 }
 
@@ -526,13 +557,7 @@ async fn a_relationship_answers_only_to_the_peer_and_the_id_it_is_bound_to() {
 
     let lineage = &ask.lineage;
     let right = PeerLink::new(client.clone(), spec.id, ask.relationship);
-    assert_eq!(
-        right.tip(lineage).await.unwrap(),
-        TipAnswer::At {
-            tip: seeding,
-            issued: 0
-        }
-    );
+    assert_eq!(right.tip(lineage).await.unwrap(), at(seeding));
     let links = [
         PeerLink::new(other.client("host-b"), spec.id, ask.relationship),
         PeerLink::new(client.clone(), spec.id, RelationshipId::random()),
@@ -747,10 +772,7 @@ async fn what_does_not_fit_or_is_not_what_it_says_is_refused_and_changes_nothing
         parts: 0,
         last: None,
     };
-    assert_eq!(
-        link.tip(&ask.lineage).await.unwrap(),
-        TipAnswer::At { tip, issued: 0 }
-    );
+    assert_eq!(link.tip(&ask.lineage).await.unwrap(), at(tip));
 }
 
 #[tokio::test]
@@ -792,10 +814,7 @@ async fn a_commit_that_outlasts_its_caller_is_found_by_the_next_questions() {
     let committed = OfferAnswer::Committed { tip };
     let answer = tokio::time::timeout(LIMIT, asking).await.unwrap();
     assert_eq!(answer.unwrap().unwrap(), committed);
-    assert_eq!(
-        link.tip(&ask.lineage).await.unwrap(),
-        TipAnswer::At { tip, issued: 0 }
-    );
+    assert_eq!(link.tip(&ask.lineage).await.unwrap(), at(tip));
     let left = std::fs::read_dir(replicas.path.join(Journal::INCOMING)).unwrap();
     assert_eq!(left.count(), 0, "the first request ran to its end");
 }

@@ -32,13 +32,23 @@ const RUNS: usize = 1 << 14;
 type Runs = Vec<std::ops::Range<u64>>;
 
 impl Engine {
-    /// Tracks changes for `relationship`, whose initial replication is not finished if it `begin`s.
+    /// Tracks changes for `relationship`, whose initial replication is not finished if it `begin`s,
+    /// on all disks `but` some.
     ///
     /// # Errors
-    /// When another request works on the marks.
-    pub fn track(&self, relationship: RelationshipId, begin: bool) -> Result<Reply, Problem> {
+    /// When another request works on the marks, or what is known of a disk that is left out cannot be
+    /// removed.
+    pub fn track(
+        &self,
+        relationship: RelationshipId,
+        begin: bool,
+        but: &[DiskId],
+    ) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        let found = self.ask_at_length(&self.all(), |answer| Order::Track {
+        let (out, disks): (Vec<&Disk>, Vec<&Disk>) =
+            self.disks.iter().partition(|disk| but.contains(&disk.id));
+        self.leave_out(&out)?;
+        let found = self.ask_at_length(&disks, |answer| Order::Track {
             relationship,
             begin,
             answer,
@@ -46,8 +56,8 @@ impl Engine {
         let exact = found.iter().all(|exact| *exact);
         if begin && !exact && found.contains(&true) {
             // The parts that were sent are worth nothing: they begin again on all disks.
-            self.failures(self.ask_at_length(&self.all(), Order::Suspect)?)?;
-            self.ask_at_length(&self.all(), |answer| Order::Track {
+            self.failures(self.ask_at_length(&disks, Order::Suspect)?)?;
+            self.ask_at_length(&disks, |answer| Order::Track {
                 relationship,
                 begin,
                 answer,
@@ -56,9 +66,9 @@ impl Engine {
         if !begin && !exact {
             // Whoever asks may throw away all that was staged: nobody needs it any more then.
             let order = |answer| Order::FoldBack(None, answer);
-            self.failures(self.ask_at_length(&self.all(), order)?)?;
+            self.failures(self.ask_at_length(&disks, order)?)?;
         }
-        let looks = self.ask(&self.all(), Order::Look)?;
+        let looks = self.ask(&disks, Order::Look)?;
         let tracked = looks.iter().filter_map(|look| look.tracking.as_ref());
         let suspect = tracked.map(|tracking| tracking.suspect.0).sum();
         let suspect = Bytes(suspect);
@@ -71,11 +81,13 @@ impl Engine {
     /// When another request works on the marks, or a write-intent log cannot be removed.
     pub fn untrack(&self) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        for (disk, outcome) in self
-            .disks
-            .iter()
-            .zip(self.ask(&self.all(), Order::Untrack)?)
-        {
+        self.leave_out(&self.all())?;
+        Ok(Reply::Done)
+    }
+
+    /// Tracks nothing of these disks.
+    fn leave_out(&self, disks: &[&Disk]) -> Result<(), Problem> {
+        for (disk, outcome) in disks.iter().zip(self.ask(disks, Order::Untrack)?) {
             outcome.map_err(|why| {
                 let reason = format!(
                     "the write-intent log of disk {} cannot be removed: {why}",
@@ -84,7 +96,7 @@ impl Engine {
                 self.problem(Code::Failed, reason, "check the storage of the VM's folder")
             })?;
         }
-        Ok(Reply::Done)
+        Ok(())
     }
 
     /// Nobody can tell how the disks differ from the replica.
@@ -94,7 +106,12 @@ impl Engine {
     /// removed.
     pub fn suspect(&self) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
-        self.failures(self.ask_at_length(&self.all(), Order::Suspect)?)?;
+        let all = self.all();
+        let looks = self.ask(&all, Order::Look)?;
+        let disks = all.into_iter().zip(looks);
+        let tracked = disks.filter(|(_, look)| look.tracking.is_some());
+        let tracked: Vec<&Disk> = tracked.map(|(disk, _)| disk).collect();
+        self.failures(self.ask_at_length(&tracked, Order::Suspect)?)?;
         Ok(Reply::Done)
     }
 

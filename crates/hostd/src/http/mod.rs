@@ -72,6 +72,7 @@ pub fn router(host: Arc<Host>) -> Router {
             "/v1/vms/{vm}/replication",
             get(replication::show)
                 .put(replication::enable)
+                .patch(replication::set)
                 .delete(replication::disable),
         )
         .route(
@@ -79,6 +80,7 @@ pub fn router(host: Arc<Host>) -> Router {
             post(replication::suspend),
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
+        .route("/v1/vms/{vm}/replication/cancel", post(replication::cancel))
         .route("/v1/replications/measures", get(measures::list))
         .route("/v1/replications/health", get(measures::all_health))
         .route(

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::{EnableReplication, Progress, Replication};
+use api::{EnableReplication, Progress, Replication, SetReplication};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
-use model::{Bytes, Code, Problem, ReplicationState};
+use model::{Bytes, Code, DiskChoice, Problem, ReplicationState};
 use replica::report::LinkReport;
 use replica::source::Position;
 use replica::standing::Role;
@@ -17,7 +17,7 @@ use super::Answered;
 use super::body::Json as Body;
 use crate::host::Host;
 use crate::vm::observe::Seen;
-use crate::vm::relation::Relation;
+use crate::vm::relation::{Relation, Terms};
 use crate::vm::{Message, View, Vm, unsent};
 
 /// How long the driver has to heed a command before its state is told.
@@ -50,16 +50,45 @@ pub(super) async fn enable(
     Body(wanted): Body<EnableReplication>,
 ) -> Answered<Replication> {
     let vm = host.find(&vm)?;
-    // What does not fit is out of bounds as well, and refused with the bounds.
-    let every_s = u32::try_from(wanted.every_s).unwrap_or(u32::MAX);
     let peer = wanted.peer;
+    let terms = Terms {
+        every_s: seconds(wanted.every_s),
+        choice: wanted.disks.unwrap_or(DiskChoice::All),
+        keep: wanted.keep,
+    };
     vm.ask(|answer| Message::Enable {
         peer,
-        every_s,
+        terms,
         answer,
     })
     .await?;
     of(&host, &vm).await
+}
+
+/// What does not fit is out of bounds as well, and refused with the bounds.
+fn seconds(wanted: u64) -> u32 {
+    u32::try_from(wanted).unwrap_or(u32::MAX)
+}
+
+pub(super) async fn set(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(wanted): Body<SetReplication>,
+) -> Answered<Replication> {
+    let vm = host.find(&vm)?;
+    vm.ask(|answer| Message::Set {
+        every_s: wanted.every_s.map(seconds),
+        keep: wanted.keep,
+        answer,
+    })
+    .await?;
+    of(&host, &vm).await
+}
+
+pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+    let vm = host.find(&vm)?;
+    vm.ask(|answer| Message::Cancel { answer }).await?;
+    Ok(Json(()))
 }
 
 pub(super) async fn disable(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
@@ -72,17 +101,17 @@ pub(super) async fn suspend(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Replication> {
-    set(&host, &host.find(&vm)?, true).await
+    pause(&host, &host.find(&vm)?, true).await
 }
 
 pub(super) async fn resume(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Replication> {
-    set(&host, &host.find(&vm)?, false).await
+    pause(&host, &host.find(&vm)?, false).await
 }
 
-async fn set(host: &Host, vm: &Vm, suspended: bool) -> Answered<Replication> {
+async fn pause(host: &Host, vm: &Vm, suspended: bool) -> Answered<Replication> {
     vm.ask(|answer| Message::Suspend { suspended, answer })
         .await?;
     if let Some(mut report) = vm.view().report {
@@ -121,6 +150,8 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
     let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
     let peer = host.trust.get(&relation.partner).ok();
     let address = peer.map(|trusted| trusted.peer.address.clone());
+    // Why nothing comes there says more than why its name is not as it should be.
+    let error = seen.error.clone().or(report.unconfigured);
     Replication {
         pending,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
@@ -139,6 +170,7 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
         primary_host: host.name().to_owned(),
         replica_host: relation.partner.clone(),
         replica_port: address.as_deref().and_then(port),
+        last_error: error.as_ref().map(ToString::to_string),
         ..common(vm, view, relation, seen)
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use model::{CheckpointSpec, Code, DiskId, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use model::{CheckpointSpec, Code, DiskId, Keep, Lineage, PointId, Problem, VmId, VmSpec, VmState};
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing};
-use replica::wire::PartnerStanding;
+use replica::wire::{Configure, PartnerStanding};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::change::Change;
@@ -16,7 +16,7 @@ use super::folder::{self, VmFolder};
 use super::merge::Merging;
 use super::observe::{self, Observed};
 use super::owner::Owner;
-use super::relation::Relation;
+use super::relation::{Relation, Terms};
 use super::supervisor::{GuestRecord, Supervisor};
 use crate::host::Host;
 use crate::measure::StagedSums;
@@ -55,7 +55,22 @@ pub(crate) enum Message {
     /// Replicate to `peer`; answered when it agreed.
     Enable {
         peer: String,
-        every_s: u32,
+        terms: Terms,
+        answer: Answer,
+    },
+    /// Replicate in another way from now on.
+    Set {
+        every_s: Option<u32>,
+        keep: Option<Keep>,
+        answer: Answer,
+    },
+    /// Give the initial replication up; answered when the replica has forgotten it.
+    Cancel { answer: Answer },
+    /// The primary gave it up.
+    Cancelled { answer: Answer },
+    /// The primary wants its twin to be like this.
+    Follow {
+        wanted: Box<Configure>,
         answer: Answer,
     },
     /// End the relationship here, and at the partner if it can be reached.
@@ -79,7 +94,7 @@ pub(crate) enum Message {
     GoOn,
     /// What serves the disks cannot be asked.
     DisksLost,
-    /// Send nothing, or go on.
+    /// Send or receive nothing, or go on.
     Suspend { suspended: bool, answer: Answer },
     /// Start the twin; answered when the guest runs.
     Failover {

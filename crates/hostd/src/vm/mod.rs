@@ -7,6 +7,7 @@ mod disks;
 mod ended;
 pub(crate) mod export;
 pub(crate) mod folder;
+mod follow;
 mod guest;
 mod handle;
 pub(crate) mod launch;

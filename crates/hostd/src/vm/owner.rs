@@ -47,6 +47,8 @@ pub(super) enum Happening {
     Enrolled(Result<(), Problem>),
     /// The driver ended and the partner was told.
     Disabled(Answer),
+    /// The driver ended and the replica forgot the initial replication, or did not.
+    Cancelled(Result<(), Problem>, Answer),
     Launched(Result<Guest, Problem>),
     Gone {
         pid: u32,
@@ -294,13 +296,23 @@ impl Owner {
             }
             Message::Enable {
                 peer,
-                every_s,
+                terms,
                 answer,
-            } => self.enable(&peer, every_s, answer),
-            Message::Disable { answer } => self.disable(answer),
-            Message::Removed { answer } => {
-                let _ = answer.send(self.removed());
+            } => self.enable(&peer, terms, answer),
+            Message::Set {
+                every_s,
+                keep,
+                answer,
+            } => {
+                let _ = answer.send(self.set(every_s, keep));
             }
+            Message::Cancel { answer } => self.cancel(answer),
+            Message::Cancelled { answer } => return self.cancelled_there(answer).await,
+            Message::Follow { wanted, answer } => {
+                let _ = answer.send(self.follow(*wanted));
+            }
+            Message::Disable { answer } => self.disable(answer),
+            Message::Removed { answer } => self.removed(answer),
             Message::Change { change, answer } => self.change(change, answer),
             Message::ExportBegins { answer } => self.export_begins(answer),
             Message::ExportPoint { checkpoint, answer } => self.export_point(checkpoint, answer),
@@ -391,6 +403,7 @@ impl Owner {
             Happening::Disabled(answer) => {
                 let _ = answer.send(self.disabled());
             }
+            Happening::Cancelled(done, answer) => self.cancelled(done, answer),
         }
     }
 

@@ -115,6 +115,7 @@ impl Owner {
             view.home.spec = found.spec.clone();
             view.home.machine = Some(found.clone());
         });
+        self.reconfigure();
         Ok(found)
     }
 

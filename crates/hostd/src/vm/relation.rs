@@ -3,17 +3,19 @@
 use std::io;
 use std::path::Path;
 
-use model::{Code, DiskId, Problem, RelationshipId, SeedId};
+use model::{Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, SeedId, VmSpec};
+use replica::wire::{Configuration, Digest};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "replication.toml";
 const VERSION: u32 = 1;
 
-/// A relationship, as agreed. The same on both sides but for the partner.
+/// A relationship, as agreed. The primary's is followed by the replica's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Relation {
-    version: u32,
+    /// Of this format.
+    pub(crate) version: u32,
     /// Its identity.
     pub(crate) id: RelationshipId,
     /// Name of the peer that it is bound to.
@@ -24,9 +26,33 @@ pub(crate) struct Relation {
     pub(crate) seed: SeedId,
     /// The replicated disks, in the order of every segment's header.
     pub(crate) disks: Vec<DiskId>,
-    /// Stopped by a person, on the primary.
+    /// Stopped by a person on this host.
     #[serde(default)]
     pub(crate) suspended: bool,
+    /// Which disks a person wants to be replicated; at the primary.
+    #[serde(default = "all")]
+    pub(crate) choice: DiskChoice,
+    /// Which points are to be kept; none: as the replica host keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) keep: Option<Keep>,
+    /// The primary's configuration that is followed; at the replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revision: Option<Digest>,
+}
+
+fn all() -> DiskChoice {
+    DiskChoice::All
+}
+
+/// How a person wants a VM to be replicated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Seconds from one point to the next.
+    pub(crate) every_s: u32,
+    /// Which disks.
+    pub(crate) choice: DiskChoice,
+    /// Which points are kept; none: as the replica host keeps them.
+    pub(crate) keep: Option<Keep>,
 }
 
 impl Relation {
@@ -46,6 +72,20 @@ impl Relation {
             seed,
             disks,
             suspended: false,
+            choice: DiskChoice::All,
+            keep: None,
+            revision: None,
+        }
+    }
+
+    /// What the replica of a VM of this specification is to follow.
+    pub(crate) fn configuration(&self, spec: &VmSpec) -> Configuration {
+        Configuration {
+            // Its checkpoints stay here: what is sent is what the guest sees.
+            spec: spec.without_checkpoints(),
+            disks: self.disks.clone(),
+            frequency_s: self.every_s,
+            keep: self.keep.clone(),
         }
     }
 

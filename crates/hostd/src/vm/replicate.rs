@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   enable: relation durable --> enrol at the peer --> partner in the standing --> drive
-//!   disable: driver ends --> partner told --> marks, outbox and relation forgotten
+//!   disable, at either: driver ends --> partner told --> marks, outbox and relation forgotten
+//!   cancel: driver ends --> replica forgets it and deletes the twin --> as above
+//!   set, disks change: configuration --> driver --> followed by the replica ([`super::follow`])
 //! ```
 //!
 //! A crash between the first two steps leaves a relationship of which the peer knows nothing:
@@ -10,14 +12,16 @@
 
 use std::sync::Arc;
 
-use journal::DiskExtent;
-use model::{Code, Problem, RelationshipId, ReplicationState, SeedId};
+use model::{
+    Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, ReplicationState, SeedId, VmSpec,
+};
 use replica::client::PeerLink;
 use replica::driver::{self, Begin, COMMANDS, Command};
+use replica::link::LinkError;
 use replica::report::LinkReport;
 use replica::source::{Plan, Progress};
 use replica::standing::Role;
-use replica::wire::Enrol;
+use replica::wire::{Configuration, Enrol};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
@@ -25,7 +29,7 @@ use tracing::Instrument;
 use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use super::progress;
-use super::relation::Relation;
+use super::relation::{Relation, Terms};
 use super::source::{DiskdSource, Record};
 use super::tracking;
 
@@ -35,6 +39,7 @@ const MAX_EVERY: u32 = 3600;
 /// A running driver.
 pub(super) struct Driver {
     commands: mpsc::Sender<Command>,
+    configuration: watch::Sender<Arc<Configuration>>,
     task: JoinHandle<()>,
     report: watch::Receiver<LinkReport>,
 }
@@ -77,20 +82,22 @@ impl DriverHandle {
 }
 
 impl Owner {
-    pub(super) fn enable(&mut self, peer: &str, every_s: u32, answer: Answer) {
-        let relation = match self.agree(peer, every_s) {
+    pub(super) fn enable(&mut self, peer: &str, terms: Terms, answer: Answer) {
+        let relation = match self.agree(peer, terms) {
             Ok(relation) => relation,
             Err(problem) => return refuse(answer, problem),
         };
         self.enabling = Some(answer);
         let view = self.view();
         let client = self.host.client(peer);
+        let configuration = relation.configuration(&view.home.spec);
         let enrol = Enrol {
             relationship: relation.id,
-            // Its checkpoints stay here: what is sent is what the guest sees.
-            spec: view.home.spec.without_checkpoints(),
-            disks: relation.disks.clone(),
-            frequency_s: relation.every_s,
+            revision: configuration.revision(),
+            spec: configuration.spec,
+            disks: configuration.disks,
+            frequency_s: configuration.frequency_s,
+            keep: configuration.keep,
             seed: relation.seed,
             lineage: view.standing.lineage.clone(),
         };
@@ -106,7 +113,7 @@ impl Owner {
     }
 
     /// Checks a new relationship and records it durably.
-    fn agree(&mut self, peer: &str, every_s: u32) -> Result<Relation, Problem> {
+    fn agree(&mut self, peer: &str, terms: Terms) -> Result<Relation, Problem> {
         let view = self.view();
         let thing = view.thing();
         let refuse = |reason: String, way_out: &str| {
@@ -131,18 +138,15 @@ impl Owner {
                 "",
             );
         }
-        if every_s == 0 || every_s > MAX_EVERY {
-            return Err(Problem::new(
-                Code::Invalid,
-                &thing,
-                format!("cannot be replicated every {every_s} s"),
-                format!("Choose 1 to {MAX_EVERY} seconds"),
-            ));
-        }
+        check_frequency(&thing, terms.every_s)?;
         self.host.trust.get(peer)?;
-        let disks = machine.spec.disks.iter().map(|disk| disk.id).collect();
+        let disks = chosen(&machine.spec, &terms.choice)?;
         let (id, seed) = (RelationshipId::random(), SeedId::random());
-        let relation = Relation::new(id, peer, every_s, seed, disks);
+        let relation = Relation {
+            choice: terms.choice,
+            keep: terms.keep,
+            ..Relation::new(id, peer, terms.every_s, seed, disks)
+        };
         let home = &view.home.path;
         progress::write(home, Progress::begin(seed))?;
         relation
@@ -183,10 +187,15 @@ impl Owner {
         let Some(relation) = view.relation.clone().filter(|_| view.is_sent()) else {
             return;
         };
-        if self.driver.is_some() || self.enabling.is_some() {
+        if self.enabling.is_some() {
             return;
         }
-        match self.sender(&view, &relation) {
+        if self.driver.is_some() {
+            return self.reconfigure();
+        }
+        let configuration = Arc::new(relation.configuration(&view.home.spec));
+        let (configurations, configuration) = watch::channel(configuration);
+        match self.sender(&view, &relation, configuration) {
             Ok((source, begin)) => {
                 let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
                 let (commands, orders) = mpsc::channel(COMMANDS);
@@ -199,6 +208,7 @@ impl Owner {
                 self.show(|view| view.report = Some(report.clone()));
                 self.driver = Some(Driver {
                     commands,
+                    configuration: configurations,
                     task,
                     report,
                 });
@@ -210,18 +220,28 @@ impl Owner {
         }
     }
 
-    /// What the driver needs to send.
-    fn sender(&self, view: &View, relation: &Relation) -> Result<(DiskdSource, Begin), Problem> {
-        let home = &view.home.path;
-        let disks = relation.disks.iter().filter_map(|id| {
-            let mut all = view.home.spec.disks.iter();
-            let disk = all.find(|disk| disk.id == *id)?;
-            Some(DiskExtent {
-                joining: false,
-                id: disk.id,
-                size: disk.size,
-            })
+    /// Tells the driver, if there is one, what the replica is to follow now.
+    pub(super) fn reconfigure(&self) {
+        let view = self.view();
+        let (Some(driver), Some(relation)) = (&self.driver, &view.relation) else {
+            return;
+        };
+        let configuration = relation.configuration(&view.home.spec);
+        driver.configuration.send_if_modified(|known| {
+            let changed = **known != configuration;
+            *known = Arc::new(configuration);
+            changed
         });
+    }
+
+    /// What the driver needs to send.
+    fn sender(
+        &self,
+        view: &View,
+        relation: &Relation,
+        configuration: watch::Receiver<Arc<Configuration>>,
+    ) -> Result<(DiskdSource, Begin), Problem> {
+        let home = &view.home.path;
         let recorded = progress::read(home)?;
         let progress = recorded.unwrap_or_else(|| Progress::begin(relation.seed));
         let source = DiskdSource {
@@ -231,7 +251,7 @@ impl Owner {
             home: home.clone(),
             relationship: relation.id,
             lineage: view.standing.lineage.clone(),
-            disks: disks.collect(),
+            configuration: configuration.clone(),
             record: tokio::sync::Mutex::new(Record {
                 progress,
                 reserved: progress::reserved(home)?,
@@ -241,17 +261,19 @@ impl Owner {
             sums: Arc::clone(&view.staged),
         };
         let (chance, _) = self.id.0.as_u64_pair();
+        let plan = configuration.borrow().clone();
         let begin = Begin {
             plan: Plan {
                 thing: view.thing(),
                 partner: relation.partner.clone(),
                 disks: relation.disks.clone(),
                 lineage: view.standing.lineage.clone(),
-                frequency: std::time::Duration::from_secs(relation.every_s.into()),
+                configuration: plan,
             },
             progress,
             suspended: relation.suspended,
             chance,
+            configuration,
         };
         Ok((source, begin))
     }
@@ -267,12 +289,20 @@ impl Owner {
 
     pub(super) fn suspend(&mut self, suspended: bool) -> Result<(), Problem> {
         let view = self.view();
-        let mut relation = self.sending(&view)?;
-        relation.suspended = suspended;
-        relation
-            .write(&view.home.path)
-            .map_err(|error| super::create::no_space_or(&view.thing(), &error))?;
-        self.show(|view| view.relation = Some(relation));
+        let receiving = view.relation.clone();
+        let receiving = receiving.filter(|_| view.standing.role == Role::Replica);
+        if let Some(relation) = receiving {
+            // The primary is told when it asks next, which it does every second.
+            return self.relate(Relation {
+                suspended,
+                ..relation
+            });
+        }
+        let relation = self.sending(&view)?;
+        self.relate(Relation {
+            suspended,
+            ..relation
+        })?;
         self.drive();
         let command = if suspended {
             Command::Suspend
@@ -290,6 +320,30 @@ impl Owner {
                 )
             })?;
         }
+        Ok(())
+    }
+
+    /// Replicates in another way from now on.
+    pub(super) fn set(&mut self, every_s: Option<u32>, keep: Option<Keep>) -> Result<(), Problem> {
+        let view = self.view();
+        let mut relation = self.sending(&view)?;
+        if let Some(every_s) = every_s {
+            check_frequency(&view.thing(), every_s)?;
+            relation.every_s = every_s;
+        }
+        relation.keep = keep.or(relation.keep);
+        self.relate(relation)?;
+        self.drive();
+        Ok(())
+    }
+
+    /// Records the relationship durably.
+    pub(super) fn relate(&mut self, relation: Relation) -> Result<(), Problem> {
+        let view = self.view();
+        relation
+            .write(&view.home.path)
+            .map_err(|error| super::create::no_space_or(&view.thing(), &error))?;
+        self.show(|view| view.relation = Some(relation));
         Ok(())
     }
 
@@ -311,6 +365,17 @@ impl Owner {
     }
 
     pub(super) fn disable(&mut self, answer: Answer) {
+        self.end(answer, true);
+    }
+
+    /// The partner ended the relationship; the twin stays.
+    pub(super) fn removed(&mut self, answer: Answer) {
+        tracing::warn!(vm = %self.id, "the partner ends the replication");
+        self.end(answer, false);
+    }
+
+    /// Ends the relationship here, and at the partner if it is to be told.
+    fn end(&mut self, answer: Answer, tell: bool) {
         let view = self.view();
         let Some(relation) = view.relation.clone() else {
             let problem = Problem::new(Code::Conflict, view.thing(), "is not replicated", "");
@@ -326,6 +391,8 @@ impl Owner {
         }
         let driver = self.stop_driver();
         let sent = view.standing.role == Role::Primary;
+        // A host that was taken over from keeps its word: it stays stood down.
+        let tell = tell && view.standing.role != Role::FailedOver;
         let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
         let socket = self.supervisor.diskd_socket();
         let vm = self.id;
@@ -334,10 +401,12 @@ impl Owner {
                 // It ends by itself; a panic was logged.
                 let _ = driver.await;
             }
-            if sent {
+            if tell {
                 if let Err(error) = link.remove().await {
                     tracing::warn!(%vm, %error, "the partner was not told of the end");
                 }
+            }
+            if sent {
                 if let Err(problem) = super::source::untrack(&socket).await {
                     tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
                 }
@@ -353,13 +422,65 @@ impl Owner {
         Ok(())
     }
 
-    /// The primary ended the relationship; the twin stays.
-    pub(super) fn removed(&mut self) -> Result<(), Problem> {
-        self.stop_driver();
-        self.disabled()
+    /// Gives the initial replication up, on both hosts.
+    pub(super) fn cancel(&mut self, answer: Answer) {
+        let view = self.view();
+        let seeding =
+            self.sending(&view)
+                .and_then(|relation| match progress::read(&view.home.path)? {
+                    Some(Progress::Live { .. }) => Err(Problem::new(
+                        Code::Conflict,
+                        view.thing(),
+                        "has recovery points on its replica: its initial replication is complete",
+                        "`pollux replica remove` ends the replication",
+                    )),
+                    _ => Ok(relation),
+                });
+        let relation = match seeding {
+            Ok(relation) => relation,
+            Err(problem) => return refuse(answer, problem),
+        };
+        let driver = self.stop_driver();
+        let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
+        let socket = self.supervisor.diskd_socket();
+        let vm = self.id;
+        self.spawn(async move {
+            if let Some(driver) = driver {
+                // It ends by itself; a panic was logged.
+                let _ = driver.await;
+            }
+            let done = match link.cancel().await {
+                Ok(()) => Ok(()),
+                // It knows nothing of it any more.
+                Err(LinkError::Refused(problem)) if problem.code == Code::NotFound => Ok(()),
+                Err(LinkError::Refused(problem)) => Err(problem),
+                Err(LinkError::Lost(mut problem)) => {
+                    problem.way_out = "Try again when it can be reached, or end the replication \
+                                       here alone with `pollux replica remove`"
+                        .to_owned();
+                    Err(problem)
+                }
+            };
+            if done.is_ok() {
+                if let Err(problem) = super::source::untrack(&socket).await {
+                    tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
+                }
+            }
+            Happening::Cancelled(done, answer)
+        });
     }
 
-    fn forget_relation(&mut self) -> Result<(), Problem> {
+    pub(super) fn cancelled(&mut self, done: Result<(), Problem>, answer: Answer) {
+        let done = done.and_then(|()| self.disabled());
+        if done.is_err() {
+            // Nothing was changed: it goes on.
+            self.drive();
+        }
+        // Fails only when nobody waits for it any more.
+        let _ = answer.send(done);
+    }
+
+    pub(super) fn forget_relation(&mut self) -> Result<(), Problem> {
         let view = self.view();
         let home = &view.home.path;
         let failed = |error: std::io::Error| Problem::failed(view.thing(), &error);
@@ -384,5 +505,91 @@ impl Owner {
             standing.warrant = None;
         }
         self.store(standing)
+    }
+}
+
+/// Refuses what no relationship can keep up.
+fn check_frequency(thing: &str, every_s: u32) -> Result<(), Problem> {
+    if every_s == 0 || every_s > MAX_EVERY {
+        return Err(Problem::new(
+            Code::Invalid,
+            thing,
+            format!("cannot be replicated every {every_s} s"),
+            format!("Choose 1 to {MAX_EVERY} seconds"),
+        ));
+    }
+    Ok(())
+}
+
+/// The disks that a person means, in the VM's order.
+fn chosen(spec: &VmSpec, choice: &DiskChoice) -> Result<Vec<DiskId>, Problem> {
+    let thing = super::folder::thing(spec.name.as_str());
+    let way_out = "`pollux disk list` shows the numbers of its disks";
+    for number in choice.named() {
+        if !spec.disks.iter().any(|disk| disk.slot == *number) {
+            let thing = format!("disk {number} of {thing}");
+            return Err(Problem::new(
+                Code::NotFound,
+                thing,
+                "does not exist",
+                way_out,
+            ));
+        }
+    }
+    let disks = spec.disks.iter().filter(|disk| choice.contains(disk.slot));
+    let disks: Vec<DiskId> = disks.map(|disk| disk.id).collect();
+    if disks.is_empty() {
+        let reason = format!("has no disk left that would be replicated with `--disks {choice}`");
+        return Err(Problem::new(Code::Invalid, thing, reason, way_out));
+    }
+    Ok(disks)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Bus, Bytes, DiskSpec, Generation};
+
+    use super::*;
+
+    fn spec() -> VmSpec {
+        let disk = |slot: u8| {
+            let file = format!("disk{slot}.raw").into();
+            DiskSpec::new(file, Bytes(1 << 20), Bus::Virtio, slot)
+        };
+        // Number 1 was detached.
+        let disks = vec![disk(0), disk(2), disk(3)];
+        let name = "web".parse().expect("a name");
+        VmSpec::new(
+            name,
+            Generation::Two,
+            1,
+            Bytes(64 << 20),
+            false,
+            None,
+            disks,
+        )
+        .expect("a VM")
+    }
+
+    #[test]
+    fn disks_are_chosen_by_their_numbers_and_one_that_is_not_there_is_named() {
+        let spec = spec();
+        let chosen = |text: &str| {
+            let found = chosen(&spec, &text.parse().expect("a choice"))?;
+            let position = |id: &DiskId| spec.disks.iter().position(|disk| disk.id == *id);
+            Ok(found.iter().filter_map(position).collect::<Vec<_>>())
+        };
+        for (text, found) in [
+            ("all", vec![0, 1, 2]),
+            ("3,0", vec![0, 2]),
+            ("all-but:2", vec![0, 2]),
+        ] {
+            assert_eq!(chosen(text), Ok(found), "{text}");
+        }
+        let problem: Problem = chosen("0,1").expect_err("detached");
+        assert_eq!(problem.code, Code::NotFound, "{problem}");
+        assert!(problem.thing.contains("disk 1 of VM `web`"), "{problem}");
+        let problem = chosen("all-but:0,2,3").expect_err("none");
+        assert_eq!(problem.code, Code::Invalid, "{problem}");
     }
 }

@@ -14,6 +14,7 @@ use super::handle::Answer;
 use super::owner::{Happening, Owner, refuse};
 use super::progress;
 use super::replicate::Driver;
+use super::source;
 use super::state::{self, Event};
 use super::unsent::Unsent;
 use crate::partner;
@@ -132,6 +133,7 @@ impl Owner {
             socket: self.supervisor.diskd_socket(),
             home: view.home.path.clone(),
             relationship: relation.id,
+            left_out: source::left_out(&relation.configuration(&view.home.spec)),
         };
         let mut yielding = Yielding {
             asked,

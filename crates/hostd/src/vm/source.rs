@@ -23,13 +23,13 @@ use bytes::Bytes as Chunk;
 use diskd::control::{Compared, MAX_LINE, Reply, Request, Staged as DiskdStaged};
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header};
-use model::{Bytes, Code, Lineage, Problem, RelationshipId, Since, VmId};
+use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
 use replica::outbox;
 use replica::source::{
     ComparedRegion, Position, Progress, SeedPart, Source, Staged, StagedPart, Suspects, Tracking,
 };
-use replica::wire::{MAX_COMPARED, Offer, RegionHashes};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use replica::wire::{Configuration, MAX_COMPARED, Offer, RegionHashes};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::handle::Message;
 use super::progress;
@@ -56,7 +56,8 @@ pub(crate) struct DiskdSource {
     pub(crate) home: PathBuf,
     pub(crate) relationship: RelationshipId,
     pub(crate) lineage: Lineage,
-    pub(crate) disks: Vec<DiskExtent>,
+    /// What is replicated now.
+    pub(crate) configuration: watch::Receiver<Arc<Configuration>>,
     /// What is recorded in the folder; held while it is changed.
     pub(crate) record: Mutex<Record>,
     pub(crate) owner: mpsc::Sender<Message>,
@@ -92,12 +93,27 @@ impl DiskdSource {
     fn header(&self, content: Content) -> Header {
         Header {
             vm: self.vm,
-            disks: self.disks.clone(),
+            disks: self.disks(),
             lineage: self.lineage.clone(),
             content,
             time: Timestamp::now(),
             consistency: Consistency::Crash,
         }
+    }
+
+    /// The replicated disks with their sizes now.
+    fn disks(&self) -> Vec<DiskExtent> {
+        let configuration = self.configuration.borrow();
+        let size_of = |id: &DiskId| {
+            let mut disks = configuration.spec.disks.iter();
+            let disk = disks.find(|disk| disk.id == *id)?;
+            Some(DiskExtent {
+                joining: false,
+                id: disk.id,
+                size: disk.size,
+            })
+        };
+        configuration.disks.iter().filter_map(size_of).collect()
     }
 
     async fn stage(&self, request: &Request) -> Result<DiskdStaged, Problem> {
@@ -125,6 +141,7 @@ impl DiskdSource {
         let request = Request::Track {
             relationship: self.relationship,
             begin,
+            but: left_out(&self.configuration.borrow()),
         };
         match self.ask(&request, DURABLE).await? {
             Reply::Tracking { exact, suspect } => Ok((exact, suspect)),
@@ -190,7 +207,7 @@ impl DiskdSource {
     }
 
     fn disk(&self, position: usize) -> Result<DiskExtent, Problem> {
-        let disk = self.disks.get(position).copied();
+        let disk = self.disks().get(position).copied();
         disk.ok_or_else(|| self.confused())
     }
 
@@ -200,6 +217,13 @@ impl DiskdSource {
         }
         Ok(())
     }
+}
+
+/// The disks that are not replicated.
+pub(super) fn left_out(configuration: &Configuration) -> Vec<DiskId> {
+    let disks = configuration.spec.disks.iter().map(|disk| disk.id);
+    let out = |id: &DiskId| !configuration.disks.contains(id);
+    disks.filter(out).collect()
 }
 
 /// Lets the diskd that listens on `socket` track no longer; no error if there is none.
@@ -409,11 +433,31 @@ impl Source for DiskdSource {
 #[cfg(test)]
 mod tests {
     use diskd::control::{EpochStatus, StoreKind};
-    use model::SeedId;
+    use model::{Bus, DiskSpec, Generation, SeedId, VmSpec};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
 
     use super::*;
+
+    /// Two disks, of which the first one is replicated.
+    fn configuration() -> watch::Receiver<Arc<Configuration>> {
+        let disk = |slot: u8| {
+            let file = format!("disk{slot}.raw").into();
+            DiskSpec::new(file, Bytes(1 << 20), Bus::Virtio, slot)
+        };
+        let disks = vec![disk(0), disk(1)];
+        let (name, memory) = ("web".parse().expect("a name"), Bytes(64 << 20));
+        let spec = VmSpec::new(name, Generation::Two, 1, memory, false, None, disks);
+        let spec = spec.expect("a VM");
+        let disks = vec![spec.disks[0].id];
+        let (_, seen) = watch::channel(Arc::new(Configuration {
+            spec,
+            disks,
+            frequency_s: 5,
+            keep: None,
+        }));
+        seen
+    }
 
     fn source(home: &Path) -> DiskdSource {
         fs::create_dir(DiskdSource::outbox(home)).expect("made");
@@ -424,7 +468,7 @@ mod tests {
             home: home.to_owned(),
             relationship: RelationshipId::random(),
             lineage: Lineage::begin("host-a"),
-            disks: Vec::new(),
+            configuration: configuration(),
             record: Mutex::new(Record {
                 progress: Progress::begin(SeedId::random()),
                 reserved: 0,
@@ -505,6 +549,7 @@ mod tests {
             let track = Request::Track {
                 relationship: source.relationship,
                 begin,
+                but: left_out(&source.configuration.borrow()),
             };
             fs::write(&file, b"torn").expect("written");
             let tracking = source.track().await.expect("it goes on");

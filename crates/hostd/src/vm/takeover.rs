@@ -16,7 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use model::{
-    Code, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId, VmName, VmSpec, VmState,
+    Bytes, Code, DiskId, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId, VmName, VmSpec,
+    VmState,
 };
 use replica::run::Evidence;
 use replica::standing::{self, Override, Role, Standing};
@@ -74,7 +75,7 @@ impl Owner {
         let reserve = self.host.settings.memory_reserve;
         let spec = VmSpec {
             generation_id: GenerationId::random(),
-            disks: overlays(&view.home.spec),
+            disks: overlays(&view.home.spec, &store, point)?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -162,7 +163,7 @@ impl Owner {
             id: VmId::random(),
             name,
             generation_id: GenerationId::random(),
-            disks: overlays(&view.home.spec),
+            disks: overlays(&view.home.spec, &store, point)?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -170,12 +171,24 @@ impl Owner {
     }
 }
 
-/// The same disks, with a file for what is written above the point.
-fn overlays(spec: &VmSpec) -> Vec<DiskSpec> {
-    let disks = spec.disks.iter().enumerate().map(|(n, disk)| DiskSpec {
-        file: format!("disk{n}.overlay").into(),
-        overlays: Vec::new(),
-        ..disk.clone()
+/// The disks that the point has, as large as they were then, each with a file for what is written
+/// above it. One that is not replicated is left out, as Hyper-V does: an empty one in its place would
+/// pass for one that lost its content.
+fn overlays(spec: &VmSpec, store: &Store, point: PointId) -> Result<Vec<DiskSpec>, Problem> {
+    let held = tokio::task::block_in_place(|| store.disks(point))?;
+    Ok(above(spec, &held))
+}
+
+fn above(spec: &VmSpec, held: &[(DiskId, Bytes)]) -> Vec<DiskSpec> {
+    let size_of = |id| held.iter().find(|(held, _)| *held == id);
+    let disks = spec.disks.iter().enumerate().filter_map(|(n, disk)| {
+        let (_, size) = size_of(disk.id)?;
+        Some(DiskSpec {
+            file: format!("disk{n}.overlay").into(),
+            size: *size,
+            overlays: Vec::new(),
+            ..disk.clone()
+        })
     });
     disks.collect()
 }
@@ -247,4 +260,32 @@ pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
         undo(store, &VmFolder::read(&path)?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Bus, Generation};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_is_as_large_as_at_the_point_and_one_that_the_point_lacks_is_left_out() {
+        let disk = |slot: u8| {
+            let file = format!("disk{slot}.raw").into();
+            DiskSpec::new(file, Bytes(8 << 20), Bus::Virtio, slot)
+        };
+        let disks = vec![disk(0), disk(1), disk(2)];
+        let name = "web".parse().expect("a name");
+        let memory = Bytes(64 << 20);
+        let spec = VmSpec::new(name, Generation::Two, 1, memory, false, None, disks);
+        let spec = spec.expect("a VM");
+        let held = [
+            (spec.disks[2].id, Bytes(8 << 20)),
+            (spec.disks[0].id, Bytes(4 << 20)),
+        ];
+        let above = above(&spec, &held);
+        let found: Vec<(u8, u64)> = above.iter().map(|disk| (disk.slot, disk.size.0)).collect();
+        assert_eq!(found, [(0, 4 << 20), (2, 8 << 20)]);
+        assert_eq!(above[1].file, Path::new("disk2.overlay"));
+    }
 }

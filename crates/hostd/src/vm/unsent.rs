@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diskd::control::{MAX_LINE, Reply, Request};
-use model::{Bytes, Code, Problem, RelationshipId};
+use model::{Bytes, Code, DiskId, Problem, RelationshipId};
 use tokio::time::{Instant, timeout_at};
 
 use super::replicate::DriverHandle;
@@ -34,6 +34,8 @@ pub(super) struct Unsent {
     pub(super) socket: PathBuf,
     pub(super) home: PathBuf,
     pub(super) relationship: RelationshipId,
+    /// Disks that are not replicated.
+    pub(super) left_out: Vec<DiskId>,
 }
 
 impl Unsent {
@@ -71,6 +73,7 @@ impl Unsent {
         let request = Request::Track {
             relationship: self.relationship,
             begin: false,
+            but: self.left_out.clone(),
         };
         match ask(&self.socket, &request).await {
             Ok(Reply::Tracking { .. }) => self.seen().await,

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use model::Code;
+
 use super::{Now, Output, Sender, State, Wait};
 use crate::link::LinkError;
 use crate::run::{Rank, rank};
 use crate::standing::Role;
-use crate::wire::PartnerStanding;
+use crate::wire::ContactAnswer;
 
 /// From one contact to the next.
 pub const CONTACT: Duration = Duration::from_secs(1);
@@ -40,7 +42,7 @@ impl Sender {
     pub(super) fn contacted(
         &mut self,
         now: Now,
-        answer: Result<PartnerStanding, LinkError>,
+        answer: Result<ContactAnswer, LinkError>,
         out: &mut Vec<Output>,
     ) {
         let pause = match &answer {
@@ -55,13 +57,22 @@ impl Sender {
             }
         };
         self.contact = Contact::Due(now.since_start + pause);
-        let Ok(theirs) = answer else {
-            return;
+        let ContactAnswer {
+            standing: theirs,
+            reception,
+        } = match answer {
+            Ok(answer) => answer,
+            Err(LinkError::Refused(problem)) if problem.code == Code::NotFound => {
+                return self.ended_there(out);
+            }
+            Err(_) => return,
         };
         let took_over = theirs.role != Role::Replica
             && rank(&self.plan.lineage, &theirs.lineage) == Some(Rank::Theirs);
         if took_over && self.keeps_contact() {
             self.gate(theirs.lineage, out);
+        } else if let Some(reception) = reception {
+            self.received(now, reception, out);
         }
     }
 

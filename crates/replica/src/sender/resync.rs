@@ -101,7 +101,11 @@ impl Sender {
 
     /// Makes everything suspect: the replica is at `tip`, and nothing is staged.
     pub(super) fn suspect_all(&mut self, tip: PointId, out: &mut Vec<Output>) {
-        self.strange += 1;
+        // What fails here before all is suspect is no word about the replica.
+        if self.strange_tip != Some(tip) {
+            self.strange += 1;
+            self.strange_tip = Some(tip);
+        }
         if self.strange > CONTRADICTIONS {
             return self.give_up(
                 "has a newest point again and again that this host did not send last: another \

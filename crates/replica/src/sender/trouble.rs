@@ -174,6 +174,7 @@ impl Sender {
                 self.state = state;
             }
             State::Asking
+            | State::Configuring(_)
             | State::Comparing(_)
             | State::Offering
             | State::Shipping { .. }
@@ -205,13 +206,15 @@ impl Sender {
                 self.attempt = 0;
                 self.contradictions = 0;
                 self.strange = 0;
-                self.due = now.since_start;
-                self.late = false;
+                self.strange_tip = None;
+                self.refused = None;
+                self.due_now(now);
                 self.track(out);
             }
             // Whoever resumes it wants it now.
             State::Waiting {
-                wait: Wait::Link, ..
+                wait: Wait::Link | Wait::Paused,
+                ..
             } => self.ask(out),
             State::Waiting {
                 wait: Wait::Source, ..

@@ -1,0 +1,94 @@
+//! The owner's part in following the primary: what the VM is, and how it is replicated.
+//!
+//! ```text
+//!   primary: vm.toml, replication.toml --Configure--> vm.toml --> replication.toml, with its revision
+//! ```
+//!
+//! Killed between the two files, it still tells the revision of before and is sent the same again.
+
+use model::{Code, Problem};
+use replica::standing::Role;
+use replica::wire::{Configuration, Configure};
+
+use super::create::no_space_or;
+use super::folder::VmFolder;
+use super::handle::Answer;
+use super::owner::{Owner, refuse};
+use super::relation::Relation;
+
+impl Owner {
+    /// Makes the twin as the primary wants it.
+    pub(super) fn follow(&mut self, wanted: Configure) -> Result<(), Problem> {
+        let view = self.view();
+        let thing = view.thing();
+        let relation = match &view.relation {
+            Some(relation) if view.standing.role == Role::Replica => relation.clone(),
+            _ => {
+                let reason = "is no replica on this host";
+                return Err(Problem::new(Code::Conflict, thing, reason, ""));
+            }
+        };
+        if view.home.machine.is_some() {
+            // Asked again, the answer is that it was taken over, or it is the replica as before.
+            let reason = "is being failed over";
+            return Err(Problem::new(Code::Failed, thing, reason, ""));
+        }
+        let Configuration {
+            spec,
+            disks,
+            frequency_s,
+            keep,
+        } = wanted.configuration;
+        // Held until the name is seen as the VM's.
+        let _name = match view.home.spec.name == spec.name {
+            true => None,
+            false => Some(self.host.reserve(&spec.name)?),
+        };
+        let folder = VmFolder {
+            path: view.home.path.clone(),
+            spec,
+            origin: None,
+        };
+        folder
+            .write()
+            .map_err(|error| no_space_or(&thing, &error))?;
+        self.show(|view| view.home.spec = folder.spec.clone());
+        self.relate(Relation {
+            disks,
+            every_s: frequency_s,
+            keep,
+            revision: Some(wanted.revision),
+            ..relation
+        })?;
+        tracing::info!(vm = %self.id, "follows what was changed on its primary host");
+        Ok(())
+    }
+
+    /// The primary gave its initial replication up. True when the owner ends.
+    pub(super) async fn cancelled_there(&mut self, answer: Answer) -> bool {
+        let view = self.view();
+        let points = match (&self.store, view.standing.role) {
+            (Some(store), Role::Replica) => store.points(),
+            _ => {
+                let reason = "is no replica on this host";
+                Err(Problem::new(Code::Conflict, view.thing(), reason, ""))
+            }
+        };
+        let done = points.and_then(|points| match points.len() {
+            0 => self.forget_relation(),
+            n => Err(Problem::new(
+                Code::Conflict,
+                view.thing(),
+                format!("has {n} recovery points on host `{}`", self.host.name()),
+                "`pollux replica remove` ends the replication; the twin is deleted on its own host",
+            )),
+        });
+        match done {
+            Ok(()) => self.delete(answer).await,
+            Err(problem) => {
+                refuse(answer, problem);
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a person says of a relationship, on either of two hosts. No guest is started.
+
+mod support;
+
+use std::fs;
+
+use api::{EnableReplication, SetReplication};
+use model::{Code, ReplicationState};
+use support::{Host, empty, refused};
+
+/// Two hosts that trust each other.
+async fn trusting() -> (Host, Host) {
+    let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
+    castor.receives().await;
+    pollux.receives().await;
+    castor.trusts(&pollux).await;
+    pollux.trusts(&castor).await;
+    (castor, pollux)
+}
+
+fn to_pollux(disks: &str) -> EnableReplication {
+    EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+        disks: Some(disks.parse().expect("a choice")),
+        keep: Some("1h:all,24h:hourly".parse().expect("a policy")),
+    }
+}
+
+#[tokio::test]
+async fn a_relationship_is_made_as_a_person_says_and_what_cannot_be_is_refused() {
+    let (castor, pollux) = trusting().await;
+    let disks = vec![empty(1 << 20), empty(2 << 20)];
+    castor.create("web", disks).await.expect("made");
+    let enable = |disks: &str| {
+        let wanted = to_pollux(disks);
+        let client = &castor.client;
+        async move { client.enable_replication("web", &wanted).await }
+    };
+    refused(enable("0,5").await, Code::NotFound, "disk 5");
+    refused(enable("all-but:0,1").await, Code::Invalid, "no disk left");
+    assert!(pollux.client.vms().await.expect("listed").is_empty());
+    let set = SetReplication {
+        every_s: Some(60),
+        keep: None,
+    };
+    let unset = castor.client.set_replication("web", &set).await;
+    refused(unset, Code::Conflict, "not replicated");
+    let cancelled = castor.client.cancel_replication("web").await;
+    refused(cancelled, Code::Conflict, "not replicated");
+
+    let made = enable("all-but:1").await.expect("made");
+    assert_eq!(made.every_s, Some(30));
+    let set = castor.client.set_replication("web", &set).await;
+    assert_eq!(set.expect("set").every_s, Some(60));
+    let never = SetReplication {
+        every_s: Some(1 << 40),
+        keep: None,
+    };
+    let never = castor.client.set_replication("web", &never).await;
+    refused(never, Code::Invalid, "3600");
+    let there = SetReplication::default();
+    let there = pollux.client.set_replication("web", &there).await;
+    refused(there, Code::Conflict, "primary host");
+    let there = pollux.client.cancel_replication("web").await;
+    refused(there, Code::Conflict, "primary host");
+
+    // On the replica a pause is kept over a restart, and told.
+    let paused = pollux.client.suspend_replication("web").await;
+    assert_eq!(paused.expect("paused").state, ReplicationState::Suspended);
+    let pollux = pollux.restarted("pollux").await;
+    let shown = pollux.client.replication("web").await.expect("shown");
+    assert_eq!(shown.state, ReplicationState::Suspended);
+    let resumed = pollux.client.resume_replication("web").await;
+    let state = resumed.expect("resumed").state;
+    assert_eq!(state, ReplicationState::InitialReplicationInProgress);
+}
+
+#[tokio::test]
+async fn a_relationship_ends_on_either_host_for_both_and_a_cancelled_one_leaves_no_twin() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let enable = || castor.client.enable_replication("web", &ALL);
+    static ALL: std::sync::LazyLock<EnableReplication> =
+        std::sync::LazyLock::new(|| to_pollux("all"));
+    enable().await.expect("made");
+    assert_eq!(pollux.client.vms().await.expect("listed").len(), 1);
+    castor
+        .client
+        .cancel_replication("web")
+        .await
+        .expect("cancelled");
+    let ended = castor.client.replication("web").await;
+    refused(ended, Code::Conflict, "not replicated");
+    assert!(pollux.client.vms().await.expect("listed").is_empty());
+    let left = fs::read_dir(pollux.path().join("state/replicas")).expect("listed");
+    assert_eq!(left.count(), 0);
+
+    enable().await.expect("made anew");
+    pollux
+        .client
+        .disable_replication("web")
+        .await
+        .expect("ended there");
+    let ended = castor.client.replication("web").await;
+    refused(ended, Code::Conflict, "not replicated");
+    assert_eq!(pollux.client.vms().await.expect("listed").len(), 1);
+    pollux.client.delete("web").await.expect("deleted");
+
+    // Without the other host it ends here alone; to cancel, it is needed.
+    enable().await.expect("made anew");
+    drop(pollux);
+    let cancelled = castor.client.cancel_replication("web").await;
+    refused(cancelled, Code::Unreachable, "pollux");
+    castor.client.replication("web").await.expect("it stays");
+    castor
+        .client
+        .disable_replication("web")
+        .await
+        .expect("ended here");
+}

@@ -1,0 +1,112 @@
+//! What a person does to a relationship, on either host.
+
+use pollux_replica::wire::{Configuration, ConfigureAnswer};
+
+use super::*;
+
+fn refused(error: LinkError) -> Problem {
+    match error {
+        LinkError::Refused(problem) => problem,
+        LinkError::Lost(problem) => panic!("lost: {problem}"),
+    }
+}
+
+#[tokio::test]
+async fn the_replica_follows_a_configuration_and_tells_which() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let mut configuration = Configuration {
+        disks: ask.disks.clone(),
+        spec,
+        frequency_s: 60,
+        keep: None,
+    };
+    configuration.spec.processors = 4;
+    let wanted = Configure {
+        lineage: ask.lineage.clone(),
+        revision: configuration.revision(),
+        configuration,
+    };
+    for _ in 0..2 {
+        let answer = link.configure(&wanted).await.unwrap();
+        assert_eq!(answer, ConfigureAnswer::Configured);
+    }
+    let told = link.contact(&ask.lineage).await.unwrap().reception.unwrap();
+    assert_eq!(told.revision, Some(wanted.revision));
+
+    let mut strange = [wanted.clone(), wanted.clone(), wanted.clone()];
+    strange[0].configuration.disks.clear();
+    strange[1].configuration.spec.id = VmId::random();
+    strange[2].configuration.spec.processors = 0;
+    for strange in &strange {
+        let problem = refused(link.configure(strange).await.unwrap_err());
+        assert_eq!(problem.code, Code::Invalid, "{problem}");
+    }
+    let vm = wanted.configuration.spec.id;
+    let kept = replicas.relation(vm).await.unwrap().reception;
+    assert_eq!(kept.revision, Some(wanted.revision));
+
+    // A replica that took over follows nobody.
+    let mut theirs = ask.lineage.clone();
+    let point = PointId {
+        term: ask.lineage.current().id,
+        sequence: 1,
+    };
+    replicas
+        .with(vm, |enrolled| {
+            theirs = ask.lineage.branch(point, "host-b").unwrap();
+            enrolled.standing.role = Role::FailedOver;
+            enrolled.standing.lineage = theirs.clone();
+        })
+        .unwrap();
+    let answer = link.configure(&wanted).await.unwrap();
+    assert_eq!(answer, ConfigureAnswer::Superseded { lineage: theirs });
+    let told = link.contact(&ask.lineage).await.unwrap();
+    assert_eq!(told.reception, None);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_paused_takes_nothing_in_and_says_so() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 8, 1);
+    let offer = outbox::offer(&staged).await.unwrap();
+    link.offer(&offer).await.unwrap();
+    let chunk = outbox::chunk(&staged, 0).await.unwrap();
+    link.put(offer.root, 0, chunk).await.unwrap();
+    let pause = |paused| {
+        let pause = |enrolled: &mut Enrolled| enrolled.relation.reception.paused = paused;
+        replicas.with(spec.id, pause).unwrap();
+    };
+    pause(true);
+    for error in [
+        link.offer(&offer).await.unwrap_err(),
+        link.commit(offer.root).await.unwrap_err(),
+    ] {
+        let problem = refused(error);
+        assert!(problem.reason.contains("paused"), "{problem}");
+        assert!(problem.way_out.contains("resume"), "{problem}");
+    }
+    let told = link.contact(&ask.lineage).await.unwrap().reception.unwrap();
+    assert!(told.paused);
+    let TipAnswer::At { reception, .. } = link.tip(&ask.lineage).await.unwrap() else {
+        panic!("it is the replica")
+    };
+    assert!(reception.paused);
+    pause(false);
+    // What had come before is not sent again.
+    let missing = OfferAnswer::Missing { chunks: Vec::new() };
+    assert_eq!(link.offer(&offer).await.unwrap(), missing);
+    let committed = link.commit(offer.root).await.unwrap();
+    assert!(matches!(committed, CommitAnswer::Committed { .. }));
+}
