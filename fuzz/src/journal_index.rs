@@ -23,7 +23,6 @@ pub const WORDS: &[&str] = &[
     "\"moved\"",
     "\"join\"",
     "\"joining\"",
-    "\"run-files\"",
     "\"change-sets\"",
     "\"lineage\"",
     "\"since\"",

@@ -17,6 +17,7 @@ pub mod change_set;
 pub mod control;
 pub mod intent_log;
 pub mod journal_index;
+pub mod journal_run;
 mod memory;
 pub mod nbd;
 pub mod overlay_map;
@@ -101,6 +102,12 @@ pub const TARGETS: &[Target] = &[
         run: change_set::run,
         seeds: change_set::seeds,
         words: &["POLLUXCH"],
+    },
+    Target {
+        name: "journal_run",
+        run: journal_run::run,
+        seeds: journal_run::seeds,
+        words: journal_run::WORDS,
     },
     Target {
         name: "intent_log",

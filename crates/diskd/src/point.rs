@@ -173,7 +173,7 @@ impl Device for PointDevice {
     }
 }
 
-/// Its index is mapped: asking does not wait for its content.
+/// Asking does not wait for its content, only for pages of its index that were not used lately.
 impl Image for PointDevice {
     fn size(&self) -> u64 {
         Image::size(&self.reader.image)

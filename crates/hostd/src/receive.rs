@@ -239,6 +239,9 @@ impl ReplicaHost for Twins {
             if let Err(problem) = store.retain(&keep, reserve) {
                 tracing::error!(vm = %vm.id, %problem, "old points do not go");
             }
+            if let Err(problem) = store.tidy() {
+                tracing::warn!(vm = %vm.id, %problem, "run files are not made: points open slower");
+            }
         });
     }
 

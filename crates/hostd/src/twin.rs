@@ -308,6 +308,21 @@ impl Store {
         };
         Ok(true)
     }
+
+    /// Makes run files of new segments and joins them, so that points are opened at once and in little
+    /// memory. The journal takes points in meanwhile. Blocking.
+    pub(crate) fn tidy(&self) -> Result<(), Problem> {
+        let Some(tidy) = self.lock().as_ref().and_then(Journal::begin_tidy) else {
+            return Ok(());
+        };
+        let tidied = tidy
+            .run()
+            .map_err(|error| Problem::failed(&self.thing, &error))?;
+        if let Some(journal) = self.lock().as_mut() {
+            journal.finish_tidy(tidied);
+        }
+        Ok(())
+    }
 }
 
 /// A refusal for what only a twin has.

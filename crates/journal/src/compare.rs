@@ -224,7 +224,7 @@ impl PointImage {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }
-        });
+        })?;
         outcome?;
         let blocks = (range.end - range.start) / BLOCK_SIZE;
         hashes.push_zeroes(blocks.saturating_sub(hashes.blocks()));

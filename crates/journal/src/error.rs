@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use model::{Bytes, DiskId, PointId, SeedId};
 
 use crate::SegmentError;
+use crate::runs::RunError;
 
 /// Why a journal cannot be made, opened, read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,14 @@ pub enum JournalError {
         name: String,
         /// Why.
         source: crate::SetError,
+    },
+    /// A run file cannot be read or written. It can be removed: it is made again from the segments.
+    #[error("cannot use run file `{name}`")]
+    Run {
+        /// The file, in the journal's folder.
+        name: String,
+        /// Why.
+        source: RunError,
     },
     /// The disks that were asked for cannot be.
     #[error(
@@ -123,6 +132,10 @@ impl JournalError {
             | Self::Segment {
                 source: SegmentError::Io { source, .. },
                 ..
+            }
+            | Self::Run {
+                source: RunError::Io { source, .. },
+                ..
             } => source,
             _ => return false,
         };
@@ -135,6 +148,13 @@ impl JournalError {
     pub(crate) fn io(action: &'static str, name: &str, source: io::Error) -> Self {
         Self::Io {
             action,
+            name: name.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn run(name: &str, source: RunError) -> Self {
+        Self::Run {
             name: name.to_owned(),
             source,
         }

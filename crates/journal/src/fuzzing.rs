@@ -11,8 +11,9 @@ use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
 use crate::changes::{Changes, Gather, SetError, forge};
 use crate::index::{
     self, Base, BaseDisk, Change, ChangeSet, DiskSet, Entry, Index, Join, Note, Pin, Place,
-    RunFile, bytes_of, read_bytes,
+    bytes_of, read_bytes,
 };
+use crate::runs::{self, Held, RunError};
 use crate::segment::forged;
 use crate::{Consistency, DiskExtent, JournalError, Root};
 
@@ -37,6 +38,31 @@ pub fn index(bytes: &[u8]) -> Result<Vec<u8>, JournalError> {
 /// Puts the hashes of a segment right, as far as its parts lie inside `bytes`.
 pub fn forge_segment(bytes: &mut [u8]) {
     forged::mend(bytes);
+}
+
+/// Puts the hashes of a run file right, as far as its parts lie inside `bytes`.
+pub fn forge_run_file(bytes: &mut [u8]) {
+    runs::forged::mend(bytes);
+}
+
+/// Reads all of a run file in each way that there is. Gives the number of its entries.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// When two ways do not agree.
+pub fn run_file(bytes: Vec<u8>) -> Result<u64, RunError> {
+    runs::forged::read(Arc::new(Held(bytes)))
+}
+
+/// Good run files: of no entry, of one leaf, of several.
+#[must_use]
+pub fn run_files() -> Vec<Vec<u8>> {
+    [0, 100, 260]
+        .into_iter()
+        .filter_map(|blocks| runs::forged::example(blocks).ok())
+        .collect()
 }
 
 /// Good indexes: while it is seeded, with points, while it is merged.
@@ -101,16 +127,6 @@ pub fn indexes() -> Vec<Vec<u8>> {
             last: Some(Root([9; 32])),
             disks: vec![disk],
         }),
-        Note::RunFiles {
-            add: vec![RunFile {
-                number: 1,
-                first: 2,
-                last: 3,
-                len: Bytes(100),
-                hash: Root([1; 32]),
-            }],
-            remove: vec![],
-        },
         Note::ChangeSets {
             add: vec![ChangeSet {
                 number: 1,

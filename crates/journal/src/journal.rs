@@ -4,6 +4,7 @@
 //!   index                   the root: what it does not name does not exist
 //!   base-<disk>.raw         one sparse file per disk: the seed, later the oldest point
 //!   segments/<root>.seg     immutable, one per point above the base
+//!   runs/<hash>.run         derived from segments: where the newest content of a block is
 //!   incoming/               what is being received; not the journal's until committed
 //!   lock                    at most one process changes the journal
 //!
@@ -38,6 +39,7 @@ use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
     Prepared, RUNS, SEGMENTS,
 };
+use crate::runs::Tended;
 use crate::thin::Unfit;
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
 
@@ -59,6 +61,8 @@ pub struct Journal {
     pub(crate) merge: Arc<()>,
     /// Segments that stay apart.
     pub(crate) unfit: Unfit,
+    /// What is known of the run files.
+    pub(crate) tended: Tended,
     /// A change could not be made durable: the file may say more than `index`.
     stale: bool,
 }
@@ -252,6 +256,7 @@ impl Journal {
             leases: Leases::default(),
             merge: Arc::new(()),
             unfit: Unfit::new(),
+            tended: Tended::default(),
             stale: false,
         }
     }

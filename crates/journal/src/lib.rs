@@ -23,18 +23,20 @@ mod index;
 mod journal;
 mod merge;
 mod packs;
-mod pieces;
 mod point;
 mod receive;
 mod recent;
 mod root;
+mod runs;
 pub mod segment;
 mod squash;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod thin;
 mod tidy;
 mod verify;
+mod view;
 
 pub use changes::{ChangedDisk, Changes, MAX_EXTENTS, SetError};
 pub use error::{JournalError, Refusal};
@@ -44,6 +46,7 @@ pub use merge::{Begun, Held, Merge, Merged};
 pub use point::{PointImage, PointReader};
 pub use receive::{NoRoom, Room, Verdict};
 pub use root::{ParseRootError, Root};
+pub use runs::{RunError, Tidied, Tidy};
 pub use segment::{
     Extent, Frame, Run, SegmentError, SegmentReader, SegmentWriter, Source, Summary,
 };

@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use durable::{File, Folder};
+use model::Bytes;
 
-use crate::JournalError;
 use crate::index::{Entry, Place};
+use crate::{JournalError, Root};
 
 /// A part of a file, as if it were the whole. It is only read.
 #[derive(Debug)]
@@ -63,16 +64,28 @@ impl Entry {
 
     /// The stored segment, for reading.
     pub(crate) fn open(&self, folder: &dyn Folder) -> Result<Arc<dyn File>, JournalError> {
-        let name = self.file();
+        self.place.open(folder, self.stored, self.file_len)
+    }
+}
+
+impl Place {
+    /// The segment `stored` of `len` bytes, for reading.
+    pub(crate) fn open(
+        self,
+        folder: &dyn Folder,
+        stored: Root,
+        len: Bytes,
+    ) -> Result<Arc<dyn File>, JournalError> {
+        let name = self.file(stored);
         let file = folder
             .open_read(&name)
             .map_err(|source| JournalError::io("open", &name, source))?;
-        Ok(match self.place {
-            Place::Own => file,
-            Place::Pack { at, .. } => Arc::new(Part {
+        Ok(match self {
+            Self::Own => file,
+            Self::Pack { at, .. } => Arc::new(Part {
                 file,
                 at,
-                len: self.file_len.0,
+                len: len.0,
             }),
         })
     }

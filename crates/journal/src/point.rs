@@ -2,53 +2,53 @@
 //!
 //! ```text
 //!   segment 6        [b]         [c c]
-//!   segment 5     [a a a a]                       newest wins: the pieces
+//!   segment 5     [a a a a]                       newest wins
 //!   base       ..................................
 //!   point 6    ...[a b a a]......[c c]...........
 //! ```
 //!
-//! [`PointReader`] holds the pieces of each disk: 32 bytes for each run that is visible, so
-//! memory follows what changed above the base, not the number of segments. (Runs in sorted
-//! files, merged in the background, come when that is too much.)
+//! Which segment is the newest that holds a block is looked up in the run files
+//! ([`runs`](crate::runs)) when the block is read: a [`View`] has these open, and one that it makes in
+//! memory for the few segments that no file covers yet. So opening reads the index, the lists of segments
+//! in the run files, and those few segments; and what a reader holds is bounded but for 56 bytes a
+//! segment. Segments that a run file covers were checked when it was made; here their frames are
+//! checked when they are read.
 //!
-//! It stays right while older segments are merged into the base and their files removed: a
-//! segment whose file is gone is in the base, and there the block has the content of the newest
-//! segment up to this point that holds it, which is the one that the piece names.
+//! A reader stays right while older segments are merged into the base, segments are squashed or
+//! packed, and run files are replaced:
+//! - what it has open stays readable;
+//! - when a segment's file is gone, the index is read again and a new view made of it. It is the
+//!   same point: a block that is in none of its segments now was merged into the base, and there it has
+//!   the content of the newest of them that held it, which no later merge up to this point changes;
+//! - when a run file turns out to be damaged, a new view is made without it.
 
 use std::fmt;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{Fault, Image, Place};
 use durable::{File, Folder, OsFolder};
-use model::{BLOCK_SIZE, Bytes, DiskId, PointId};
+use model::{Bytes, DiskId, PointId};
 
-use crate::index::{Base, Entry, Index};
+use crate::JournalError;
+use crate::index::{BaseDisk, Index};
 use crate::journal::Lease;
-use crate::pieces::{Layers, Piece};
-use crate::recent::Recent;
-use crate::{JournalError, SegmentReader, Source};
+use crate::view::View;
 
-/// Most segment files that a reader keeps open.
-const OPEN_SEGMENTS: usize = 64;
-/// Most decoded frames that a reader keeps: 4 MiB.
-const FRAMES: usize = 64;
-/// How often a point is looked for again because a file was merged away meanwhile.
+/// How often a point is looked for again because a file went meanwhile.
 const ATTEMPTS: u32 = 16;
-
-/// Segment and frame.
-type FrameKey = (u32, u32);
 
 /// Reads a point. From any number of threads at once.
 pub struct PointReader {
     point: PointId,
     folder: Arc<dyn Folder>,
     disks: Vec<Disk>,
-    segments: Vec<Segment>,
-    open: Mutex<Recent<u32, SegmentReader>>,
-    frames: Mutex<Recent<FrameKey, Arc<Vec<u8>>>>,
+    /// How it is read now.
+    view: Mutex<Arc<View>>,
+    /// Held while a new view is made; run files that turned out to be damaged.
+    renewal: Mutex<Vec<String>>,
     _lease: Option<Lease>,
 }
 
@@ -57,25 +57,11 @@ struct Disk {
     /// At the point.
     size: u64,
     base: Arc<dyn File>,
-    /// Bytes of the base that belong to the point; the rest of the disk reads as zeroes where no
-    /// segment says otherwise.
-    base_len: u64,
-    pieces: Vec<Piece>,
-}
-
-struct Segment {
-    entry: Entry,
-    name: String,
 }
 
 impl fmt::Debug for PointReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "PointReader({}, {} segments)",
-            self.point,
-            self.segments.len()
-        )
+        write!(f, "PointReader({}, {:?})", self.point, self.view())
     }
 }
 
@@ -110,8 +96,7 @@ impl PointReader {
             attempt += 1;
             match Self::of(folder, &index, point, None) {
                 // Merged into the base since the index was read: it says so now.
-                Err(JournalError::Io { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+                Err(error) if is_gone(&error) && attempt < ATTEMPTS => {}
                 other => return other,
             }
         }
@@ -123,71 +108,26 @@ impl PointReader {
         point: PointId,
         lease: Option<Lease>,
     ) -> Result<Arc<Self>, JournalError> {
-        let (position, entry) = index.find(point).ok_or(JournalError::NoSuchPoint(point))?;
-        let below = index
-            .segments
-            .range(..position.map_or(0, |position| position + 1));
+        let (_, entry) = index.find(point).ok_or(JournalError::NoSuchPoint(point))?;
         let mut disks = Vec::new();
         for extent in entry.disks.iter().filter(|disk| !disk.joining) {
-            let disk = index
-                .base_of(extent.id)
-                .ok_or(JournalError::IndexDamaged("misses the base of a disk"))?;
-            let name = disk.file();
+            let name = base_of(index, extent.id)?.file();
             disks.push(Disk {
-                id: disk.id,
+                id: extent.id,
                 size: extent.size.0,
                 base: folder
                     .open_read(&name)
                     .map_err(|source| JournalError::io("open", &name, source))?,
-                base_len: disk.size.0,
-                pieces: Vec::new(),
             });
         }
-        let mut layers: Vec<Layers> = disks.iter().map(|_| Layers::default()).collect();
-        let mut segments = Vec::with_capacity(below.len());
-        for (number, entry) in (0..).zip(below) {
-            let segment = Segment {
-                entry: entry.clone(),
-                name: entry.file(),
-            };
-            let failed = |source| JournalError::segment(&segment.name, source);
-            let file = entry.open(&**folder)?;
-            // All of it is checked: these disks may be about to run.
-            let reader = SegmentReader::of(file).map_err(failed)?;
-            if reader.summary().root != entry.stored {
-                return Err(JournalError::IndexDamaged(
-                    "names another segment by this name",
-                ));
-            }
-            let mut runs: Vec<Vec<Piece>> = disks.iter().map(|_| Vec::new()).collect();
-            // Disks may have come and gone: where those of the segment are among the point's.
-            let header = reader.header().disks.iter();
-            let at: Vec<_> = header
-                .map(|extent| disks.iter().position(|disk| disk.id == extent.id))
-                .collect();
-            for run in reader.runs() {
-                let run = run.map_err(failed)?;
-                let disk = at.get(usize::from(run.disk)).copied().flatten();
-                if let Some(pieces) = disk.and_then(|disk| runs.get_mut(disk)) {
-                    pieces.push(Piece::new(number, &run));
-                }
-            }
-            for (layers, pieces) in layers.iter_mut().zip(runs) {
-                layers.push(pieces);
-            }
-            segments.push(segment);
-        }
-        for (disk, layers) in disks.iter_mut().zip(layers) {
-            disk.pieces = layers.finish();
-        }
-        debug_assert!(!matches!(index.base, Base::Seeding { .. }));
+        let ids: Vec<DiskId> = disks.iter().map(|disk| disk.id).collect();
+        let view = View::of(folder, index, point, &ids, &[])?;
         Ok(Arc::new(Self {
             point,
             folder: folder.clone(),
             disks,
-            segments,
-            open: Mutex::new(Recent::new(OPEN_SEGMENTS)),
-            frames: Mutex::new(Recent::new(FRAMES)),
+            view: Mutex::new(Arc::new(view)),
+            renewal: Mutex::new(Vec::new()),
             _lease: lease,
         }))
     }
@@ -232,71 +172,78 @@ impl PointReader {
         self.image(id)?.read_at(at, into)
     }
 
-    /// Fills `into` with what a piece holds from byte `at` of the disk on.
-    fn read_encoded(
+    pub(crate) fn view(&self) -> Arc<View> {
+        lock(&self.view).clone()
+    }
+
+    /// Does something with a view; with a new one when it came upon a file that is gone or damaged.
+    fn with_view(
         &self,
-        disk: &Disk,
-        at: u64,
-        (segment, frame, skip): (u32, u32, u32),
-        into: &mut [u8],
+        mut work: impl FnMut(&View) -> Result<(), JournalError>,
     ) -> Result<(), JournalError> {
-        let Some(content) = self.frame(segment, frame)? else {
-            // Merged: see the module.
-            return read_base(disk, at, into);
-        };
-        let start = skip as usize;
-        match content.get(start..start + into.len()) {
-            Some(part) => into.copy_from_slice(part),
-            None => return Err(JournalError::IndexDamaged("does not fit its segments")),
-        }
-        Ok(())
-    }
-
-    /// A decoded frame; none if its segment was merged into the base.
-    fn frame(&self, segment: u32, frame: u32) -> Result<Option<Arc<Vec<u8>>>, JournalError> {
-        let key = (segment, frame);
-        if let Some(content) = lock(&self.frames).get(&key) {
-            return Ok(Some(content));
-        }
-        let Some(reader) = self.segment(segment)? else {
-            return Ok(None);
-        };
-        let content = reader.read_frame(frame).map_err(|source| {
-            JournalError::segment(&self.segments[segment as usize].name, source)
-        })?;
-        let content = Arc::new(content);
-        lock(&self.frames).put(key, content.clone());
-        Ok(Some(content))
-    }
-
-    fn segment(&self, number: u32) -> Result<Option<SegmentReader>, JournalError> {
-        if let Some(reader) = lock(&self.open).get(&number) {
-            return Ok(Some(reader));
-        }
-        let segment = &self.segments[number as usize];
-        let file = match segment.entry.open(&*self.folder) {
-            Ok(file) => file,
-            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                // A file goes only after the index no longer names it.
-                let index = Index::load(&*self.folder)?;
-                match index.find(segment.entry.point) {
-                    // It was moved, and is not moved again before the index is read again.
-                    Some((Some(_), now)) if now.stored == segment.entry.stored => {
-                        now.open(&*self.folder)?
-                    }
-                    _ => return Ok(None),
-                }
+        let mut attempt = 0;
+        loop {
+            let view = self.view();
+            let Err(error) = work(&view) else {
+                return Ok(());
+            };
+            attempt += 1;
+            let damaged = match &error {
+                JournalError::Run { name, source } if source.is_damage() => Some(name),
+                error if is_gone(error) => None,
+                _ => return Err(error),
+            };
+            if attempt == ATTEMPTS || !self.renew(&view, damaged)? {
+                return Err(error);
             }
-            Err(error) => return Err(error),
+        }
+    }
+
+    /// Makes a new view in place of `seen`, unless that was done already, without the run file
+    /// `damaged`. Gives whether there is anything new.
+    fn renew(&self, seen: &Arc<View>, damaged: Option<&String>) -> Result<bool, JournalError> {
+        let mut unwanted = lock(&self.renewal);
+        if !Arc::ptr_eq(seen, &self.view()) {
+            return Ok(true);
+        }
+        if let Some(name) = damaged {
+            tracing::warn!(file = name, "a run file is damaged: read without it");
+            unwanted.push(name.clone());
+        }
+        let ids: Vec<DiskId> = self.disks.iter().map(|disk| disk.id).collect();
+        let mut attempt = 0;
+        let view = loop {
+            attempt += 1;
+            let index = Index::load(&*self.folder)?;
+            match View::of(&self.folder, &index, self.point, &ids, &unwanted) {
+                Err(error) if is_gone(&error) && attempt < ATTEMPTS => {}
+                other => break other?,
+            }
         };
-        let reader = SegmentReader::checked_before(file, segment.entry.stored)
-            .map_err(|source| JournalError::segment(&segment.name, source))?;
-        lock(&self.open).put(number, reader.clone());
-        Ok(Some(reader))
+        // A file goes only after the index no longer names it.
+        let is_new = damaged.is_some() || !view.has_segments_of(seen);
+        *lock(&self.view) = Arc::new(view);
+        Ok(is_new)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// The base of the disk `id` of a point.
+pub(crate) fn base_of(index: &Index, id: DiskId) -> Result<&BaseDisk, JournalError> {
+    index
+        .base_of(id)
+        .ok_or(JournalError::IndexDamaged("misses the base of a disk"))
+}
+
+/// Whether a file that should be there is not: the index may say now where its content is.
+fn is_gone(error: &JournalError) -> bool {
+    match error {
+        JournalError::Missing(_) => true,
+        JournalError::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -332,70 +279,54 @@ impl PointImage {
                 });
             }
         };
-        let mut outcome = Ok(());
-        let mut rest = into;
-        let _ = self.places(at..end, &mut |range, place| {
-            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = after;
-            outcome = match place {
-                Place::Zero | Place::Below => {
-                    part.fill(0);
-                    Ok(())
+        let mut done = 0;
+        self.reader.with_view(|view| {
+            let mut outcome = Ok(());
+            let from = at + done as u64;
+            let _ = view.places(self.disk, from..end, &mut |range, place| {
+                let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                let part = &mut into[done..done + len];
+                outcome = match place {
+                    Place::Zero | Place::Below => {
+                        part.fill(0);
+                        Ok(())
+                    }
+                    Place::Stored { at } => read_base(disk, at, part),
+                    Place::Encoded {
+                        segment,
+                        frame,
+                        skip,
+                    } => view.read_frame(segment, frame, skip, part),
+                };
+                match outcome {
+                    Ok(()) => {
+                        done += len;
+                        ControlFlow::Continue(())
+                    }
+                    Err(_) => ControlFlow::Break(()),
                 }
-                Place::Stored { at } => read_base(disk, at, part),
-                Place::Encoded {
-                    segment,
-                    frame,
-                    skip,
-                } => self
-                    .reader
-                    .read_encoded(disk, range.start, (segment, frame, skip), part),
-            };
-            match outcome {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        });
-        outcome
+            })?;
+            outcome
+        })
     }
 
-    /// Calls `visit` with the pieces of `range`, which lies inside the disk, until it breaks. Needs no
-    /// I/O.
+    /// Calls `visit` with the pieces of `range`, which lies inside the disk, until it breaks. Reads
+    /// pages of run files that were not used lately.
     pub(crate) fn places(
         &self,
         range: Range<u64>,
         visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        let disk = &self.reader.disks[self.disk];
+    ) -> Result<ControlFlow<()>, JournalError> {
         let mut at = range.start;
-        if range.is_empty() {
-            return ControlFlow::Continue(());
-        }
-        let first = disk
-            .pieces
-            .partition_point(|piece| piece.end() * BLOCK_SIZE <= range.start);
-        for piece in &disk.pieces[first..] {
-            let start = piece.block * BLOCK_SIZE;
-            if start >= range.end {
-                break;
-            }
-            below(disk, at..start, visit)?;
-            at = at.max(start);
-            let end = (piece.end() * BLOCK_SIZE).min(range.end);
-            let place = match piece.source {
-                Source::Zero => Place::Zero,
-                Source::Frame { frame, skip } => Place::Encoded {
-                    segment: piece.segment,
-                    frame,
-                    skip: u32::from(skip) * 4096
-                        + u32::try_from(at - start).expect("a frame has 64 KiB"),
-                },
-            };
-            visit(at..end, place)?;
-            at = end;
-        }
-        below(disk, at..range.end, visit)
+        let mut flow = ControlFlow::Continue(());
+        self.reader.with_view(|view| {
+            flow = view.places(self.disk, at..range.end, &mut |part, place| {
+                at = part.end;
+                visit(part, place)
+            })?;
+            Ok(())
+        })?;
+        Ok(flow)
     }
 }
 
@@ -412,22 +343,14 @@ impl Image for PointImage {
         if range.start > range.end || range.end > self.size() {
             return Err(Fault::Range);
         }
-        Ok(self.places(range, visit))
+        self.places(range, visit).map_err(|error| {
+            tracing::error!(point = %self.reader.point, %error, "cannot look into the point");
+            match error {
+                JournalError::Io { source, .. } => {
+                    source.raw_os_error().map_or(Fault::Corrupt, Fault::Os)
+                }
+                _ => Fault::Corrupt,
+            }
+        })
     }
-}
-
-/// What the base says of a range that no segment holds.
-fn below(
-    disk: &Disk,
-    range: Range<u64>,
-    visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
-) -> ControlFlow<()> {
-    let end = range.end.min(disk.base_len.max(range.start));
-    if range.start < end {
-        visit(range.start..end, Place::Stored { at: range.start })?;
-    }
-    if end < range.end {
-        visit(end..range.end, Place::Zero)?;
-    }
-    ControlFlow::Continue(())
 }

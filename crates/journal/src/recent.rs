@@ -1,5 +1,7 @@
 //! The few things used last.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 /// Keeps the `limit` entries used last; meant for some hundred at most.
 #[derive(Debug)]
 pub(crate) struct Recent<K, V> {
@@ -28,6 +30,42 @@ impl<K: PartialEq, V: Clone> Recent<K, V> {
             self.entries.remove(0);
         }
         self.entries.push((key, value));
+    }
+}
+
+/// Most entries in a shard: they are looked through one by one.
+const SHARD: usize = 32;
+
+/// Keeps at least as many entries as it is told, some more at most; for many threads.
+#[derive(Debug)]
+pub(crate) struct Shards<V> {
+    shards: Vec<Mutex<Recent<u64, V>>>,
+}
+
+impl<V: Clone> Shards<V> {
+    pub(crate) fn new(limit: usize) -> Self {
+        let count = limit.div_ceil(SHARD).max(1);
+        let each = limit.div_ceil(count);
+        Self {
+            shards: (0..count).map(|_| Mutex::new(Recent::new(each))).collect(),
+        }
+    }
+
+    fn shard(&self, key: u64) -> MutexGuard<'_, Recent<u64, V>> {
+        // Neighbours go to different shards.
+        let mixed = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let at = usize::try_from(mixed % self.shards.len() as u64).unwrap_or(0);
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, key: u64) -> Option<V> {
+        self.shard(key).get(&key)
+    }
+
+    pub(crate) fn put(&self, key: u64, value: V) {
+        self.shard(key).put(key, value);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::index::{BaseDisk, CHANGES, ChangeSet, Entry, PACKS, RUNS, RunFile, SEGMENTS};
+use crate::index::{BaseDisk, CHANGES, ChangeSet, Entry, PACKS, SEGMENTS};
 use crate::{Journal, JournalError};
 
 impl Journal {
@@ -16,9 +16,8 @@ impl Journal {
             }
         }
         let mut named: HashSet<_> = self.index.segments.iter().map(Entry::file).collect();
-        named.extend(self.index.runs.values().map(RunFile::file));
         named.extend(self.index.changes.values().map(ChangeSet::file));
-        for folder in [SEGMENTS, PACKS, RUNS, CHANGES] {
+        for folder in [SEGMENTS, PACKS, CHANGES] {
             for name in self.list(folder)? {
                 let name = format!("{folder}/{name}");
                 if !named.remove(&name) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Base, BaseDisk, ChangeSet, Entry, Index, Join, MAX_FILES, MAX_PINS, MAX_POINTS, MAX_REASON,
-    Pin, Place, RunFile,
+    Pin, Place,
 };
 use crate::Root;
 
@@ -56,8 +56,6 @@ pub(crate) enum Note {
     Moved { sequence: u64, place: Place },
     /// The copy of added disks is that far.
     Join(Join),
-    /// Files of sorted runs that came and went.
-    RunFiles { add: Vec<RunFile>, remove: Vec<u64> },
     /// Change sets that came and went.
     ChangeSets {
         add: Vec<ChangeSet>,
@@ -179,15 +177,6 @@ impl Index {
                     "has too many disks that are copied",
                 )
             }
-            Note::RunFiles { add, remove } => {
-                let known = |number: &u64| self.runs.contains_key(number);
-                ensure(remove.iter().all(known), "removes a run file that is not")?;
-                ensure(
-                    self.runs.len() + add.len() <= MAX_FILES
-                        && add.iter().all(|file| file.first <= file.last),
-                    "has run files that cannot be",
-                )
-            }
             Note::ChangeSets { add, remove } => {
                 let known = |number: &u64| self.changes.contains_key(number);
                 ensure(remove.iter().all(known), "removes a change set that is not")?;
@@ -290,13 +279,6 @@ impl Index {
             Note::Join(join) => {
                 self.joins.retain(|other| other.seed != join.seed);
                 self.joins.push(join);
-            }
-            Note::RunFiles { add, remove } => {
-                for number in remove {
-                    self.runs.remove(&number);
-                }
-                self.runs
-                    .extend(add.into_iter().map(|file| (file.number, file)));
             }
             Note::ChangeSets { add, remove } => {
                 for number in remove {

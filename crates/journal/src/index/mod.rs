@@ -35,7 +35,7 @@ pub(crate) const INDEX: &str = "index";
 pub(crate) const SEGMENTS: &str = "segments";
 /// The folder of the files that hold many small segments.
 pub(crate) const PACKS: &str = "packs";
-/// The folder of the sorted runs.
+/// The folder of the run files, which the index does not name.
 pub(crate) const RUNS: &str = "runs";
 /// The folder of the change sets.
 pub(crate) const CHANGES: &str = "changes";
@@ -46,7 +46,7 @@ pub(crate) const MAX_POINTS: usize = 1 << 20;
 pub(crate) const MAX_PINS: usize = 4096;
 /// Longest reason of a pin in bytes.
 pub(crate) const MAX_REASON: usize = 1024;
-/// Most run files, and most change sets.
+/// Most change sets.
 pub(crate) const MAX_FILES: usize = 1 << 20;
 
 /// All disks of a point, in the VM's order. Points with the same ones share it.
@@ -69,8 +69,6 @@ pub(crate) struct Index {
     pub(crate) locks: BTreeMap<u64, Timestamp>,
     /// Copies of disks that were added.
     pub(crate) joins: Vec<Join>,
-    /// Sorted runs, by their number.
-    pub(crate) runs: BTreeMap<u64, RunFile>,
     /// Change sets, by their number.
     pub(crate) changes: BTreeMap<u64, ChangeSet>,
     /// Above the number of every pack that ever was.
@@ -149,9 +147,16 @@ pub(crate) enum Place {
 impl Entry {
     /// Name of the file that holds the segment, in the journal's folder.
     pub(crate) fn file(&self) -> String {
-        match self.place {
-            Place::Own => format!("{SEGMENTS}/{}.seg", self.stored),
-            Place::Pack { pack, .. } => pack_file(pack),
+        self.place.file(self.stored)
+    }
+}
+
+impl Place {
+    /// Name of the file that holds the segment `stored`.
+    pub(crate) fn file(self, stored: Root) -> String {
+        match self {
+            Self::Own => format!("{SEGMENTS}/{stored}.seg"),
+            Self::Pack { pack, .. } => pack_file(pack),
         }
     }
 }
@@ -182,20 +187,6 @@ pub(crate) struct Join {
     pub(crate) disks: Vec<DiskId>,
 }
 
-/// A file of sorted runs, `runs/<number>.run`. It can be made again from the segments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RunFile {
-    pub(crate) number: u64,
-    /// Sequence number of the oldest segment that it covers.
-    pub(crate) first: u64,
-    /// Of the newest one.
-    pub(crate) last: u64,
-    pub(crate) len: Bytes,
-    /// Hash of the file.
-    pub(crate) hash: Root,
-}
-
 /// A list of changed blocks without their content, `changes/<number>.set`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -208,12 +199,6 @@ pub(crate) struct ChangeSet {
     pub(crate) len: Bytes,
     /// Hash of the file.
     pub(crate) hash: Root,
-}
-
-impl RunFile {
-    pub(crate) fn file(&self) -> String {
-        format!("{RUNS}/{}.run", self.number)
-    }
 }
 
 impl ChangeSet {
@@ -264,7 +249,6 @@ impl Index {
             pins: Vec::new(),
             locks: BTreeMap::new(),
             joins: Vec::new(),
-            runs: BTreeMap::new(),
             changes: BTreeMap::new(),
             next_pack: 1,
             sums: Sums::default(),

@@ -228,10 +228,6 @@ fn changes_that_cannot_be_are_refused_and_nothing_is_changed() {
             sequence: 3,
             place: Place::Pack { pack: 2, at: 17 },
         }),
-        note(Note::RunFiles {
-            add: vec![],
-            remove: vec![1],
-        }),
         note(Note::Disks(vec![])),
         note(Note::Seeding {
             parts: 9,
@@ -292,16 +288,6 @@ fn change(index: &Index, maker: &Maker, kind: u8, number: u64) -> Change {
                 pack: 1 + u32::try_from(number % 9).expect("small"),
                 at: 4096,
             },
-        },
-        12 => Note::RunFiles {
-            add: vec![RunFile {
-                number,
-                first: 1,
-                last: 2,
-                len: Bytes(1),
-                hash: Root([0; 32]),
-            }],
-            remove: index.runs.keys().take(1).copied().collect(),
         },
         _ => Note::ChangeSets {
             add: vec![ChangeSet {

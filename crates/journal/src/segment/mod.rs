@@ -68,7 +68,7 @@ const BLOCK_BYTES: u32 = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 
 /// Most blocks in a frame.
-const MAX_FRAME_BLOCKS: u32 = 16;
+pub(crate) const MAX_FRAME_BLOCKS: u32 = 16;
 const _: () = assert!(MAX_FRAME_BLOCKS as usize * BLOCK == MAX_CONTENT);
 
 /// Consecutive blocks of one disk.

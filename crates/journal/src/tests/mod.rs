@@ -4,6 +4,7 @@ mod power;
 mod readers;
 mod receive;
 mod retention;
+mod runs;
 mod thin;
 mod verify;
 

@@ -116,12 +116,16 @@ impl Trial {
             if self.allowed[0].is_empty() {
                 self.seed_or_first_point(&mut journal)?;
             } else {
-                match self.chance.below(10) {
+                match self.chance.below(12) {
                     0..=3 => self.point(&mut journal)?,
                     4..=6 => drop(self.merge(&mut journal)?),
                     7 => self.pin(&mut journal)?,
                     8 => self.retain(&mut journal)?,
-                    _ => journal = reopen(&self.folder)?,
+                    9 => journal = reopen(&self.folder)?,
+                    _ => {
+                        let tidied = journal.tidy_eagerly(1 + self.chance.index(3)).run()?;
+                        journal.finish_tidy(tidied);
+                    }
                 }
             }
             assert!(ids(&journal) == self.allowed[0], "{}", self.context);

@@ -1,0 +1,301 @@
+//! How a point is read as long as the files stay where they are.
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use block::Place;
+use durable::Folder;
+use model::{BLOCK_SIZE, DiskId, PointId};
+
+use crate::index::Index;
+use crate::point::base_of;
+use crate::recent::Shards;
+use crate::runs::folder::open_all;
+use crate::runs::{Found, Held, Input, Member, RunError, RunFile, Stack, build, join};
+use crate::stored::Stored;
+use crate::{JournalError, SegmentReader, Source};
+
+/// Most segment files that are kept open.
+const OPEN_SEGMENTS: usize = 64;
+/// Most decoded frames that are kept: 16 MiB.
+const FRAMES: usize = 256;
+/// Pages of run files that are kept: 8 MiB.
+const PAGES: usize = 2048;
+/// Most segments that are read at once for what no run file covers.
+const AT_ONCE: usize = 64;
+/// [`BLOCK_SIZE`] in memory.
+const BLOCK: u32 = 4096;
+
+/// See the module.
+pub(crate) struct View {
+    folder: Arc<dyn Folder>,
+    /// Those of the point, the oldest first.
+    segments: Vec<Stored>,
+    stack: Stack,
+    /// Of each disk, the bytes of the base that belong to the point; the rest of the disk reads as zeroes
+    /// where no segment says otherwise.
+    base_lens: Vec<u64>,
+    /// By position of the segment.
+    open: Shards<SegmentReader>,
+    /// By position of the segment, and number.
+    frames: Shards<Arc<Vec<u8>>>,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (segments, files) = (self.segments.len(), self.stack.layers());
+        write!(f, "View({segments} segments, {files} run files)")
+    }
+}
+
+impl View {
+    /// Of the point's `disks`, as `index` says, without the run files that are `unwanted`.
+    ///
+    /// # Errors
+    /// [`JournalError::NoSuchPoint`]; [`JournalError::Missing`] if a file went since the index was
+    /// read; damaged segments, failed reads.
+    pub(crate) fn of(
+        folder: &Arc<dyn Folder>,
+        index: &Index,
+        point: PointId,
+        disks: &[DiskId],
+        unwanted: &[String],
+    ) -> Result<Self, JournalError> {
+        let (position, _) = index.find(point).ok_or(JournalError::NoSuchPoint(point))?;
+        let count = position.map_or(0, |position| position + 1);
+        let segments: Vec<Stored> = index.segments.iter().take(count).map(Stored::of).collect();
+        let base_len = |id: &DiskId| base_of(index, *id).map(|disk| disk.size.0);
+        Ok(Self {
+            folder: folder.clone(),
+            stack: stack(folder, &segments, disks, unwanted)?,
+            segments,
+            base_lens: disks.iter().map(base_len).collect::<Result<_, _>>()?,
+            open: Shards::new(OPEN_SEGMENTS),
+            frames: Shards::new(FRAMES),
+        })
+    }
+
+    /// Whether the segments are the same ones, where they were.
+    pub(crate) fn has_segments_of(&self, other: &Self) -> bool {
+        self.segments == other.segments
+    }
+
+    /// Calls `visit` with the pieces of `range` of a disk, which lies inside it, until it breaks.
+    ///
+    /// # Errors
+    /// A damaged run file, a failed read.
+    pub(crate) fn places(
+        &self,
+        disk: usize,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, JournalError> {
+        if range.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let base_len = self.base_lens[disk];
+        let mut joined = Joined { last: None, visit };
+        let blocks = range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE);
+        let mut place = |blocks: Range<u64>, found: Option<Found>| {
+            let first = blocks.start * BLOCK_SIZE;
+            let start = first.max(range.start);
+            let end = (blocks.end * BLOCK_SIZE).min(range.end);
+            match found {
+                None => {
+                    let middle = end.min(base_len.max(start));
+                    joined.push(start..middle, Place::Stored { at: start })?;
+                    joined.push(middle..end, Place::Zero)
+                }
+                Some(Found {
+                    source: Source::Zero,
+                    ..
+                }) => joined.push(start..end, Place::Zero),
+                Some(Found {
+                    source: Source::Frame { frame, skip },
+                    segment,
+                }) => {
+                    // Into a frame: below 64 KiB.
+                    let inside = u32::try_from(start - first).unwrap_or(u32::MAX);
+                    let skip = (u32::from(skip) * BLOCK).saturating_add(inside);
+                    let place = Place::Encoded {
+                        segment,
+                        frame,
+                        skip,
+                    };
+                    joined.push(start..end, place)
+                }
+            }
+        };
+        let flow = if blocks.end - blocks.start == 1 {
+            place(blocks.clone(), self.stack.newest(disk, blocks.start)?)
+        } else {
+            self.stack.sweep(disk, blocks, &mut place)?
+        };
+        Ok(match flow {
+            ControlFlow::Continue(()) => joined.finish(),
+            ControlFlow::Break(()) => flow,
+        })
+    }
+
+    /// Fills `into` with what a frame holds from byte `skip` of its content on.
+    ///
+    /// # Errors
+    /// [`JournalError::Missing`] if the segment went; content that does not verify, a failed read.
+    pub(crate) fn read_frame(
+        &self,
+        segment: u32,
+        frame: u32,
+        skip: u32,
+        into: &mut [u8],
+    ) -> Result<(), JournalError> {
+        let content = self.frame(segment, frame)?;
+        let start = skip as usize;
+        match content.get(start..start + into.len()) {
+            Some(part) => into.copy_from_slice(part),
+            None => return Err(JournalError::IndexDamaged("does not fit its segments")),
+        }
+        Ok(())
+    }
+
+    fn frame(&self, segment: u32, frame: u32) -> Result<Arc<Vec<u8>>, JournalError> {
+        let key = u64::from(segment) << 32 | u64::from(frame);
+        if let Some(content) = self.frames.get(key) {
+            return Ok(content);
+        }
+        let reader = self.segment(segment)?;
+        let content = reader.read_frame(frame).map_err(|source| {
+            JournalError::segment(&self.segments[segment as usize].file(), source)
+        })?;
+        let content = Arc::new(content);
+        self.frames.put(key, content.clone());
+        Ok(content)
+    }
+
+    fn segment(&self, number: u32) -> Result<SegmentReader, JournalError> {
+        if let Some(reader) = self.open.get(number.into()) {
+            return Ok(reader);
+        }
+        let reader = self.segments[number as usize].open_again(&*self.folder)?;
+        self.open.put(number.into(), reader.clone());
+        Ok(reader)
+    }
+}
+
+/// The run files for `segments`, and one in memory for those that none covers.
+fn stack(
+    folder: &Arc<dyn Folder>,
+    segments: &[Stored],
+    disks: &[DiskId],
+    unwanted: &[String],
+) -> Result<Stack, JournalError> {
+    let members: Vec<Member> = segments.iter().map(Stored::member).collect();
+    let mut is_covered = vec![false; segments.len()];
+    let mut stack = Stack::new(disks.to_vec(), PAGES);
+    for (name, file) in open_all(&**folder, unwanted)? {
+        match stack.add(name.clone(), file, &members, &mut is_covered) {
+            Err(error) if error.is_damage() => {
+                tracing::warn!(file = name, %error, "a run file is not used");
+            }
+            other => other.map_err(|source| JournalError::run(&name, source))?,
+        }
+    }
+    let bare: Vec<&Stored> = segments
+        .iter()
+        .zip(&is_covered)
+        .filter(|(_, is_covered)| !**is_covered)
+        .map(|(segment, _)| segment)
+        .collect();
+    if !bare.is_empty() {
+        let name = "(of the newest segments)";
+        let file = in_memory(folder, &bare)?;
+        stack
+            .add(name.to_owned(), file, &members, &mut is_covered)
+            .map_err(|source| JournalError::run(name, source))?;
+    }
+    Ok(stack)
+}
+
+/// A run file of `segments`. They are checked first: nobody did that yet.
+fn in_memory(folder: &Arc<dyn Folder>, segments: &[&Stored]) -> Result<RunFile, JournalError> {
+    let own = |error| match error {
+        RunError::From(error) => *error,
+        source => JournalError::run("(in memory)", source),
+    };
+    let held = |bytes| RunFile::open(Arc::new(Held(bytes))).map_err(own);
+    let mut files = Vec::new();
+    for segments in segments.chunks(AT_ONCE) {
+        let input = |segment: &&Stored| {
+            Ok(Input {
+                member: segment.member(),
+                name: segment.file(),
+                reader: segment.open(&**folder)?,
+            })
+        };
+        let inputs = segments.iter().map(input);
+        let inputs = inputs.collect::<Result<Vec<_>, JournalError>>()?;
+        files.push(held(build(&inputs, Vec::new()).map_err(own)?.1)?);
+    }
+    if files.len() == 1 {
+        if let Some(only) = files.pop() {
+            return Ok(only);
+        }
+    }
+    let files: Vec<&RunFile> = files.iter().collect();
+    held(join(&files, |_| true, Vec::new()).map_err(own)?.1)
+}
+
+/// Makes one of neighbouring pieces that are one.
+struct Joined<'a> {
+    last: Option<(Range<u64>, Place)>,
+    visit: &'a mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+}
+
+impl Joined<'_> {
+    fn push(&mut self, range: Range<u64>, place: Place) -> ControlFlow<()> {
+        if range.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        if let Some((last, before)) = &mut self.last {
+            if follows(before, last.end - last.start, &place) {
+                last.end = range.end;
+                return ControlFlow::Continue(());
+            }
+        }
+        match self.last.replace((range, place)) {
+            Some((range, place)) => (self.visit)(range, place),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    fn finish(self) -> ControlFlow<()> {
+        match self.last {
+            Some((range, place)) => (self.visit)(range, place),
+            None => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// Whether `next` is what comes `len` bytes after the beginning of `place`.
+fn follows(place: &Place, len: u64, next: &Place) -> bool {
+    match (place, next) {
+        (Place::Zero, Place::Zero) => true,
+        (Place::Stored { at }, Place::Stored { at: next }) => at + len == *next,
+        (
+            Place::Encoded {
+                segment,
+                frame,
+                skip,
+            },
+            Place::Encoded {
+                segment: next_segment,
+                frame: next_frame,
+                skip: next,
+            },
+        ) => {
+            (segment, frame) == (next_segment, next_frame)
+                && u64::from(*skip) + len == u64::from(*next)
+        }
+        _ => false,
+    }
+}
