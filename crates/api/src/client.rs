@@ -17,10 +17,10 @@ use tokio::net::UnixStream;
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
     CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
-    ExportedDisk, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint, Measures, Peer, Point,
-    Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk,
-    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm,
-    VmDetails, VmDisk,
+    ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint,
+    Measures, Peer, Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk,
+    ResizedDisk, Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover,
+    Tracking, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -55,6 +55,24 @@ impl Client {
     /// What another host needs to trust this one.
     pub async fn identity(&self) -> Result<Identity, Problem> {
         self.get("/v1/host/identity").await
+    }
+
+    /// Gives the host a certificate of a PKI to show.
+    pub async fn give_certificate(&self, give: &GiveCertificate) -> Result<Identity, Problem> {
+        self.call(Method::PUT, "/v1/host/certificate", Some(give))
+            .await
+    }
+
+    /// Lets it show one of its own authority again.
+    pub async fn take_certificate(&self) -> Result<Identity, Problem> {
+        self.call(Method::DELETE, "/v1/host/certificate", None::<&()>)
+            .await
+    }
+
+    /// Takes in what an authority took back.
+    pub async fn revoke(&self, revoke: &Revoke) -> Result<Revoked, Problem> {
+        self.call(Method::POST, "/v1/host/revocations", Some(revoke))
+            .await
     }
 
     /// The hosts that are trusted.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use model::{Bytes, Problem};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,10 @@ pub struct HostStatus {
     pub stores: Vec<String>,
     /// What is wrong with folders of VMs that cannot be used.
     pub left_out: Vec<Problem>,
+    /// Certificates that are out of date, or will be within 30 days.
+    pub certificates: Vec<Problem>,
+    /// Hosts of which the certificate was refused lately.
+    pub refused: Vec<Problem>,
 }
 
 /// What another host needs to trust this one.
@@ -77,6 +82,43 @@ pub struct Identity {
     pub address: String,
     /// Fingerprint of its certificate authority.
     pub fingerprint: String,
+    /// Whether its certificate was given to it, rather than made by its own authority.
+    pub given: bool,
+    /// Until when its certificate is valid. One of its own authority is renewed before.
+    pub valid_until: Option<Timestamp>,
+}
+
+/// A certificate for a host to show, from a PKI. All PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GiveCertificate {
+    /// The host's certificate, and those between it and its authority's.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+    /// The certificate of the authority that other hosts are to trust.
+    pub authority: String,
+}
+
+impl fmt::Debug for GiveCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a certificate and its key")
+    }
+}
+
+/// Take in what an authority took back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// Its list of revoked certificates, PEM.
+    pub list: String,
+}
+
+/// What an authority took back counts from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Fingerprint of the authority.
+    pub authority: String,
 }
 
 /// Another host that is trusted.
@@ -96,15 +138,22 @@ pub struct Peer {
 }
 
 /// Trust another host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrustPeer {
-    /// Its name.
+    /// Its name; or `*.` and a domain, for all its hosts.
     pub name: String,
-    /// Address and port of its replica endpoint.
+    /// Address and port of its replica endpoint; of a domain's hosts `*:` and their port.
     pub address: String,
     /// Fingerprint of its certificate authority, as `pollux host identity` prints it there.
-    pub fingerprint: String,
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+    /// Or the authority's certificate, PEM.
+    #[serde(default)]
+    pub authority: Option<String>,
+    /// What that authority took back, PEM.
+    #[serde(default)]
+    pub revoked: Option<String>,
     /// Most space that its twins may take here.
     #[serde(default)]
     pub limit: Option<Bytes>,

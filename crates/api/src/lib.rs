@@ -6,6 +6,9 @@
 //! ```text
 //!   GET    /v1/host                                 HostStatus
 //!   GET    /v1/host/identity                        Identity
+//!   PUT    /v1/host/certificate                     GiveCertificate -> Identity
+//!   DELETE /v1/host/certificate                                 -> Identity
+//!   POST   /v1/host/revocations                     Revoke      -> Revoked
 //!   GET    /v1/host/peers                           [Peer]
 //!   POST   /v1/host/peers                           TrustPeer   -> Peer
 //!   DELETE /v1/host/peers/{name}
@@ -78,7 +81,9 @@ pub use disk::{
     ApplyCheckpoint, AttachDisk, Checkpoint, CreateDisk, DetachDisk, DiskFormat, DiskOverlay,
     ExportDisk, ExportedDisk, MakeCheckpoint, ResizeDisk, ResizedDisk, VmDisk,
 };
-pub use host::{Accelerator, HostStatus, Identity, Peer, TrustPeer};
+pub use host::{
+    Accelerator, GiveCertificate, HostStatus, Identity, Peer, Revoke, Revoked, TrustPeer,
+};
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
 pub use point::Point;

@@ -487,14 +487,42 @@ pub(crate) enum HostVerb {
     Status,
     /// What another host needs to trust this one
     Identity,
+    /// Show a certificate of a PKI to other hosts
+    #[command(group = ArgGroup::new("which").args(["certificate", "own"]).required(true))]
+    Certificate {
+        /// The host's certificate, and those between it and its authority's, PEM
+        #[arg(requires_all = ["key", "authority"])]
+        certificate: Option<PathBuf>,
+        /// Its private key, PEM
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// The certificate of the authority that other hosts are to trust, PEM
+        #[arg(long, value_name = "FILE")]
+        authority: Option<PathBuf>,
+        /// Show one of the host's own authority again, as at first
+        #[arg(long)]
+        own: bool,
+    },
+    /// Take in a list of revoked certificates, PEM, of an authority that is trusted
+    Revoke {
+        /// The list
+        list: PathBuf,
+    },
     /// Trust another host
+    #[command(group = ArgGroup::new("by").args(["fingerprint", "authority"]).required(true))]
     Trust {
-        /// Its name
+        /// Its name; or `*.` and a domain, for all its hosts
         name: String,
-        /// Address and port of its replica endpoint
+        /// Address and port of its replica endpoint; `*:8443` for a domain's hosts
         address: String,
         /// Its fingerprint, as `pollux host identity` prints it there
-        fingerprint: String,
+        fingerprint: Option<String>,
+        /// The certificate of its authority instead, PEM
+        #[arg(long, value_name = "FILE")]
+        authority: Option<PathBuf>,
+        /// A list of certificates that the authority revoked, PEM
+        #[arg(long, value_name = "FILE", requires = "authority")]
+        crl: Option<PathBuf>,
         /// Most space that its twins may take here
         #[arg(long, value_name = "SIZE")]
         limit: Option<Bytes>,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, Progress, ResizeDisk, SetReplication,
-    StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
+    EnableReplication, ExportDisk, GiveCertificate, MakeCheckpoint, NewDisk, Progress, ResizeDisk,
+    Revoke, SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -482,17 +482,41 @@ impl Command {
         match verb {
             HostVerb::Status => self.print(&client.host().await?),
             HostVerb::Identity => self.print(&client.identity().await?),
+            HostVerb::Certificate {
+                certificate: Some(certificate),
+                key: Some(key),
+                authority: Some(authority),
+                ..
+            } => {
+                let give = GiveCertificate {
+                    certificate: text_of(&certificate)?,
+                    key: text_of(&key)?,
+                    authority: text_of(&authority)?,
+                };
+                self.print(&client.give_certificate(&give).await?)
+            }
+            HostVerb::Certificate { .. } => self.print(&client.take_certificate().await?),
+            HostVerb::Revoke { list } => {
+                let revoke = Revoke {
+                    list: text_of(&list)?,
+                };
+                self.print(&client.revoke(&revoke).await?)
+            }
             HostVerb::Peers => self.print(&client.peers().await?),
             HostVerb::Trust {
                 name,
                 address,
                 fingerprint,
+                authority,
+                crl,
                 limit,
             } => {
                 let peer = TrustPeer {
                     name,
                     address,
                     fingerprint,
+                    authority: authority.as_deref().map(text_of).transpose()?,
+                    revoked: crl.as_deref().map(text_of).transpose()?,
                     limit,
                 };
                 let trusted = client.trust(&peer).await?;
@@ -552,6 +576,19 @@ pub(crate) fn write_out(bytes: &[u8]) -> Result<bool, Problem> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Problem::failed("standard output", &error)),
     }
+}
+
+/// The content of a file in PEM form.
+fn text_of(file: &Path) -> Result<String, Problem> {
+    let thing = || file.display().to_string();
+    let bytes = std::fs::read(file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Problem::new(Code::NotFound, thing(), "does not exist", ""),
+        _ => Problem::failed(thing(), &error),
+    })?;
+    String::from_utf8(bytes).map_err(|_error| {
+        let way_out = "convert it, as with `openssl x509 -inform DER` or `openssl crl -inform DER`";
+        Problem::new(Code::Invalid, thing(), "is not in PEM form", way_out)
+    })
 }
 
 fn statement(force: Force) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Tables for people, JSON for programs.
 
-use api::{HostStatus, Identity, Peer, Point, Vm, VmDetails};
+use api::{HostStatus, Identity, Peer, Point, Revoked, Vm, VmDetails};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use model::Bytes;
@@ -225,17 +225,34 @@ impl Shown for Identity {
             name,
             address,
             fingerprint,
+            given,
+            valid_until,
         } = self;
+        let kind = if *given {
+            "of a PKI"
+        } else {
+            "of its own authority, renewed by itself"
+        };
+        let until = valid_until.map_or_else(String::new, |until| {
+            format!(", valid until {}", until.strftime("%Y-%m-%d"))
+        });
         let rows = vec![
             ("Name", name.clone()),
             ("Address", address.clone()),
             ("Fingerprint", fingerprint.clone()),
+            ("Certificate", format!("{kind}{until}")),
         ];
         // The command stands on one line, to be copied whole.
         format!(
             "{}\n\nOn the other host:\n\n  pollux host trust {name} {address} {fingerprint}",
             list(rows)
         )
+    }
+}
+
+impl Shown for Revoked {
+    fn table(&self) -> String {
+        list(vec![("Revoked by authority", self.authority.clone())])
     }
 }
 
@@ -277,7 +294,16 @@ impl Shown for HostStatus {
         let stores = stores.map(|store| format!("\nDisk I/O of VMs that run: {store}"));
         let lacking = self.lacking.iter();
         let lacking = lacking.map(|one| format!("\nNot confined: {one}"));
-        let more: String = stores.chain(lacking).chain(left_out).collect();
+        let certificates = self.certificates.iter();
+        let certificates = certificates.map(|one| format!("\nCertificate: {one}"));
+        let refused = self.refused.iter();
+        let refused = refused.map(|one| format!("\nRefused: {one}"));
+        let more: String = stores
+            .chain(lacking)
+            .chain(left_out)
+            .chain(certificates)
+            .chain(refused)
+            .collect();
         facts + &more
     }
 }
@@ -312,6 +338,8 @@ mod tests {
             name: "castor".to_owned(),
             address: "castor:8443".to_owned(),
             fingerprint: format!("sha256:{}", "0".repeat(64)),
+            given: false,
+            valid_until: None,
         }
         .table();
         let command = text.lines().last().expect("it has lines");

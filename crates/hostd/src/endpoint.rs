@@ -110,6 +110,7 @@ impl Endpoint {
                 Ok((listener, bound)) => {
                     tracing::info!(replica = %bound, "peers can connect");
                     self.now.send_replace(Listening::At { wanted, bound });
+                    host.identity.reached_at(host.address());
                     let over = async {
                         tokio::select! {
                             _ = wishes.changed() => {}

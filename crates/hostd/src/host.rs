@@ -14,6 +14,7 @@ use replica::standing::{self, Role, Standing};
 use replica::trust::Trust;
 use tokio::sync::OnceCell;
 
+use crate::certificates;
 use crate::endpoint::{Endpoint, Listening};
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
@@ -118,6 +119,10 @@ impl Host {
         }
         let identity = Identity::open(&state.join("identity"), name, Timestamp::now())
             .map_err(|error| failed(&state.join("identity"), &error))?;
+        identity.reached_at(reached_at(
+            name,
+            server.get().listen.unwrap_or(replica_listen),
+        ));
         let trust = Trust::open(&state.join("peers"))
             .map_err(|error| failed(&state.join("peers"), &error))?;
         let host = Arc::new(Self {
@@ -458,12 +463,7 @@ impl Host {
 
     /// The address by which other hosts should know this one.
     pub(crate) fn address(&self) -> String {
-        let listen = self.listens_at();
-        if listen.ip().is_unspecified() {
-            format!("{}:{}", self.name(), listen.port())
-        } else {
-            listen.to_string()
-        }
+        reached_at(self.name(), self.listens_at())
     }
 
     /// Where peers reach this host, or would if it listened.
@@ -532,7 +532,24 @@ impl Host {
             lacking,
             stores,
             left_out: self.left_out(),
+            certificates: certificates::warnings(&self.identity, &self.trust, Timestamp::now()),
+            refused: {
+                let strangers = self.trust.strangers();
+                strangers
+                    .iter()
+                    .map(replica::trust::Stranger::problem)
+                    .collect()
+            },
         })
+    }
+}
+
+/// How other hosts reach the host `name` that listens at `listen`.
+fn reached_at(name: &str, listen: SocketAddr) -> String {
+    if listen.ip().is_unspecified() {
+        format!("{name}:{}", listen.port())
+    } else {
+        listen.to_string()
     }
 }
 

@@ -15,6 +15,7 @@
 //! polluxd may be killed at any instant: guests, diskds and vmds run on, and the next polluxd
 //! adopts them. What must outlive it is written durably before anything rests on it.
 
+mod certificates;
 mod endpoint;
 mod health;
 pub mod host;

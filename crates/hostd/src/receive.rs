@@ -59,7 +59,7 @@ impl Twins {
             entry.and_then(|entry| entry.limit)
         });
         let trusted = || self.0.trust.get(peer).ok();
-        authorized.or_else(|| trusted().and_then(|trusted| trusted.peer.store_limit))
+        authorized.or_else(|| trusted().and_then(|trusted| trusted.known.peer.store_limit))
     }
 
     fn store(&self, id: VmId) -> Result<(Vm, twin::Store), Problem> {

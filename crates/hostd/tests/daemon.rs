@@ -457,17 +457,17 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
     let mut peer = TrustPeer {
         name: theirs.name.clone(),
         address: theirs.address.clone(),
-        fingerprint: format!("sha256:{}", "0".repeat(64)),
-        limit: None,
+        fingerprint: Some(format!("sha256:{}", "0".repeat(64))),
+        ..TrustPeer::default()
     };
     refused(
         host.client.trust(&peer).await,
         Code::Forbidden,
         &theirs.fingerprint,
     );
-    peer.fingerprint = "nonsense".to_owned();
+    peer.fingerprint = Some("nonsense".to_owned());
     refused(host.client.trust(&peer).await, Code::Invalid, "fingerprint");
-    peer.fingerprint.clone_from(&theirs.fingerprint);
+    peer.fingerprint = Some(theirs.fingerprint.clone());
     peer.name = "castor".to_owned();
     refused(host.client.trust(&peer).await, Code::Invalid, "own name");
     peer.name = "leda".to_owned();

@@ -6,6 +6,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use api::{Admits, Authorize, EnableReplicaServer, EnableReplication, Replication};
 use model::{Code, Health, Problem};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use support::{Host, empty, refused};
 
 async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Problem> {
@@ -220,8 +225,8 @@ async fn a_host_that_does_not_listen_is_trusted_by_its_fingerprint_and_known_whe
     let mut trust = api::TrustPeer {
         name: theirs.name,
         address: free_port(),
-        fingerprint: format!("sha256:{}", "0".repeat(64)),
-        limit: None,
+        fingerprint: Some(format!("sha256:{}", "0".repeat(64))),
+        ..api::TrustPeer::default()
     };
     castor
         .create("web", vec![empty(1 << 20)])
@@ -235,10 +240,150 @@ async fn a_host_that_does_not_listen_is_trusted_by_its_fingerprint_and_known_whe
         Code::Forbidden,
         "does not trust this host",
     );
-    trust.fingerprint = theirs.fingerprint;
+    trust.fingerprint = Some(theirs.fingerprint);
     pollux.client.trust(&trust).await.expect("trusted");
     let made = replicate(&castor, "web", "pollux").await.expect("agreed");
     assert_ne!(made.health, Health::Normal, "there is no point yet");
     let twins = pollux.client.replications().await.expect("listed");
     assert_eq!((twins[0].vm, twins[0].peer.as_str()), (made.vm, "castor"));
+}
+
+/// An authority of a company.
+struct Company {
+    key: KeyPair,
+    params: CertificateParams,
+    pem: String,
+}
+
+impl Company {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Company");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = params.self_signed(&key).expect("signed").pem();
+        Self { key, params, pem }
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+
+    /// Gives a host a certificate for its name.
+    async fn gives(&self, host: &Host, serial: u64) -> Result<api::Identity, Problem> {
+        let name = host.client.identity().await.expect("an identity").name;
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name]).expect("a name");
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let made = params.signed_by(&key, &self.issuer()).expect("signed");
+        let give = api::GiveCertificate {
+            certificate: made.pem(),
+            key: key.serialize_pem(),
+            authority: self.pem.clone(),
+        };
+        host.client.give_certificate(&give).await
+    }
+
+    fn revokes(&self, serial: u64) -> String {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2026, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer()).expect("signed");
+        list.pem().expect("a text")
+    }
+}
+
+#[tokio::test]
+async fn the_hosts_of_a_domain_are_let_in_by_their_companys_certificates_until_one_is_revoked() {
+    let company = Company::new();
+    let (castor, pollux) = (
+        Host::start("castor.example.com").await,
+        Host::start("pollux").await,
+    );
+    let own = castor.client.identity().await.expect("an identity");
+    let given = company.gives(&castor, 666).await.expect("given");
+    assert!(given.given && given.fingerprint != own.fingerprint);
+    pollux.receives().await;
+    castor.trusts(&pollux).await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let mut trust = api::TrustPeer {
+        name: "*.example.com".to_owned(),
+        address: "*:8443".to_owned(),
+        authority: Some(company.pem.clone()),
+        ..api::TrustPeer::default()
+    };
+    let domain = pollux.client.trust(&trust).await.expect("trusted");
+    assert_eq!(domain.fingerprint, given.fingerprint);
+    let made = replicate(&castor, "web", "pollux").await.expect("agreed");
+    let twins = pollux.client.replications().await.expect("listed");
+    assert_eq!(
+        (twins[0].vm, twins[0].peer.as_str()),
+        (made.vm, "castor.example.com")
+    );
+    // What lets the partner of a twin in stays.
+    let untrusted = pollux.client.untrust("*.example.com").await;
+    refused(untrusted, Code::Conflict, "`web`");
+
+    let revoke = api::Revoke {
+        list: company.revokes(666),
+    };
+    let revoked = pollux.client.revoke(&revoke).await.expect("taken in");
+    assert_eq!(revoked.authority, given.fingerprint);
+    castor
+        .create("db", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    refused(
+        replicate(&castor, "db", "pollux").await,
+        Code::Forbidden,
+        "`pollux host certificate FILE --key FILE --authority FILE` on `castor.example.com`",
+    );
+    let status = pollux.client.host().await.expect("a status");
+    let late = &status.certificates[0];
+    assert!(late.way_out.contains("`pollux host revoke FILE`"), "{late}");
+    let stranger = &status.refused[0];
+    assert!(stranger.reason.contains("was revoked"), "{stranger}");
+    let pollux = pollux.restarted("pollux").await;
+    assert_eq!(
+        pollux.client.host().await.expect("a status").certificates[0],
+        *late
+    );
+
+    // A list without its authority, and one of another.
+    trust.revoked = Some(Company::new().revokes(1));
+    refused(
+        pollux.client.trust(&trust).await,
+        Code::Invalid,
+        "given with it",
+    );
+    trust.fingerprint = Some(own.fingerprint.clone());
+    refused(
+        pollux.client.trust(&trust).await,
+        Code::Invalid,
+        "the one or the other",
+    );
+    let again = castor.client.take_certificate().await.expect("its own");
+    assert!(!again.given);
+    assert_eq!(again.fingerprint, own.fingerprint);
 }

@@ -53,7 +53,8 @@ impl Pattern {
             Self::Domain(domain) => {
                 let mut labels = name.splitn(2, '.');
                 let first = labels.next().unwrap_or_default();
-                !first.is_empty() && labels.next() == Some(domain.as_str())
+                // A certificate may be for `*.example.com`: that is no host.
+                check_host_name(first).is_ok() && labels.next() == Some(domain.as_str())
             }
         }
     }
@@ -276,6 +277,7 @@ mod tests {
         for other in [
             "example.com",
             ".example.com",
+            "*.example.com",
             "a.b.example.com",
             "castor.example.org",
             "castorexample.com",

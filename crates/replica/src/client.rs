@@ -13,14 +13,17 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use journal::Root;
 use model::{Code, Lineage, Problem, RelationshipId, VmId};
+use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::certificate::Flaw;
 use crate::identity::Identity;
 use crate::link::{Link, LinkError};
 use crate::tls::client_config;
@@ -50,7 +53,7 @@ pub struct PeerClient {
 /// A connection, and the trust under which it was made.
 #[derive(Debug)]
 struct Open {
-    peer: Arc<Trusted>,
+    peer: Trusted,
     sender: SendRequest<Full<Bytes>>,
 }
 
@@ -212,6 +215,7 @@ impl PeerClient {
                 Err(error) => tracing::debug!(peer = self.name, %error, "an idle connection"),
             }
         }
+        let address = peer.address();
         let (mut sender, ended) = self.connect(&peer).await?;
         match self.exchange(&mut sender, call).await {
             Ok(answer) => {
@@ -222,35 +226,92 @@ impl PeerClient {
                 // The connection ends without its sender, and knows better what happened.
                 drop(sender);
                 Err(match ended.await {
-                    Ok(Err(end)) => self.broken("the connection failed", &end),
-                    Ok(Ok(())) | Err(_) => self.broken("the connection failed", &*error),
+                    Ok(Err(end)) => self.broken("the connection failed", &address, &end),
+                    Ok(Ok(())) | Err(_) => self.broken("the connection failed", &address, &*error),
                 })
             }
         }
     }
 
     /// What a failed connection means: that nobody can be asked, or that the peer refused us.
-    fn broken(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> LinkError {
-        if !refuses_certificate(error) {
-            return self.lost(format!("{what}: {}", chain(error)));
-        }
-        let way_out = format!(
-            "run `pollux host trust {} <address> {}` there",
-            self.identity.name(),
-            self.identity.fingerprint()
-        );
-        LinkError::Lost(Problem::new(
-            Code::Forbidden,
-            self.thing(),
-            "does not trust this host",
-            way_out,
-        ))
+    fn broken(
+        &self,
+        what: &str,
+        address: &str,
+        error: &(dyn std::error::Error + 'static),
+    ) -> LinkError {
+        let (reason, way_out) = match tls_error(error) {
+            Some(TlsError::Flaw(flaw)) => (
+                format!("shows a certificate that {flaw}"),
+                self.mends(flaw, address),
+            ),
+            Some(TlsError::Alert(alert)) if refuses_certificate(alert) => self.refused(alert),
+            _ => return self.lost(format!("{what}: {}", chain(error))),
+        };
+        let problem = Problem::new(Code::Forbidden, self.thing(), reason, way_out);
+        LinkError::Lost(problem)
     }
 
-    fn take_idle(&self, peer: &Arc<Trusted>) -> Option<Open> {
+    /// What mends the certificate of the peer.
+    fn mends(&self, flaw: &Flaw, address: &str) -> String {
+        let name = &self.name;
+        match flaw {
+            Flaw::Untrusted | Flaw::Unreadable => format!(
+                "if `pollux host identity` on `{name}` shows another fingerprint than \
+                 `pollux host peers` here, run `pollux host trust {name} {address} <fingerprint>` \
+                 here; if not, somebody else answers at {address}"
+            ),
+            Flaw::WrongName { names } => {
+                let shown = names.first().map_or("<name>", String::as_str);
+                format!(
+                    "if that is the host that was meant, run `pollux host trust {shown} {address} \
+                     <fingerprint>` here; if not, correct the address with `pollux host trust {name}`"
+                )
+            }
+            Flaw::Expired { .. } | Flaw::Revoked | Flaw::Usage => format!(
+                "run `pollux host certificate FILE --key FILE --authority FILE` on `{name}` with a \
+                 new one"
+            ),
+            Flaw::NotYet { .. } => "compare the clocks of both hosts".to_owned(),
+        }
+    }
+
+    /// Why the peer refused our certificate, as far as it says, and what mends that.
+    fn refused(&self, alert: AlertDescription) -> (String, String) {
+        let (us, name) = (self.identity.name(), &self.name);
+        let renew = format!(
+            "run `pollux host certificate FILE --key FILE --authority FILE` on `{us}` with a new one"
+        );
+        let now = Timestamp::now();
+        match alert {
+            AlertDescription::CertificateRevoked => {
+                let reason = "knows that the certificate of this host was revoked";
+                (reason.to_owned(), renew)
+            }
+            AlertDescription::CertificateExpired if self.identity.is_valid(now) => {
+                let reason = "does not take the certificate of this host for valid at this time";
+                let way_out = format!("compare the clocks of `{us}` and `{name}`");
+                (reason.to_owned(), way_out)
+            }
+            AlertDescription::CertificateExpired => {
+                let reason = "refuses this host: its certificate has expired";
+                (reason.to_owned(), renew)
+            }
+            _ => {
+                let way_out = format!(
+                    "run `pollux host trust {us} {} {}` there",
+                    self.identity.address(),
+                    self.identity.fingerprint()
+                );
+                ("does not trust this host".to_owned(), way_out)
+            }
+        }
+    }
+
+    fn take_idle(&self, peer: &Trusted) -> Option<Open> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // What was connected under another trust, or closed since, is dropped.
-        idle.retain(|open| Arc::ptr_eq(&open.peer, peer) && !open.sender.is_closed());
+        idle.retain(|open| open.peer == *peer && !open.sender.is_closed());
         idle.pop()
     }
 
@@ -269,11 +330,12 @@ impl PeerClient {
     /// A new connection, and how it will have ended.
     async fn connect(
         &self,
-        peer: &Arc<Trusted>,
+        peer: &Trusted,
     ) -> Result<(SendRequest<Full<Bytes>>, Ended), LinkError> {
-        let address = &peer.peer.address;
+        let address = &peer.address();
         let failed = |reason: String| self.lost(reason);
-        let config = client_config(&self.identity, peer).map_err(|e| failed(e.to_string()))?;
+        let config =
+            client_config(&self.identity, &self.trust, peer).map_err(|e| failed(e.to_string()))?;
         let name = ServerName::try_from(self.name.clone()).map_err(|e| failed(e.to_string()))?;
         let connecting = async {
             let stream = TcpStream::connect(address.as_str()).await?;
@@ -284,9 +346,9 @@ impl PeerClient {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                 return Err(self.shut(address));
             }
-            Ok(stream) => {
-                stream.map_err(|e| self.broken(&format!("cannot be reached at {address}"), &e))?
-            }
+            Ok(stream) => stream.map_err(|e| {
+                self.broken(&format!("cannot be reached at {address}"), address, &e)
+            })?,
             Err(_) => return Err(failed(format!("does not answer at {address}"))),
         };
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -331,27 +393,44 @@ impl PeerClient {
     }
 }
 
-/// Whether the other side refused our certificate. In TLS 1.3 that comes after the handshake
-/// ended here, as an alert in place of the first answer.
-fn refuses_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    use rustls::{AlertDescription as Alert, Error};
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+/// What TLS says of a failure.
+enum TlsError<'a> {
+    /// The other side ended it, and said so.
+    Alert(AlertDescription),
+    /// This side did not accept the other's certificate.
+    Flaw(&'a Flaw),
+}
+
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<TlsError<'a>> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
         // An `io::Error` is not the source of what it wraps: it stands for it.
-        let alert = match error.downcast_ref::<std::io::Error>() {
+        let error: Option<&rustls::Error> = match error.downcast_ref::<std::io::Error>() {
             Some(io) => io.get_ref().and_then(|inner| inner.downcast_ref()),
             None => error.downcast_ref(),
         };
-        matches!(
-            alert,
-            Some(Error::AlertReceived(
-                Alert::UnknownCA
-                    | Alert::BadCertificate
-                    | Alert::CertificateUnknown
-                    | Alert::CertificateExpired
-                    | Alert::AccessDenied
-            ))
-        )
+        match error? {
+            rustls::Error::AlertReceived(alert) => Some(TlsError::Alert(*alert)),
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+                other.0.downcast_ref().map(TlsError::Flaw)
+            }
+            _ => None,
+        }
     })
+}
+
+/// Whether the other side refused our certificate. In TLS 1.3 that comes after the handshake
+/// ended here, as an alert in place of the first answer.
+fn refuses_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::CertificateUnknown
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::AccessDenied
+    )
 }
 
 /// `error` and its sources.

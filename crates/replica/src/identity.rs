@@ -1,4 +1,5 @@
-//! Who this host is to its peers: an authority of its own, and a certificate from it.
+//! Who this host is to its peers: an authority of its own, and a certificate from it; or a certificate
+//! that it was given, from a PKI's.
 //!
 //! ```text
 //!   identity/authority.pem   key and self-signed certificate, made once: its fingerprint is
@@ -6,6 +7,8 @@
 //!   identity/host.pem        key and certificate for the host's name, from that authority;
 //!                            renewed, also while it is in use, when less than a third of its
 //!                            life is left
+//!   identity/given.pem       key, certificate and its chain up to the authority, as they were
+//!                            given: presented instead while the file is there, never renewed here
 //! ```
 //!
 //! Each file is replaced as a whole, so that a key never stands beside another key's certificate.
@@ -18,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use model::{Code, Problem};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -26,12 +30,19 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::Flaw;
+
 const AUTHORITY: &str = "authority.pem";
 const HOST: &str = "host.pem";
+const GIVEN: &str = "given.pem";
 const AUTHORITY_DAYS: i64 = 30 * 365;
 const HOST_DAYS: i64 = 2 * 365;
 const DAY_S: i64 = 86_400;
 const HOUR_S: i64 = 3600;
+/// So long before its end a certificate is warned of.
+const WARN_S: i64 = 30 * DAY_S;
+/// Most certificates between a host's and its authority's.
+const MAX_CHAIN: usize = 8;
 const MAX_FILE: usize = 64 * 1024;
 
 /// SHA-256 of an authority's certificate in DER. Text form: `sha256:` and 64 hex digits; colons
@@ -165,13 +176,16 @@ pub struct Identity {
     name: String,
     authority: CertificateDer<'static>,
     leaf: Mutex<Arc<Leaf>>,
+    /// From a PKI.
+    given: Mutex<Option<Arc<Leaf>>>,
+    address: Mutex<Option<String>>,
 }
 
 /// What a host presents to its peers.
 pub struct Leaf {
-    /// The host's certificate and the authority's.
+    /// The host's certificate, those in between, and the authority's.
     pub chain: Vec<CertificateDer<'static>>,
-    key: PrivatePkcs8KeyDer<'static>,
+    key: PrivateKeyDer<'static>,
     /// From when on it is to be renewed, in seconds of Unix time.
     renew: i64,
 }
@@ -180,7 +194,7 @@ impl Leaf {
     fn new(host: &Pair, authority: &CertificateDer<'static>) -> Self {
         Self {
             chain: vec![host.certificate.clone(), authority.clone()],
-            key: PrivatePkcs8KeyDer::from(host.key.serialize_der()),
+            key: PrivatePkcs8KeyDer::from(host.key.serialize_der()).into(),
             renew: renew(&host.certificate).unwrap_or(i64::MIN),
         }
     }
@@ -188,7 +202,46 @@ impl Leaf {
     /// The key of the host's certificate.
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(self.key.clone_key())
+        self.key.clone_key()
+    }
+
+    /// What was given: a key, and certificates from the host's to the authority's.
+    fn read(text: &[u8]) -> Result<Self, String> {
+        let key = PrivateKeyDer::from_pem_slice(text)
+            .map_err(|error| format!("has no private key in PEM form: {error}"))?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(text)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("has a certificate that cannot be read: {error}"))?;
+        if chain.len() < 2 || chain.len() > MAX_CHAIN + 2 {
+            let count = chain.len();
+            return Err(format!("has {count} certificates, with the authority's"));
+        }
+        let provider = rustls::crypto::ring::default_provider();
+        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(
+            |error| match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    "has a private key that is not the certificate's".to_owned()
+                }
+                error => format!("has a private key that is of no use: {error}"),
+            },
+        )?;
+        Ok(Self {
+            chain,
+            key,
+            renew: i64::MAX,
+        })
+    }
+
+    fn authority(&self) -> &CertificateDer<'static> {
+        // It has two at least.
+        &self.chain[self.chain.len() - 1]
+    }
+
+    /// Whether peers that trust the authority take it for the host `name`.
+    fn check(&self, name: &str, now: Timestamp) -> Result<(), Flaw> {
+        let (leaf, others) = (&self.chain[0], &self.chain[1..]);
+        let now = now.as_second();
+        crate::certificate::verify(leaf, others, self.authority(), None, name, now)
     }
 }
 
@@ -275,13 +328,143 @@ impl Identity {
             name: name.to_owned(),
             leaf: Mutex::new(Arc::new(Leaf::new(&host, &authority.certificate))),
             authority: authority.certificate,
+            given: Mutex::new(load_given(&folder.join(GIVEN))?.map(Arc::new)),
+            address: Mutex::default(),
         })
+    }
+
+    /// Presents a certificate from a PKI from now on: `certificate` may bring those in between
+    /// along, `authority` is the one that peers trust. All PEM. Blocking.
+    ///
+    /// # Errors
+    /// [`Problem`] says what is wrong with it; nothing changed.
+    pub fn give(
+        &self,
+        certificate: &str,
+        key: &str,
+        authority: &str,
+        now: Timestamp,
+    ) -> Result<(), Problem> {
+        let invalid = |thing: &str, reason: String, way_out: &str| {
+            Problem::new(Code::Invalid, thing, reason, way_out)
+        };
+        let authority = crate::certificate::read_authority(authority)
+            .map_err(|reason| invalid("the authority", reason, "give its certificate as PEM"))?;
+        let text = format!("{key}\n{certificate}\n{}", pem(&authority));
+        if text.len() > MAX_FILE {
+            let reason = format!("has more than {MAX_FILE} bytes");
+            return Err(invalid("the certificate", reason, ""));
+        }
+        let name = self.name();
+        let way_out = "give the host's certificate and its key, both PEM";
+        let given = Leaf::read(text.as_bytes())
+            .map_err(|reason| invalid("the certificate", reason, way_out))?;
+        given.check(name, now).map_err(|flaw| {
+            let way_out = match flaw {
+                Flaw::WrongName { .. } => format!(
+                    "have one made with the subject alternative name `DNS:{name}`, or give the \
+                     host that name with `polluxd --name`"
+                ),
+                Flaw::Untrusted => "give the authority that issued it with --authority, and the \
+                                    certificates in between in the file of the certificate"
+                    .to_owned(),
+                Flaw::Usage => "have one made with the extended key usages serverAuth and \
+                                clientAuth"
+                    .to_owned(),
+                Flaw::Expired { .. } | Flaw::NotYet { .. } | Flaw::Revoked => {
+                    "have one made that is valid now; or set the clock".to_owned()
+                }
+                Flaw::Unreadable => way_out.to_owned(),
+            };
+            invalid("the certificate", flaw.to_string(), &way_out)
+        })?;
+        let mut kept = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        durable::replace(&self.folder.join(GIVEN), text.as_bytes())
+            .map_err(|error| Problem::failed("the certificate", &error))?;
+        *kept = Some(Arc::new(given));
+        Ok(())
+    }
+
+    /// Presents a certificate of the host's own authority again. Blocking.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn take_back(&self) -> Result<(), Problem> {
+        let mut kept = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        match durable::remove(&self.folder.join(GIVEN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Problem::failed("the certificate", &error));
+            }
+            _ => *kept = None,
+        }
+        Ok(())
+    }
+
+    fn given(&self) -> Option<Arc<Leaf>> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.clone()
+    }
+
+    /// Whether what is presented was given, rather than made here.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        self.given().is_some()
+    }
+
+    /// Whether what is presented at `now` is valid by this host's clock.
+    #[must_use]
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        self.leaf(now).check(&self.name, now).is_ok()
+    }
+
+    /// Until when what is presented is valid.
+    #[must_use]
+    pub fn valid_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let (_, until) = crate::certificate::validity(&self.leaf(now).chain[0])?;
+        Timestamp::from_second(until).ok()
+    }
+
+    /// What is wrong with what is presented at `now`, or will be within 30 days.
+    #[must_use]
+    pub fn warning(&self, now: Timestamp) -> Option<Problem> {
+        let leaf = self.leaf(now);
+        let until = crate::certificate::validity(&leaf.chain[0])?.1;
+        let reason = match leaf.check(&self.name, now) {
+            Err(flaw) => flaw.to_string(),
+            Ok(()) if until.saturating_sub(now.as_second()) < WARN_S => {
+                format!("expires on {}", crate::certificate::day(until))
+            }
+            Ok(()) => return None,
+        };
+        let way_out = if self.is_given() {
+            "give it a new one: `pollux host certificate FILE --key FILE --authority FILE`"
+        } else {
+            "it is renewed by itself, unless polluxd's log says why it cannot be"
+        };
+        let thing = "the certificate of this host";
+        Some(Problem::new(Code::Conflict, thing, reason, way_out))
+    }
+
+    /// Says by which `host:port` peers reach this host: for messages.
+    pub fn reached_at(&self, address: String) {
+        let mut told = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = Some(address);
+    }
+
+    /// By which `host:port` peers reach this host, as far as is known.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let told = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        told.clone().unwrap_or_else(|| "<address>".to_owned())
     }
 
     /// What to present at `now`. Blocks for a moment when it has to be renewed; if that fails, the
     /// old one serves on and it is tried again an hour later.
     #[must_use]
     pub fn leaf(&self, now: Timestamp) -> Arc<Leaf> {
+        if let Some(given) = self.given() {
+            return given;
+        }
         let mut leaf = self.leaf.lock().unwrap_or_else(PoisonError::into_inner);
         if now.as_second() >= leaf.renew {
             match self.renewed(now) {
@@ -294,7 +477,7 @@ impl Identity {
                     tracing::error!(reason, "the host's certificate cannot be renewed");
                     *leaf = Arc::new(Leaf {
                         chain: leaf.chain.clone(),
-                        key: leaf.key.clone_key(),
+                        key: leaf.key(),
                         renew: now.as_second().saturating_add(HOUR_S),
                     });
                 }
@@ -325,13 +508,35 @@ impl Identity {
     /// What a peer's administrator compares.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.authority)
+        match self.given() {
+            Some(given) => Fingerprint::of(given.authority()),
+            None => Fingerprint::of(&self.authority),
+        }
     }
 
     /// The authority's certificate, for a peer that takes it from a file.
     #[must_use]
     pub fn authority_pem(&self) -> String {
-        pem(&self.authority)
+        match self.given() {
+            Some(given) => pem(given.authority()),
+            None => pem(&self.authority),
+        }
+    }
+}
+
+fn load_given(path: &Path) -> Result<Option<Leaf>, IdentityError> {
+    let damaged = |reason: String| IdentityError::Damaged {
+        path: path.to_owned(),
+        reason: format!("it {reason}"),
+    };
+    match std::fs::read(path) {
+        Ok(text) if text.len() > MAX_FILE => Err(damaged(format!("has {} bytes", text.len()))),
+        Ok(text) => Leaf::read(&text).map(Some).map_err(damaged),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => {
+            let path = path.to_owned();
+            Err(IdentityError::Io { path, source })
+        }
     }
 }
 
@@ -426,7 +631,7 @@ fn serves(
 ) -> bool {
     let now = now.as_second();
     let fresh = renew(certificate).is_some_and(|renew| now < renew);
-    fresh && crate::trust::chains(certificate, &[], authority, name, now)
+    fresh && crate::certificate::verify(certificate, &[], authority, None, name, now).is_ok()
 }
 
 /// From when on less than a third of a certificate's life is left, in seconds of Unix time.
@@ -478,8 +683,8 @@ mod tests {
         let second = chain(601);
         assert_ne!(second, first);
         let now = at(1200).as_second();
-        let good = crate::trust::chains(&second[0], &[], &second[1], "host-a", now);
-        assert!(good, "it serves beyond the life of the first");
+        let good = crate::certificate::verify(&second[0], &[], &second[1], None, "host-a", now);
+        assert!(good.is_ok(), "it serves beyond the life of the first");
         assert_eq!(chain(700), second);
         let again = Identity::open(folder.path(), "host-a", at(700)).expect("opens");
         assert_eq!(again.leaf(at(700)).chain, second, "it was stored");

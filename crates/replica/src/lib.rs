@@ -10,7 +10,7 @@
 //!        +---- Link ---- wire over TLS 1.3, both sides -------+
 //! ```
 //!
-//! - [`identity`], [`trust`], [`tls`]: who is at the other end. Everything above sees a
+//! - [`identity`], [`trust`], [`certificate`], [`tls`]: who is at the other end. Everything above sees a
 //!   [`Principal`](tls::Principal), never a certificate.
 //! - [`authorization`]: whom of them this host receives twins from.
 //! - [`wire`]: what is said, [`client`] and [`receiver`] say it.
@@ -20,6 +20,7 @@
 //!   that the decision rests on; [`lease`]: how the replica knows that a silent primary is still.
 
 pub mod authorization;
+pub mod certificate;
 pub mod client;
 pub mod driver;
 pub mod host;
@@ -30,6 +31,7 @@ pub mod link;
 pub mod outbox;
 pub mod receiver;
 pub mod report;
+pub mod revocation;
 pub mod run;
 pub mod sender;
 pub mod source;

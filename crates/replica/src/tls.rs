@@ -1,7 +1,9 @@
 //! TLS 1.3 with certificates on both sides, and the server loop over it.
 //!
 //! A handshake succeeds only if the peer's certificate leads to exactly one trusted peer
-//! ([`Trust::identify`]); a stranger's is refused in the handshake, and it learns nothing else.
+//! ([`Trust::identify`]); a stranger's is refused in the handshake, and it learns nothing else: not
+//! even whether its authority or its name would be known. Only who is a trusted peer but for the
+//! time or a revocation is told that. Why anybody was refused is kept on this side.
 //! Sessions are never resumed, so that whoever is trusted no longer is refused at once: on its
 //! next connection by the handshake, on an open one with its next request.
 
@@ -24,8 +26,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,6 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::certificate::Flaw;
 use crate::identity::Identity;
 use crate::trust::{Presented, Trust, Trusted};
 
@@ -94,10 +97,23 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.trust.identify(end_entity, intermediates, now) {
-            Some(_) => Ok(ClientCertVerified::assertion()),
-            None => Err(CertificateError::UnknownIssuer.into()),
+        let stranger = match self.trust.identify(end_entity, intermediates, now) {
+            Ok(_) => return Ok(ClientCertVerified::assertion()),
+            Err(stranger) => stranger,
+        };
+        let told = match stranger.flaw {
+            Flaw::Expired { .. } => CertificateError::Expired,
+            Flaw::NotYet { .. } => CertificateError::NotValidYet,
+            Flaw::Revoked => CertificateError::Revoked,
+            Flaw::Untrusted | Flaw::WrongName { .. } | Flaw::Usage | Flaw::Unreadable => {
+                CertificateError::UnknownIssuer
+            }
+        };
+        let problem = stranger.problem();
+        if self.trust.refused(stranger) {
+            tracing::warn!(%problem, "a certificate was refused");
         }
+        Err(told.into())
     }
 
     fn verify_tls12_signature(
@@ -129,7 +145,8 @@ impl ClientCertVerifier for PeerVerifier {
 /// Accepts one peer as the server.
 #[derive(Debug)]
 struct OnePeer {
-    peer: Arc<Trusted>,
+    peer: Trusted,
+    trust: Arc<Trust>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -142,11 +159,10 @@ impl ServerCertVerifier for OnePeer {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if self.peer.issued(end_entity, intermediates, now) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::UnknownIssuer.into())
+        match self.trust.check(&self.peer, end_entity, intermediates, now) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            // Found again by whoever connects; the server learns nothing of it.
+            Err(flaw) => Err(CertificateError::Other(OtherError(Arc::new(flaw))).into()),
         }
     }
 
@@ -235,12 +251,14 @@ pub fn server_config(
 /// [`TlsError`] when the identity is of no use to TLS.
 pub fn client_config(
     identity: &Identity,
-    peer: &Arc<Trusted>,
+    trust: &Arc<Trust>,
+    peer: &Trusted,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
     let leaf = identity.leaf(Timestamp::now());
     let verifier = OnePeer {
         peer: peer.clone(),
+        trust: trust.clone(),
         provider: provider.clone(),
     };
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -356,22 +374,24 @@ impl Connection {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = chain
             .split_first()
-            .and_then(|(leaf, rest)| self.trust.identify(leaf, rest, UnixTime::now()));
+            .and_then(|(leaf, rest)| self.trust.identify(leaf, rest, UnixTime::now()).ok());
+        let shown: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
         let Some(peer) = peer else {
             // Trusted when its certificate was verified, and no longer.
             return;
         };
         let (trust, router) = (self.trust.clone(), self.router.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let known = trust.still(&peer);
+            let known = still(&trust, &peer.name, &shown);
             let principal = peer.principal();
             request.extensions_mut().insert(principal.clone());
             let router = TowerToHyperService::new(router.clone());
             async move {
-                if known {
-                    router.call(request).await
-                } else {
-                    Ok(refusal(&principal.name).into_response())
+                match known {
+                    Ok(()) => router.call(request).await,
+                    Err(problem) => {
+                        Ok((hyper::StatusCode::FORBIDDEN, axum::Json(problem)).into_response())
+                    }
                 }
             }
         });
@@ -407,14 +427,28 @@ async fn see_off(mut stream: TcpStream) {
     }
 }
 
-fn refusal(caller: &str) -> impl IntoResponse {
-    let problem = Problem::new(
-        Code::Forbidden,
-        format!("host `{caller}`"),
-        "is not trusted any more by the host it asks",
-        format!("run `pollux host trust {caller} <address> <fingerprint>` there"),
-    );
-    (hyper::StatusCode::FORBIDDEN, axum::Json(problem))
+/// Whether the peer `name`, let in with the chain `shown`, would be let in still: its certificate may
+/// have expired meanwhile, or been revoked.
+fn still(trust: &Trust, name: &str, shown: &[CertificateDer<'_>]) -> Result<(), Problem> {
+    let gone = || {
+        Problem::new(
+            Code::Forbidden,
+            format!("host `{name}`"),
+            "is not trusted any more by the host it asks",
+            format!("run `pollux host trust {name} <address> <fingerprint>` there"),
+        )
+    };
+    let (leaf, rest) = shown.split_first().ok_or_else(gone)?;
+    match trust.identify(leaf, rest, UnixTime::now()) {
+        Ok(now) if now.name == name => Ok(()),
+        Ok(_) => Err(gone()),
+        Err(stranger) if stranger.flaw.is_of_a_peer() => {
+            let problem = stranger.problem();
+            trust.refused(stranger);
+            Err(problem)
+        }
+        Err(_) => Err(gone()),
+    }
 }
 
 /// Records whatever chain a server presents, after checking that it has the key to it.

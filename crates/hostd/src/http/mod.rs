@@ -15,6 +15,7 @@ mod vms;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use model::{Code, Problem};
@@ -24,11 +25,22 @@ pub(crate) use vms::store_name;
 
 use crate::host::Host;
 
+/// Longest body with a list of revoked certificates, in bytes: as PEM, in JSON.
+const MAX_LIST: usize = 2 * replica::revocation::MAX_LEN;
+
 /// Every route of the API; see crate `api`.
 pub fn router(host: Arc<Host>) -> Router {
     Router::new()
         .route("/v1/host", get(hosts::status))
         .route("/v1/host/identity", get(hosts::identity))
+        .route(
+            "/v1/host/certificate",
+            put(hosts::give).delete(hosts::take_back),
+        )
+        .route(
+            "/v1/host/revocations",
+            post(hosts::revoke).layer(DefaultBodyLimit::max(MAX_LIST)),
+        )
         .route("/v1/host/peers", get(hosts::peers).post(hosts::trust))
         .route("/v1/host/peers/{name}", delete(hosts::untrust))
         .route(

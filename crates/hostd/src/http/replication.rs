@@ -149,7 +149,7 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
     };
     let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
     let peer = host.trust.get(&relation.partner).ok();
-    let address = peer.map(|trusted| trusted.peer.address.clone());
+    let address = peer.map(|trusted| trusted.address());
     // Why nothing comes there says more than why its name is not as it should be.
     let error = seen.error.clone().or(report.unconfigured);
     Replication {

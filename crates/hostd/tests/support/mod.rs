@@ -105,8 +105,8 @@ impl Host {
         let trust = TrustPeer {
             name: theirs.name,
             address: theirs.address,
-            fingerprint: theirs.fingerprint,
-            limit: None,
+            fingerprint: Some(theirs.fingerprint),
+            ..TrustPeer::default()
         };
         self.client.trust(&trust).await.expect("trusted");
     }
