@@ -86,7 +86,7 @@ pub enum StackSpec {
         /// The file.
         file: PathBuf,
     },
-    /// A disk of a recovery point.
+    /// A disk of a recovery point. With nothing above it, it is only read, over NBD.
     Point {
         /// Folder of the journal that holds the point.
         journal: PathBuf,

@@ -3,7 +3,8 @@
 //! ```text
 //!   guest (virtio)    --vhost-user--> tracker
 //!   guest (IDE, SCSI) --NBD `guest`-> tracker         one of the two, as its configuration says
-//!   others  --NBD `` or `disk`------> tracker         read-only: the disk as it is now
+//!   others  --NBD `` or `disk`------> tracker         read-only: the disk as it is now; of a recovery
+//!                                                     point with nothing above it this is all there is
 //!           --NBD `checkpoint/<id>`-> what lies below the overlay of a checkpoint, read-only
 //! ```
 
@@ -121,7 +122,7 @@ impl Fronts {
 fn exports(tracker: &Rc<FileTracker>, stack: &Stack, front: Front) -> Vec<Export> {
     let disk = || Rc::clone(tracker);
     let mut exports = vec![Export::new(DEFAULT, "the disk as it is now", true, disk())];
-    if front == Front::Nbd {
+    if front == Front::Nbd && !stack.is_read_only() {
         exports.push(Export::new(GUEST, "for the guest", false, disk()));
     }
     let frozen = stack.frozen().into_iter().map(|(checkpoint, below)| {

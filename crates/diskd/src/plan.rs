@@ -22,9 +22,6 @@ use crate::config::StackSpec;
 /// A stack that cannot be, or that cannot be reached.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
-    /// Nothing in it can be written.
-    #[error("nothing lies above point {0} that could be written")]
-    ReadOnly(PointId),
     /// Only what lies right above a point is the overlay of no checkpoint.
     #[error("the overlay {} must name its checkpoint, unless it lies right above a point", .0.display())]
     Checkpoint(PathBuf),
@@ -106,9 +103,6 @@ impl Flat {
                 paths.insert(file);
                 false
             }
-            Base::Point { point, .. } if self.overlays.is_empty() => {
-                return Err(PlanError::ReadOnly(*point));
-            }
             Base::Point { .. } => true,
         };
         let mut checkpoints = HashSet::new();
@@ -128,6 +122,11 @@ impl Flat {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing in it can be written: a recovery point, and nothing above it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        matches!(self.base, Base::Point { .. }) && self.overlays.is_empty()
     }
 
     /// The files that hold content, the lowest first.
@@ -278,12 +277,10 @@ mod tests {
             point,
         };
         assert!(Flat::of(&raw()).is_ok());
-        assert_eq!(
-            Flat::of(&at_point()),
-            Err(PlanError::ReadOnly(point)),
-            "nothing to write to"
-        );
-        assert!(Flat::of(&above(over(None), at_point())).is_ok());
+        let read_only = |stack| Flat::of(&stack).map(|flat| flat.is_read_only());
+        assert_eq!(read_only(at_point()), Ok(true));
+        assert_eq!(read_only(above(over(None), at_point())), Ok(false));
+        assert_eq!(read_only(raw()), Ok(false));
         let twin = Flat::of(&above(over(Some(a)), above(over(None), at_point())));
         assert_eq!(twin.expect("checkpoint of a twin").files().len(), 2);
         for wrong in [

@@ -34,7 +34,7 @@ use ring::{Ring, RingStore};
 
 use self::prepare::Prepared;
 use crate::assemble::{Assembler, DYING, FileLayer, lock};
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, Front};
 use crate::control::OverlayStatus;
 use crate::intent::Looks;
 use crate::layer::{Below, layers, restack, thrown_away};
@@ -84,6 +84,9 @@ impl Stack {
                 .with_context(|| format!("cannot make {}", tools.tracking.display()))?;
         }
         let flat = Flat::of(&config.stack).context("this is no stack of a disk")?;
+        if flat.is_read_only() && config.front != Front::Nbd {
+            bail!("a guest cannot use a recovery point with nothing above it: it needs an overlay");
+        }
         // A predecessor that dies holds the locks until its last write has ended.
         let mut locks = Vec::new();
         for (number, file) in flat.files().into_iter().enumerate() {
@@ -138,6 +141,11 @@ impl Stack {
             stack.forget(last.overlays.iter().filter(gone));
         }
         Ok((stack, state, ledger))
+    }
+
+    /// Whether nothing in it can be written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.flat.borrow().is_read_only()
     }
 
     /// What lies below the tracker.

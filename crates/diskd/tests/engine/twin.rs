@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use journal::{Content, Journal};
 use model::{PointId, RelationshipId};
-use pollux_diskd::config::{StackSpec, disk_socket};
+use pollux_diskd::config::{CONTROL_SOCKET, Front, StackSpec, disk_socket, nbd_socket};
 use pollux_diskd::control::{Reply, Request};
+use pollux_diskd::fronts::GUEST;
 use testkit::Rng;
 
+use super::nbd_support::{self, Client};
+use super::process::Process;
 use super::support::Guest;
 use super::{BLOCK, BLOCKS, FLUSH, READ, SIZE, Vm, WRITE, churn};
 
@@ -107,6 +110,58 @@ fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
     twin.process.launch();
     guest.connect(&socket);
     assert!(read_all(&mut guest) == model, "after kill -9");
+    assert_eq!(twin.process.ask(&Request::Shutdown), Reply::Done);
+    assert!(twin.process.exit().success());
+}
+
+#[test]
+fn a_point_alone_is_read_over_nbd_and_written_by_nobody() {
+    let Pair {
+        primary, mut twin, ..
+    } = Pair::new(12);
+    twin.process.kill();
+    for name in [CONTROL_SOCKET.to_owned(), disk_socket(0), disk_socket(1)] {
+        fs::remove_file(twin.path(&name)).unwrap();
+    }
+    for disk in &mut twin.config.disks {
+        let StackSpec::Overlay { below, .. } = disk.stack.clone() else {
+            panic!("an overlay above a point");
+        };
+        disk.stack = *below;
+    }
+    // A guest could not write: it is not let near.
+    twin.process = Process::new(twin.folder.path(), [disk_socket(0), disk_socket(1)]);
+    twin.process.configure(&twin.config);
+    twin.process.launch();
+    assert!(!twin.process.exit().success());
+    let said = twin.process.log();
+    assert!(said.contains("needs an overlay"), "{said}");
+
+    for name in [CONTROL_SOCKET.to_owned(), disk_socket(0), disk_socket(1)] {
+        fs::remove_file(twin.path(&name)).unwrap();
+    }
+    for disk in &mut twin.config.disks {
+        disk.front = Front::Nbd;
+    }
+    twin.process = Process::new(twin.folder.path(), [nbd_socket(0), nbd_socket(1)]);
+    twin.process.configure(&twin.config);
+    twin.process.launch();
+    for (number, point) in (0..).zip(&primary.replicas) {
+        let socket = twin.path(&nbd_socket(number));
+        let read = |what: &str| {
+            let mut client = Client::open(&socket, "", true);
+            for (at, expected) in (0..SIZE).step_by(1 << 20).zip(point.chunks(1 << 20)) {
+                assert!(client.read(at, 1 << 20) == expected, "{what}, byte {at}");
+            }
+            client
+        };
+        let refused = read("opened").call(0, nbd_support::WRITE, 0, 512, &[1; 512]);
+        assert_ne!(refused.error, 0, "read-only");
+        assert!(Client::try_open(&socket, GUEST, true).is_err());
+        twin.process.kill();
+        twin.process.launch();
+        read("after kill -9");
+    }
     assert_eq!(twin.process.ask(&Request::Shutdown), Reply::Done);
     assert!(twin.process.exit().success());
 }
