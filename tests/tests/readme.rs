@@ -1,8 +1,9 @@
-//! The tour in README.md and the pages about disks and tracking do what they say: each of their
-//! commands is run, in its order.
+//! The tour in README.md and the pages about disks, points and tracking do what they say: each of
+//! their commands is run, in its order.
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use testkit::guest::{GuestImages, ROOT_UP};
 
 const README: &str = include_str!("../../README.md");
 const DISKS: &str = include_str!("../../docs/disks.md");
+const POINTS: &str = include_str!("../../docs/points.md");
 const TRACKING: &str = include_str!("../../docs/tracking.md");
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -140,6 +142,64 @@ fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
         text(&status, "/disks/0/tracked/suspect")? == "0 B",
         "{status}"
     );
+    Ok(())
+}
+
+#[test]
+fn every_command_of_the_page_about_points_works_in_its_order() -> Result<()> {
+    let scratch = Scratch::new("system/points-page")?;
+    let castor = Host::start("castor", &scratch)?;
+    let pollux = Host::start("pollux", &scratch)?;
+    pollux.pollux(&["replica", "server", "enable"])?;
+    castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
+    castor.pollux(&[
+        "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB",
+    ])?;
+    castor.pollux(&["replica", "enable", "web", "--to", "pollux"])?;
+    until(LIMIT, "there is a point", || {
+        let points = pollux.json(&["point", "list", "web"]);
+        Ok(points
+            .is_ok_and(|points| points.get(0).is_some())
+            .then_some(()))
+    })?;
+    // The twin is left as it is: `latest` is the same throughout.
+    castor.pollux(&["replica", "pause", "web"])?;
+    let file = |name: &str| scratch.state().join(name).display().to_string();
+    std::fs::create_dir(file("exported"))?;
+    let mut address = String::new();
+    let all: Vec<&str> = POINTS
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pollux$ "))
+        .collect();
+    ensure!(all.len() >= 9, "the page has only {} commands", all.len());
+    for command in all {
+        let words: Vec<String> = command
+            .split_whitespace()
+            .map(|word| match word {
+                _ if word.starts_with("'nbd+unix:") => address.clone(),
+                "exported" => file(word),
+                _ if word.contains('.') => file(word),
+                _ => word.to_owned(),
+            })
+            .collect();
+        let (program, words) = words.split_first().context("a command")?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if program != "pollux" {
+            let output = Command::new(program).args(&words).output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{command}: {said}");
+            continue;
+        }
+        let said = pollux.pollux(&words).with_context(|| command.to_owned())?;
+        if words.contains(&"open") {
+            let uri = |word: &&str| word.starts_with("nbd+unix:");
+            let printed = said.split_whitespace().find(uri);
+            address = printed.context("an address is printed")?.to_owned();
+        }
+    }
+    for made in ["web.raw", "web.vhdx", "exported/disk0.qcow2"] {
+        ensure!(std::fs::metadata(file(made))?.len() > 0, "{made}");
+    }
     Ok(())
 }
 

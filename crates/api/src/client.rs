@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes as Chunk, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RANGE, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use model::{Code, Problem};
@@ -17,10 +17,10 @@ use tokio::net::UnixStream;
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
     CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
-    ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, MAX_LINE, MakeCheckpoint,
-    Measures, Peer, Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk,
-    ResizedDisk, Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover,
-    Tracking, TrustPeer, Vm, VmDetails, VmDisk,
+    ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, MAX_LINE,
+    MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress, ReplicaServer,
+    Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked, SetReplication,
+    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -383,28 +383,33 @@ impl Client {
         self.get(&path(vm, "/points")).await
     }
 
-    /// The content of disk `disk` (from 0, in boot order) at a point, from byte `from` on.
-    pub async fn disk_at_point(
+    /// Serves the disks of a point over NBD; answers when they are served.
+    pub async fn open_point(
         &self,
         vm: &str,
         point: &str,
-        disk: usize,
-        from: u64,
-    ) -> Result<DiskContent, Problem> {
-        let path = path(vm, &format!("/points/{}/disks/{disk}", escape(point)));
-        let mut request = self.request(Method::GET, &path, None::<&()>)?;
-        let range = HeaderValue::try_from(format!("bytes={from}-"))
-            .expect("digits are allowed in a header");
-        request.headers_mut().insert(RANGE, range);
-        let body = self.send(request).await?.into_body();
-        let len = hyper::body::Body::size_hint(&body)
-            .exact()
-            .ok_or_else(|| self.broken(&"the answer has no length"))?;
-        Ok(DiskContent {
-            len,
-            body,
-            socket: self.socket.clone(),
-        })
+        open: &OpenPoint,
+    ) -> Result<OpenedPoint, Problem> {
+        self.call(Method::POST, &point_path(vm, point, "/open"), Some(open))
+            .await
+    }
+
+    /// Serves them no longer.
+    pub async fn close_point(&self, vm: &str, point: &str) -> Result<(), Problem> {
+        let path = point_path(vm, point, "/open");
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Writes the disks of a point into files on the host; `progress` is told how far that is.
+    pub async fn export_point(
+        &self,
+        vm: &str,
+        point: &str,
+        export: &ExportPoint,
+        progress: impl FnMut(Progress),
+    ) -> Result<Vec<ExportedDisk>, Problem> {
+        let path = point_path(vm, point, "/export");
+        self.job(Method::POST, &path, Some(export), progress).await
     }
 
     /// Starts the twin because the primary is lost.
@@ -563,36 +568,6 @@ impl Client {
     }
 }
 
-/// The content of a disk, as it arrives.
-#[derive(Debug)]
-pub struct DiskContent {
-    len: u64,
-    body: Incoming,
-    socket: PathBuf,
-}
-
-impl DiskContent {
-    /// Bytes that arrive in all.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether nothing arrives.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The next bytes; none after the last.
-    pub async fn next(&mut self) -> Option<Result<Chunk, Problem>> {
-        let socket = &self.socket;
-        next(&mut self.body)
-            .await
-            .map(|chunk| chunk.map_err(|error| Client::new(socket).broken(&error)))
-    }
-}
-
 /// The next data of a body; trailers are skipped.
 async fn next(body: &mut Incoming) -> Option<Result<Chunk, hyper::Error>> {
     loop {
@@ -611,12 +586,16 @@ fn disk_path(vm: &str, disk: &str, rest: &str) -> String {
     path(vm, &format!("/disks/{}{rest}", escape(disk)))
 }
 
+fn point_path(vm: &str, point: &str, rest: &str) -> String {
+    path(vm, &format!("/points/{}{rest}", escape(point)))
+}
+
 fn path(vm: &str, rest: &str) -> String {
     format!("/v1/vms/{}{rest}", escape(vm))
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986 section 2.3.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -54,7 +54,9 @@
 //!   GET    /v1/vms/{vm}/replication/health          ReplicationHealth
 //!   GET    /v1/vms/{vm}/tracking                    Tracking
 //!   GET    /v1/vms/{vm}/points                      [Point]
-//!   GET    /v1/vms/{vm}/points/{point}/disks/{n}    the disk's bytes; Range is understood
+//!   POST   /v1/vms/{vm}/points/{point}/open         OpenPoint   -> OpenedPoint
+//!   DELETE /v1/vms/{vm}/points/{point}/open
+//!   POST   /v1/vms/{vm}/points/{point}/export       ExportPoint -> job: [ExportedDisk]
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
 //!   DELETE /v1/vms/{vm}/test-failover
@@ -76,7 +78,7 @@ mod server;
 mod tracking;
 mod vm;
 
-pub use client::{Client, DiskContent};
+pub use client::Client;
 pub use disk::{
     ApplyCheckpoint, AttachDisk, Checkpoint, CreateDisk, DetachDisk, DiskFormat, DiskOverlay,
     ExportDisk, ExportedDisk, MakeCheckpoint, ResizeDisk, ResizedDisk, VmDisk,
@@ -86,7 +88,7 @@ pub use host::{
 };
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
-pub use point::Point;
+pub use point::{ExportPoint, OpenDisk, OpenPoint, OpenedPoint, Point};
 pub use replication::{
     EnableReplication, Replication, SetReplication, StartFailover, TestFailover,
 };

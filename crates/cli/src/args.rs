@@ -399,17 +399,40 @@ pub(crate) enum PointVerb {
         /// The VM
         vm: String,
     },
-    /// Write a disk as it was at a point into a raw, sparse file
+    /// Serve the disks of a point read-only over NBD, until it is closed
+    Open {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        point: String,
+        /// One disk only: its number, the name of its file, or the first digits of its id
+        #[arg(long, value_name = "DISK")]
+        disk: Option<String>,
+    },
+    /// Serve the disks of a point no longer
+    Close {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        point: String,
+    },
+    /// Write a disk as it was at a point into a file on polluxd's host
     Export {
         /// The VM
         vm: String,
         /// The point: as `pollux point list` shows it, or `latest`
         point: String,
-        /// Which disk, from 0
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        disk: usize,
-        /// The file; it must not exist
+        /// The file; it must not exist. With --all-disks a folder, for files such as `disk0.raw`
         file: PathBuf,
+        /// The disk: its number, the name of its file, or the first digits of its id
+        #[arg(long, value_name = "DISK", default_value = "0")]
+        disk: String,
+        /// All disks
+        #[arg(long, conflicts_with = "disk")]
+        all_disks: bool,
+        /// raw, qcow2 or vhdx
+        #[arg(long, value_name = "FORMAT", default_value = "raw")]
+        format: DiskFormat,
     },
 }
 

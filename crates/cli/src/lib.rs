@@ -13,13 +13,13 @@
 
 mod args;
 mod console;
-mod export;
 mod new_file;
 mod replica_server;
 mod run;
 mod segment;
 mod show;
 mod show_disk;
+mod show_point;
 mod show_replica;
 mod show_tracking;
 

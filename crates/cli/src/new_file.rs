@@ -51,11 +51,6 @@ impl NewFile {
         })
     }
 
-    /// Bytes so far.
-    pub(crate) fn len(&self) -> u64 {
-        self.at
-    }
-
     pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
         while !bytes.is_empty() {
             let take = (BLOCK - self.rest.len()).min(bytes.len());
@@ -166,7 +161,7 @@ mod tests {
             let mut target = NewFile::new(&path).expect("new");
             target.append(&vec![7; before]).expect("append");
             target.skip(skipped).expect("skip");
-            assert_eq!(target.len(), before as u64 + skipped);
+            assert_eq!(target.at, before as u64 + skipped);
             target.append(b"after").expect("append");
             target.finish(&path).expect("finish");
             let mut content = vec![7; before];

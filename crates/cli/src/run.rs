@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, ExportDisk, GiveCertificate, MakeCheckpoint, NewDisk, Progress, ResizeDisk,
-    Revoke, SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
+    EnableReplication, ExportDisk, ExportPoint, GiveCertificate, MakeCheckpoint, NewDisk,
+    OpenPoint, Progress, ResizeDisk, Revoke, SetReplication, StartFailover, StartVm, StopVm,
+    TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -20,7 +21,7 @@ use crate::args::{
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
 use crate::show_replica::{csv, wide_measures, wide_status};
-use crate::{console, export, replica_server, segment};
+use crate::{console, replica_server, segment, show_point};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -366,24 +367,35 @@ impl Command {
     }
 
     async fn point(&self, verb: PointVerb) -> Result<(), Problem> {
+        let client = &self.client;
         match verb {
-            PointVerb::List { vm } => self.print(&self.client.points(&vm).await?),
+            PointVerb::List { vm } => self.print(&client.points(&vm).await?),
+            PointVerb::Open { vm, point, disk } => {
+                let opened = client.open_point(&vm, &point, &OpenPoint { disk }).await?;
+                self.print(&opened)?;
+                self.hint(&show_point::how_to_read(&vm, &opened))
+            }
+            PointVerb::Close { vm, point } => {
+                client.close_point(&vm, &point).await?;
+                self.say(&format!("point `{point}` of VM `{vm}` is closed"))
+            }
             PointVerb::Export {
                 vm,
                 point,
-                disk,
                 file,
+                disk,
+                all_disks,
+                format,
             } => {
-                let content = self.client.disk_at_point(&vm, &point, disk, 0).await?;
+                let export = ExportPoint {
+                    to: absolute(&file)?,
+                    disk: (!all_disks).then_some(disk),
+                    format,
+                };
                 let bar = Bar::new(self.format);
-                let exported = export::write(content, &file, |done, total| {
-                    bar.show(&Progress {
-                        what: "exporting".to_owned(),
-                        done: Bytes(done),
-                        total: Bytes(total),
-                    });
-                })
-                .await?;
+                let exported = client
+                    .export_point(&vm, &point, &export, |progress| bar.show(&progress))
+                    .await?;
                 drop(bar);
                 self.print(&exported)
             }
@@ -556,6 +568,14 @@ impl Command {
         match self.format {
             Format::Table | Format::Csv => what.table() + "\n",
             Format::Json => show::json(what) + "\n",
+        }
+    }
+
+    /// What may be done next, for people.
+    fn hint(&self, text: &str) -> Result<(), Problem> {
+        match self.format {
+            Format::Table => write_out(format!("\n{text}\n").as_bytes()).map(drop),
+            Format::Json => Ok(()),
         }
     }
 

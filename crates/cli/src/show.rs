@@ -1,12 +1,10 @@
 //! Tables for people, JSON for programs.
 
-use api::{HostStatus, Identity, Peer, Point, Revoked, Vm, VmDetails};
+use api::{HostStatus, Identity, Peer, Revoked, Vm, VmDetails};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use model::Bytes;
 use serde::Serialize;
-
-use crate::export::Exported;
 
 /// What has a form for people.
 pub(crate) trait Shown {
@@ -184,26 +182,6 @@ impl Shown for VmDetails {
     }
 }
 
-impl Shown for Vec<Point> {
-    fn table(&self) -> String {
-        let mut table = columns(&["Point", "Time (UTC)", "Consistency", "Size", "Held"]);
-        for point in self {
-            let consistency = match point.consistency {
-                journal::Consistency::Crash => "crash",
-                journal::Consistency::Application => "application",
-            };
-            table.add_row([
-                point.id.to_string(),
-                exact_time(point.time),
-                consistency.to_owned(),
-                point.size.to_string(),
-                if point.pinned { "yes" } else { "-" }.to_owned(),
-            ]);
-        }
-        finish(&table)
-    }
-}
-
 impl Shown for Vec<Peer> {
     fn table(&self) -> String {
         let mut table = columns(&["Name", "Address", "Limit", "Fingerprint"]);
@@ -305,17 +283,6 @@ impl Shown for HostStatus {
             .chain(refused)
             .collect();
         facts + &more
-    }
-}
-
-impl Shown for Exported {
-    fn table(&self) -> String {
-        list(vec![
-            ("File", self.file.display().to_string()),
-            ("Size", self.size.to_string()),
-            ("Written", self.written.to_string()),
-            ("BLAKE3", self.blake3.clone()),
-        ])
     }
 }
 

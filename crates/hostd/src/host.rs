@@ -226,12 +226,18 @@ impl Host {
         let spec = machine
             .as_ref()
             .map_or(received.spec, |machine| machine.spec.clone());
-        self.open_home(Home {
+        let home = Home {
             path: path.to_owned(),
             spec,
             machine,
-        })
-        .await?;
+        };
+        let twin = self.open_home(home.clone()).await?;
+        if let Some(store) = &twin.store {
+            let adopted = store.opened.adopt(self, store, &home).await;
+            if let Err(problem) = adopted {
+                tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");
+            }
+        }
         let test = path.join(takeover::TEST);
         if test.exists() {
             self.open_vm(VmFolder::read(&test)?).await?;

@@ -9,6 +9,7 @@
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
 //!     replicas/UUID/              a twin received from another host: vm.toml, journal/, standing
 //!       failover/  test/          VMs that a failover made above a point of that journal
+//!       open-ID/                  a point of it that is open for reading
 //!   RUN/                          tmpfs: lost by a reboot, as it should be
 //!     api.sock                    the management API
 //!     SHORT-ID/                   processes of one VM: configurations, sockets, state files

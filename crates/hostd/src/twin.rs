@@ -6,6 +6,7 @@
 //!     standing.toml replication.toml
 //!     journal/           base, segments, index
 //!     failover/  test/   VMs above a pinned point
+//!     open-ID/           a pinned point that is open for reading (`vm::opened`)
 //! ```
 //!
 //! The journal is open while this host is the replica: on the [`Shelf`], where the receiver
@@ -24,6 +25,7 @@ use replica::wire::Enrol;
 use crate::vm::View;
 use crate::vm::create::{no_space_or, publish};
 use crate::vm::folder::{VmFolder, thing};
+use crate::vm::opened::Openings;
 use crate::vm::relation::Relation;
 
 /// Folder of the journal in a twin's home.
@@ -125,6 +127,8 @@ pub(crate) struct Store {
     leases: Leases,
     /// Held while points are merged, so that it is done once at a time.
     merging: Arc<Mutex<()>>,
+    /// Points that are served to whoever asked for them.
+    pub(crate) opened: Openings,
 }
 
 impl Store {
@@ -136,6 +140,7 @@ impl Store {
             shelf: Shelf::default(),
             leases: Leases::default(),
             merging: Arc::default(),
+            opened: Openings::default(),
         }
     }
 

@@ -151,9 +151,8 @@ enum Step {
     Suspend(Option<u64>),
     /// The guest shuts down, and starts again.
     Restart,
-    /// The oldest point is exported to somebody slow while newer ones come; from a polluxd that
-    /// was just started, or not.
-    SlowExport(bool),
+    /// The oldest point is open while newer ones come; and polluxd is killed meanwhile, or not.
+    Open(bool),
     /// Test failover of the point at this part of the list (of 1000); meanwhile the replica's
     /// polluxd or the test's diskd may be killed.
     Test(u64, bool, bool),
@@ -188,7 +187,7 @@ impl Step {
             11 => Self::Suspend(lasting),
             12 => Self::Restart,
             13 => Self::KillAll(part, short),
-            14 => Self::SlowExport(rng.once_in(2)),
+            14 => Self::Open(rng.once_in(2)),
             _ => Self::Test(rng.below(1000), rng.once_in(2), rng.once_in(2)),
         }
     }
@@ -300,7 +299,7 @@ impl Pair {
             }
             Step::Suspend(lasting) => self.suspend(lasting),
             Step::Restart => self.restart(),
-            Step::SlowExport(daemon) => self.slow_export(daemon),
+            Step::Open(daemon) => self.open(daemon),
             Step::Test(part, daemon, diskd) => self.test(part, daemon, diskd),
         }
     }
@@ -443,46 +442,42 @@ impl Pair {
         self.running()
     }
 
-    fn slow_export(&mut self, daemon: bool) -> Result<()> {
+    /// A point that is open stays as it is and where it is while points are taken in and merged.
+    fn open(&mut self, daemon: bool) -> Result<()> {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        self.wire.cut();
+        self.up(Side::Replica)?;
+        // A point may be merged away before it is open.
+        let oldest = until(MINUTE, "the oldest point is opened", || {
+            let oldest = name(self.points()?.first().context("there are points")?)?;
+            let open = ["point", "open", "web", &oldest];
+            Ok(self.pollux.json(&open).is_ok().then_some(oldest))
+        })?;
         if daemon {
             self.pollux.kill_daemon()?;
             self.up(Side::Replica)?;
         }
-        let points = self.points()?;
         let newest = |points: &[Value]| -> Result<u64> {
             json_u64(points.last().context("there are points")?, "/id/sequence")
         };
-        let (oldest, before) = (
-            name(points.first().context("there are points")?)?,
-            newest(&points)?,
-        );
-        let image = self.scratch.state().join("slow.raw");
-        let file = image.display().to_string();
-        let mut export = self
-            .pollux
-            .command(&["point", "export", "web", &oldest, &file])?
-            .stdout(Stdio::null())
-            .spawn()?;
-        let partial = format!(".slow.raw.{}.partial", export.id());
-        let partial = self.scratch.state().join(partial);
-        until(MINUTE, "the export begins", || {
-            Ok(partial.exists().then_some(()))
-        })?;
-        signal(export.id(), "STOP")?;
-        self.wire.mend();
+        let before = newest(&self.points()?)?;
         let more = before + u64::from(POINTS) + 3;
-        let came = until(2 * MINUTE, "newer points come", || {
+        until(2 * MINUTE, "newer points come", || {
             Ok((newest(&self.points()?)? >= more).then_some(()))
-        });
-        let whole = image.exists();
-        signal(export.id(), "CONT")?;
-        ensure!(export.wait()?.success(), "the export of {oldest} failed");
-        came?;
-        ensure!(!whole, "the export was over before it was held up");
+        })?;
+        let points = self.points()?;
+        let opened = points
+            .iter()
+            .find(|point| name(point).is_ok_and(|name| name == oldest))
+            .with_context(|| format!("point {oldest} is gone while it is open"))?;
+        let image = self.scratch.state().join("open.raw");
+        let copied = Command::new("nbdcopy")
+            .arg(text(opened, "/open/0/uri")?)
+            .arg(&image)
+            .status()?;
+        ensure!(copied.success(), "point {oldest} cannot be read");
+        self.pollux.pollux(&["point", "close", "web", &oldest])?;
         let judged = judge(&image, Cut::Point).with_context(|| format!("point {oldest}"))?;
         std::fs::remove_file(&image)?;
         let first = *self.judged.entry(oldest.clone()).or_insert(judged);
@@ -892,14 +887,6 @@ fn name(point: &Value) -> Result<String> {
     let term = text(point, "/id/term")?;
     let number = json_u64(point, "/id/sequence")?;
     Ok(format!("{}.{number}", &term[..8]))
-}
-
-fn signal(pid: u32, name: &str) -> Result<()> {
-    let sent = Command::new("kill")
-        .args([format!("-{name}"), pid.to_string()])
-        .status()?;
-    ensure!(sent.success(), "process {pid} takes no SIG{name}");
-    Ok(())
 }
 
 fn hex(bytes: [u8; 16]) -> String {

@@ -389,17 +389,19 @@ async fn run_export(
     let source = export::Source {
         thing: disk_thing(&spec, disk),
         socket: vm.supervisor.nbd_socket(disk.slot),
-        checkpoint: checkpoint.id,
+        export: format!("checkpoint/{}", checkpoint.id),
         size: disk.size,
     };
-    source.wait(&vm.supervisor).await?;
+    source.wait(&vm.supervisor, checkpoint.id).await?;
     let (file, format, told) = (wanted.file.clone(), wanted.format, told.clone());
     let exported = blocking(move || {
-        export::run(&source, &file, format, |progress| {
+        let whole = export::run(&source, &file, format, |progress| {
             told.blocking_send(JobLine::Progress(progress)).is_ok()
-        })
+        })?;
+        export::publish(&[whole])
     });
-    exported.await.map_err(|Refusal(problem)| problem)
+    let mut exported = exported.await.map_err(|Refusal(problem)| problem)?;
+    Ok(exported.remove(0))
 }
 
 pub(super) async fn upgrade(

@@ -103,9 +103,10 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/tracking", get(tracking::show))
         .route("/v1/vms/{vm}/points", get(points::list))
         .route(
-            "/v1/vms/{vm}/points/{point}/disks/{disk}",
-            get(points::disk),
+            "/v1/vms/{vm}/points/{point}/open",
+            post(points::open).delete(points::close),
         )
+        .route("/v1/vms/{vm}/points/{point}/export", post(points::export))
         .route("/v1/vms/{vm}/failover", post(failover::start))
         .route(
             "/v1/vms/{vm}/test-failover",

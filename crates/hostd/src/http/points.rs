@@ -1,33 +1,32 @@
 //! Routes of recovery points.
 
-use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use api::Point;
+use api::{ExportPoint, ExportedDisk, JobLine, OpenDisk, OpenPoint, OpenedPoint, Point, Progress};
 use axum::Json;
-use axum::body::{Body, Bytes as Chunk};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
-use journal::PointImage;
-use model::{Bytes, Code, Problem};
+use axum::response::Response;
+use model::{Bytes, Code, PointId, Problem};
+use tokio::sync::mpsc;
 
+use super::body::{Json as Body, lines};
 use super::hosts::blocking;
 use super::{Answered, Refusal};
 use crate::host::Host;
 use crate::twin::{Store, not_a_twin};
-use crate::vm::Vm;
-
-/// Content is read and sent in parts of this many bytes.
-const PART: u64 = 1 << 20;
+use crate::vm::folder::Made;
+use crate::vm::opened::{Opened, Wanted};
+use crate::vm::{Vm, export};
 
 pub(super) async fn list(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<Vec<Point>> {
     let store = store_of(&host.find(&vm)?)?;
+    let opened = store.opened.list();
     let points = blocking(move || store.points()).await?;
+    let open = |id| opened.iter().find(|one| one.point == id);
     let told = points.into_iter().map(|point| Point {
         id: point.id,
         time: point.time,
@@ -38,6 +37,7 @@ pub(super) async fn list(
             point.file_len
         },
         pinned: !point.pins.is_empty(),
+        open: open(point.id).map(disks).unwrap_or_default(),
     });
     Ok(Json(told.collect()))
 }
@@ -47,140 +47,169 @@ pub(super) fn store_of(vm: &Vm) -> Result<Store, Problem> {
     vm.store.clone().ok_or_else(|| not_a_twin(&vm.view()))
 }
 
-/// The content of a disk at a point, or the range of it that the request names.
-pub(super) async fn disk(
-    State(host): State<Arc<Host>>,
-    Path((vm, point, disk)): Path<(String, String, usize)>,
-    headers: HeaderMap,
-) -> Result<Response, Refusal> {
-    let vm = host.find(&vm)?;
-    let store = store_of(&vm)?;
-    let view = vm.view();
-    let thing = view.thing();
-    let Some(wanted) = view.home.spec.disks.get(disk) else {
-        let reason = format!(
-            "has {} disks; they count from 0",
-            view.home.spec.disks.len()
-        );
-        let problem = Problem::new(
-            Code::NotFound,
-            format!("disk {disk} of {thing}"),
-            reason,
-            "",
-        );
-        return Err(problem.into());
-    };
-    let (id, size) = (wanted.id, wanted.size.0);
-    let range = headers
-        .get(header::RANGE)
-        .map(|range| parse(range.to_str().unwrap_or_default(), size))
-        .transpose()
-        .map_err(|reason| Problem::new(Code::Invalid, "the request's Range", reason, ""))?;
-    let image = blocking(move || {
-        let point = store.find(&point)?;
-        let failed = |error| Problem::failed(&thing, &error);
-        let reader = store.with(|journal| journal.open_point(point).map_err(failed))?;
-        reader.image(id).map_err(failed)
-    })
-    .await?;
-    let status = match &range {
-        Some(_) => StatusCode::PARTIAL_CONTENT,
-        None => StatusCode::OK,
-    };
-    let asked = range.clone();
-    let range = range.unwrap_or(0..size);
-    let mut response = (
-        status,
-        [
-            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-            (
-                header::CONTENT_LENGTH,
-                (range.end - range.start).to_string(),
-            ),
-            (header::ACCEPT_RANGES, "bytes".to_owned()),
-        ],
-        content(image, range),
-    )
-        .into_response();
-    if let Some(range) = asked {
-        let told = format!(
-            "bytes {}-{}/{size}",
-            range.start,
-            range.end.saturating_sub(1)
-        );
-        if let Ok(told) = told.try_into() {
-            response.headers_mut().insert(header::CONTENT_RANGE, told);
-        }
-    }
-    Ok(response)
-}
-
-/// One range of RFC 9110 section 14.1.2: `bytes=a-` or `bytes=a-b`.
-fn parse(text: &str, size: u64) -> Result<Range<u64>, String> {
-    let bad = || format!("is `{text}`; `bytes=A-` and `bytes=A-B` are understood");
-    let (start, end) = text
-        .strip_prefix("bytes=")
-        .and_then(|range| range.split_once('-'))
-        .ok_or_else(bad)?;
-    let start: u64 = start.parse().map_err(|_not_a_number| bad())?;
-    let end = match end {
-        "" => size,
-        end => {
-            let last: u64 = end.parse().map_err(|_not_a_number| bad())?;
-            last.saturating_add(1).min(size)
-        }
-    };
-    if start > end || (start == size && size > 0 && start != 0) {
-        return Err(format!("lies outside the disk of {size} bytes"));
-    }
-    Ok(start..end)
-}
-
-fn content(image: PointImage, range: Range<u64>) -> Body {
-    let parts = stream::unfold((Some(image), range), |(image, range)| async move {
-        if range.is_empty() {
-            return None;
-        }
-        let image = image?;
-        let end = range.end.min(range.start.saturating_add(PART));
-        let (start, len) = (range.start, end - range.start);
-        let read = tokio::task::spawn_blocking(move || {
-            let mut part = vec![0; usize::try_from(len).unwrap_or(0)];
-            let read = image.read_at(start, &mut part);
-            (image, read.map(|()| Chunk::from(part)))
-        });
-        match read.await {
-            Ok((image, Ok(part))) => Some((Ok(part), (Some(image), end..range.end))),
-            Ok((_, Err(error))) => {
-                tracing::error!(%error, "a point cannot be read");
-                // The connection breaks off: that is how the client learns of it.
-                Some((Err(std::io::Error::other(error)), (None, range)))
-            }
-            Err(error) => Some((Err(std::io::Error::other(error)), (None, range))),
+fn disks(opened: &Opened) -> Vec<OpenDisk> {
+    let disks = opened.folder.spec.disks.iter();
+    let told = disks.map(|disk| {
+        let socket = opened.socket(disk);
+        OpenDisk {
+            slot: disk.slot,
+            id: disk.id,
+            size: disk.size,
+            uri: OpenDisk::uri_of(&socket),
+            socket,
         }
     });
-    Body::from_stream(parts)
+    told.collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A twin and one of its points.
+struct At {
+    vm: Vm,
+    store: Store,
+    point: PointId,
+}
 
-    #[test]
-    fn ranges_are_understood_and_what_lies_outside_is_refused() {
-        assert_eq!(parse("bytes=0-", 100), Ok(0..100));
-        assert_eq!(parse("bytes=10-19", 100), Ok(10..20));
-        assert_eq!(parse("bytes=10-1000", 100), Ok(10..100));
-        for bad in [
-            "",
-            "bytes=",
-            "bytes=-5",
-            "10-20",
-            "bytes=9-3",
-            "bytes=100-",
-            "bytes=101-",
-        ] {
-            assert!(parse(bad, 100).is_err(), "{bad}");
-        }
+impl At {
+    async fn find(host: &Host, vm: &str, point: String) -> Result<Self, Refusal> {
+        let vm = host.find(vm)?;
+        let store = store_of(&vm)?;
+        let journal = store.clone();
+        let point = blocking(move || journal.find(&point)).await?;
+        Ok(Self { vm, store, point })
     }
+
+    async fn open(
+        &self,
+        host: &Arc<Host>,
+        disk: Option<&str>,
+        made: Made,
+    ) -> Result<Opened, Problem> {
+        let wanted = Wanted {
+            point: self.point,
+            disk,
+            made,
+        };
+        let home = self.vm.view().home;
+        let opened = self.store.opened.open(host, &self.store, &home, wanted);
+        opened.await
+    }
+}
+
+pub(super) async fn open(
+    State(host): State<Arc<Host>>,
+    Path((vm, point)): Path<(String, String)>,
+    Body(wanted): Body<OpenPoint>,
+) -> Answered<OpenedPoint> {
+    let at = At::find(&host, &vm, point).await?;
+    // It is opened or not, whether whoever asked waits for it or goes away.
+    let opening = tokio::spawn(async move {
+        let opened = at.open(&host, wanted.disk.as_deref(), Made::Open).await?;
+        Ok::<_, Problem>(OpenedPoint {
+            point: opened.point,
+            disks: disks(&opened),
+        })
+    });
+    let failed = |error| Problem::failed("polluxd", &error);
+    Ok(Json(opening.await.map_err(failed)??))
+}
+
+pub(super) async fn close(
+    State(host): State<Arc<Host>>,
+    Path((vm, point)): Path<(String, String)>,
+) -> Answered<()> {
+    let At { vm, store, point } = At::find(&host, &vm, point).await?;
+    let mut opened = store.opened.list().into_iter();
+    let opened = opened.find(|one| one.point == point).ok_or_else(|| {
+        let thing = format!("point {point} of {}", vm.view().thing());
+        let way_out = "`pollux point list` shows which are";
+        Problem::new(Code::Conflict, thing, "is not open", way_out)
+    })?;
+    let closing = tokio::spawn(async move { store.opened.close(&store, &opened).await });
+    let failed = |error| Problem::failed("polluxd", &error);
+    closing.await.map_err(failed)??;
+    Ok(Json(()))
+}
+
+pub(super) async fn export(
+    State(host): State<Arc<Host>>,
+    Path((vm, point)): Path<(String, String)>,
+    Body(wanted): Body<ExportPoint>,
+) -> Result<Response, Refusal> {
+    let at = At::find(&host, &vm, point).await?;
+    // Refused before the work begins.
+    match &wanted.disk {
+        Some(_) => export::check(&wanted.to)?,
+        None => export::check_folder(&wanted.to)?,
+    }
+    let (told, progress) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let done = match at.open(&host, wanted.disk.as_deref(), Made::Export).await {
+            Ok(opened) => {
+                let done = run_export(&at, &opened, &wanted, &told).await;
+                if let Err(problem) = at.store.opened.close(&at.store, &opened).await {
+                    tracing::error!(%problem, "an export is left behind until polluxd starts");
+                }
+                done
+            }
+            Err(problem) => Err(problem),
+        };
+        let line = match done {
+            Ok(exported) => JobLine::Done(exported),
+            Err(problem) => JobLine::Failed(problem),
+        };
+        // Fails only when whoever asked went away.
+        let _ = told.send(line).await;
+    });
+    Ok(lines(progress))
+}
+
+/// All files get their names when all are whole.
+async fn run_export(
+    at: &At,
+    opened: &Opened,
+    wanted: &ExportPoint,
+    told: &mpsc::Sender<JobLine<Vec<ExportedDisk>>>,
+) -> Result<Vec<ExportedDisk>, Problem> {
+    let twin = at.vm.view().thing();
+    let disks = &opened.folder.spec.disks;
+    let sources = disks.iter().map(|disk| {
+        let file = match &wanted.disk {
+            Some(_) => wanted.to.clone(),
+            None => {
+                let name = format!("disk{}.{}", disk.slot, wanted.format);
+                wanted.to.join(name)
+            }
+        };
+        let source = export::Source {
+            thing: format!("disk {} of point {} of {twin}", disk.slot, opened.point),
+            socket: opened.socket(disk),
+            export: "disk".to_owned(),
+            size: disk.size,
+        };
+        (source, file)
+    });
+    let sources: Vec<(export::Source, PathBuf)> = sources.collect();
+    for (_, file) in &sources {
+        export::check(file)?;
+    }
+    let (format, told) = (wanted.format, told.clone());
+    let total = Bytes(disks.iter().map(|disk| disk.size.0).sum());
+    let exported = blocking(move || {
+        let (mut whole, mut before) = (Vec::new(), 0);
+        for (source, file) in &sources {
+            let one = export::run(source, file, format, |progress| {
+                let done = Bytes(before + progress.done.0);
+                let progress = Progress {
+                    done,
+                    total,
+                    ..progress
+                };
+                told.blocking_send(JobLine::Progress(progress)).is_ok()
+            })?;
+            whole.push(one);
+            before += source.size.0;
+        }
+        export::publish(&whole)
+    });
+    exported.await.map_err(|Refusal(problem)| problem)
 }

@@ -180,12 +180,10 @@ impl Access {
     /// What diskd may do.
     pub(crate) fn diskd(&self, folder: &VmFolder, run: &Path) -> Rights {
         let stacks = stacks(folder);
-        let mut write = vec![
-            folder.path.clone(),
-            own(run),
-            outbox(folder),
-            tracking::folder(folder),
-        ];
+        let mut write = vec![own(run), tracking::folder(folder)];
+        if !folder.is_read_only() {
+            write.extend([folder.path.clone(), outbox(folder)]);
+        }
         let files = stacks.iter().flat_map(files);
         write.extend(files.filter(|file| !file.starts_with(&folder.path)));
         let mut read = vec![run.to_owned()];
@@ -394,7 +392,9 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
     at(run.to_owned(), shared(run))?;
     at(own(run), owned_folder(&own(run)))?;
     at(folder.path.clone(), shared(&folder.path))?;
-    at(outbox(folder), owned_folder(&outbox(folder)))?;
+    if !folder.is_read_only() {
+        at(outbox(folder), owned_folder(&outbox(folder)))?;
+    }
     let kept = tracking::folder(folder);
     at(kept.clone(), owned_folder(&kept))?;
     for stack in stacks(folder) {
@@ -407,6 +407,9 @@ fn give_all(folder: &VmFolder, run: &Path, user: Option<u32>) -> Result<(), (Pat
             let done = owned_file(&file, !is_bottom(&stack, &file));
             at(file, done)?;
         }
+    }
+    if folder.is_read_only() {
+        return Ok(());
     }
     for (name, make) in [("serial.log", true), ("uefi-variables.fd", false)] {
         let file = folder.path.join(name);
@@ -461,6 +464,7 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::folder::{Made, Origin};
 
     /// Only root gives files away, and not every file system keeps notes of whose they were.
     #[test]
@@ -521,6 +525,30 @@ mod tests {
         give_all(&folder, &run, None).expect("given");
         assert!(folder.path.join("serial.log").exists());
         assert!(tracking::folder(&folder).is_dir());
+    }
+
+    #[test]
+    fn whoever_reads_a_point_may_read_its_journal_and_write_nothing_of_the_twin() {
+        let (twin, run) = (PathBuf::from("/replicas/1"), Path::new("/run/1"));
+        let journal = twin.join("journal");
+        let point = model::PointId {
+            term: model::TermId::random(),
+            sequence: 1,
+        };
+        let mut folder = vm(twin.join("open-1"));
+        let disk = model::DiskSpec::new("disk0".into(), model::Bytes(4096), model::Bus::Virtio, 0);
+        folder.spec.disks.push(disk);
+        let twin = model::VmId::random();
+        let origin = Origin::new(Made::Open, twin, journal.clone(), point);
+        folder.origin = Some(origin);
+        let access = Access {
+            user: Some(70_001),
+            notice: None,
+        };
+        let rights = access.diskd(&folder, run);
+        assert_eq!(rights.read, [run.to_owned(), journal]);
+        assert_eq!(rights.write, [own(run), tracking::folder(&folder)]);
+        assert!(rights.read_any, "the journal is polluxd's");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A disk as it was at a checkpoint, into a file: `qemu-img` reads diskd's read-only NBD export.
+//! A disk as it was at a checkpoint or at a recovery point, into a file: `qemu-img` reads diskd's
+//! read-only NBD export.
 //!
 //! The file appears under its name when it is whole. Until then it has none, so that nothing is left
 //! of an export that fails, whatever is killed.
@@ -36,18 +37,23 @@ pub(crate) struct Source {
     pub(crate) thing: String,
     /// diskd's NBD socket of the disk.
     pub(crate) socket: PathBuf,
-    pub(crate) checkpoint: CheckpointId,
+    /// The name of the export there.
+    pub(crate) export: String,
     pub(crate) size: Bytes,
 }
 
 impl Source {
     /// Waits until the disk is served with the checkpoint.
-    pub(crate) async fn wait(&self, supervisor: &Supervisor) -> Result<(), Problem> {
+    pub(crate) async fn wait(
+        &self,
+        supervisor: &Supervisor,
+        checkpoint: CheckpointId,
+    ) -> Result<(), Problem> {
         let deadline = Instant::now() + SERVED;
         loop {
             if let Some(status) = supervisor.diskd_status().await {
                 let mut overlays = status.disks.iter().flat_map(|disk| &disk.overlays);
-                let there = overlays.any(|overlay| overlay.checkpoint == self.checkpoint);
+                let there = overlays.any(|overlay| overlay.checkpoint == checkpoint);
                 if there && UnixStream::connect(&self.socket).await.is_ok() {
                     return Ok(());
                 }
@@ -65,8 +71,8 @@ impl Source {
         // A comma ends a value in QEMU's options, two stand for one.
         let path = self.socket.display().to_string().replace(',', ",,");
         format!(
-            "driver=nbd,server.type=unix,server.path={path},export=checkpoint/{},reconnect-delay=60",
-            self.checkpoint
+            "driver=nbd,server.type=unix,server.path={path},export={},reconnect-delay=60",
+            self.export
         )
     }
 }
@@ -98,6 +104,27 @@ pub(crate) fn check(file: &Path) -> Result<(), Problem> {
     }
 }
 
+/// Refuses a folder in which no file can be made.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), Problem> {
+    let refuse = |code, reason: &str, way_out: &str| {
+        let thing = format!("folder {}", folder.display());
+        Err(Problem::new(code, thing, reason, way_out))
+    };
+    if !folder.is_absolute() {
+        let reason = "is not an absolute path";
+        return refuse(Code::Invalid, reason, "Name it from the root on");
+    }
+    match fs::metadata(folder) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => refuse(Code::Conflict, "is no folder", "Name another one"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let way_out = "Make the folder first, on the host of polluxd";
+            refuse(Code::NotFound, "does not exist", way_out)
+        }
+        Err(error) => refuse(Code::Failed, &format!("cannot be opened: {error}"), ""),
+    }
+}
+
 /// A file that is not whole. Without a name it goes with the last process that has it open.
 struct Partial {
     file: File,
@@ -106,7 +133,7 @@ struct Partial {
 }
 
 impl Partial {
-    fn make(path: &Path, checkpoint: CheckpointId) -> io::Result<Self> {
+    fn make(path: &Path) -> io::Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR) {
@@ -114,14 +141,14 @@ impl Partial {
                 file: file.into(),
                 name: None,
             }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(path, checkpoint),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(path),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    fn named(path: &Path, checkpoint: CheckpointId) -> io::Result<Self> {
+    fn named(path: &Path) -> io::Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = path.with_file_name(format!(".{name}.{checkpoint}.partial"));
+        let name = path.with_file_name(format!(".{name}.{}.partial", uuid::Uuid::new_v4()));
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true).mode(0o600);
         Ok(Self {
@@ -149,7 +176,60 @@ impl Drop for Partial {
     }
 }
 
-/// Exports `source` into the new file `file`. When `progress` answers false, it is given up.
+/// An export that is whole and has no name yet; gone when dropped.
+pub(crate) struct Whole {
+    partial: Partial,
+    file: PathBuf,
+    format: DiskFormat,
+    size: Bytes,
+}
+
+impl Whole {
+    fn publish(&self) -> Result<ExportedDisk, Problem> {
+        let published = self.partial.publish(&self.file);
+        let meta = published.map_err(|error| failed(&thing(&self.file), &error))?;
+        Ok(ExportedDisk {
+            file: self.file.clone(),
+            format: self.format,
+            size: self.size,
+            allocated: Bytes(meta.blocks().saturating_mul(512)),
+        })
+    }
+}
+
+/// Gives exports their names: all, or none if one cannot have it. Blocking.
+pub(crate) fn publish(all: &[Whole]) -> Result<Vec<ExportedDisk>, Problem> {
+    let mut named = Vec::new();
+    for whole in all {
+        match whole.publish() {
+            Ok(exported) => named.push(exported),
+            Err(problem) => {
+                for exported in named {
+                    // One that stays is whole.
+                    let _ = fs::remove_file(exported.file);
+                }
+                return Err(problem);
+            }
+        }
+    }
+    Ok(named)
+}
+
+fn thing(file: &Path) -> String {
+    format!("file {}", file.display())
+}
+
+fn failed(thing: &str, error: &io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            full(thing, &error.to_string())
+        }
+        _ => Problem::failed(thing, error),
+    }
+}
+
+/// Exports `source` into what is to be the new file `file`. When `progress` answers false, it is
+/// given up.
 ///
 /// It blocks: qemu-img dies with the thread that started it, and so with polluxd.
 pub(crate) fn run(
@@ -157,15 +237,10 @@ pub(crate) fn run(
     file: &Path,
     format: DiskFormat,
     progress: impl Fn(Progress) -> bool,
-) -> Result<ExportedDisk, Problem> {
-    let thing = format!("file {}", file.display());
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            full(&thing, &error.to_string())
-        }
-        _ => Problem::failed(&thing, &error),
-    };
-    let partial = Partial::make(file, source.checkpoint).map_err(|error| {
+) -> Result<Whole, Problem> {
+    let thing = thing(file);
+    let failed = |error: io::Error| failed(&thing, &error);
+    let partial = Partial::make(file).map_err(|error| {
         failed(io::Error::new(
             error.kind(),
             format!("cannot be made: {error}"),
@@ -217,12 +292,11 @@ pub(crate) fn run(
         let reason = format!("cannot be written: {said}");
         return Err(Problem::new(Code::Failed, thing, reason, ""));
     }
-    let meta = partial.publish(file).map_err(failed)?;
-    Ok(ExportedDisk {
+    Ok(Whole {
+        partial,
         file: file.to_owned(),
         format,
         size: source.size,
-        allocated: Bytes(meta.blocks().saturating_mul(512)),
     })
 }
 
@@ -295,8 +369,8 @@ mod tests {
         let names = || fs::read_dir(folder.path()).expect("read").count();
         for named in [false, true] {
             let make = || match named {
-                false => Partial::make(&path, CheckpointId::random()),
-                true => Partial::named(&path, CheckpointId::random()),
+                false => Partial::make(&path),
+                true => Partial::named(&path),
             };
             let mut partial = make().expect("made");
             std::io::Write::write_all(&mut partial.file, b"content").expect("written");

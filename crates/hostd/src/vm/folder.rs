@@ -4,7 +4,7 @@
 //!   vms/UUID/
 //!     vm.toml               the whole specification
 //!     standing.toml         who may run it (crate `replica`)
-//!     origin.toml           only of a VM that a failover made: the point its disks lie above
+//!     origin.toml           of what was made from a point: the point that its disks lie above
 //!     disk0.raw ...         or disk0.overlay and disk0.map above a point
 //!     checkpoints/          what was written since each checkpoint, per disk an overlay and a map
 //!     replication.toml      only of a primary: relationship and progress
@@ -34,6 +34,17 @@ pub(crate) enum Made {
     Test,
     /// A failover.
     Failover,
+    /// Nothing to be started: a point that is open for reading.
+    Open,
+    /// The same, for as long as it is exported.
+    Export,
+}
+
+impl Made {
+    /// Whether nothing is ever written above the point.
+    pub(crate) fn is_read_only(self) -> bool {
+        matches!(self, Self::Open | Self::Export)
+    }
 }
 
 /// The point that a VM's disks lie above.
@@ -118,6 +129,12 @@ impl VmFolder {
         Ok(Some(origin))
     }
 
+    /// Whether its disks are those of a recovery point, with nothing above it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let origin = self.origin.as_ref();
+        origin.is_some_and(|origin| origin.made.is_read_only())
+    }
+
     /// Writes `vm.toml` and `origin.toml` into the folder, durably.
     pub(crate) fn write(&self) -> io::Result<()> {
         if let Some(origin) = &self.origin {
@@ -166,6 +183,10 @@ impl VmFolder {
         let file = self.disk_file(disk);
         let base = match &self.origin {
             None => StackSpec::Raw { file },
+            Some(origin) if origin.made.is_read_only() => StackSpec::Point {
+                journal: origin.journal.clone(),
+                point: origin.point,
+            },
             Some(origin) => StackSpec::Overlay {
                 map: file.with_extension("map"),
                 file,

@@ -13,6 +13,7 @@ mod handle;
 pub(crate) mod launch;
 mod merge;
 pub(crate) mod observe;
+pub(crate) mod opened;
 mod owner;
 mod power;
 mod progress;

@@ -278,8 +278,13 @@ impl Owner {
                 .filter(|file| !file.starts_with(&machine.path))
                 .collect::<Vec<_>>()
         });
+        let store = self.store.clone();
         let done = async {
             supervisor.shut_down().await?;
+            let _closed = match &store {
+                Some(store) => Some(store.opened.close_all(store).await?),
+                None => None,
+            };
             let removed = tokio::task::spawn_blocking(move || {
                 for file in foreign.into_iter().flatten() {
                     if let Err(error) = access::give_back(&file) {

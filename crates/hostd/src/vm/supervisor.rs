@@ -389,8 +389,8 @@ impl Supervisor {
             id: disk.id,
             slot: disk.slot,
             front: match disk.bus {
-                Bus::Virtio => Front::VhostUser,
-                Bus::Scsi | Bus::Ide => Front::Nbd,
+                Bus::Virtio if !folder.is_read_only() => Front::VhostUser,
+                Bus::Virtio | Bus::Scsi | Bus::Ide => Front::Nbd,
             },
             size: disk.size,
             stack: folder.stack(disk),
@@ -418,6 +418,9 @@ impl Supervisor {
                 (disk_socket(disk.slot), paths.vhost_user(disk.slot)),
                 (nbd_socket(disk.slot), paths.nbd(disk.slot)),
             ] {
+                if folder.is_read_only() && name != nbd_socket(disk.slot) {
+                    continue;
+                }
                 let user = access.user;
                 sockets.push(Socket { name, path, user });
             }

@@ -80,7 +80,14 @@ impl Owner {
             ..view.home.spec.clone()
         };
         let folder = tokio::task::block_in_place(|| {
-            make(&view.home.path, FAILOVER, &store, spec, self.id, point)
+            let above = Above {
+                name: FAILOVER,
+                made: Made::Failover,
+                spec,
+                twin: self.id,
+                point,
+            };
+            make(&view.home.path, &store, above)
         })?;
         let begun = folder.check_files().and_then(|()| {
             self.host
@@ -167,7 +174,16 @@ impl Owner {
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
-        tokio::task::block_in_place(|| make(&view.home.path, TEST, &store, spec, self.id, point))
+        tokio::task::block_in_place(|| {
+            let above = Above {
+                name: TEST,
+                made: Made::Test,
+                spec,
+                twin: self.id,
+                point,
+            };
+            make(&view.home.path, &store, above)
+        })
     }
 }
 
@@ -193,24 +209,29 @@ fn above(spec: &VmSpec, held: &[(DiskId, Bytes)]) -> Vec<DiskSpec> {
     disks.collect()
 }
 
-/// Pins the point and makes the folder `kind` in `home`, whole or not at all. Blocking.
-fn make(
-    home: &Path,
-    kind: &str,
-    store: &Store,
-    spec: VmSpec,
-    twin: VmId,
-    point: PointId,
-) -> Result<VmFolder, Problem> {
+/// What lies above a point, or is the point itself.
+pub(super) struct Above<'a> {
+    /// Name of its folder in the twin's home, and the reason of its pin.
+    pub(super) name: &'a str,
+    pub(super) made: Made,
+    pub(super) spec: VmSpec,
+    pub(super) twin: VmId,
+    pub(super) point: PointId,
+}
+
+/// Pins the point and makes the folder in `home`, whole or not at all. Blocking.
+pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder, Problem> {
+    let Above {
+        name,
+        made,
+        spec,
+        twin,
+        point,
+    } = above;
     let thing = super::folder::thing(spec.name.as_str());
-    let made = if kind == TEST {
-        Made::Test
-    } else {
-        Made::Failover
-    };
-    let temporary = home.join(format!(".{kind}"));
+    let temporary = home.join(format!(".{name}"));
     let failed = |error: std::io::Error| no_space_or(&thing, &error);
-    store.pin(point, kind)?;
+    store.pin(point, name)?;
     let fill = || {
         if temporary.exists() {
             std::fs::remove_dir_all(&temporary).map_err(failed)?;
@@ -224,29 +245,30 @@ fn make(
         folder.write().map_err(failed)?;
         if made == Made::Test {
             // It has a history of its own, which ends with it.
-            Standing::primary(Lineage::begin(kind))
+            Standing::primary(Lineage::begin(name))
                 .store(&temporary.join(standing::FILE))
                 .map_err(|error| Problem::failed(&thing, &error))?;
         }
-        let path = home.join(kind);
+        let path = home.join(name);
         publish(&temporary, &path).map_err(failed)?;
         Ok(VmFolder { path, ..folder })
     };
     fill().inspect_err(|_| {
         // What cannot be removed now is removed by the next attempt, or at the next start.
         let _ = std::fs::remove_dir_all(&temporary);
-        let _ = store.unpin(point, kind);
+        let _ = store.unpin(point, name);
     })
 }
 
 /// Removes the folder of a VM above a point, and its pin. Blocking.
-fn undo(store: &Store, folder: &VmFolder) {
+pub(super) fn undo(store: &Store, folder: &VmFolder) {
     let removed = remove(&folder.path);
     if let Err(error) = removed {
         tracing::warn!(folder = %folder.path.display(), %error, "left behind");
     }
+    let name = folder.path.file_name().unwrap_or_default();
     if let Some(origin) = &folder.origin {
-        if let Err(problem) = store.unpin(origin.point, FAILOVER) {
+        if let Err(problem) = store.unpin(origin.point, &name.to_string_lossy()) {
             tracing::warn!(%problem, "a point stays pinned");
         }
     }
