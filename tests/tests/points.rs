@@ -1,4 +1,4 @@
-//! Recovery points of a twin are opened and exported. No guest runs: the VM is off, its disks are
+//! Recovery points of a twin are opened, exported and locked. No guest runs: the VM is off, its disks are
 //! written through the export that a guest would use.
 
 use std::fs;
@@ -33,7 +33,10 @@ impl Pair {
         let scratch = Scratch::new(&format!("system/{what}"))?;
         let settings = scratch.state().join("pollux");
         fs::create_dir_all(&settings)?;
-        fs::write(settings.join("host.toml"), format!("points = {POINTS}\n"))?;
+        fs::write(
+            settings.join("host.toml"),
+            format!("keep = \"{POINTS}:all\"\n"),
+        )?;
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
         pollux.pollux(&["replica", "server", "enable"])?;
@@ -375,6 +378,45 @@ fn a_point_is_exported_in_every_format_whole_or_not_at_all() -> Result<()> {
             fs::remove_file(&free)?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_point_that_is_locked_stays_and_so_does_its_twin() -> Result<()> {
+    let mut pair = Pair::new("locked-points")?;
+    pair.write()?;
+    let (name, expected) = pair.settled()?;
+    let locked = pair
+        .pollux
+        .json(&["point", "lock", "web", &name, "--for", "2h"])?;
+    let until = text(&locked[0], "/locked")?.to_owned();
+    let refused = |args: &[&str], exit: i32, says: &str| -> Result<()> {
+        let args = [&["point", "lock", "web"], args].concat();
+        let refusal = pair.pollux.refused(&args)?;
+        assert_eq!(refusal.exit, exit, "{args:?}: {}", refusal.message);
+        ensure!(refusal.message.contains(says), "{}", refusal.message);
+        Ok(())
+    };
+    refused(&[&name, "--for", "1h"], 4, "never shortened")?;
+    refused(&[&name, "--until", "2020-01-01"], 2, "past")?;
+    refused(&[&name, "--until", "2120-01-01"], 2, "too far")?;
+    refused(&["00000000.1", "--for", "1h"], 3, "point list")?;
+    refused(&[&name], 2, "--until")?;
+    pair.churn()?;
+    let kept = pair.point(&name)?;
+    assert_eq!(text(&kept, "/locked")?, until);
+    let file = pair.file("locked.raw").display().to_string();
+    pair.pollux
+        .pollux(&["point", "export", "web", &name, &file])?;
+    same(&file, &expected[0])?;
+
+    pair.castor.pollux(&["replica", "remove", "web"])?;
+    let refusal = pair.pollux.refused(&["vm", "delete", "web"])?;
+    assert_eq!(refusal.exit, 4, "{}", refusal.message);
+    ensure!(refusal.message.contains("locked"), "{}", refusal.message);
+    pair.pollux.kill_everything()?;
+    pair.pollux.start_daemon()?;
+    assert_eq!(text(&pair.point(&name)?, "/locked")?, until);
     Ok(())
 }
 

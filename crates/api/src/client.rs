@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
     CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
-    ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, MAX_LINE,
+    ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, LockPoint, MAX_LINE,
     MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress, ReplicaServer,
     Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked, SetReplication,
     StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
@@ -398,6 +398,17 @@ impl Client {
     pub async fn close_point(&self, vm: &str, point: &str) -> Result<(), Problem> {
         let path = point_path(vm, point, "/open");
         self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Keeps a point until a time, whatever happens.
+    pub async fn lock_point(
+        &self,
+        vm: &str,
+        point: &str,
+        lock: &LockPoint,
+    ) -> Result<Point, Problem> {
+        self.call(Method::PUT, &point_path(vm, point, "/lock"), Some(lock))
+            .await
     }
 
     /// Writes the disks of a point into files on the host; `progress` is told how far that is.

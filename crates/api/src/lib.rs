@@ -56,6 +56,7 @@
 //!   GET    /v1/vms/{vm}/points                      [Point]
 //!   POST   /v1/vms/{vm}/points/{point}/open         OpenPoint   -> OpenedPoint
 //!   DELETE /v1/vms/{vm}/points/{point}/open
+//!   PUT    /v1/vms/{vm}/points/{point}/lock         LockPoint   -> Point
 //!   POST   /v1/vms/{vm}/points/{point}/export       ExportPoint -> job: [ExportedDisk]
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
@@ -88,7 +89,7 @@ pub use host::{
 };
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
-pub use point::{ExportPoint, OpenDisk, OpenPoint, OpenedPoint, Point};
+pub use point::{ExportPoint, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point};
 pub use replication::{
     EnableReplication, Replication, SetReplication, StartFailover, TestFailover,
 };

@@ -25,6 +25,17 @@ pub struct Point {
     /// Its disks, while it is open.
     #[serde(default)]
     pub open: Vec<OpenDisk>,
+    /// Until when it is locked: it is not merged away before, and its twin not deleted.
+    #[serde(default)]
+    pub locked: Option<Timestamp>,
+}
+
+/// Lock a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockPoint {
+    /// Until when; never earlier than it is locked already.
+    pub until: Timestamp,
 }
 
 /// Open a point: serve its disks read-only over NBD until it is closed.

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use api::DiskFormat;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use model::{Bus, Bytes, DiskChoice, Keep};
 
 use crate::replica_server::{AuthorizeArgs, ServerVerb};
@@ -416,6 +419,20 @@ pub(crate) enum PointVerb {
         /// The point: as `pollux point list` shows it, or `latest`
         point: String,
     },
+    /// Keep a point until a time: nothing removes it before, and the lock cannot be taken back
+    #[command(group = ArgGroup::new("end").args(["until", "for"]).required(true))]
+    Lock {
+        /// The VM
+        vm: String,
+        /// The point: as `pollux point list` shows it, or `latest`
+        point: String,
+        /// Until then: 2027-01-31 (its end, UTC), or a time such as 2027-01-31T18:00Z
+        #[arg(long, value_name = "DATE", value_parser = end_of)]
+        until: Option<Timestamp>,
+        /// For so long from now on, such as 12h, 7d or 4w
+        #[arg(long = "for", id = "for", value_name = "TIME", value_parser = hours)]
+        hours: Option<u32>,
+    },
     /// Write a disk as it was at a point into a file on polluxd's host
     Export {
         /// The VM
@@ -595,9 +612,91 @@ fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The end of a day in UTC, or a moment with its zone.
+fn end_of(text: &str) -> Result<Timestamp, String> {
+    let wrong = "it must be a day such as `2027-01-31`, or a time with its zone such as \
+                 `2027-01-31T18:00Z`";
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let day: Date = text.parse().map_err(|_no_day| wrong.to_owned())?;
+    // A time without a zone is a day to jiff.
+    if text.contains([':', 'T', 't', ' ']) {
+        return Err(wrong.to_owned());
+    }
+    let next = day.tomorrow().and_then(|next| next.to_zoned(TimeZone::UTC));
+    next.map(|next| next.timestamp())
+        .map_err(|_too_far| "that is too far".to_owned())
+}
+
+/// A time such as `12h`, `7d` or `4w`, in hours.
+fn hours(text: &str) -> Result<u32, String> {
+    let wrong = || "it must be a whole number with `h`, `d` or `w`, such as `7d`".to_owned();
+    let (number, scale) = match text.char_indices().next_back() {
+        Some((end, 'h')) => (&text[..end], 1),
+        Some((end, 'd')) => (&text[..end], 24),
+        Some((end, 'w')) => (&text[..end], 7 * 24),
+        _ => return Err(wrong()),
+    };
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    let hours = number
+        .parse::<u32>()
+        .ok()
+        .and_then(|n| n.checked_mul(scale));
+    hours.filter(|n| digits && *n > 0).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_lock_is_a_day_or_a_moment_or_so_long_from_now() {
+        let until = |text: &str| end_of(text).map(|time| time.to_string());
+        assert_eq!(until("2027-01-31"), Ok("2027-02-01T00:00:00Z".to_owned()));
+        assert_eq!(
+            until("2027-01-31T18:00Z"),
+            Ok("2027-01-31T18:00:00Z".to_owned())
+        );
+        assert_eq!(
+            until("2027-01-31T18:00+02:00"),
+            Ok("2027-01-31T16:00:00Z".to_owned())
+        );
+        for bad in [
+            "",
+            "tomorrow",
+            "2027-02-30",
+            "2027-01-31T18:00",
+            "31.01.2027",
+        ] {
+            assert!(end_of(bad).is_err(), "{bad}");
+        }
+        assert_eq!(hours("12h"), Ok(12));
+        assert_eq!(hours("7d"), Ok(168));
+        assert_eq!(hours("4w"), Ok(672));
+        for bad in [
+            "",
+            "d",
+            "0d",
+            "+3d",
+            "-1d",
+            "7",
+            "7 d",
+            "1.5d",
+            "7y",
+            "99999999999d",
+        ] {
+            assert!(hours(bad).is_err(), "{bad}");
+        }
+        let lock = |more: &[&str]| {
+            let all = [&["pollux", "point", "lock", "web", "latest"], more].concat();
+            Arguments::try_parse_from(all)
+        };
+        assert!(lock(&[]).is_err(), "for ever?");
+        assert!(lock(&["--for", "7d"]).is_ok());
+        assert!(lock(&["--until", "2027-01-31"]).is_ok());
+        assert!(lock(&["--for", "7d", "--until", "2027-01-31"]).is_err());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, ExportDisk, ExportPoint, GiveCertificate, MakeCheckpoint, NewDisk,
-    OpenPoint, Progress, ResizeDisk, Revoke, SetReplication, StartFailover, StartVm, StopVm,
-    TestFailover, TrustPeer,
+    EnableReplication, ExportDisk, ExportPoint, GiveCertificate, LockPoint, MakeCheckpoint,
+    NewDisk, OpenPoint, Progress, ResizeDisk, Revoke, SetReplication, StartFailover, StartVm,
+    StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -379,6 +379,16 @@ impl Command {
                 client.close_point(&vm, &point).await?;
                 self.say(&format!("point `{point}` of VM `{vm}` is closed"))
             }
+            PointVerb::Lock {
+                vm,
+                point,
+                until,
+                hours,
+            } => {
+                let until = until.unwrap_or_else(|| show_point::after(hours.unwrap_or_default()));
+                let locked = client.lock_point(&vm, &point, &LockPoint { until }).await?;
+                self.print(&vec![locked])
+            }
             PointVerb::Export {
                 vm,
                 point,
@@ -575,7 +585,7 @@ impl Command {
     fn hint(&self, text: &str) -> Result<(), Problem> {
         match self.format {
             Format::Table => write_out(format!("\n{text}\n").as_bytes()).map(drop),
-            Format::Json => Ok(()),
+            Format::Json | Format::Csv => Ok(()),
         }
     }
 

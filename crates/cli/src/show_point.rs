@@ -1,12 +1,21 @@
 //! Recovery points, for people.
 
 use api::{ExportedDisk, OpenedPoint, Point};
+use jiff::{SignedDuration, Timestamp};
 
-use crate::show::{Shown, columns, exact_time, finish};
+use crate::show::{Shown, columns, exact_time, finish, or_dash};
 
 impl Shown for Vec<Point> {
     fn table(&self) -> String {
-        let mut table = columns(&["Point", "Time (UTC)", "Consistency", "Size", "Held", "Open"]);
+        let mut table = columns(&[
+            "Point",
+            "Time (UTC)",
+            "Consistency",
+            "Size",
+            "Held",
+            "Open",
+            "Locked until",
+        ]);
         let yes = |it: bool| if it { "yes" } else { "-" }.to_owned();
         for point in self {
             let consistency = match point.consistency {
@@ -20,6 +29,11 @@ impl Shown for Vec<Point> {
                 point.size.to_string(),
                 yes(point.pinned),
                 yes(!point.open.is_empty()),
+                or_dash(
+                    point
+                        .locked
+                        .map(|until| until.strftime("%Y-%m-%d %H:%M").to_string()),
+                ),
             ]);
         }
         finish(&table)
@@ -38,6 +52,14 @@ impl Shown for OpenedPoint {
         }
         finish(&table)
     }
+}
+
+/// So many hours from now on, to the second.
+pub(crate) fn after(hours: u32) -> Timestamp {
+    let now = Timestamp::now();
+    let then = now.checked_add(SignedDuration::from_hours(hours.into()));
+    let then = then.unwrap_or(Timestamp::MAX);
+    Timestamp::from_second(then.as_second()).unwrap_or(then)
 }
 
 /// What can be done with a point that is open.

@@ -15,8 +15,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
-use journal::{Begun, DiskExtent, Journal, Leases, PointInfo};
+use jiff::{SignedDuration, Timestamp};
+use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
@@ -257,6 +257,42 @@ impl Store {
         })
     }
 
+    /// Keeps a point until then, durably, whatever the policy says and whoever wants it gone.
+    /// Blocking.
+    pub(crate) fn lock_point(&self, point: PointId, until: Timestamp) -> Result<(), Problem> {
+        let thing = || format!("point {point} of {}", self.thing);
+        check_lock(&thing(), until, Timestamp::now())?;
+        self.with(|journal| {
+            journal.lock(point, until).map_err(|error| match error {
+                JournalError::LockedLonger { until, .. } => {
+                    let reason = format!("is locked until {until}, and a lock is never shortened");
+                    Problem::new(Code::Conflict, thing(), reason, "Name a later time")
+                }
+                error => Problem::failed(thing(), &error),
+            })
+        })
+    }
+
+    /// Refuses while a point is locked. Blocking.
+    pub(crate) fn nothing_locked(&self) -> Result<(), Problem> {
+        let now = Timestamp::now();
+        let points = self.points()?;
+        let locks = points
+            .iter()
+            .filter_map(|point| Some((point.locked?, point.id)));
+        match locks
+            .filter(|(until, _)| *until > now)
+            .max_by_key(|(until, _)| *until)
+        {
+            None => Ok(()),
+            Some((until, point)) => {
+                let reason = format!("has point {point}, which is locked until {until}");
+                let way_out = "Wait until then; a lock cannot be taken back";
+                Err(Problem::new(Code::Conflict, &self.thing, reason, way_out))
+            }
+        }
+    }
+
     /// Lets go of the points that `keep` does not want: the oldest ones into the base, others into the
     /// next newer one while more than `reserve` is free. The journal takes points in meanwhile.
     /// Blocking.
@@ -330,6 +366,28 @@ impl Store {
     }
 }
 
+/// A lock cannot be taken back, so that a slip of the finger must not make one for ever.
+fn check_lock(thing: &str, until: Timestamp, now: Timestamp) -> Result<(), Problem> {
+    let refuse = |reason: String| {
+        let way_out = format!("Name a time after now and before {}", longest(now));
+        Err(Problem::new(Code::Invalid, thing, reason, way_out))
+    };
+    if until <= now {
+        return refuse(format!("cannot be locked until {until}: that is past"));
+    }
+    if until > longest(now) {
+        return refuse(format!("cannot be locked until {until}: that is too far"));
+    }
+    Ok(())
+}
+
+/// The end of the longest lock: ten years.
+fn longest(now: Timestamp) -> Timestamp {
+    let years = SignedDuration::from_hours(10 * 366 * 24);
+    let then = now.checked_add(years).unwrap_or(Timestamp::MAX);
+    Timestamp::from_second(then.as_second()).unwrap_or(then)
+}
+
 /// A refusal for what only a twin has.
 pub(crate) fn not_a_twin(view: &View) -> Problem {
     match &view.relation {
@@ -345,5 +403,23 @@ pub(crate) fn not_a_twin(view: &View) -> Problem {
             "is no twin of another host's VM, so it has no recovery points",
             "`pollux replica enable` makes a twin on another host",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_lies_ahead_and_ends_within_ten_years() {
+        let now = Timestamp::from_second(1_800_000_000).expect("a time");
+        let after = |hours| now + SignedDuration::from_hours(hours);
+        check_lock("point", after(1), now).expect("an hour");
+        check_lock("point", after(10 * 365 * 24), now).expect("ten years");
+        for (hours, says) in [(0, "past"), (-1, "past"), (11 * 366 * 24, "too far")] {
+            let refused = check_lock("point", after(hours), now).expect_err(says);
+            assert_eq!(refused.code, Code::Invalid);
+            assert!(refused.reason.contains(says), "{refused}");
+        }
     }
 }

@@ -106,6 +106,7 @@ pub fn router(host: Arc<Host>) -> Router {
             "/v1/vms/{vm}/points/{point}/open",
             post(points::open).delete(points::close),
         )
+        .route("/v1/vms/{vm}/points/{point}/lock", put(points::lock))
         .route("/v1/vms/{vm}/points/{point}/export", post(points::export))
         .route("/v1/vms/{vm}/failover", post(failover::start))
         .route(

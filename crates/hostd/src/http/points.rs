@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use api::{ExportPoint, ExportedDisk, JobLine, OpenDisk, OpenPoint, OpenedPoint, Point, Progress};
+use api::{
+    ExportPoint, ExportedDisk, JobLine, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point,
+    Progress,
+};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use journal::PointInfo;
 use model::{Bytes, Code, PointId, Problem};
 use tokio::sync::mpsc;
 
@@ -26,8 +30,13 @@ pub(super) async fn list(
     let store = store_of(&host.find(&vm)?)?;
     let opened = store.opened.list();
     let points = blocking(move || store.points()).await?;
-    let open = |id| opened.iter().find(|one| one.point == id);
-    let told = points.into_iter().map(|point| Point {
+    let told = points.into_iter().map(|point| tell(point, &opened));
+    Ok(Json(told.collect()))
+}
+
+fn tell(point: PointInfo, opened: &[Opened]) -> Point {
+    let open = opened.iter().find(|one| one.point == point.id);
+    Point {
         id: point.id,
         time: point.time,
         consistency: point.consistency,
@@ -37,9 +46,9 @@ pub(super) async fn list(
             point.file_len
         },
         pinned: !point.pins.is_empty(),
-        open: open(point.id).map(disks).unwrap_or_default(),
-    });
-    Ok(Json(told.collect()))
+        open: open.map(disks).unwrap_or_default(),
+        locked: point.locked,
+    }
 }
 
 /// The journal of a twin.
@@ -128,6 +137,23 @@ pub(super) async fn close(
     let failed = |error| Problem::failed("polluxd", &error);
     closing.await.map_err(failed)??;
     Ok(Json(()))
+}
+
+pub(super) async fn lock(
+    State(host): State<Arc<Host>>,
+    Path((vm, point)): Path<(String, String)>,
+    Body(wanted): Body<LockPoint>,
+) -> Answered<Point> {
+    let At { store, point, .. } = At::find(&host, &vm, point).await?;
+    let opened = store.opened.list();
+    let locked = blocking(move || {
+        store.lock_point(point, wanted.until)?;
+        let points = store.points()?;
+        Ok(points.into_iter().find(|one| one.id == point))
+    });
+    let locked = locked.await?.expect("it is locked, so it is there");
+    tracing::info!(vm, %point, until = %wanted.until, "locked");
+    Ok(Json(tell(locked, &opened)))
 }
 
 pub(super) async fn export(

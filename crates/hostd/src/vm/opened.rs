@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use journal::{DiskExtent, PointInfo};
+use journal::{DiskExtent, Journal, PointInfo};
 use model::{Bus, Code, DiskId, DiskSpec, PointId, Problem, VmId, VmSpec, free_slot};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -353,9 +353,9 @@ fn is_ours(name: &str) -> bool {
 }
 
 fn info(store: &Store, home: &Home, wanted: PointId) -> Result<PointInfo, Problem> {
-    let points = tokio::task::block_in_place(|| store.points())?;
-    let mut points = points.into_iter();
-    points.find(|point| point.id == wanted).ok_or_else(|| {
+    let info = |journal: &mut Journal| Ok(journal.point(wanted));
+    let found = tokio::task::block_in_place(|| store.with(info))?;
+    found.ok_or_else(|| {
         let twin = super::folder::thing(home.spec.name.as_str());
         let thing = format!("point {wanted} of {twin}");
         Problem::new(Code::NotFound, thing, "was merged away meanwhile", "")
@@ -375,6 +375,7 @@ fn specification(
     let (now, gone): (Vec<&DiskExtent>, Vec<&DiskExtent>) = point
         .disks
         .iter()
+        .filter(|extent| !extent.joining)
         .partition(|extent| known(extent.id).is_some());
     for extent in now.into_iter().chain(gone) {
         let mut disk = match known(extent.id) {
@@ -447,9 +448,11 @@ mod tests {
                 .map(|disk| DiskExtent {
                     id: disk.id,
                     size: disk.size,
+                    joining: false,
                 })
                 .collect(),
             pins: Vec::new(),
+            locked: None,
         }
     }
 

@@ -279,6 +279,12 @@ impl Owner {
                 .collect::<Vec<_>>()
         });
         let store = self.store.clone();
+        if let Some(store) = &store {
+            if let Err(problem) = tokio::task::block_in_place(|| store.nothing_locked()) {
+                refuse(answer, problem);
+                return false;
+            }
+        }
         let done = async {
             supervisor.shut_down().await?;
             let _closed = match &store {
