@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo};
+use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
@@ -312,6 +312,10 @@ impl Store {
         let now = Timestamp::now();
         let begun = match self.lock().as_mut() {
             Some(journal) if journal.wants_merge(keep, now) => {
+                if let Tip::Point { point, .. } = journal.tip() {
+                    // The primary, which is the only peer, cut it.
+                    journal.release(point).map_err(failed)?;
+                }
                 journal.begin_merge(now).map_err(failed)?
             }
             _ => return Ok(false),

@@ -18,6 +18,7 @@
 
 mod code;
 mod gather;
+mod keep;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,8 @@ use model::{BLOCK_SIZE, Bytes, DiskId, MAX_DISKS, PointId, Since};
 pub use code::SetError;
 pub(crate) use code::forge;
 pub(crate) use gather::Gather;
-pub(crate) use path::{Edge, path};
+pub(crate) use keep::{NewSet, Sets};
+use path::{Edge, path};
 
 use crate::{Content, JournalError, SegmentReader};
 
@@ -38,7 +40,7 @@ use crate::{Content, JournalError, SegmentReader};
 pub const MAX_EXTENTS: usize = 1 << 20;
 
 /// Most disks of a set: more than a point has, as disks come and go.
-pub(crate) const MAX_SET_DISKS: usize = 2 * MAX_DISKS;
+const MAX_SET_DISKS: usize = 2 * MAX_DISKS;
 
 /// Blocks that may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl ChangedDisk {
 
 impl Changes {
     /// What the segment of the file `name` says.
-    pub(crate) fn of(segment: &SegmentReader, name: &str) -> Result<Self, JournalError> {
+    fn of(segment: &SegmentReader, name: &str) -> Result<Self, JournalError> {
         let header = segment.header();
         let failed = |source| JournalError::segment(name, source);
         let (Some(point), Content::Delta { since, .. }) = (header.point(), header.content) else {
@@ -123,7 +125,7 @@ impl Changes {
     }
 
     /// What this and `newer`, which goes on where this ends or before, say together.
-    pub(crate) fn join(&self, newer: &Self) -> Self {
+    fn join(&self, newer: &Self) -> Self {
         Self {
             since: self.since,
             point: newer.point,
@@ -133,7 +135,7 @@ impl Changes {
 }
 
 /// The disks that all of `sets` have, with every block of each. The last one knows the sizes.
-pub(crate) fn union<'a>(sets: impl IntoIterator<Item = &'a [ChangedDisk]>) -> Vec<ChangedDisk> {
+fn union<'a>(sets: impl IntoIterator<Item = &'a [ChangedDisk]>) -> Vec<ChangedDisk> {
     let mut sets = sets.into_iter();
     let Some(first) = sets.next() else {
         return Vec::new();

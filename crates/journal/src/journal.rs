@@ -63,6 +63,8 @@ pub struct Journal {
     pub(crate) unfit: Unfit,
     /// What is known of the run files.
     pub(crate) tended: Tended,
+    /// Every peer has come so far.
+    pub(crate) passed: Option<PointId>,
     /// A change could not be made durable: the file may say more than `index`.
     stale: bool,
 }
@@ -257,6 +259,7 @@ impl Journal {
             merge: Arc::new(()),
             unfit: Unfit::new(),
             tended: Tended::default(),
+            passed: None,
             stale: false,
         }
     }

@@ -10,8 +10,6 @@
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
 pub mod accept;
-// Nothing writes them yet.
-#[allow(dead_code, unused_imports)]
 mod changes;
 pub mod compare;
 mod doubt;

@@ -3,7 +3,8 @@
 //! ```text
 //!   base = point 3, segments 4 5 6
 //!     begin    index: base = mixture            point 3 is gone from here on
-//!     run      write what segment 4 holds to the base, sync it
+//!     run      write what segment 4 holds to the base, sync it; note which blocks these are
+//!              if a peer may not have come so far
 //!     finish   index: base = point 4, segments 5 6
 //!              remove the file of segment 4
 //! ```
@@ -19,6 +20,7 @@ use durable::File;
 use jiff::Timestamp;
 use model::PointId;
 
+use crate::changes::{NewSet, Sets};
 use crate::index::{Base, Change, Note};
 use crate::journal::BaseFile;
 use crate::receive::lay_down;
@@ -52,6 +54,8 @@ pub struct Merge {
     root: Root,
     segment: Arc<dyn File>,
     bases: Vec<BaseFile>,
+    /// What it changed is noted for peers that have not come so far.
+    set: Option<Box<NewSet>>,
     /// Only one merge at a time.
     token: Arc<()>,
 }
@@ -60,6 +64,7 @@ pub struct Merge {
 #[derive(Debug)]
 pub struct Merged {
     root: Root,
+    sets: Sets,
     _token: Arc<()>,
 }
 
@@ -77,8 +82,13 @@ impl Merge {
             return Err(JournalError::NotOffered(self.name));
         }
         lay_down(&reader, &self.name, &self.bases)?;
+        let sets = match self.set {
+            Some(set) => set.write(&reader, &self.name)?,
+            None => Sets::default(),
+        };
         Ok(Merged {
             root: self.root,
+            sets,
             _token: self.token,
         })
     }
@@ -125,6 +135,7 @@ impl Journal {
         }
         let (name, root) = (oldest.file(), oldest.stored);
         let segment = oldest.open(&*self.folder)?;
+        let set = self.set_for(oldest);
         let bases = self.bases()?;
         if self.index.base != Base::Merging {
             self.publish(vec![Change::Note(Note::MergeBegins)])?;
@@ -134,6 +145,7 @@ impl Journal {
             root,
             segment,
             bases,
+            set,
             token: self.merge.clone(),
         }))
     }
@@ -152,7 +164,10 @@ impl Journal {
             return Err(JournalError::NotBegun);
         };
         let name = oldest.file();
-        self.publish(vec![Change::Note(Note::MergeEnds)])?;
+        let (noted, files) = self.change_of(merged.sets);
+        let changes = noted.into_iter().chain([Change::Note(Note::MergeEnds)]);
+        self.publish(changes.collect())?;
+        files.iter().for_each(|file| self.discard(file));
         if let Err(error) = self.folder.remove(&name) {
             tracing::warn!(file = name, %error, "cannot remove a merged segment");
         }

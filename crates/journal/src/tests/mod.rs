@@ -1,5 +1,6 @@
 //! A primary of whose disks everything is known, and a journal that follows it.
 
+mod changes;
 mod power;
 mod readers;
 mod receive;
@@ -329,6 +330,30 @@ fn assert_points(journal: &Journal, known: &[Known], context: &str) {
         let reader = journal.open_point(point.id).expect("it is listed");
         assert_content(&reader, known, context);
     }
+}
+
+/// Whether the changes between two points, if they are known, have all in which these differ. Tells
+/// whether they are known.
+fn knows_changes(journal: &Journal, x: &Known, y: &Known) -> Result<bool, JournalError> {
+    let Some(changed) = journal.changes_between(x.id, y.id)? else {
+        return Ok(false);
+    };
+    assert_eq!(changed.len(), x.disks.len());
+    for (changed, (x, y)) in changed.iter().zip(x.disks.iter().zip(&y.disks)) {
+        let blocks: std::collections::BTreeSet<u64> = changed.extents().flatten().collect();
+        let zeroes = vec![0; BLOCK];
+        for block in 0..x.len().max(y.len()) / BLOCK {
+            let of = |disk: &Vec<u8>| {
+                let range = block * BLOCK..(block + 1) * BLOCK;
+                disk.get(range).unwrap_or(&zeroes).to_vec()
+            };
+            assert!(
+                of(x) == of(y) || blocks.contains(&(block as u64)),
+                "block {block}"
+            );
+        }
+    }
+    Ok(true)
 }
 
 fn ids(journal: &Journal) -> Vec<PointId> {

@@ -29,6 +29,8 @@ struct Trial {
     next_part: u64,
     /// How often segments were put together.
     thinned: u64,
+    /// Every point that the journal ever had.
+    taken: std::collections::HashSet<PointId>,
 }
 
 #[test]
@@ -48,6 +50,7 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
             pins: Vec::new(),
             next_part: 0,
             thinned: 0,
+            taken: std::collections::HashSet::new(),
         };
         for round in 0..ROUNDS {
             trial.context = format!("seed {seed}, round {round}");
@@ -195,6 +198,7 @@ impl Trial {
         self.points.push(known);
         self.allowed.push(with.clone());
         take(journal, &self.folder, bytes, root)?;
+        self.taken.extend(with.last());
         self.allowed = vec![with];
         Ok(())
     }
@@ -312,6 +316,19 @@ impl Trial {
         self.next_part = taken;
         assert_points(&journal, &self.points, &context);
         self.allowed = vec![found];
+        if !self.points.is_empty() {
+            // Of those that it ever had: what lies between two of them is known, or not told.
+            self.taken.extend(&self.allowed[0]);
+            let taken = |known: &&Known| self.taken.contains(&known.id);
+            let points: Vec<_> = self.points.iter().filter(taken).cloned().collect();
+            let any = |chance: &mut Chance| points.get(chance.index(points.len().max(1)));
+            for _ in 0..4 {
+                let (x, y) = (any(&mut self.chance), any(&mut self.chance));
+                if let (Some(x), Some(y)) = (x, y) {
+                    knows_changes(&journal, x, y).expect("read");
+                }
+            }
+        }
         // Nothing is left that the index does not name.
         let files = self.folder.list("segments").expect("listed");
         let above = journal
@@ -320,6 +337,8 @@ impl Trial {
             .filter(|point| !point.in_base)
             .count();
         assert_eq!(files.len(), above, "{context}");
+        let sets = self.folder.list("changes").expect("listed");
+        assert_eq!(sets.len(), journal.index.changes.len(), "{context}");
         journal.index.base == crate::index::Base::Merging
     }
 }
