@@ -23,6 +23,7 @@ use model::{BLOCK_SIZE, Bytes, DiskId, PointId};
 
 use crate::changes::Changes;
 use crate::index::{BaseDisk, ChangeSet, Entry, Index};
+use crate::runs;
 use crate::{Journal, JournalError, Root, SegmentReader, Source};
 
 /// Bytes of a base that are read at once.
@@ -207,6 +208,9 @@ impl Walk<'_> {
         for number in 0..self.verify.sets.len() {
             onward!(self.set(self.verify.sets[number])?);
         }
+        for name in runs::folder::list(&*self.verify.folder)? {
+            onward!(self.run_file(&name));
+        }
         for number in 0..self.verify.bases.len() {
             onward!(self.base(self.verify.bases[number])?);
         }
@@ -330,6 +334,26 @@ impl Walk<'_> {
             }
         }
         Ok(self.advance(set.len.0))
+    }
+
+    /// Damage of one hurts no point: what it says is in the segments too.
+    fn run_file(&mut self, name: &str) -> ControlFlow<()> {
+        let read = || {
+            let file = match self.verify.folder.open_read(name) {
+                // Joined with others meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other.map_err(|source| JournalError::io("open", name, source))?,
+            };
+            let failed = |source| JournalError::run(name, source);
+            let file = runs::RunFile::open(file).map_err(failed)?;
+            file.members(|_, _| {}).map_err(failed)?;
+            file.iter()
+                .try_for_each(|entry| entry.map(drop).map_err(failed))
+        };
+        if let Err(fault) = read() {
+            self.found(name.to_owned(), vec![fault], Vec::new());
+        }
+        self.advance(0)
     }
 
     fn base(&mut self, disk: BaseDisk) -> Onward {

@@ -98,6 +98,30 @@ fn a_base_that_cannot_be_read_hurts_the_points_that_read_it() {
 }
 
 #[test]
+fn a_damaged_run_file_is_named_and_hurts_no_point() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 12);
+    let tidied = journal.tidy_eagerly(2).run().expect("tidied");
+    journal.finish_tidy(tidied);
+    let names = folder.list("runs").expect("listed");
+    let name = format!("runs/{}", names.first().expect("there is one"));
+    let bytes = folder.content(&name).expect("there");
+    let file = folder.open(&name).expect("opened");
+    assert_eq!(verified(&journal).damage.len(), 0);
+    for at in (0..bytes.len()).step_by(509) {
+        file.write_at(at as u64, &[bytes[at] ^ 4]).expect("damaged");
+        let report = verified(&journal);
+        assert_eq!(report.damage.len(), 1, "byte {at}");
+        assert_eq!(
+            (&report.damage[0].file, &report.damage[0].points),
+            (&name, &vec![])
+        );
+        file.write_at(at as u64, &[bytes[at]]).expect("repaired");
+    }
+}
+
+#[test]
 fn it_goes_on_while_the_journal_changes_and_stops_when_it_is_asked_to() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
