@@ -19,6 +19,8 @@ pub mod fuzzing;
 mod header;
 mod index;
 mod journal;
+#[doc(hidden)]
+pub mod large;
 mod merge;
 mod packs;
 mod point;
