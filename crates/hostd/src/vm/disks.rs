@@ -90,13 +90,13 @@ impl Owner {
             );
         }
         if change.changes_hardware() {
-            if let Some(relation) = &view.relation {
+            if let Some(relation) = view.relation.as_ref().filter(|one| !one.follows(change)) {
                 let reason = format!(
                     "is replicated with host `{}`, and its twin would not follow yet",
                     relation.partner
                 );
                 let way_out = "End that first with `pollux replica remove`, and enable it \
-                               again afterwards";
+                               again afterwards; a disk that `--disks` leaves out may come and go";
                 return refuse(&reason, way_out);
             }
             if machine.origin.is_some() {
@@ -330,7 +330,8 @@ struct Work {
 
 impl Work {
     async fn carry_out(&self) -> Result<(), Problem> {
-        if self.served && matches!(self.change, Change::Apply { .. }) {
+        // Whoever serves them marks what becomes another content.
+        if self.served && matches!(self.change, Change::Apply { .. } | Change::Resize(..)) {
             let budget = self.host.settings.copy_budget;
             let programs = &self.host.programs;
             self.supervisor

@@ -7,6 +7,8 @@ use model::{Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, SeedId, VmS
 use replica::wire::{Configuration, Digest};
 use serde::{Deserialize, Serialize};
 
+use super::change::Change;
+
 const FILE: &str = "replication.toml";
 const VERSION: u32 = 1;
 
@@ -78,6 +80,16 @@ impl Relation {
         }
     }
 
+    /// Whether the twin follows such a change of the VM's disks: it grows with its disk, and has
+    /// nothing to do with one that is left out.
+    pub(crate) fn follows(&self, change: &Change) -> bool {
+        match change {
+            Change::Add(disk) => !self.choice.contains(disk.slot),
+            Change::Remove(id) => !self.disks.contains(id),
+            _ => true,
+        }
+    }
+
     /// What the replica of a VM of this specification is to follow.
     pub(crate) fn configuration(&self, spec: &VmSpec) -> Configuration {
         Configuration {
@@ -124,5 +136,40 @@ impl Relation {
     /// Removes it durably.
     pub(crate) fn remove(home: &Path) -> io::Result<()> {
         durable::remove(&home.join(FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Bus, Bytes, CheckpointId, DiskSpec};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_grows_while_it_is_replicated_and_only_one_that_is_left_out_comes_and_goes() {
+        let disk = |slot: u8| {
+            let file = format!("disk{slot}.raw").into();
+            DiskSpec::new(file, Bytes(1 << 20), Bus::Virtio, slot)
+        };
+        let (sent, out, new) = (disk(0), disk(1), disk(2));
+        let relation = |choice: &str| Relation {
+            choice: choice.parse().expect("a choice"),
+            ..Relation::new(
+                RelationshipId::random(),
+                "host-b",
+                30,
+                SeedId::random(),
+                vec![sent.id],
+            )
+        };
+        for (choice, follows_new) in [("0", true), ("all-but:1", false), ("all", false)] {
+            let relation = relation(choice);
+            let new = Change::Add(new.clone());
+            assert_eq!(relation.follows(&new), follows_new, "{choice}");
+            assert!(relation.follows(&Change::Resize(sent.id, Bytes(2 << 20))));
+            assert!(relation.follows(&Change::Drop(CheckpointId::random())));
+            assert!(!relation.follows(&Change::Remove(sent.id)), "{choice}");
+            assert!(relation.follows(&Change::Remove(out.id)), "{choice}");
+        }
     }
 }

@@ -1,0 +1,101 @@
+//! A relationship is changed while it goes on, on either host. The VM is off: its disks are served,
+//! tracked and sent all the same.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use pollux_tests::{Pair, json_u64, text, until};
+use serde_json::Value;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+
+/// The relationship, as a host tells it.
+fn status(pair: &Pair, on_pollux: bool) -> Result<Value> {
+    let host = if on_pollux {
+        &pair.pollux
+    } else {
+        &pair.castor
+    };
+    let all = host.json(&["replica", "status", "db"])?;
+    Ok(all.get(0).cloned().unwrap_or_default())
+}
+
+/// Length of a disk at the newest point.
+fn exported(pair: &Pair, disk: &str) -> Result<u64> {
+    let image = pair.scratch.state().join("exported.raw");
+    let path = image.display().to_string();
+    pair.pollux
+        .pollux(&["point", "export", "db", "latest", "--disk", disk, &path])?;
+    let len = std::fs::metadata(&image)?.len();
+    std::fs::remove_file(&image)?;
+    Ok(len)
+}
+
+#[test]
+fn disks_policy_and_frequency_travel_and_either_host_pauses_and_ends_it() -> Result<()> {
+    let pair = Pair::new("relation")?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+    castor.pollux(&["vm", "create", "db", "--disk", "8MiB", "--disk", "4MiB"])?;
+    let enable = ["replica", "enable", "db", "--to", "pollux", "--disks", "0"];
+    castor.pollux(&[&enable[..], &["--frequency", "1s"]].concat())?;
+    pair.wait_for_points("db", 2)?;
+    ensure!(exported(&pair, "0")? == 8 * MIB, "the disk as it was made");
+    let image = pair.scratch.state().join("none.raw");
+    let path = image.display().to_string();
+    pollux.refused(&["point", "export", "db", "latest", "--disk", "1", &path])?;
+
+    // The disk grows, and its twin by itself; the one that is left out comes and goes.
+    castor.refused(&["disk", "detach", "db", "0"])?;
+    castor.pollux(&["disk", "resize", "db", "0", "12MiB"])?;
+    castor.pollux(&["disk", "detach", "db", "1"])?;
+    castor.pollux(&["disk", "create", "db", "2MiB"])?;
+    until(MINUTE, "a point has the disk as it is now", || {
+        Ok((exported(&pair, "0")? == 12 * MIB).then_some(()))
+    })?;
+    until(
+        MINUTE,
+        "the twin has the VM's disks as they are now",
+        || {
+            let twin = pollux.json(&["vm", "show", "db"])?;
+            let size = |n: &str| twin.pointer(&format!("/spec/disk/{n}/size")).cloned();
+            let primary = castor.json(&["vm", "show", "db"])?;
+            let wanted = |n: &str| primary.pointer(&format!("/spec/disk/{n}/size")).cloned();
+            let same = |n: &str| size(n).is_some() && size(n) == wanted(n);
+            Ok((same("0") && same("1")).then_some(()))
+        },
+    )?;
+
+    castor.pollux(&[
+        "replica",
+        "set",
+        "db",
+        "--frequency",
+        "2s",
+        "--keep",
+        "1h:all",
+    ])?;
+    until(MINUTE, "the other host follows", || {
+        Ok((json_u64(&status(&pair, true)?, "/every_s")? == 2).then_some(()))
+    })?;
+
+    // Paused there, and told here.
+    pollux.pollux(&["replica", "pause", "db"])?;
+    until(MINUTE, "the primary says that it is paused there", || {
+        let told = status(&pair, false)?;
+        let why = told.pointer("/last_error").and_then(Value::as_str);
+        let paused = why.is_some_and(|why| why.contains("paused on its replica"));
+        Ok((paused && text(&told, "/state")? == "suspended").then_some(()))
+    })?;
+    let before = pair.points("db").len();
+    pollux.pollux(&["replica", "resume", "db"])?;
+    pair.wait_for_points("db", before + 2)?;
+    ensure!(
+        status(&pair, false)?["last_error"].is_null(),
+        "what was made good is not told any more"
+    );
+
+    pollux.pollux(&["replica", "remove", "db"])?;
+    castor.refused(&["replica", "status", "db"])?;
+    Ok(())
+}
