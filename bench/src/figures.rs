@@ -108,6 +108,47 @@ impl Figure {
     }
 }
 
+/// The rows of a group that are wanted, and those that were measured.
+pub(crate) struct Rows<'a> {
+    group: &'static str,
+    only: &'a str,
+    pub(crate) figures: Vec<Figure>,
+}
+
+impl<'a> Rows<'a> {
+    /// Those of `group` with `only` in their names.
+    pub(crate) fn new(group: &'static str, only: &'a str) -> Self {
+        let rest = only.strip_prefix(group);
+        Self {
+            group,
+            only: rest.and_then(|rest| rest.strip_prefix('.')).unwrap_or(only),
+            figures: Vec::new(),
+        }
+    }
+
+    /// Whether a row whose name begins like this is wanted.
+    pub(crate) fn want(&self, begin: &str) -> bool {
+        begin.contains(self.only) || self.only.starts_with(begin)
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        goal: Goal,
+        samples: &[f64],
+    ) {
+        let name = format!("{}.{}", self.group, name.into());
+        self.figures.push(Figure::of(name, unit, goal, samples));
+    }
+}
+
+/// Far below 2^52.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn number(value: u64) -> f64 {
+    value as f64
+}
+
 /// Four significant digits: more would be noise.
 fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)

@@ -10,6 +10,7 @@ mod figures;
 mod load;
 mod nbd;
 mod raw;
+mod replication;
 mod scratch;
 mod servers;
 mod side;
@@ -36,6 +37,8 @@ enum What {
     Tracking,
     /// What is shipped of what is written, for epochs of several lengths.
     Traces,
+    /// Initial copies, deltas, histories and power cuts of real pairs of hosts.
+    Replication,
     /// A twin that takes over.
     Failover,
 }
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
             What::Dataplane => dataplane::run(only)?,
             What::Tracking => tracking::run(only)?,
             What::Traces => traces::run(only)?,
+            What::Replication => replication::run(only)?,
             What::Failover => failover::run()?,
         }
     }

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use diskd::config::Front;
 
 use super::primary::Primary;
-use super::{Rows, number};
 use crate::figures::Goal;
+use crate::figures::{Rows, number};
 use crate::load::{Load, Pace, Pattern};
 use crate::scratch::Scratch;
 use crate::servers::Diskd;

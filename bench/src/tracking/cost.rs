@@ -12,9 +12,10 @@ use anyhow::{Context, Result, bail};
 use diskd::config::Front;
 use diskd::control::Request;
 
+use super::DISK;
 use super::primary::Primary;
-use super::{DISK, Rows};
 use crate::figures::Goal;
+use crate::figures::Rows;
 use crate::load::{Load, Pattern};
 use crate::raw::RawClient;
 use crate::scratch::Scratch;

@@ -11,9 +11,10 @@ use anyhow::{Context, Result, anyhow};
 use diskd::config::Front;
 use model::Problem;
 
+use super::DISK;
 use super::primary::Primary;
-use super::{DISK, Rows, number};
 use crate::figures::{Figure, Goal};
+use crate::figures::{Rows, number};
 use crate::load::{Load, Pace, Pattern};
 use crate::scratch::Scratch;
 use crate::servers::{Control, Diskd};

@@ -21,8 +21,9 @@ use journal::SegmentReader;
 use model::BLOCK_SIZE;
 
 use super::primary::Primary;
-use super::{DISK, Rows, cost, number};
+use super::{DISK, cost};
 use crate::figures::Goal;
+use crate::figures::{Rows, number};
 use crate::load::{Client, Load, Pace, Pattern};
 use crate::scratch::Scratch;
 use crate::servers::{Aio, Diskd, Format, Server};

@@ -14,8 +14,8 @@ use diskd::config::Front;
 use model::BLOCK_SIZE;
 
 use super::primary::Primary;
-use super::{Rows, number};
 use crate::figures::Goal;
+use crate::figures::{Rows, number};
 use crate::load::{Load, Pace, Pattern};
 use crate::scratch::Scratch;
 use crate::servers::{Diskd, Server};
