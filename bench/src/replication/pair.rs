@@ -33,6 +33,7 @@ impl Pair {
         let scratch = pollux_tests::Scratch::new(&format!("bench/{what}"))?;
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
+        pollux.pollux(&["replica", "server", "enable"])?;
         castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
         Ok(Self {
             castor,
