@@ -270,22 +270,7 @@ impl Server {
 
     /// Processor time that it and its threads have used.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
-        let pid = libc::pid_t::try_from(self.child.id())?;
-        let mut clock: libc::clockid_t = 0;
-        // SAFETY: a zeroed timespec is one; both calls write to locals.
-        let time = unsafe {
-            let mut time: libc::timespec = std::mem::zeroed();
-            let failed = libc::clock_getcpuclockid(pid, &raw mut clock) != 0
-                || libc::clock_gettime(clock, &raw mut time) != 0;
-            if failed {
-                bail!("the server has ended");
-            }
-            time
-        };
-        Ok(Duration::new(
-            u64::try_from(time.tv_sec)?,
-            u32::try_from(time.tv_nsec)?,
-        ))
+        cpu_time(self.child.id())
     }
 
     /// Connects to the control socket of a diskd.
@@ -313,6 +298,26 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Processor time that a process and its threads have used.
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let pid = libc::pid_t::try_from(pid)?;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: a zeroed timespec is one; both calls write to locals.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        let failed = libc::clock_getcpuclockid(pid, &raw mut clock) != 0
+            || libc::clock_gettime(clock, &raw mut time) != 0;
+        if failed {
+            bail!("the server has ended");
+        }
+        time
+    };
+    Ok(Duration::new(
+        u64::try_from(time.tv_sec)?,
+        u32::try_from(time.tv_nsec)?,
+    ))
 }
 
 /// `pollux-diskd` as it was built beside this program.

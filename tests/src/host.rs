@@ -373,6 +373,12 @@ impl Host {
         Ok(found)
     }
 
+    /// Process id of polluxd, while it runs.
+    #[must_use]
+    pub fn daemon_id(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
     /// Whether polluxd was started and not killed.
     #[must_use]
     pub fn is_up(&self) -> bool {

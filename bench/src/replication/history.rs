@@ -119,6 +119,7 @@ impl History {
         let extent = DiskExtent {
             id: history.disk,
             size: Bytes(DISK),
+            joining: false,
         };
         let mut journal = Journal::create(&folder.join("journal"), vm, &[extent], seed)?;
         let mut content = vec![0; usize::try_from(BLOCK_SIZE)?];

@@ -4,6 +4,7 @@
 mod content;
 mod delta;
 mod epochs;
+mod fleet;
 mod history;
 mod initial;
 mod pair;
@@ -19,12 +20,13 @@ type Measure = fn(&mut Rows) -> Result<()>;
 /// Measures what has `only` in its name, and publishes.
 pub(crate) fn run(only: &str) -> Result<()> {
     let mut rows = Rows::new("replication", only);
-    let measurements: [(&str, Measure); 5] = [
+    let measurements: [(&str, Measure); 6] = [
         ("initial replication", initial::measure),
         ("a delta", delta::measure),
         ("what it costs the guest", epochs::measure),
         ("a long history", history::measure),
         ("what is shipped after a power cut", resync::measure),
+        ("a replica host with many twins", fleet::measure),
     ];
     for (what, measure) in measurements {
         measure(&mut rows).with_context(|| format!("cannot measure {what}"))?;
