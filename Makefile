@@ -40,7 +40,7 @@ test: build ## all tests, with real guests, then the fuzz targets
 fuzz: setup ## each fuzz target for SECONDS=60, two at once; ONLY=vm_toml for one of them
 	@exec cargo run --quiet $(CARGO_FLAGS) --package pollux-fuzz --bin fuzz -- $(SECONDS_EACH) $(ONLY)
 
-bench: setup ## figures into target/bench; ONLY=dataplane, tracking, traces or failover for a part
+bench: setup ## figures into target/bench; ONLY=dataplane, tracking, traces, replication or failover for a part
 	cargo build $(CARGO_FLAGS) --release --workspace --bins
 	@exec target/release/bench $(ONLY)
 
