@@ -28,7 +28,7 @@ pub trait FileSystem: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// What the operating system says; also of a write that failed since the last call.
-    fn sync(&self) -> io::Result<()>;
+    fn sync_all(&self) -> io::Result<()>;
 }
 
 /// A file system of the operating system.
@@ -46,7 +46,7 @@ impl OsFileSystem {
 }
 
 impl FileSystem for OsFileSystem {
-    fn sync(&self) -> io::Result<()> {
+    fn sync_all(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.0)?)
     }
 }
@@ -192,7 +192,7 @@ impl Group {
         }
         drop(state);
         let flushed = match system {
-            Some(system) => system.sync(),
+            Some(system) => system.sync_all(),
             None => needs.iter().try_for_each(Need::flush),
         };
         lead.finish(flushed);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     impl FileSystem for System {
-        fn sync(&self) -> io::Result<()> {
+        fn sync_all(&self) -> io::Result<()> {
             self.syncs.fetch_add(1, Ordering::SeqCst);
             if self.fails.load(Ordering::SeqCst) {
                 return Err(io::ErrorKind::StorageFull.into());
@@ -383,6 +383,6 @@ mod tests {
     fn the_file_system_of_a_folder_is_flushed() {
         let scratch = tempfile::tempdir().expect("scratch");
         let system = OsFileSystem::of(scratch.path()).expect("opened");
-        system.sync().expect("flushed");
+        system.sync_all().expect("flushed");
     }
 }

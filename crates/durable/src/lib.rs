@@ -7,14 +7,17 @@
 //!   with its holder, so that nothing is left to clean up.
 //! - [`Folder`] and [`File`]: the few calls that crash-safe formats are made of,
 //!   so that a test can cut the power between any two of them.
+//! - [`Group`]: those who wait for a flush at the same time share one.
 //! - [`boot_id`]: tells state that survived `kill -9` from state of before a reboot.
 
 mod boot;
 mod folder;
+mod group;
 mod lock;
 mod replace;
 
 pub use boot::boot_id;
 pub use folder::{File, Folder, OsFile, OsFolder};
+pub use group::{FEW, FileSystem, Flushed, Group, Need, OsFileSystem};
 pub use lock::{Lock, LockError};
 pub use replace::{create_folder, remove, replace, replace_in};

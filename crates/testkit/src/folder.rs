@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use durable::{File, Folder};
+use durable::{File, FileSystem, Folder};
 
 /// What a disk writes in one piece.
 const SECTOR: usize = 512;
@@ -425,6 +425,24 @@ impl Folder for CutFolder {
 
     fn free(&self) -> io::Result<u64> {
         Ok(self.lock().free.unwrap_or(u64::MAX))
+    }
+}
+
+impl FileSystem for CutFolder {
+    fn sync_all(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        state.spend()?;
+        let state = &mut *state;
+        state.pending.clear();
+        state.safe = state.seen.clone();
+        for node in &mut state.nodes {
+            if !node.pending.is_empty() {
+                node.safe.clone_from(&node.seen);
+                node.pending.clear();
+            }
+        }
+        Ok(())
     }
 }
 
