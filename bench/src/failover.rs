@@ -4,7 +4,7 @@
 //! points until it has [`POINTS`]. A test failover can be repeated, so it gives the runs; the
 //! forced one, with the primary dead, is done once at the end.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use diskd::control::{Reply, Request};
-use journal::{Content, Header, Journal, SegmentReader, SegmentWriter, Tip};
+use journal::{Content, Header, Journal, SegmentWriter, Tip};
 use model::{BLOCK_SIZE, PointId, Since};
 use pollux_tests::{FIRST_WRITE, Host, Scratch, create_idle, text, until};
 
@@ -160,11 +160,19 @@ fn fill(folder: &Path) -> Result<Vec<f64>> {
     let Tip::Point { mut point, .. } = journal.tip() else {
         bail!("the twin has no point")
     };
-    let newest = folder.join("segments");
-    let newest = fs::read_dir(newest)?
-        .next()
-        .context("the first point is a segment")??;
-    let first = SegmentReader::open(&newest.path())?.header().clone();
+    let newest = journal.point(point).context("the newest point is there")?;
+    let lineage = journal.lineage().context("a point has a lineage")?;
+    let first = Header {
+        vm: journal.vm(),
+        disks: newest.disks,
+        lineage: lineage.clone(),
+        content: Content::Delta {
+            sequence: point.sequence,
+            since: newest.since,
+        },
+        time: newest.time,
+        consistency: newest.consistency,
+    };
     let blocks = first.disks[0].size.0 / BLOCK_SIZE;
     let mut content = vec![0; usize::try_from(BLOCK_SIZE)?];
     while (journal.count() as u64) < POINTS {

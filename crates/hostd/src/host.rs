@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::certificates;
 use crate::endpoint::{Endpoint, Listening};
+use crate::flushes::Flushes;
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
@@ -40,6 +41,7 @@ pub struct Host {
     pub(crate) replica_listen: SocketAddr,
     pub(crate) endpoint: Endpoint,
     pub(crate) server: Server,
+    pub(crate) flushes: Flushes,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
     clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
@@ -135,6 +137,7 @@ impl Host {
             replica_listen,
             endpoint: Endpoint::default(),
             server,
+            flushes: Flushes::default(),
             engine: OnceCell::new(),
             registry: Mutex::default(),
             clients: Mutex::default(),
@@ -220,7 +223,8 @@ impl Host {
         let machine = if failed_over {
             Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
         } else {
-            takeover::tidy(path, &Store::new(path, received.thing()))?;
+            let store = Store::new(path, received.thing(), self.flushes.of(path));
+            takeover::tidy(path, &store)?;
             None
         };
         let spec = machine

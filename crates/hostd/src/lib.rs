@@ -17,6 +17,7 @@
 
 mod certificates;
 mod endpoint;
+mod flushes;
 mod health;
 pub mod host;
 pub mod http;

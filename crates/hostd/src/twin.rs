@@ -15,6 +15,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use durable::Group;
 use jiff::{SignedDuration, Timestamp};
 use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
@@ -125,6 +126,8 @@ pub(crate) struct Store {
     shelf: Shelf<Journal>,
     /// Points that are being read, through whichever `Journal` they were opened.
     leases: Leases,
+    /// Those on the same file system flush together.
+    group: Arc<Group>,
     /// Held while points are merged, so that it is done once at a time.
     merging: Arc<Mutex<()>>,
     /// Points that are served to whoever asked for them.
@@ -133,12 +136,13 @@ pub(crate) struct Store {
 
 impl Store {
     /// The journal in the folder of the twin whose home is `home`; not opened yet.
-    pub(crate) fn new(home: &Path, thing: String) -> Self {
+    pub(crate) fn new(home: &Path, thing: String, group: Arc<Group>) -> Self {
         Self {
             folder: journal_folder(home),
             thing,
             shelf: Shelf::default(),
             leases: Leases::default(),
+            group,
             merging: Arc::default(),
             opened: Openings::default(),
         }
@@ -155,7 +159,7 @@ impl Store {
     }
 
     fn open(&self) -> Result<Journal, Problem> {
-        Journal::open_beside(&self.folder, self.leases.clone())
+        Journal::open_beside(&self.folder, self.leases.clone(), self.group.clone())
             .map_err(|error| Problem::failed(&self.thing, &error))
     }
 

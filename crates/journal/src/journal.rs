@@ -4,6 +4,7 @@
 //!   index                   the root: what it does not name does not exist
 //!   base-<disk>.raw         one sparse file per disk: the seed, later the oldest point
 //!   segments/<root>.seg     immutable, one per point above the base
+//!   packs/<number>.pack     or many small ones in one file
 //!   runs/<hash>.run         derived from segments: where the newest content of a block is
 //!   incoming/               what is being received; not the journal's until committed
 //!   lock                    at most one process changes the journal
@@ -13,8 +14,9 @@
 //! ```
 //!
 //! Invariants:
-//! - a change is published by one record of the index, after everything that it
-//!   names is durable; files are removed after it;
+//! - a change is published by one record of the index, and counts from the flush on that makes
+//!   it durable, and the segments that it names with it; everything else that it names is
+//!   durable before; files are removed after it;
 //! - the base differs from its point only in blocks that the oldest segment hides
 //!   ([`Merge`](crate::Merge));
 //! - a point that is pinned, or open in this process, is never merged past. Such a
@@ -30,15 +32,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use durable::{File, Folder, Lock, OsFolder};
+use durable::{File, Folder, Group, Lock, Need, OsFolder};
 use jiff::Timestamp;
-use model::{BLOCK_SIZE, Bytes, MAX_DISKS, PointId, SeedId, Since, VmId};
+use model::{BLOCK_SIZE, Bytes, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
 
 use crate::doubt;
 use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
     Prepared, RUNS, SEGMENTS,
 };
+use crate::packs::Packs;
+use crate::rules::{Rule, hold};
 use crate::runs::Tended;
 use crate::thin::Unfit;
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
@@ -57,6 +61,9 @@ pub struct Journal {
     log: Option<Log>,
     /// Points that this process reads.
     pub(crate) leases: Leases,
+    /// Those who flush together.
+    pub(crate) group: Arc<Group>,
+    pub(crate) packs: Packs,
     /// Held by a running merge as well.
     pub(crate) merge: Arc<()>,
     /// Segments that stay apart.
@@ -145,15 +152,20 @@ impl Journal {
     /// # Errors
     /// In use, damaged, or what the operating system says.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        Self::open_beside(path, Leases::default())
+        Self::open_beside(path, Leases::default(), Arc::default())
     }
 
     /// Opens the journal in the folder `path`, of which this process may still read points that
-    /// it opened through an earlier `Journal`: all of them were opened with these `leases`.
+    /// it opened through an earlier `Journal`: all of them were opened with these `leases`. It flushes
+    /// together with the others of `group`, which lie on the same file system.
     ///
     /// # Errors
     /// As [`Journal::open`].
-    pub fn open_beside(path: &Path, leases: Leases) -> Result<Self, JournalError> {
+    pub fn open_beside(
+        path: &Path,
+        leases: Leases,
+        group: Arc<Group>,
+    ) -> Result<Self, JournalError> {
         if path.is_dir() && !path.join(INDEX).exists() {
             // Before a lock file is left there.
             return Err(JournalError::NoIndex);
@@ -161,7 +173,7 @@ impl Journal {
         let (folder, lock) = lock(path)?;
         Ok(Self {
             leases,
-            ..Self::open_in(folder, Some(lock))?
+            ..Self::open_in(folder, Some(lock), group)?
         })
     }
 
@@ -171,9 +183,12 @@ impl Journal {
     /// # Errors
     /// The index cannot be replaced.
     pub fn reload(&mut self) -> Result<(), JournalError> {
-        self.log = Some(Log::replace(&*self.folder, &self.index)?);
+        self.log = Some(Log::replace(&self.folder, &self.index, &self.group)?);
         self.stale = false;
-        self.remove_strays()
+        self.remove_strays()?;
+        // Nothing is appended to a file whose flush failed.
+        self.packs.close();
+        Ok(())
     }
 
     pub(crate) fn create_in(
@@ -215,13 +230,15 @@ impl Journal {
             .sync("")
             .map_err(|source| JournalError::io("sync", "", source))?;
         let index = Index::new(vm, seed, disks);
-        let log = Log::replace(&*folder, &index)?;
-        Ok(Self::with(folder, lock, index, Some(log)))
+        let group = Arc::<Group>::default();
+        let log = Log::replace(&folder, &index, &group)?;
+        Self::with(folder, lock, index, Some(log), group)
     }
 
     pub(crate) fn open_in(
         folder: Arc<dyn Folder>,
         lock: Option<Lock>,
+        group: Arc<Group>,
     ) -> Result<Self, JournalError> {
         // A process that was killed may have left names that are not durable yet. What the index
         // does not name is removed below, so it has to be.
@@ -232,8 +249,12 @@ impl Journal {
                 std::io::ErrorKind::NotFound => JournalError::NoIndex,
                 _ => JournalError::io("sync", "", source),
             })?;
-        let (index, log) = doubt::open(&*folder)?;
-        let journal = Self::with(folder, lock, index, log);
+        for name in [PACKS, RUNS, CHANGES] {
+            sync_or_make(&*folder, name)
+                .map_err(|source| JournalError::io("sync", name, source))?;
+        }
+        let (index, log) = doubt::open(&folder, &group)?;
+        let journal = Self::with(folder, lock, index, log, group)?;
         journal.remove_strays()?;
         for disk in &journal.index.disks {
             let name = disk.file();
@@ -249,25 +270,39 @@ impl Journal {
         Ok(journal)
     }
 
-    fn with(folder: Arc<dyn Folder>, lock: Option<Lock>, index: Index, log: Option<Log>) -> Self {
-        Self {
+    fn with(
+        folder: Arc<dyn Folder>,
+        lock: Option<Lock>,
+        index: Index,
+        log: Option<Log>,
+        group: Arc<Group>,
+    ) -> Result<Self, JournalError> {
+        Ok(Self {
+            packs: Packs::of(&*folder, &index)?,
             folder,
             _lock: lock,
             index,
             log,
             leases: Leases::default(),
+            group,
             merge: Arc::new(()),
             unfit: Unfit::new(),
             tended: Tended::default(),
             passed: None,
             stale: false,
-        }
+        })
     }
 
     /// The VM.
     #[must_use]
     pub fn vm(&self) -> VmId {
         self.index.vm
+    }
+
+    /// The lineage of the newest point.
+    #[must_use]
+    pub fn lineage(&self) -> Option<&Lineage> {
+        self.index.lineage.as_ref()
     }
 
     /// What is there.
@@ -350,7 +385,7 @@ impl Journal {
         if self.index.pins.contains(&pin) {
             return Ok(());
         }
-        self.publish(vec![Change::Note(Note::Pin(pin))])
+        self.publish(vec![Change::Note(Note::Pin(pin))], vec![])
     }
 
     /// Takes back the pin of `point` for this `reason`, if there is one.
@@ -366,7 +401,7 @@ impl Journal {
         if !self.index.pins.contains(&pin) {
             return Ok(());
         }
-        self.publish(vec![Change::Note(Note::Unpin(pin))])
+        self.publish(vec![Change::Note(Note::Unpin(pin))], vec![])
     }
 
     /// Keeps `point` until then, durably: it is not merged past, squashed away or deleted before.
@@ -384,25 +419,38 @@ impl Journal {
                 point,
                 until: *locked,
             }),
-            _ => self.publish(vec![Change::Note(Note::Lock { point, until })]),
+            _ => self.publish(vec![Change::Note(Note::Lock { point, until })], vec![]),
         }
     }
 
-    /// Makes `changes`, all of them or none, and durably. What they name is durable already.
-    pub(crate) fn publish(&mut self, changes: Vec<Change>) -> Result<(), JournalError> {
+    /// Makes `changes`, all of them or none, and durably: together with `needs`, in one flush. The
+    /// segments that they name may be among those. Everything else that they name is durable already.
+    ///
+    /// # Errors
+    /// Nothing was changed, unless it is known only after [`Journal::reload`].
+    pub(crate) fn publish(
+        &mut self,
+        changes: Vec<Change>,
+        mut needs: Vec<Need>,
+    ) -> Result<(), JournalError> {
         self.index
             .check(&changes)
             .map_err(JournalError::Impossible)?;
         let log = match &mut self.log {
             Some(log) => log,
-            none => none.insert(Log::replace(&*self.folder, &self.index)?),
+            none => none.insert(Log::replace(&self.folder, &self.index, &self.group)?),
         };
         log.append(&changes)?;
-        if let Err(source) = log.file().sync() {
+        needs.push(Need::Content(log.file().clone()));
+        if !hold(Rule::FlushBeforeAcknowledgement) {
+            needs.clear();
+        }
+        if let Err(source) = self.group.flush(needs) {
             self.stale = true;
             return Err(JournalError::io("sync", INDEX, source));
         }
         log.is_flushed();
+        self.packs.are_flushed();
         if let Err(fault) = self.index.apply(changes) {
             self.stale = true;
             return Err(JournalError::Impossible(fault));
@@ -411,13 +459,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether the last change may be in the file although it failed.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
     /// Writes the file anew if its records outgrew the snapshot.
     fn shorten(&mut self) {
         let Some(log) = self.log.as_mut().filter(|log| log.is_long()) else {
             return;
         };
-        let replaced = match Prepared::write(&*self.folder, &self.index) {
-            Ok(prepared) => prepared.publish(&*self.folder),
+        let replaced = match Prepared::write(&*self.folder, &self.index, &self.group) {
+            Ok(prepared) => prepared.publish(&self.folder, &self.group),
             Err(error) => {
                 tracing::warn!(%error, "the journal's index stays as long as it is");
                 log.put_off();
@@ -430,6 +483,14 @@ impl Journal {
                 tracing::warn!(%error, "the journal's index is written again with the next change");
                 self.stale = true;
             }
+        }
+    }
+
+    /// The next change writes the file anew.
+    #[cfg(test)]
+    pub(crate) fn shorten_soon(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.shorten_soon();
         }
     }
 
@@ -468,6 +529,17 @@ impl Index {
             pins,
             locked: self.locks.get(&entry.point.sequence).copied(),
         }
+    }
+}
+
+/// Makes the names in a folder durable. Older versions did not make all of them.
+fn sync_or_make(folder: &dyn Folder, name: &str) -> std::io::Result<()> {
+    match folder.sync(name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            folder.create_folder(name)?;
+            folder.sync("")
+        }
+        other => other,
     }
 }
 

@@ -27,6 +27,7 @@ mod point;
 mod receive;
 mod recent;
 mod root;
+mod rules;
 mod runs;
 pub mod segment;
 mod squash;

@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-use durable::File;
+use durable::{File, Group};
 use jiff::Timestamp;
 use model::PointId;
 
@@ -56,6 +56,7 @@ pub struct Merge {
     bases: Vec<BaseFile>,
     /// What it changed is noted for peers that have not come so far.
     set: Option<Box<NewSet>>,
+    group: Arc<Group>,
     /// Only one merge at a time.
     token: Arc<()>,
 }
@@ -81,7 +82,10 @@ impl Merge {
         if reader.summary().root != self.root {
             return Err(JournalError::NotOffered(self.name));
         }
-        lay_down(&reader, &self.name, &self.bases)?;
+        let needs = lay_down(&reader, &self.name, &self.bases)?;
+        self.group
+            .flush(needs)
+            .map_err(|source| JournalError::io("flush the base after", &self.name, source))?;
         let sets = match self.set {
             Some(set) => set.write(&reader, &self.name)?,
             None => Sets::default(),
@@ -138,7 +142,7 @@ impl Journal {
         let set = self.set_for(oldest);
         let bases = self.bases()?;
         if self.index.base != Base::Merging {
-            self.publish(vec![Change::Note(Note::MergeBegins)])?;
+            self.publish(vec![Change::Note(Note::MergeBegins)], vec![])?;
         }
         Ok(Begun::Merge(Merge {
             name,
@@ -146,6 +150,7 @@ impl Journal {
             segment,
             bases,
             set,
+            group: self.group.clone(),
             token: self.merge.clone(),
         }))
     }
@@ -163,14 +168,13 @@ impl Journal {
         else {
             return Err(JournalError::NotBegun);
         };
-        let name = oldest.file();
+        let oldest = oldest.clone();
         let (noted, files) = self.change_of(merged.sets);
         let changes = noted.into_iter().chain([Change::Note(Note::MergeEnds)]);
-        self.publish(changes.collect())?;
+        self.publish(changes.collect(), vec![])?;
         files.iter().for_each(|file| self.discard(file));
-        if let Err(error) = self.folder.remove(&name) {
-            tracing::warn!(file = name, %error, "cannot remove a merged segment");
-        }
+        self.remove_files(&[oldest]);
+        self.tidy_packs();
         Ok(())
     }
 

@@ -2,12 +2,31 @@
 
 use std::sync::Arc;
 
+use durable::{File, Need};
 use model::{BLOCK_SIZE, Bytes, PointId, Since};
 
 use crate::accept::{Held, Offered, accept};
 use crate::index::{Base, Change, Entry, Index, Note, Place, SEGMENTS};
 use crate::journal::BaseFile;
+use crate::packs::{Memory, whole};
 use crate::{Content, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip};
+
+/// A segment that came.
+enum Received {
+    /// It goes into a pack.
+    Small(Arc<Memory>),
+    /// It stays a file.
+    Large(Arc<dyn File>),
+}
+
+impl Received {
+    fn file(&self) -> Arc<dyn File> {
+        match self {
+            Self::Small(bytes) => bytes.clone(),
+            Self::Large(file) => file.clone(),
+        }
+    }
+}
 
 /// Whether an offered segment may come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +154,17 @@ impl Journal {
             .folder
             .open(&incoming)
             .map_err(|source| JournalError::io("open", &incoming, source))?;
-        let reader = SegmentReader::of(file.clone()).map_err(failed)?;
+        let len = file
+            .size()
+            .map_err(|source| JournalError::io("read", &incoming, source))?;
+        let received = if len <= self.packs.small {
+            let bytes =
+                whole(&*file).map_err(|source| JournalError::io("read", &incoming, source))?;
+            Received::Small(Arc::new(Memory(bytes)))
+        } else {
+            Received::Large(file)
+        };
+        let reader = SegmentReader::of(received.file()).map_err(failed)?;
         if reader.summary().root != root {
             return Err(JournalError::NotOffered(incoming));
         }
@@ -150,13 +179,7 @@ impl Journal {
         reader.verify_all().map_err(failed)?;
         match (reader.header().point(), reader.header().content) {
             (Some(point), Content::Delta { since, .. }) => {
-                if let Err(source) = file.sync() {
-                    // What was not written is lost, and a second sync would say nothing of it:
-                    // it has to come again.
-                    self.discard(&incoming);
-                    return Err(JournalError::io("sync", &incoming, source));
-                }
-                self.commit_point(&incoming, &reader, point, since)?;
+                self.commit_point(&incoming, &received, &reader, point, since)?;
             }
             (_, Content::Seed { part, .. }) => self.commit_part(&incoming, &reader, part)?,
             (None, Content::Delta { .. }) => return Err(Refusal::Seeding.into()),
@@ -164,16 +187,17 @@ impl Journal {
         Ok(self.tip())
     }
 
-    /// Publishes a verified and synced segment as a point.
+    /// Publishes a verified segment as a point.
     fn commit_point(
         &mut self,
         incoming: &str,
+        received: &Received,
         reader: &SegmentReader,
         point: PointId,
         since: Since,
     ) -> Result<(), JournalError> {
         let (header, summary) = (reader.header(), reader.summary());
-        let entry = Entry {
+        let mut entry = Entry {
             point,
             since,
             time: header.time,
@@ -189,19 +213,37 @@ impl Journal {
             content: summary.content,
             zeroes: summary.zeroes,
         };
-        let name = entry.file();
+        let own = entry.file();
+        let needs = match received {
+            Received::Small(bytes) => {
+                let (place, needs) = self.pack(&bytes.0)?;
+                entry.place = place;
+                needs
+            }
+            Received::Large(file) => {
+                self.folder
+                    .rename(incoming, &own)
+                    .map_err(|source| JournalError::io("publish", &own, source))?;
+                vec![
+                    Need::Content(file.clone()),
+                    Need::Names(self.folder.clone(), SEGMENTS),
+                ]
+            }
+        };
+        let is_packed = entry.place != Place::Own;
         let mut changes = vec![Change::Point(entry)];
         if self.index.lineage.as_ref() != Some(&header.lineage) {
             changes.push(Change::Note(Note::Lineage(header.lineage.clone())));
         }
-        self.folder
-            .rename(incoming, &name)
-            .and_then(|()| self.folder.sync(SEGMENTS))
-            .map_err(|source| JournalError::io("publish", &name, source))?;
-        let published = self.publish(changes);
-        if published.is_err() {
-            // It may be offered again. What stays here is removed when the journal is opened.
-            let _ = self.folder.rename(&name, incoming);
+        let published = self.publish(changes, needs);
+        match &published {
+            Ok(()) if is_packed => self.discard(incoming),
+            // It may be committed again. After a flush that failed it has to come again: another
+            // one would say nothing of what was lost.
+            Err(_) if !is_packed && !self.is_stale() => {
+                let _ = self.folder.rename(&own, incoming);
+            }
+            _ => {}
         }
         published
     }
@@ -214,7 +256,10 @@ impl Journal {
         part: u64,
     ) -> Result<(), JournalError> {
         let bases = self.bases()?;
-        lay_down(reader, incoming, &bases)?;
+        let needs = lay_down(reader, incoming, &bases)?;
+        self.group
+            .flush(needs)
+            .map_err(|source| JournalError::io("flush the base after", incoming, source))?;
         let mut disks = self.index.disks.clone();
         for disk in &mut disks {
             let extents = &reader.header().disks;
@@ -229,7 +274,7 @@ impl Journal {
         if disks != self.index.disks {
             changes.push(Change::Note(Note::Disks(disks)));
         }
-        self.publish(changes)?;
+        self.publish(changes, vec![])?;
         self.discard(incoming);
         Ok(())
     }
@@ -256,8 +301,9 @@ impl Journal {
             base = base.saturating_add(allocated);
             whole = whole.saturating_add(allocated.max(disk.size.0));
         }
-        let sums = self.index.sums;
-        let (grown, files) = (base.saturating_add(sums.grown), sums.files);
+        let (sums, gone) = (&self.index.sums, self.packs.gone(&self.index));
+        let grown = base.saturating_add(sums.grown).saturating_add(gone);
+        let files = sums.files.saturating_add(gone);
         // However often a block was written, the base has it once.
         Ok(Bytes(grown.min(whole.saturating_add(files))))
     }
@@ -334,13 +380,13 @@ fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refu
     Ok(())
 }
 
-/// Writes everything that a segment holds to the base files, and syncs them. May be repeated, in
-/// whole or in part, any number of times.
+/// Writes everything that a segment holds to the base files. May be repeated, in whole or in part, any
+/// number of times. Gives what has to be flushed.
 pub(crate) fn lay_down(
     reader: &SegmentReader,
     name: &str,
     bases: &[BaseFile],
-) -> Result<(), JournalError> {
+) -> Result<Vec<Need>, JournalError> {
     let failed = |source| JournalError::segment(name, source);
     let written = |source| JournalError::io("write the base from", name, source);
     let mut of_disks = Vec::with_capacity(reader.header().disks.len());
@@ -380,8 +426,5 @@ pub(crate) fn lay_down(
             }
         }
     }
-    for base in of_disks {
-        base.sync().map_err(written)?;
-    }
-    Ok(())
+    Ok(of_disks.into_iter().cloned().map(Need::Content).collect())
 }

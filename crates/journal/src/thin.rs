@@ -18,11 +18,12 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use durable::{File, Folder};
+use durable::{File, Folder, Need};
 use jiff::Timestamp;
 use model::{Bytes, Going, Keep, PointId};
 
 use crate::index::{Base, Change, Entry, Place, SEGMENTS};
+use crate::packs::whole;
 use crate::squash::{MAX_SEGMENTS, Plan, SquashError};
 use crate::{Journal, JournalError, SegmentReader, Summary};
 
@@ -276,7 +277,7 @@ impl Journal {
             self.unfit.insert((first, last));
             return Ok(false);
         };
-        let by = Entry {
+        let mut by = Entry {
             since: oldest.since,
             stored: summary.root,
             place: Place::Own,
@@ -311,15 +312,25 @@ impl Journal {
             .range(start..start + thinned.entries.len())
             .cloned()
             .collect();
-        let name = by.file();
-        self.folder
-            .rename(NEW, &name)
-            .and_then(|()| self.folder.sync(SEGMENTS))
-            .map_err(|source| JournalError::io("publish", &name, source))?;
-        self.publish(vec![Change::Squash { first, by }])?;
-        for entry in files.iter().filter(|entry| entry.place == Place::Own) {
-            self.discard(&entry.file());
+        let mut needs = Vec::new();
+        if by.file_len.0 <= self.packs.small {
+            let file = self
+                .folder
+                .open_read(NEW)
+                .and_then(|file| whole(&*file))
+                .map_err(|source| JournalError::io("read", NEW, source))?;
+            (by.place, needs) = self.pack(&file)?;
+            self.discard(NEW);
+        } else {
+            let name = by.file();
+            self.folder
+                .rename(NEW, &name)
+                .map_err(|source| JournalError::io("publish", &name, source))?;
+            needs.push(Need::Names(self.folder.clone(), SEGMENTS));
         }
+        self.publish(vec![Change::Squash { first, by }], needs)?;
+        self.remove_files(&files);
+        self.tidy_packs();
         Ok(true)
     }
 

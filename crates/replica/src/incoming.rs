@@ -1,13 +1,13 @@
 //! A segment that is on its way in: two files named by its root.
 //!
 //! ```text
-//!   incoming/<root>.offer      what it consists of, durable
+//!   incoming/<root>.offer      what it consists of
 //!            <root>.segment    its chunks, each at its place
 //! ```
 //!
 //! No record is kept of which chunks have come: a chunk is there if the bytes at its place have
-//! the offered hash. So nothing is synced until the commit, and what a crash or a power cut left
-//! is found by reading it again. What is not offered again is removed by the next offer: a primary has one staged segment at a time.
+//! the offered hash. So nothing is synced here, the journal does it with the commit, and what a crash or a
+//! power cut left is found by reading it again: an offer that was torn is not the one that comes again. What is not offered again is removed by the next offer: a primary has one staged segment at a time.
 //!
 //! Everything here blocks.
 
@@ -46,7 +46,9 @@ fn failed(error: &io::Error) -> Problem {
 impl Incoming {
     /// Goes on receiving what `offer` names, or begins to; `incoming` holds nothing else after.
     pub(crate) fn open(incoming: &Path, offer: Offer) -> Result<Self, Problem> {
-        durable::create_folder(incoming).map_err(|e| failed(&e))?;
+        if !incoming.is_dir() {
+            durable::create_folder(incoming).map_err(|e| failed(&e))?;
+        }
         let path = incoming.join(format!("{}.segment", offer.root));
         let record = incoming.join(format!("{}.offer", offer.root));
         let known = stored(&record).map_err(|e| failed(&e))?;
@@ -55,7 +57,7 @@ impl Incoming {
         clear(incoming, if goes_on { &keep } else { &[] }).map_err(|e| failed(&e))?;
         if !goes_on {
             let text = serde_json::to_vec(&offer).map_err(|e| failed(&e.into()))?;
-            durable::replace(&record, &text).map_err(|e| failed(&e))?;
+            fs::write(&record, &text).map_err(|e| failed(&e))?;
         }
         let file = OpenOptions::new()
             .read(true)
@@ -138,11 +140,6 @@ impl Incoming {
             let summary = reader.summary();
             summary.content.0.saturating_sub(summary.zeroes.0)
         })
-    }
-
-    /// Makes the whole file durable.
-    pub(crate) fn sync(&self) -> Result<(), Problem> {
-        self.file.sync_all().map_err(|e| failed(&e))
     }
 
     /// Forgets it; the file may have been moved away before.

@@ -554,9 +554,7 @@ async fn commit<H: ReplicaHost>(
             return Ok(None);
         };
         let offer = taking.offer();
-        let taken = taking
-            .sync()
-            .and_then(|()| journal.take(taking.path(), &offer.header, offer.root));
+        let taken = journal.take(taking.path(), &offer.header, offer.root);
         let tip = journal.tip();
         if matches!(&taken, Err(problem) if problem.code == Code::Failed) {
             // What is on disk may not be what it has in memory: it is opened again.

@@ -231,7 +231,8 @@ impl Vm {
             })?;
         let relation = Relation::read(&home.path)?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
-        let store = (standing.role != Role::Primary).then(|| Store::new(&home.path, thing));
+        let store = (standing.role != Role::Primary)
+            .then(|| Store::new(&home.path, thing, host.flushes.of(&home.path)));
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {
             home,

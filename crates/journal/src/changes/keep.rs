@@ -196,7 +196,7 @@ impl Journal {
         };
         let (change, files) = self.change_of(sets);
         if let Some(change) = change {
-            self.publish(vec![change])?;
+            self.publish(vec![change], vec![])?;
         }
         if self
             .passed
@@ -235,7 +235,7 @@ impl Journal {
                 .map_err(|source| JournalError::io("sync", name, source))?;
         }
         let (add, remove) = (vec![set], Vec::new());
-        self.publish(vec![Change::Note(Note::ChangeSets { add, remove })])?;
+        self.publish(vec![Change::Note(Note::ChangeSets { add, remove })], vec![])?;
         Ok(true)
     }
 

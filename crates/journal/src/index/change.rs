@@ -272,7 +272,9 @@ impl Index {
             }
             Note::Moved { sequence, place } => {
                 if let Ok(at) = self.position(sequence) {
+                    self.sums.take(&self.segments[at]);
                     self.segments[at].place = place;
+                    self.sums.add(&self.segments[at]);
                     self.took(place);
                 }
             }

@@ -15,12 +15,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use durable::{File, Folder};
+use durable::{File, Folder, Group, Need};
 use uuid::Uuid;
 
 use super::code::{Reading, Tables, snapshot, write};
 use super::{Change, Entry, INDEX, Index, first};
 use crate::JournalError;
+use crate::packs::Memory;
 
 /// What it is called while it is written.
 const NEW_INDEX: &str = ".index.new";
@@ -140,11 +141,15 @@ pub(crate) struct Prepared(Log);
 
 impl Prepared {
     /// Writes the state anew, durably, beside the file that is there.
-    pub(crate) fn write(folder: &dyn Folder, index: &Index) -> Result<Self, JournalError> {
+    pub(crate) fn write(
+        folder: &dyn Folder,
+        index: &Index,
+        group: &Group,
+    ) -> Result<Self, JournalError> {
         let (bytes, tables, last) = fresh(index)?;
         let made = folder.create(NEW_INDEX).and_then(|file| {
             file.write_at(0, &bytes)?;
-            file.sync()?;
+            group.flush(vec![Need::Content(file.clone())])?;
             Ok(file)
         });
         let file = made.map_err(|source| {
@@ -167,10 +172,14 @@ impl Prepared {
     ///
     /// # Errors
     /// Which of the two is there is not known then.
-    pub(crate) fn publish(self, folder: &dyn Folder) -> Result<Log, JournalError> {
+    pub(crate) fn publish(
+        self,
+        folder: &Arc<dyn Folder>,
+        group: &Group,
+    ) -> Result<Log, JournalError> {
         folder
             .rename(NEW_INDEX, INDEX)
-            .and_then(|()| folder.sync(""))
+            .and_then(|()| group.flush(vec![Need::Names(folder.clone(), "")]))
             .map_err(|source| JournalError::io("replace", INDEX, source))?;
         Ok(self.0)
     }
@@ -181,8 +190,12 @@ impl Log {
     ///
     /// # Errors
     /// Which of the two is there is not known then.
-    pub(crate) fn replace(folder: &dyn Folder, index: &Index) -> Result<Self, JournalError> {
-        Prepared::write(folder, index)?.publish(folder)
+    pub(crate) fn replace(
+        folder: &Arc<dyn Folder>,
+        index: &Index,
+        group: &Group,
+    ) -> Result<Self, JournalError> {
+        Prepared::write(&**folder, index, group)?.publish(folder, group)
     }
 
     /// Appends a record with `changes`. It is not durable before its file is synced.
@@ -228,6 +241,11 @@ impl Log {
     /// Whether the records outgrew the snapshot.
     pub(crate) fn is_long(&self) -> bool {
         self.end > self.limit || self.tables.are_full()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shorten_soon(&mut self) {
+        self.limit = 0;
     }
 
     /// Writing it anew failed and is not tried again for a while.
@@ -484,46 +502,6 @@ pub(crate) fn forge(bytes: &mut [u8]) {
 /// Reads the bytes of a file.
 pub(crate) fn read_bytes(bytes: Vec<u8>) -> Result<Index, JournalError> {
     read(Ok(Arc::new(Memory(bytes))), None).map(|opened| opened.index)
-}
-
-/// A file in memory that is only read.
-#[derive(Debug)]
-struct Memory(Vec<u8>);
-
-impl File for Memory {
-    fn read_at(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
-        let start = usize::try_from(at).unwrap_or(usize::MAX);
-        let end = start.saturating_add(into.len());
-        match self.0.get(start..end) {
-            Some(bytes) => into.copy_from_slice(bytes),
-            None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-        }
-        Ok(())
-    }
-
-    fn write_at(&self, _at: u64, _from: &[u8]) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn punch(&self, _at: u64, _len: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn size(&self) -> std::io::Result<u64> {
-        Ok(self.0.len() as u64)
-    }
-
-    fn allocated(&self) -> std::io::Result<u64> {
-        self.size()
-    }
-
-    fn set_len(&self, _len: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The bytes of a file with a snapshot of `index`.

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::change::{Change, Note};
 pub(crate) use self::log::{Log, Prepared, bytes_of, forge, open, read_bytes};
+use crate::packs::aligned;
 use crate::{Consistency, DiskExtent, JournalError, Root};
 
 /// Its name.
@@ -208,28 +209,57 @@ impl ChangeSet {
 }
 
 /// What the segments above the base amount to, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     /// Stored segments.
     pub(crate) files: u64,
     /// What they take there or in the base, whichever is more.
     pub(crate) grown: u64,
+    /// Of each pack that holds something.
+    pub(crate) packs: BTreeMap<u32, Live>,
+}
+
+/// What a pack holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) segments: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Sums {
     pub(crate) fn add(&mut self, entry: &Entry) {
-        self.files = self.files.saturating_add(entry.file_len.0);
-        self.grown = self.grown.saturating_add(Self::grown(entry));
+        let (len, grown) = Self::of(entry);
+        self.files = self.files.saturating_add(len);
+        self.grown = self.grown.saturating_add(grown);
+        if let Place::Pack { pack, .. } = entry.place {
+            let live = self.packs.entry(pack).or_default();
+            live.segments += 1;
+            live.bytes = live.bytes.saturating_add(len);
+        }
     }
 
     pub(crate) fn take(&mut self, entry: &Entry) {
-        self.files = self.files.saturating_sub(entry.file_len.0);
-        self.grown = self.grown.saturating_sub(Self::grown(entry));
+        let (len, grown) = Self::of(entry);
+        self.files = self.files.saturating_sub(len);
+        self.grown = self.grown.saturating_sub(grown);
+        if let Place::Pack { pack, .. } = entry.place {
+            if let Some(live) = self.packs.get_mut(&pack) {
+                live.segments -= 1;
+                live.bytes = live.bytes.saturating_sub(len);
+                if live.segments == 0 {
+                    self.packs.remove(&pack);
+                }
+            }
+        }
     }
 
-    fn grown(entry: &Entry) -> u64 {
+    fn of(entry: &Entry) -> (u64, u64) {
+        let len = match entry.place {
+            Place::Own => entry.file_len.0,
+            Place::Pack { .. } => aligned(entry.file_len.0),
+        };
         let content = entry.content.0.saturating_sub(entry.zeroes.0);
-        content.max(entry.file_len.0)
+        (len, content.max(len))
     }
 }
 

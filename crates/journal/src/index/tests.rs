@@ -1,11 +1,19 @@
 use std::time::Instant;
 
-use durable::Folder;
+use durable::{Folder, Group};
 use proptest::prelude::*;
 use testkit::CutFolder;
 
-use super::log::{Prepared, bytes_of, open, read_bytes};
+use super::log::{bytes_of, open, read_bytes};
 use super::*;
+
+fn alone() -> Group {
+    Group::default()
+}
+
+fn arc<T: Folder + Clone + 'static>(folder: &T) -> Arc<dyn Folder> {
+    Arc::new(folder.clone())
+}
 
 fn seeding() -> Index {
     let disks = vec![BaseDisk {
@@ -103,7 +111,7 @@ fn a_log_that_is_cut_anywhere_has_all_records_before_and_durable_ones_are_not_lo
     let folder = CutFolder::new();
     let mut index = seeding();
     let maker = Maker::of(&index);
-    let mut log = Log::replace(&folder, &index).expect("made");
+    let mut log = Log::replace(&arc(&folder), &index, &alone()).expect("made");
     let mut states = vec![(folder.content(INDEX).expect("there").len(), index.clone())];
     for sequence in 1..=3 {
         let changes = vec![Change::Point(maker.entry(sequence))];
@@ -137,7 +145,7 @@ fn a_record_is_in_doubt_until_a_later_one_says_that_it_is_durable() {
     let folder = CutFolder::new();
     let index = seeding();
     let maker = Maker::of(&index);
-    let mut log = Log::replace(&folder, &index).expect("made");
+    let mut log = Log::replace(&arc(&folder), &index, &alone()).expect("made");
     assert_eq!(reopened(&folder).expect("good").1, 0);
     log.append(&[Change::Point(maker.entry(1))])
         .expect("appended");
@@ -313,7 +321,7 @@ proptest! {
         let folder = CutFolder::new();
         let mut index = seeding();
         let maker = Maker::of(&index);
-        let mut log = Log::replace(&folder, &index).expect("made");
+        let mut log = Log::replace(&arc(&folder), &index, &alone()).expect("made");
         for (kind, number, then) in steps {
             let changes = vec![change(&index, &maker, kind, number)];
             if index.check(&changes).is_err() {
@@ -322,9 +330,7 @@ proptest! {
             log.append(&changes).expect("appended");
             index.apply(changes).expect("checked");
             match then {
-                0 => log = Prepared::write(&folder, &index)
-                    .and_then(|prepared| prepared.publish(&folder))
-                    .expect("written"),
+                0 => log = Log::replace(&arc(&folder), &index, &alone()).expect("written"),
                 1..=3 => log.is_flushed(),
                 4..=6 => {
                     let opened = open(&folder, None).expect("good");
@@ -346,7 +352,7 @@ fn a_day_of_points_is_read_and_searched_in_no_time() {
     let folder = durable::OsFolder::open(scratch.path()).expect("a folder");
     let mut index = seeding();
     let maker = Maker::of(&index);
-    let mut log = Log::replace(&folder, &index).expect("made");
+    let mut log = Log::replace(&arc(&folder), &index, &alone()).expect("made");
     for sequence in 1..=POINTS {
         let changes = vec![Change::Point(maker.entry(sequence))];
         log.append(&changes).expect("appended");
@@ -354,7 +360,7 @@ fn a_day_of_points_is_read_and_searched_in_no_time() {
         log.is_flushed();
         index.apply(changes).expect("fits");
         if log.is_long() {
-            log = Log::replace(&folder, &index).expect("written");
+            log = Log::replace(&arc(&folder), &index, &alone()).expect("written");
         }
     }
     let len = folder

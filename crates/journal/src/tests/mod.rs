@@ -1,6 +1,7 @@
 //! A primary of whose disks everything is known, and a journal that follows it.
 
 mod changes;
+mod flushes;
 mod power;
 mod readers;
 mod receive;
@@ -98,7 +99,7 @@ impl Primary {
     }
 
     fn create(&self, folder: &CutFolder) -> Result<Journal, JournalError> {
-        Journal::create_in(arc(folder), None, self.vm, &self.extents(), self.seed)
+        Journal::create_in(arc(folder), None, self.vm, &self.extents(), self.seed).map(unpacked)
     }
 
     fn header(&self, content: Content) -> Header {
@@ -224,8 +225,19 @@ fn arc(folder: &CutFolder) -> Arc<dyn Folder> {
     Arc::new(folder.clone())
 }
 
+/// Each segment gets a file of its own.
+fn unpacked(mut journal: Journal) -> Journal {
+    journal.packs.small = 0;
+    journal
+}
+
+/// Small ones lie in packs, as they do outside of tests.
+fn packed(journal: &mut Journal) {
+    journal.packs.small = 1 << 20;
+}
+
 fn reopen(folder: &CutFolder) -> Result<Journal, JournalError> {
-    Journal::open_in(arc(folder), None)
+    Journal::open_in(arc(folder), None, Arc::default()).map(unpacked)
 }
 
 /// Puts a file where received ones are.

@@ -1,19 +1,42 @@
-//! The power goes off at any call, again and again, and whatever was not synced is torn.
+//! The power goes off, the process is killed or an operation fails at any call, again and again, while points
+//! are open; whatever was not synced is torn.
+//!
+//! `POLLUX_SEEDS` says how many seeds are tried, `POLLUX_SEED` names a single one.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use jiff::SignedDuration;
 
 use super::*;
 use crate::Begun;
+use crate::index::{Base, Entry};
+use crate::journal::Leases;
+use crate::rules::{self, Rule};
 
 /// Rounds of work that each end with a power cut or a kill.
 const ROUNDS: u64 = 4;
-
-/// Seeds; `POWER_CUTS` raises it.
-fn seeds() -> u64 {
-    let raised = std::env::var("POWER_CUTS").ok();
-    raised.and_then(|seeds| seeds.parse().ok()).unwrap_or(300)
-}
-
 /// Parts of the initial replication: blocks of the disks by turns.
 const PARTS: u64 = 3;
+
+/// What seeds came to.
+#[derive(Debug, Default)]
+struct Seen {
+    cuts: u64,
+    kills: u64,
+    faults: u64,
+    merging_when_cut: u64,
+    read_while_open: u64,
+    in_packs: u64,
+    in_files: u64,
+    repacked: u64,
+    rewritten: u64,
+    locked: u64,
+    /// How often segments were put together.
+    thinned: u64,
+    /// Commits of which only a part was there after a crash.
+    torn: u64,
+}
 
 struct Trial {
     context: String,
@@ -26,55 +49,96 @@ struct Trial {
     /// The points that must be found: one of these lists.
     allowed: Vec<Vec<PointId>>,
     pins: Vec<PointId>,
+    locks: Vec<(PointId, Timestamp)>,
     next_part: u64,
-    /// How often segments were put together.
-    thinned: u64,
+    now: Timestamp,
+    leases: Leases,
+    open: Vec<(Arc<PointReader>, Known)>,
     /// Every point that the journal ever had.
     taken: std::collections::HashSet<PointId>,
+    seen: Seen,
+}
+
+fn seeds(usual: u64) -> Range<u64> {
+    let told = std::env::var("POLLUX_SEED").ok();
+    match told.and_then(|told| told.parse().ok()) {
+        Some(seed) => seed..seed + 1,
+        None => testkit::seeds(usual),
+    }
+}
+
+fn trial(seed: u64, seen: &mut Seen) {
+    let primary = Primary::new();
+    let mut trial = Trial {
+        context: String::new(),
+        chance: Chance::new(seed),
+        sent: primary.disks.clone(),
+        primary,
+        folder: CutFolder::new(),
+        points: Vec::new(),
+        allowed: vec![vec![]],
+        pins: Vec::new(),
+        locks: Vec::new(),
+        next_part: 0,
+        now: NOW,
+        leases: Leases::default(),
+        open: Vec::new(),
+        taken: std::collections::HashSet::new(),
+        seen: std::mem::take(seen),
+    };
+    for round in 0..ROUNDS {
+        trial.context = format!("seed {seed}, round {round}");
+        let limit = [40, 150, 400][trial.chance.index(3)];
+        let calls = trial.chance.below(limit);
+        trial.folder.cut_after(calls);
+        let outcome = trial.work();
+        // The process is gone, and its readers.
+        trial.open.clear();
+        trial.leases = Leases::default();
+        if trial.chance.below(4) == 0 {
+            // What it wrote is there, and may be torn later.
+            trial.folder.cut_after(u64::MAX - 1);
+            trial.seen.kills += 1;
+        } else {
+            trial.folder = trial.folder.cut(seed * ROUNDS + round);
+            trial.seen.cuts += 1;
+        }
+        trial.check(outcome);
+    }
+    *seen = trial.seen;
 }
 
 #[test]
 fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_whole_or_absent() {
-    let (mut cuts, mut merged_when_cut, mut thinned) = (0, 0, 0);
-    for seed in 0..seeds() {
-        let folder = CutFolder::new();
-        let primary = Primary::new();
-        let mut trial = Trial {
-            context: String::new(),
-            chance: Chance::new(seed),
-            sent: primary.disks.clone(),
-            primary,
-            folder,
-            points: Vec::new(),
-            allowed: vec![vec![]],
-            pins: Vec::new(),
-            next_part: 0,
-            thinned: 0,
-            taken: std::collections::HashSet::new(),
-        };
-        for round in 0..ROUNDS {
-            trial.context = format!("seed {seed}, round {round}");
-            let limit = [40, 150, 400][trial.chance.index(3)];
-            let calls = trial.chance.below(limit);
-            trial.folder.cut_after(calls);
-            let outcome = trial.work();
-            let killed = trial.chance.below(4) == 0;
-            if killed {
-                // Only the process died: what it wrote is there, and may be torn later.
-                trial.folder.cut_after(u64::MAX - 1);
-            } else {
-                trial.folder = trial.folder.cut(seed * ROUNDS + round);
-                cuts += 1;
-            }
-            merged_when_cut += u64::from(trial.check(outcome));
-        }
-        thinned += trial.thinned;
+    let seeds = seeds(200);
+    let count = seeds.end - seeds.start;
+    let mut seen = Seen::default();
+    for seed in seeds {
+        let outcome = catch_unwind(AssertUnwindSafe(|| trial(seed, &mut seen)));
+        assert!(outcome.is_ok(), "try it again with POLLUX_SEED={seed}");
     }
-    println!("{cuts} cuts, {merged_when_cut} in a merge, {thinned} times thinned");
-    assert!(
-        cuts > seeds() && merged_when_cut > 0 && thinned > seeds() / 4,
-        "{cuts}, {merged_when_cut}, {thinned}"
-    );
+    println!("{count} seeds: {seen:?}");
+    // The test must come to the places that it is about.
+    if count >= 100 {
+        let rare = [seen.cuts, seen.kills, seen.faults, seen.merging_when_cut];
+        let more = [seen.read_while_open, seen.in_packs, seen.in_files];
+        let last = [seen.repacked, seen.rewritten, seen.locked, seen.thinned];
+        let least = rare.into_iter().chain(more).chain(last).min();
+        assert!(seen.torn > 0, "{seen:?}");
+        assert!(least > Some(count / 20), "{seen:?}");
+    }
+}
+
+#[test]
+fn each_rule_of_a_commit_is_missed_when_it_is_broken() {
+    for rule in [Rule::FlushBeforeAcknowledgement, Rule::VerifyDoubts] {
+        let missed = rules::broken(rule, || {
+            (0..400).any(|seed| {
+                catch_unwind(AssertUnwindSafe(|| trial(seed, &mut Seen::default()))).is_err()
+            })
+        });
+        assert!(missed, "no seed needs {rule:?}");
+    }
 }
 
 #[test]
@@ -109,31 +173,150 @@ impl Trial {
             .clone()
     }
 
+    /// Opens the journal, with files so small that segments lie everywhere.
+    fn reopen(&mut self) -> Result<Journal, JournalError> {
+        let mut journal = reopen(&self.folder)?;
+        journal.leases = self.leases.clone();
+        self.choose(&mut journal);
+        Ok(journal)
+    }
+
+    fn choose(&mut self, journal: &mut Journal) {
+        journal.packs.small = [0, 4 << 10, 1 << 20, 1 << 20][self.chance.index(4)];
+        journal.packs.full = [24 << 10, 48 << 10][self.chance.index(2)];
+        journal.packs.left = 1;
+    }
+
     /// Works until the power goes off, or for some time.
     fn work(&mut self) -> Result<(), JournalError> {
-        let mut journal = match reopen(&self.folder) {
-            Err(JournalError::NoIndex) => self.primary.create(&self.folder)?,
+        let mut journal = match self.reopen() {
+            Err(JournalError::NoIndex) => {
+                let mut made = self.primary.create(&self.folder)?;
+                made.leases = self.leases.clone();
+                self.choose(&mut made);
+                made
+            }
             other => other?,
         };
         for _ in 0..24 {
-            if self.allowed[0].is_empty() {
-                self.seed_or_first_point(&mut journal)?;
-            } else {
-                match self.chance.below(12) {
-                    0..=3 => self.point(&mut journal)?,
-                    4..=6 => drop(self.merge(&mut journal)?),
-                    7 => self.pin(&mut journal)?,
-                    8 => self.retain(&mut journal)?,
-                    9 => journal = reopen(&self.folder)?,
-                    _ => {
-                        let tidied = journal.tidy_eagerly(1 + self.chance.index(3)).run()?;
-                        journal.finish_tidy(tidied);
-                    }
-                }
+            self.now = at(self.primary.sequence).max(self.now + SignedDuration::from_secs(1));
+            let fault = self.chance.below(6) == 0;
+            if fault {
+                let calls = self.chance.below(10);
+                self.folder.fail_after(calls);
+            }
+            if self.chance.below(4) == 0 {
+                journal.shorten_soon();
+                self.seen.rewritten += 1;
+            }
+            let outcome = self.step(&mut journal);
+            if fault {
+                self.folder.fail_after(u64::MAX);
+            }
+            match outcome {
+                Err(error) if fault && error.is_full() => self.after_fault(&mut journal)?,
+                other => other?,
             }
             assert!(ids(&journal) == self.allowed[0], "{}", self.context);
+            self.read_open();
         }
         Ok(())
+    }
+
+    fn step(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        if self.allowed[0].is_empty() {
+            return self.seed_or_first_point(journal);
+        }
+        match self.chance.below(14) {
+            0..=4 => self.point(journal),
+            5..=7 => self.merge(journal).map(drop),
+            8 => self.pin(journal),
+            9 => self.retain(journal),
+            10 => self.lock(journal),
+            11 => self.open_or_close(journal),
+            12 => {
+                let tidied = journal.tidy_eagerly(1 + self.chance.index(3)).run()?;
+                journal.finish_tidy(tidied);
+                Ok(())
+            }
+            _ => {
+                // Whoever opens it anew has no faults: see `after_fault`.
+                self.folder.fail_after(u64::MAX);
+                *journal = self.reopen()?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Finds out what became of an operation that failed.
+    fn after_fault(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        self.seen.faults += 1;
+        if self.chance.below(2) == 0 {
+            journal.reload()?;
+        } else {
+            // Opening it may fail as well.
+            let calls = self.chance.below(10);
+            self.folder.fail_after(calls);
+            let opened = self.reopen();
+            self.folder.fail_after(u64::MAX);
+            *journal = match opened {
+                Err(error) if error.is_full() => self.reopen()?,
+                other => other?,
+            };
+        }
+        if self.is_powered() {
+            self.settle(journal);
+        }
+        Ok(())
+    }
+
+    /// What is found is what must be found from now on.
+    fn settle(&mut self, journal: &Journal) {
+        let context = self.context.clone();
+        let found = ids(journal);
+        assert!(
+            self.allowed.contains(&found),
+            "{context}: {found:?} is none of {:?}",
+            self.allowed
+        );
+        for pinned in &self.pins {
+            assert!(found.contains(pinned), "{context}: a pinned point is gone");
+        }
+        let now = self.now;
+        self.locks.retain(|(_, until)| now < *until);
+        for (locked, until) in &self.locks {
+            let point = journal.point(*locked).expect("a locked point stays");
+            assert!(point.locked >= Some(*until), "{context}: a lock is gone");
+        }
+        let taken = match journal.tip() {
+            Tip::Seeding { next_part, .. } => {
+                assert!(
+                    (self.next_part..=self.next_part + 1).contains(&next_part),
+                    "{context}"
+                );
+                next_part
+            }
+            Tip::Point { point, .. } => {
+                assert_eq!(found.last(), Some(&point), "{context}");
+                PARTS
+            }
+        };
+        self.next_part = taken;
+        assert_points(journal, &self.points, &context);
+        self.allowed = vec![found];
+        if !self.points.is_empty() {
+            // Of those that it ever had: what lies between two of them is known, or not told.
+            self.taken.extend(&self.allowed[0]);
+            let taken = |known: &&Known| self.taken.contains(&known.id);
+            let points: Vec<_> = self.points.iter().filter(taken).cloned().collect();
+            let any = |chance: &mut Chance| points.get(chance.index(points.len().max(1)));
+            for _ in 0..4 {
+                let (x, y) = (any(&mut self.chance), any(&mut self.chance));
+                if let (Some(x), Some(y)) = (x, y) {
+                    knows_changes(journal, x, y).expect("read");
+                }
+            }
+        }
     }
 
     fn seed_or_first_point(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
@@ -213,7 +396,7 @@ impl Trial {
     fn merge(&mut self, journal: &mut Journal) -> Result<bool, JournalError> {
         let without = self.without_oldest(journal);
         self.allowed.push(without.clone());
-        let Begun::Merge(merge) = journal.begin_merge(NOW)? else {
+        let Begun::Merge(merge) = journal.begin_merge(self.now)? else {
             self.allowed.truncate(1);
             return Ok(false);
         };
@@ -222,7 +405,12 @@ impl Trial {
             self.point(journal)?;
         }
         let merged = merge.run()?;
+        self.read_open();
+        let before: Vec<_> = journal.index.segments.iter().skip(1).cloned().collect();
         journal.finish_merge(merged)?;
+        let moved = journal.index.segments.iter().zip(&before);
+        let moved = moved.filter(|(now, before)| now.place != before.place);
+        self.seen.repacked += moved.count() as u64;
         Ok(true)
     }
 
@@ -230,9 +418,8 @@ impl Trial {
     fn retain(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
         let policies = ["2:all", "4:all", "2s:all,9s:3s", "1:all,20s:2s,60s:10s"];
         let policy = keep(policies[self.chance.index(policies.len())]);
-        let now = at(self.primary.sequence);
-        while journal.wants_merge(&policy, now) && self.merge(journal)? {}
-        while let Some(thin) = journal.begin_thin(&policy, now, Bytes(0))? {
+        while journal.wants_merge(&policy, self.now) && self.merge(journal)? {}
+        while let Some(thin) = journal.begin_thin(&policy, self.now, Bytes(0))? {
             let gone: Vec<_> = thin.gone().collect();
             assert!(gone.iter().all(|point| !self.pins.contains(point)));
             let before = self.allowed[0].clone();
@@ -248,25 +435,21 @@ impl Trial {
                 .iter()
                 .rfind(|point| point.sequence < gone[0].sequence);
             let reader = below.map(|point| journal.open_point(*point)).transpose()?;
-            assert!(journal.finish_thin(thinned, now)?, "{}", self.context);
+            assert!(journal.finish_thin(thinned, self.now)?, "{}", self.context);
             self.allowed = vec![left];
-            self.thinned += 1;
-            if let Some(reader) = reader {
+            self.seen.thinned += 1;
+            if let Some(reader) = reader.filter(|_| self.is_powered()) {
                 let known = self.points.iter().find(|it| it.id == reader.point());
-                let known = known.expect("known").disks.iter().zip(reader.disks());
-                for (content, (id, _)) in known {
-                    let mut read = vec![0; content.len()];
-                    reader.read_at(id, 0, &mut read)?;
-                    assert!(read == *content, "{}", self.context);
-                }
+                assert_content(&reader, known.expect("known"), &self.context);
             }
+            self.read_open();
         }
-        assert!(
-            ids(journal).last() == self.allowed[0].last(),
-            "{}",
-            self.context
-        );
         Ok(())
+    }
+
+    fn any_point(&mut self) -> PointId {
+        let all = &self.allowed[0];
+        all[self.chance.index(all.len())]
     }
 
     fn pin(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
@@ -274,71 +457,78 @@ impl Trial {
             // Forgotten before: whether it took place is not known if it fails.
             return journal.unpin(point, "trial");
         }
-        let all = &self.allowed[0];
-        let point = all[self.chance.index(all.len())];
+        let point = self.any_point();
         journal.pin(point, "trial")?;
         self.pins.push(point);
         Ok(())
     }
 
-    /// Opens what is left. Tells whether the cut left a merge unfinished.
-    fn check(&mut self, outcome: Result<(), JournalError>) -> bool {
+    fn lock(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let point = self.any_point();
+        let seconds = i64::try_from(self.chance.below(12)).expect("small");
+        let until = self.now + SignedDuration::from_secs(seconds);
+        match journal.lock(point, until) {
+            Err(JournalError::LockedLonger { until: longer, .. }) => assert!(longer > until),
+            other => other?,
+        }
+        self.seen.locked += 1;
+        self.locks.push((point, until));
+        Ok(())
+    }
+
+    fn open_or_close(&mut self, journal: &Journal) -> Result<(), JournalError> {
+        if self.open.len() == 2 || (!self.open.is_empty() && self.chance.below(2) == 0) {
+            self.open.remove(0);
+            return Ok(());
+        }
+        let point = self.any_point();
+        let known = self.points.iter().find(|known| known.id == point);
+        let known = known.expect("known").clone();
+        self.open.push((journal.open_point(point)?, known));
+        Ok(())
+    }
+
+    fn is_powered(&self) -> bool {
+        self.folder.list("").is_ok()
+    }
+
+    /// Points that are open have their content, whatever happened meanwhile.
+    fn read_open(&mut self) {
+        if !self.is_powered() {
+            return;
+        }
+        for (reader, known) in &self.open {
+            assert_content(reader, known, &self.context);
+            self.seen.read_while_open += 1;
+        }
+    }
+
+    /// Opens what is left.
+    fn check(&mut self, outcome: Result<(), JournalError>) {
         let context = self.context.clone();
-        let journal = match reopen(&self.folder) {
+        let torn = crate::index::open(&self.folder, None).is_ok_and(|opened| opened.is_torn);
+        let journal = match self.reopen() {
             Ok(journal) => journal,
             Err(JournalError::NoIndex) if self.next_part == 0 && self.points.is_empty() => {
-                return false;
+                return;
             }
             Err(error) => panic!("{context}: {error:?} after {outcome:?}"),
         };
-        let found = ids(&journal);
-        assert!(
-            self.allowed.contains(&found),
-            "{context}: {found:?} is none of {:?} after {outcome:?}",
-            self.allowed
-        );
-        for pinned in &self.pins {
-            assert!(found.contains(pinned), "{context}: a pinned point is gone");
-        }
-        let taken = match journal.tip() {
-            Tip::Seeding { next_part, .. } => {
-                assert!(
-                    (self.next_part..=self.next_part + 1).contains(&next_part),
-                    "{context}"
-                );
-                next_part
-            }
-            Tip::Point { point, .. } => {
-                assert_eq!(found.last(), Some(&point), "{context}");
-                PARTS
-            }
-        };
-        self.next_part = taken;
-        assert_points(&journal, &self.points, &context);
-        self.allowed = vec![found];
-        if !self.points.is_empty() {
-            // Of those that it ever had: what lies between two of them is known, or not told.
-            self.taken.extend(&self.allowed[0]);
-            let taken = |known: &&Known| self.taken.contains(&known.id);
-            let points: Vec<_> = self.points.iter().filter(taken).cloned().collect();
-            let any = |chance: &mut Chance| points.get(chance.index(points.len().max(1)));
-            for _ in 0..4 {
-                let (x, y) = (any(&mut self.chance), any(&mut self.chance));
-                if let (Some(x), Some(y)) = (x, y) {
-                    knows_changes(&journal, x, y).expect("read");
-                }
-            }
-        }
+        self.settle(&journal);
+        self.seen.torn += u64::from(torn);
+        self.seen.merging_when_cut += u64::from(journal.index.base == Base::Merging);
         // Nothing is left that the index does not name.
-        let files = self.folder.list("segments").expect("listed");
-        let above = journal
-            .points()
-            .iter()
-            .filter(|point| !point.in_base)
-            .count();
-        assert_eq!(files.len(), above, "{context}");
-        let sets = self.folder.list("changes").expect("listed");
-        assert_eq!(sets.len(), journal.index.changes.len(), "{context}");
-        journal.index.base == crate::index::Base::Merging
+        let mut named: Vec<_> = journal.index.segments.iter().map(Entry::file).collect();
+        named.sort_unstable();
+        named.dedup();
+        let (own, packed): (Vec<_>, Vec<_>) = named
+            .into_iter()
+            .partition(|name| name.starts_with("segments"));
+        let files = |name| self.folder.list(name).expect("listed").len();
+        assert_eq!(files("segments"), own.len(), "{context}");
+        assert_eq!(files("packs"), packed.len(), "{context}");
+        assert_eq!(files("changes"), journal.index.changes.len(), "{context}");
+        self.seen.in_files += own.len() as u64;
+        self.seen.in_packs += packed.len() as u64;
     }
 }

@@ -9,7 +9,10 @@ use crate::{Begun, Held};
 fn a_reader_sees_the_same_bytes_before_during_and_after_the_merges_below_it() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
-    more(&mut journal, &folder, &mut primary, &mut points, 12);
+    more(&mut journal, &folder, &mut primary, &mut points, 4);
+    packed(&mut journal);
+    journal.packs.full = 24 << 10;
+    more(&mut journal, &folder, &mut primary, &mut points, 8);
     let pinned = points[8].clone();
     journal.pin(pinned.id, "test failover").expect("pinned");
     let outside = PointReader::open_pinned_in(&arc(&folder), pinned.id).expect("opened");
@@ -94,7 +97,7 @@ fn a_reader_that_outlives_its_journal_holds_merging_in_the_next_one() {
     let leases = journal.leases.clone();
     let reader = journal.open_point(points[1].id).expect("opened");
     drop(journal);
-    let mut next = Journal::open_in(arc(&folder), None).expect("opened again");
+    let mut next = Journal::open_in(arc(&folder), None, Arc::default()).expect("opened again");
     next.leases = leases;
     while next.merge_oldest(NOW).expect("merged").is_none() {}
     let held = next.begin_merge(NOW).expect("begun");
@@ -127,10 +130,13 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
     let (mut journal, mut points) = seeded(&folder, &mut primary);
     more(&mut journal, &folder, &mut primary, &mut points, 1);
     journal.merge_oldest(NOW).expect("the first one is good");
-    let name = format!("segments/{}.seg", points[1].root);
+    let entry = journal.index.segments[0].clone();
+    let name = entry.file();
     let bytes = folder.content(&name).expect("there");
     let file = folder.open(&name).expect("opened");
-    for at in (0..bytes.len()).step_by(101) {
+    let start = usize::try_from(entry.start()).expect("small");
+    let end = start + usize::try_from(entry.file_len.0).expect("small");
+    for at in (start..end).step_by(101) {
         file.write_at(at as u64, &[bytes[at] ^ 1]).expect("damaged");
         let read = journal.open_point(points[1].id).and_then(|reader| {
             for (id, size) in reader.disks() {

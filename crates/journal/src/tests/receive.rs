@@ -329,6 +329,13 @@ fn a_journal_whose_files_are_missing_is_not_opened() {
         Err(JournalError::Missing(name)) => assert!(name.contains(&points[0].root.to_string())),
         other => panic!("{other:?}"),
     }
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    packed(&mut journal);
+    more(&mut journal, &folder, &mut primary, &mut points, 1);
+    drop(journal);
+    folder.remove("packs/1.pack").expect("removed");
+    assert!(reopen(&folder).is_err());
 }
 
 #[test]
