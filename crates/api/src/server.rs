@@ -28,7 +28,7 @@ pub struct ReplicaServer {
     pub listening: bool,
     /// Why it does not listen although it should.
     pub problem: Option<Problem>,
-    /// Folder of the twins of those for whom no other is named.
+    /// Folder of the twins.
     pub store: PathBuf,
     /// Number of entries.
     pub authorizations: u64,
@@ -68,7 +68,7 @@ pub struct Authorization {
     pub pattern: String,
     /// Folder of their twins.
     pub store: PathBuf,
-    /// Primaries among which their VMs may move.
+    /// Primaries among which their VMs may move. Recorded: nothing moves VMs between primaries yet.
     pub group: Option<String>,
     /// Most space that the twins of one of them may take; none: what the peer's limit says.
     pub limit: Option<Bytes>,
@@ -80,7 +80,7 @@ pub struct Authorization {
 pub struct Authorize {
     /// Their name, or `*.` and their domain.
     pub pattern: String,
-    /// Primaries among which their VMs may move.
+    /// Primaries among which their VMs may move. Recorded: nothing moves VMs between primaries yet.
     #[serde(default)]
     pub group: Option<String>,
     /// Most space that the twins of one of them may take.

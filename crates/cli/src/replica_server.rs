@@ -30,7 +30,7 @@ pub(crate) enum ServerVerb {
 pub(crate) struct AuthorizeArgs {
     /// Name of a trusted host, or `*.` and a domain
     pattern: String,
-    /// Hosts of one group may take over each other's VMs
+    /// Trust group: hosts among which VMs may move. It is recorded; Pollux does not move VMs yet
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
     /// Most space that the twins of one such host may take here

@@ -141,7 +141,6 @@ mod tests {
     fn entry(pattern: &str) -> Entry {
         Entry {
             pattern: pattern.parse().expect("a pattern"),
-            store: None,
             group: None,
             limit: None,
         }

@@ -13,7 +13,6 @@
 //! from running one VM (standing, stand-down) is never refused here.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use model::{Bytes, Code, Problem};
@@ -143,10 +142,8 @@ impl From<Group> for String {
 pub struct Entry {
     /// Which.
     pub pattern: Pattern,
-    /// Folder for their twins; none: the default store.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub store: Option<PathBuf>,
-    /// Among whom their VMs may move; none: a VM stays with the primary that made its twin.
+    /// Among whom their VMs may move; none: a VM stays with the primary that made its twin. Nothing moves
+    /// VMs between primaries yet: until then a twin answers to the one that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
     /// Most space that the twins of one of them may take.
@@ -256,7 +253,6 @@ mod tests {
     fn entry(pattern: &str, group: Option<&str>) -> Entry {
         Entry {
             pattern: pattern.parse().expect("a pattern"),
-            store: None,
             group: group.map(|group| group.parse().expect("a group")),
             limit: None,
         }

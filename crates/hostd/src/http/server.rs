@@ -74,7 +74,6 @@ pub(super) async fn authorize(
     })?;
     let entry = Entry {
         pattern,
-        store: None,
         group,
         limit: wanted.limit,
     };
@@ -161,7 +160,7 @@ fn pattern(text: &str) -> Result<Pattern, Refusal> {
 fn authorization(host: &Host, entry: Entry) -> Authorization {
     Authorization {
         pattern: entry.pattern.to_string(),
-        store: entry.store.unwrap_or_else(|| host.layout.replicas()),
+        store: host.layout.replicas(),
         group: entry.group.map(|group| group.to_string()),
         limit: entry.limit,
     }
