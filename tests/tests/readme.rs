@@ -1,5 +1,5 @@
-//! The tour in README.md and the pages about disks, points and tracking do what they say: each of
-//! their commands is run, in its order.
+//! The tour in README.md and the pages about disks, points, tracking and receiving do what they say:
+//! each of their commands is run, in its order.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ const README: &str = include_str!("../../README.md");
 const DISKS: &str = include_str!("../../docs/disks.md");
 const POINTS: &str = include_str!("../../docs/points.md");
 const TRACKING: &str = include_str!("../../docs/tracking.md");
+const RECEIVING: &str = include_str!("../../docs/replica-server.md");
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The commands of a page: the host, and the words after `pollux`.
@@ -101,6 +102,23 @@ fn every_command_of_the_page_about_disks_works_in_its_order() -> Result<()> {
     }
     let exported = file("shop.vhdx");
     ensure!(std::fs::metadata(&exported)?.len() > 0, "{exported}");
+    Ok(())
+}
+
+#[test]
+fn every_command_of_the_page_about_receiving_works_in_its_order() -> Result<()> {
+    let scratch = Scratch::new("system/receiving-page")?;
+    let pollux = Host::start("pollux", &scratch)?;
+    let all = commands(RECEIVING);
+    ensure!(all.len() >= 7, "the page has only {} commands", all.len());
+    for (name, words) in all {
+        assert_eq!(pollux.name(), name, "the page has one host");
+        let words: Vec<&str> = words.iter().map(|word| word.trim_matches('\'')).collect();
+        let said = pollux.pollux(&words)?;
+        println!("{name}$ pollux {}\n{said}", words.join(" "));
+    }
+    let server = pollux.json(&["replica", "server", "show"])?;
+    assert_eq!(text(&server, "/admits")?, "authorized");
     Ok(())
 }
 

@@ -77,7 +77,7 @@ impl Shown for ReplicaServer {
             (Admits::Authorized, 0) => {
                 "nobody: `pollux replica authorize` lets a host in".to_owned()
             }
-            (Admits::Authorized, n) => format!("{n} authorizations"),
+            (Admits::Authorized, n) => format!("those that are authorized: {n}"),
         };
         let endpoint = match (self.listening, self.enabled) {
             (true, true) => self.listen.clone(),
@@ -87,7 +87,7 @@ impl Shown for ReplicaServer {
         let mut text = list(vec![
             ("Replica server", state.to_owned()),
             ("Receives from", from),
-            ("Default store", self.store.display().to_string()),
+            ("Replica store", self.store.display().to_string()),
             ("Replica endpoint", endpoint),
         ]);
         if let Some(problem) = &self.problem {
