@@ -114,7 +114,7 @@ pub fn make(path: &Path, large: &Large) -> Result<(DiskId, Vec<PointId>), Journa
         point: newest.point,
         reason: "test".to_owned(),
     }));
-    Log::replace(&*journal.folder, &index)?;
+    Log::replace(&journal.folder, &index, &journal.group)?;
     let points = index.points().map(|(_, entry)| entry.point);
     Ok((id, points.collect()))
 }
