@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use replica::client::PeerLink;
 use replica::link::LinkError;
-use replica::run::Evidence;
+use replica::run::{Evidence, weigh};
 use replica::standing::Override;
 
 use crate::host::Host;
@@ -14,7 +14,7 @@ use crate::vm::View;
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Asks the partner how the VM stands there; with an override, that stands in for an answer
-/// that does not come.
+/// that does not come, or that [weighs](weigh) less.
 pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -> Evidence {
     let Some(relation) = &view.relation else {
         return word.map_or(Evidence::Unasked, Evidence::Override);
@@ -25,7 +25,7 @@ pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -
         relation.id,
     );
     match link.standing(&view.standing.lineage, PROBE_LIMIT).await {
-        Ok(says) => Evidence::Says(says),
+        Ok(says) => weigh(&view.standing, says, word),
         Err(error) => without_answer(&error, word),
     }
 }

@@ -17,11 +17,15 @@
 //! - [`sender`]: what the primary does next, a pure function of what happened; [`driver`]
 //!   carries it out over a [`Source`](source::Source) and a [`Link`](link::Link).
 //! - [`run`] and [`standing`]: which of the two hosts may run the VM, and the durable record
-//!   that the decision rests on; [`lease`]: how the replica knows that a silent primary is still.
+//!   that the decision rests on; [`lease`]: how the replica knows that a silent primary is still;
+//!   [`commands`]: what leads out of every stop.
 
+#[cfg(test)]
+mod arbiter;
 pub mod authorization;
 pub mod certificate;
 pub mod client;
+pub mod commands;
 pub mod driver;
 pub mod host;
 pub mod identity;

@@ -18,8 +18,9 @@
 //! | keep running | partner's lineage | it does not outrank ours |
 //! | | lease | the grant holds; an override until first contact |
 //!
-//! The model check in `run_tests.rs` searches every interleaving of two hosts with these
+//! The model check in `arbiter` searches every interleaving of two hosts with these
 //! functions, and finds a counterexample for every rule when it is switched off.
+//! `docs/who-may-run.md` tells it to users, with the [commands](crate::commands) out of every stop.
 
 use std::time::Duration;
 
@@ -133,8 +134,8 @@ fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
         term.opener, term.number
     );
     let there = format!(
-        "start it there with `pollux vm start {name}`; if that host is lost, `pollux vm start \
-         {name} --force --because STATEMENT` takes it back"
+        "start it there with `pollux vm start {name}`; if that host is lost or refuses, `pollux vm \
+         start {name} --force --because STATEMENT` takes it back"
     );
     let way_out = match role {
         // Its disks are raw files, which nothing writes to any more.
@@ -145,6 +146,17 @@ fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
         Role::Replica | Role::FailedOver => there,
     };
     refused(thing, reason, way_out)
+}
+
+/// What the partner's answer is worth beside a person's word. The word counts for a host that stood
+/// down, if the VM does not run on the partner either: two that stood down for each other, of which
+/// one was restored, would refuse for ever.
+#[must_use]
+pub fn weigh(standing: &Standing, says: PartnerStanding, word: Option<Override>) -> Evidence {
+    match word {
+        Some(word) if standing.stood_down.is_some() && !says.runs => Evidence::Override(word),
+        _ => Evidence::Says(says),
+    }
 }
 
 /// Whether the VM may start in its current term; the warrant that it then has.
@@ -355,7 +367,3 @@ pub fn may_stand_down(
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "run_tests.rs"]
-mod tests;

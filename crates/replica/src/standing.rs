@@ -254,7 +254,15 @@ impl Standing {
             .iter()
             .position(|term| term.id == point.term)
             .filter(|_| self.lineage.contains(point))
-            .ok_or_else(|| invalid(&format!("has no point {point} in its history here")))?;
+            .ok_or_else(|| {
+                let reason = format!("has no point {point} in its history here");
+                let name = crate::run::name(thing);
+                let way_out = format!(
+                    "`pollux failover start {name} --point POINT` takes it over from one of those \
+                     that `pollux point list {name}` shows"
+                );
+                Problem::new(Code::Invalid, thing, reason, way_out)
+            })?;
         let mut terms = self.lineage.terms()[..=position].to_vec();
         // Above the partner's as well: who takes over knowingly must win at first contact.
         let seen = self.stood_down.as_ref().map_or(0, |l| l.current().number);
@@ -422,7 +430,8 @@ impl Standing {
         })
     }
 
-    /// The relationship ends. `told`: the partner ended it first, durably, and counts on no lease.
+    /// The relationship ends. `told`: the partner was in contact, so that what it is is known
+    /// ([`meet`](Self::meet)), ended it first, durably, and counts on no lease.
     ///
     /// A VM that was taken over elsewhere stays stood down, and a replica a replica: ending a
     /// relationship is no word about who runs it.

@@ -297,3 +297,26 @@ fn the_longest_lineage_that_a_partner_can_tell_loads_again() {
     let loaded = Standing::load(&path).expect("loads");
     assert_eq!(loaded, Some(standing));
 }
+
+#[test]
+fn a_word_counts_beside_an_answer_for_a_host_that_stood_down_if_the_vm_runs_nowhere() {
+    let (primary, replica) = pair();
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    let weigh = |standing: &Standing, runs| {
+        let word = Some(word());
+        crate::run::weigh(standing, replica.tell(runs), word)
+    };
+    assert_eq!(weigh(&down, false), Evidence::Override(word()));
+    assert!(
+        matches!(weigh(&down, true), Evidence::Says(_)),
+        "it runs there"
+    );
+    assert!(
+        matches!(weigh(&primary, false), Evidence::Says(_)),
+        "not needed"
+    );
+}

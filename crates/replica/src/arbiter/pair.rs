@@ -1,0 +1,325 @@
+//! Two hosts, and everything that was ever sent between them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{BootId, Lineage, PointId, TermId};
+use uuid::Uuid;
+
+use crate::lease::{BootTime, Fence, Grant, Promise};
+use crate::standing::Standing;
+use crate::wire::PartnerStanding;
+
+/// A value that is shared, and hashed and compared once: histories are copied often.
+#[derive(Debug, Clone)]
+pub(super) struct Kept<T>(Arc<T>, u64);
+
+impl<T: Hash> Kept<T> {
+    pub(super) fn new(value: T) -> Self {
+        let mut hasher = DefaultHasher::new();
+        value.hash(&mut hasher);
+        Self(Arc::new(value), hasher.finish())
+    }
+
+    pub(super) fn mark(&self) -> u64 {
+        self.1
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> PartialEq for Kept<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.1 == other.1
+    }
+}
+
+impl<T> Eq for Kept<T> {}
+
+impl<T> Hash for Kept<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.1.hash(state);
+    }
+}
+
+/// A point, what it builds on, and what stands for its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Stored {
+    pub(super) id: PointId,
+    pub(super) since: PointId,
+    pub(super) root: u8,
+}
+
+/// What a host has on disk, and what its polluxd believes to be there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Disk {
+    pub(super) standing: Standing,
+    /// Whether it has the relationship.
+    pub(super) linked: bool,
+    /// The journal, the oldest first, and the lineage of the newest.
+    pub(super) points: Vec<Stored>,
+    pub(super) history: Lineage,
+    /// The sender's progress.
+    pub(super) acknowledged: PointId,
+    pub(super) reserved: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Guest {
+    Off,
+    Runs,
+    /// By its host: succeeded, or without a lease.
+    Held,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Host {
+    pub(super) durable: Kept<Disk>,
+    pub(super) memory: Kept<Disk>,
+    pub(super) backup: Option<Kept<Disk>>,
+    pub(super) guest: Guest,
+    /// Whether the takeover that was prepared is from the newest point.
+    pub(super) from_newest: bool,
+    pub(super) boot: u8,
+    /// What the time was when it booted, in milliseconds, less what its clock is ahead.
+    pub(super) zero: i32,
+    pub(super) grant: Option<Grant>,
+    pub(super) promise: Promise,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Lives {
+    pub(super) says: PartnerStanding,
+    /// Wants an answer.
+    pub(super) question: bool,
+    /// Asks for a lease, by the clock of who asks.
+    pub(super) asks: Option<(BootTime, Fence)>,
+    /// Grants what was asked for then.
+    pub(super) grants: Option<(BootTime, Fence)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Say {
+    Lives(Lives),
+    /// Stand down for this lineage.
+    Ask(Lineage),
+    /// Stood down for this term.
+    Down(TermId),
+    /// A segment, whole.
+    Offer {
+        lineage: Lineage,
+        sequence: u64,
+        since: PointId,
+        root: u8,
+    },
+    /// This point is there.
+    Committed(PointId),
+}
+
+/// How much may happen in one history; bounds the search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Bounds {
+    pub(super) forces: u8,
+    pub(super) attempts: u8,
+    pub(super) crashes: u8,
+    /// Different messages that are sent.
+    pub(super) messages: u8,
+    /// Points that are cut.
+    pub(super) points: u8,
+    /// Backups, each restored once at most.
+    pub(super) backups: u8,
+    pub(super) restores: u8,
+    pub(super) removals: u8,
+    /// Seconds that pass; none: there is no lease.
+    pub(super) seconds: u8,
+    /// How often a clock gains on the other one.
+    pub(super) drifts: u8,
+    /// The lease is agreed on later.
+    pub(super) unfenced: bool,
+    /// Nobody asks the partner how it stands unless something is to be done.
+    pub(super) quiet: bool,
+}
+
+/// An acknowledged point; passed over once a person chose a history without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Acked {
+    pub(super) point: Stored,
+    pub(super) passed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Pair {
+    pub(super) hosts: [Host; 2],
+    /// Everything that was ever sent: to whom, and what. In an order that depends on nothing else.
+    pub(super) sent: Vec<(usize, Kept<Say>)>,
+    /// In milliseconds.
+    pub(super) now: i32,
+    pub(super) left: Bounds,
+    /// Terms that were named.
+    pub(super) terms: u8,
+    /// Points that were cut.
+    pub(super) cuts: u8,
+    pub(super) acked: Vec<Acked>,
+    /// Overrides that the partner has not learnt of.
+    pub(super) unsettled: [bool; 2],
+    /// Restored, and has not met the partner since.
+    pub(super) stale: [bool; 2],
+    /// Was restored: what it had acknowledged may be gone.
+    pub(super) restored: [bool; 2],
+    /// A promise that the last step broke.
+    pub(super) fault: Option<&'static str>,
+}
+
+/// The shortest lease.
+pub(super) fn fence() -> Fence {
+    Fence::new(Fence::SHORTEST).expect("a length")
+}
+
+pub(super) fn first_lineage() -> Lineage {
+    let mut terms: Vec<model::Term> = Lineage::begin("").into();
+    terms[0].id = TermId(Uuid::from_u128(0));
+    Lineage::try_from(terms).expect("one term")
+}
+
+impl Host {
+    fn new(disk: Disk, guest: Guest) -> Self {
+        let disk = Kept::new(disk);
+        let begun = BootTime {
+            boot: BootId(Uuid::from_u128(0)),
+            at: Duration::ZERO,
+        };
+        Self {
+            durable: disk.clone(),
+            memory: disk,
+            backup: None,
+            guest,
+            from_newest: true,
+            boot: 0,
+            zero: 0,
+            grant: None,
+            promise: Promise::begin(begun),
+        }
+    }
+
+    /// Its boot-time clock.
+    pub(super) fn reading(&self, now: i32) -> BootTime {
+        let at = u64::try_from(now - self.zero).unwrap_or(0);
+        BootTime {
+            boot: BootId(Uuid::from_u128(self.boot.into())),
+            at: Duration::from_millis(at),
+        }
+    }
+
+    pub(super) fn standing(&self) -> &Standing {
+        &self.memory.standing
+    }
+}
+
+impl Pair {
+    /// A primary that runs and its replica, which has the first point.
+    pub(super) fn begin(bounds: Bounds) -> Self {
+        let lineage = first_lineage();
+        let first = PointId {
+            term: lineage.current().id,
+            sequence: 1,
+        };
+        let stored = Stored {
+            id: first,
+            since: first,
+            root: 1,
+        };
+        let mut primary = Standing::primary(lineage.clone());
+        primary.partner = Some(String::new());
+        let mut replica = Standing::replica("", lineage.clone());
+        let leased = bounds.seconds > 0 && !bounds.unfenced;
+        if leased {
+            primary.fence = Some(fence());
+            replica.fence = Some(fence());
+        }
+        let disk = |standing, points| Disk {
+            standing,
+            linked: true,
+            points,
+            history: lineage.clone(),
+            acknowledged: first,
+            reserved: 1,
+        };
+        let mut hosts = [
+            Host::new(disk(primary, vec![]), Guest::Runs),
+            Host::new(disk(replica, vec![stored]), Guest::Off),
+        ];
+        if leased {
+            let asked = hosts[0].reading(0);
+            hosts[0].grant = Some(Grant::answered(1, asked, fence()));
+        }
+        Self {
+            hosts,
+            sent: Vec::new(),
+            now: 0,
+            left: bounds,
+            terms: 0,
+            cuts: 0,
+            acked: vec![Acked {
+                point: stored,
+                passed: false,
+            }],
+            unsettled: [false; 2],
+            stale: [false; 2],
+            restored: [false; 2],
+            fault: None,
+        }
+    }
+
+    pub(super) fn send(&mut self, to: usize, say: Say) {
+        let say = Kept::new(say);
+        let at = self
+            .sent
+            .binary_search_by_key(&(to, say.mark()), |(to, say)| (*to, say.mark()));
+        if let Err(at) = at {
+            if self.left.messages > 0 {
+                self.left.messages -= 1;
+                self.sent.insert(at, (to, say));
+            }
+        }
+    }
+
+    pub(super) fn reading(&self, x: usize) -> BootTime {
+        self.hosts[x].reading(self.now)
+    }
+
+    pub(super) fn both_run(&self) -> bool {
+        self.hosts.iter().all(|host| host.guest == Guest::Runs)
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        self.hosts.iter().all(|host| host.memory.linked)
+    }
+
+    /// Keeps a record, durably unless the rule that asks for that is off.
+    pub(super) fn keep(&mut self, x: usize, disk: Disk, durable: bool) {
+        let disk = Kept::new(disk);
+        if durable {
+            self.hosts[x].durable = disk.clone();
+        }
+        self.hosts[x].memory = disk;
+    }
+
+    pub(super) fn keep_standing(&mut self, x: usize, standing: Standing, durable: bool) {
+        // As polluxd does: what it believes to be there already is not stored.
+        if self.hosts[x].memory.standing != standing {
+            let disk = Disk {
+                standing,
+                ..(*self.hosts[x].memory).clone()
+            };
+            self.keep(x, disk, durable);
+        }
+    }
+}
