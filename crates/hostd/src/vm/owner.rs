@@ -45,8 +45,8 @@ pub(super) enum Happening {
     Evidence(u64, Evidence),
     /// The peer agreed to be the replica, or did not.
     Enrolled(Result<(), Problem>),
-    /// The driver ended and the partner was told.
-    Disabled(Answer),
+    /// The driver ended, the partner was asked how it stands, and told.
+    Disabled(Answer, Evidence),
     /// The driver ended and the replica forgot the initial replication, or did not.
     Cancelled(Result<(), Problem>, Answer),
     Launched(Result<Guest, Problem>),
@@ -400,7 +400,8 @@ impl Owner {
             Happening::Told(evidence) => self.told(evidence).await,
             Happening::Settled(certain) => self.settled(certain),
             Happening::Enrolled(agreed) => self.enrolled(agreed),
-            Happening::Disabled(answer) => {
+            Happening::Disabled(answer, evidence) => {
+                self.told(evidence).await;
                 let _ = answer.send(self.disabled());
             }
             Happening::Cancelled(done, answer) => self.cancelled(done, answer),

@@ -19,6 +19,7 @@ use replica::client::PeerLink;
 use replica::driver::{self, Begin, COMMANDS, Command};
 use replica::link::LinkError;
 use replica::report::LinkReport;
+use replica::run::Evidence;
 use replica::source::{Plan, Progress};
 use replica::standing::Role;
 use replica::wire::{Configuration, Enrol};
@@ -32,6 +33,7 @@ use super::progress;
 use super::relation::{Relation, Terms};
 use super::source::{DiskdSource, Record};
 use super::tracking;
+use crate::partner;
 
 /// Longest time from one point to the next, in seconds.
 const MAX_EVERY: u32 = 3600;
@@ -391,6 +393,7 @@ impl Owner {
         }
         let driver = self.stop_driver();
         let sent = view.standing.role == Role::Primary;
+        let host = Arc::clone(&self.host);
         // A host that was taken over from keeps its word: it stays stood down.
         let tell = tell && view.standing.role != Role::FailedOver;
         let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
@@ -401,7 +404,10 @@ impl Owner {
                 // It ends by itself; a panic was logged.
                 let _ = driver.await;
             }
+            let mut evidence = Evidence::Unasked;
             if tell {
+                // Whether it took over must stay known when they do not meet any more.
+                evidence = partner::evidence(&host, &view, None).await;
                 if let Err(error) = link.remove().await {
                     tracing::warn!(%vm, %error, "the partner was not told of the end");
                 }
@@ -411,7 +417,7 @@ impl Owner {
                     tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
                 }
             }
-            Happening::Disabled(answer)
+            Happening::Disabled(answer, evidence)
         });
     }
 
