@@ -16,11 +16,12 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
-    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, ExportDisk,
-    ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine, LockPoint, MAX_LINE,
-    MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress, ReplicaServer,
-    Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked, SetReplication,
-    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm, VmDetails, VmDisk,
+    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, Event, EventQuery,
+    ExportDisk, ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine,
+    LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress,
+    ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked,
+    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm,
+    VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -303,6 +304,29 @@ impl Client {
         self.get(&path(vm, "/replication")).await
     }
 
+    /// What happened on the host, the oldest first.
+    pub async fn events(&self, wanted: &EventQuery) -> Result<Vec<Event>, Problem> {
+        self.get(&format!("/v1/events{}", query(wanted))).await
+    }
+
+    /// What happened on the host, and what happens from now on.
+    pub async fn follow_events(&self, wanted: &EventQuery) -> Result<EventStream, Problem> {
+        let path = format!("/v1/events/stream{}", query(wanted));
+        let request = self.request(Method::GET, &path, None::<&()>)?;
+        Ok(EventStream {
+            body: self.send(request).await?.into_body(),
+            buffer: BytesMut::new(),
+            client: self.clone(),
+        })
+    }
+
+    /// Measures of all relationships, as Prometheus takes them.
+    pub async fn metrics(&self) -> Result<Vec<u8>, Problem> {
+        let request = self.request(Method::GET, "/metrics", None::<&()>)?;
+        let response = self.send(request).await?;
+        self.collect(response).await
+    }
+
     /// Measures of all relationships of the host.
     pub async fn all_measures(&self) -> Result<Vec<Measures>, Problem> {
         self.get("/v1/replications/measures").await
@@ -576,6 +600,63 @@ impl Client {
             format!("the conversation broke off: {error}"),
             "Its log says more",
         )
+    }
+}
+
+/// Events, as they come.
+#[derive(Debug)]
+pub struct EventStream {
+    body: Incoming,
+    buffer: BytesMut,
+    client: Client,
+}
+
+impl EventStream {
+    /// The next event; none when polluxd has ended.
+    pub async fn next(&mut self) -> Option<Result<Event, Problem>> {
+        loop {
+            while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                // An event is on one line; what else there is names it again, or keeps the
+                // connection up.
+                if let Some(data) = line.strip_prefix(b"data:") {
+                    let event = serde_json::from_slice(data);
+                    return Some(event.map_err(|error| self.client.broken(&error)));
+                }
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Some(Err(self.client.broken(&"a line of the answer is too long")));
+            }
+            match next(&mut self.body).await? {
+                Ok(chunk) => self.buffer.extend_from_slice(&chunk),
+                Err(error) => return Some(Err(self.client.broken(&error))),
+            }
+        }
+    }
+}
+
+fn query(wanted: &EventQuery) -> String {
+    let EventQuery {
+        vm,
+        since,
+        after,
+        limit,
+    } = wanted;
+    let parts = [
+        ("vm", vm.clone()),
+        ("since", since.map(|since| since.to_string())),
+        ("after", after.map(|after| after.to_string())),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    let parts = parts.into_iter().filter_map(|(name, value)| {
+        let value = value?;
+        Some(format!("{name}={}", escape(&value)))
+    });
+    let parts: Vec<String> = parts.collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", parts.join("&"))
     }
 }
 

@@ -47,6 +47,9 @@
 //!   POST   /v1/vms/{vm}/replication/cancel
 //!   POST   /v1/vms/{vm}/replication/suspend                     -> Replication
 //!   POST   /v1/vms/{vm}/replication/resume                      -> Replication
+//!   GET    /metrics                                 OpenMetrics text, for Prometheus
+//!   GET    /v1/events                               ?EventQuery -> [Event]
+//!   GET    /v1/events/stream                        ?EventQuery -> Event, as server-sent events
 //!   GET    /v1/replications/measures                [Measures]
 //!   GET    /v1/vms/{vm}/replication/measures        Measures
 //!   DELETE /v1/vms/{vm}/replication/measures                    -> Measures
@@ -70,6 +73,7 @@
 
 mod client;
 mod disk;
+mod event;
 mod host;
 mod job;
 mod measure;
@@ -79,11 +83,12 @@ mod server;
 mod tracking;
 mod vm;
 
-pub use client::Client;
+pub use client::{Client, EventStream};
 pub use disk::{
     ApplyCheckpoint, AttachDisk, Checkpoint, CreateDisk, DetachDisk, DiskFormat, DiskOverlay,
     ExportDisk, ExportedDisk, MakeCheckpoint, ResizeDisk, ResizedDisk, VmDisk,
 };
+pub use event::{Event, EventKind, EventQuery, Severity};
 pub use host::{
     Accelerator, GiveCertificate, HostStatus, Identity, Peer, Revoke, Revoked, TrustPeer,
 };

@@ -6,16 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use model::{Bytes, Code, Problem, VmId, VmName};
 use replica::client::PeerClient;
 use replica::identity::Identity;
 use replica::standing::{self, Role, Standing};
 use replica::trust::Trust;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 
 use crate::certificates;
 use crate::endpoint::{Endpoint, Listening};
+use crate::event::{Bounds, Events, hook};
 use crate::flushes::Flushes;
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
@@ -41,6 +42,7 @@ pub struct Host {
     pub(crate) replica_listen: SocketAddr,
     pub(crate) endpoint: Endpoint,
     pub(crate) server: Server,
+    pub(crate) events: Arc<Events>,
     pub(crate) flushes: Flushes,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
@@ -127,8 +129,10 @@ impl Host {
         ));
         let trust = Trust::open(&state.join("peers"))
             .map_err(|error| failed(&state.join("peers"), &error))?;
+        let events = begin_events(&settings, &state)?;
         let host = Arc::new(Self {
             layout,
+            events,
             settings,
             programs,
             ledger: Ledger::default(),
@@ -561,6 +565,19 @@ fn reached_at(name: &str, listen: SocketAddr) -> String {
     } else {
         listen.to_string()
     }
+}
+
+/// Begins to keep what happens, and to tell the hook of it.
+fn begin_events(settings: &Settings, state: &Path) -> Result<Arc<Events>, Problem> {
+    let bounds = Bounds {
+        count: settings.events.into(),
+        age: SignedDuration::from_hours(24 * i64::from(settings.event_days)),
+    };
+    let (hook, told) = mpsc::channel(hook::QUEUE);
+    let hook = Some(hook).filter(|_| !settings.hook.is_empty());
+    let events = Arc::new(Events::begin(&state.join("events.db"), bounds, hook)?);
+    tokio::spawn(hook::run(settings.hook.clone(), told, Arc::clone(&events)));
+    Ok(events)
 }
 
 /// Sub-folders that are not hidden.

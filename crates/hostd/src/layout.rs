@@ -5,6 +5,7 @@
 //!     lock                        one polluxd per state folder
 //!     host.toml                   the host's own settings, may be absent
 //!     replica-server.toml         whom it receives twins from, absent until that is switched on
+//!     events.db                   what happened, bounded; put aside and begun anew if it is damaged
 //!     identity/ peers/            who this host is, whom it trusts (crate `replica`)
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
 //!     replicas/UUID/              a twin received from another host: vm.toml, journal/, standing
@@ -12,6 +13,7 @@
 //!       open-ID/                  a point of it that is open for reading
 //!   RUN/                          tmpfs: lost by a reboot, as it should be
 //!     api.sock                    the management API
+//!     measures/                   measures of relationships, newer than those beside the VMs
 //!     SHORT-ID/                   processes of one VM: configurations, sockets, state files
 //! ```
 //!

@@ -16,7 +16,10 @@
 //! adopts them. What must outlive it is written durably before anything rests on it.
 
 mod certificates;
+#[cfg(test)]
+mod documented_tests;
 mod endpoint;
+mod event;
 mod flushes;
 mod health;
 pub mod host;
@@ -25,6 +28,7 @@ pub mod layout;
 mod lines;
 mod measure;
 mod memory;
+mod metrics;
 mod partner;
 mod programs;
 mod receive;

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use api::{EventKind, Severity};
 use jiff::Timestamp;
 use journal::{Header, Journal, Room};
 use model::{Bytes, Code, Lineage, Problem, VmId};
@@ -13,6 +14,7 @@ use replica::standing::Role;
 use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
 use tokio::net::TcpListener;
 
+use crate::event::Draft;
 use crate::host::Host;
 use crate::measure::Receipt;
 use crate::twin;
@@ -85,7 +87,11 @@ impl ReplicaHost for Twins {
         let (asks, host) = (&principal.name, self.0.name());
         self.0.server.rules(|rules| match rules.admit(asks) {
             Ok(_) => Ok(()),
-            Err(denied) => Err(denied.problem(asks, host)),
+            Err(denied) => {
+                let problem = denied.problem(asks, host);
+                self.0.events.refused(asks, &problem);
+                Err(problem)
+            }
         })
     }
 
@@ -116,6 +122,7 @@ impl ReplicaHost for Twins {
         let (path, spec) = made
             .await
             .map_err(|error| Problem::failed("polluxd", &error))??;
+        let name = spec.name.to_string();
         let home = Home {
             path,
             spec,
@@ -123,6 +130,9 @@ impl ReplicaHost for Twins {
         };
         host.open_home(home).await?;
         tracing::info!(%vm, peer = principal.name, "is received from now on");
+        let what = format!("is received from host `{}`", principal.name);
+        let draft = Draft::new(EventKind::Enabled, Severity::Info, &name, what);
+        host.events.record(draft.about(vm));
         Ok(())
     }
 

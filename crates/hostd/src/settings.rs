@@ -26,6 +26,12 @@ pub struct Settings {
     pub keep: Keep,
     /// Over which time a relationship is measured: `12h`, `2d`.
     pub monitoring_interval: Monitoring,
+    /// Events that are kept.
+    pub events: u32,
+    /// Days for which they are kept.
+    pub event_days: u16,
+    /// A program and its arguments, run for events that may need a person.
+    pub hook: Vec<String>,
 }
 
 impl Default for Settings {
@@ -36,6 +42,9 @@ impl Default for Settings {
             store_reserve: Bytes(1 << 30),
             keep: Keep::default(),
             monitoring_interval: Monitoring::default(),
+            events: 100_000,
+            event_days: 90,
+            hook: Vec::new(),
         }
     }
 }
@@ -63,7 +72,17 @@ impl Settings {
         if text.len() > MAX_LEN {
             return Err(refuse(format!("has more than {MAX_LEN} bytes")));
         }
-        toml::from_str(&text).map_err(|error| refuse(error.to_string().trim_end().to_owned()))
+        let settings: Self = toml::from_str(&text)
+            .map_err(|error| refuse(error.to_string().trim_end().to_owned()))?;
+        if let Some(program) = settings.hook.first() {
+            // No search path: which program runs shall not depend on who starts polluxd.
+            if !Path::new(program).is_absolute() {
+                return Err(refuse(format!(
+                    "says the hook `{program}`, which is no absolute path"
+                )));
+            }
+        }
+        Ok(settings)
     }
 }
 
@@ -86,6 +105,18 @@ mod tests {
         std::fs::write(&file, "keep = \"1h:some\"\n").expect("write");
         let problem = Settings::read(folder.path()).expect_err("no policy");
         assert!(problem.reason.contains("`some` does not say"), "{problem}");
+        let hook = "hook = [\"/bin/tell\", \"a b\"]\nmonitoring_interval = \"2d\"\n";
+        std::fs::write(&file, hook).expect("write");
+        let settings = Settings::read(folder.path()).expect("good");
+        assert_eq!(settings.hook, ["/bin/tell", "a b"]);
+        for (bad, says) in [
+            ("hook = [\"tell\"]\n", "absolute"),
+            ("monitoring_interval = \"5h\"\n", "12h"),
+        ] {
+            std::fs::write(&file, bad).expect("write");
+            let problem = Settings::read(folder.path()).expect_err(says);
+            assert!(problem.reason.contains(says), "{problem}");
+        }
         std::fs::write(&file, "colour = 3\n").expect("write");
         let problem = Settings::read(folder.path()).expect_err("unknown");
         assert!(problem.reason.contains("colour"), "{problem}");

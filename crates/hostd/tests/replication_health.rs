@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use api::{EnableReplication, HealthReason, ReplicationHealth};
+use api::{EnableReplication, EventKind, EventQuery, HealthReason, ReplicationHealth, Severity};
 use model::{Code, Health, Mode};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
@@ -107,6 +107,13 @@ async fn both_sides_tell_why_they_are_not_healthy_and_what_to_do() {
         );
         assert_eq!(one.replica_port, there.replica_port);
     }
+    let metrics = castor.client.metrics().await.expect("told");
+    let metrics = String::from_utf8(metrics).expect("text");
+    let level = metrics
+        .lines()
+        .find(|line| line.starts_with("pollux_replication_health{"));
+    assert!(level.is_some_and(|line| line.ends_with(" 2")), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     refused(castor.client.health("db").await, Code::NotFound, "db");
     castor.create("db", vec![]).await.expect("made");
     for refusal in [
@@ -180,4 +187,138 @@ async fn measures_survive_the_end_of_polluxd_and_go_with_the_relationship() {
         |there| !there,
     )
     .await;
+}
+
+fn about_web() -> EventQuery {
+    EventQuery {
+        vm: Some("web".to_owned()),
+        ..EventQuery::default()
+    }
+}
+
+#[tokio::test]
+async fn what_happens_is_kept_followed_and_there_again_after_a_kill() {
+    let (castor, pollux) = pair().await;
+    let mut stream = castor
+        .client
+        .follow_events(&about_web())
+        .await
+        .expect("followed");
+    let mut kinds = Vec::new();
+    while !kinds.contains(&EventKind::Error) {
+        let event = stream.next().await.expect("goes on").expect("an event");
+        assert_eq!(event.thing, "web");
+        kinds.push(event.kind);
+    }
+    assert_eq!(kinds[0], EventKind::Enabled);
+    assert_eq!(
+        kinds
+            .iter()
+            .filter(|kind| **kind == EventKind::Error)
+            .count(),
+        1
+    );
+
+    let after = castor.client.events(&about_web()).await.expect("listed");
+    let after = after.last().expect("events").id;
+    castor
+        .client
+        .suspend_replication("web")
+        .await
+        .expect("paused");
+    castor.client.reset_measures("web").await.expect("reset");
+    castor
+        .client
+        .disable_replication("web")
+        .await
+        .expect("ended");
+    let mut event = stream.next().await.expect("goes on").expect("an event");
+    while event.kind != EventKind::Removed {
+        event = stream.next().await.expect("goes on").expect("an event");
+    }
+    let query = EventQuery {
+        after: Some(after),
+        ..about_web()
+    };
+    let all = castor.client.events(&query).await.expect("listed");
+    let kinds: Vec<EventKind> = all.iter().map(|event| event.kind).collect();
+    assert!(kinds.contains(&EventKind::StatisticsReset), "{kinds:?}");
+    assert_eq!(kinds.last(), Some(&EventKind::Removed));
+
+    let castor = restart(castor, "castor", Signal::KILL).await;
+    assert_eq!(castor.client.events(&query).await.expect("listed"), all);
+    // One that is gone is found by its id.
+    castor.client.delete("web").await.expect("deleted");
+    refused(castor.client.events(&query).await, Code::NotFound, "web");
+    let by_id = EventQuery {
+        vm: all[0].vm.map(|vm| vm.to_string()),
+        ..query
+    };
+    assert_eq!(castor.client.events(&by_id).await.expect("listed"), all);
+
+    // The other side received it, and heard of the end.
+    let there = until(
+        async || {
+            pollux
+                .client
+                .events(&EventQuery::default())
+                .await
+                .expect("listed")
+        },
+        |all| all.iter().any(|event| event.kind == EventKind::Removed),
+    )
+    .await;
+    assert_eq!(there[0].kind, EventKind::Enabled);
+    assert!(
+        there[0].what.contains("received from host `castor`"),
+        "{there:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_may_not_replicate_here_is_told_of() {
+    let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
+    for host in [&castor, &pollux] {
+        host.receives().await;
+    }
+    castor.trusts(&pollux).await;
+    pollux.trusts(&castor).await;
+    let authorize = api::Authorize {
+        pattern: "*.example.com".to_owned(),
+        group: None,
+        limit: None,
+    };
+    pollux
+        .client
+        .authorize(&authorize)
+        .await
+        .expect("authorized");
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let wanted = EnableReplication {
+        peer: "pollux".to_owned(),
+        every_s: 30,
+        disks: None,
+        keep: None,
+    };
+    for _ in 0..2 {
+        let enabled = castor.client.enable_replication("web", &wanted).await;
+        refused(enabled, Code::Forbidden, "authorize castor");
+    }
+    let all = pollux
+        .client
+        .events(&EventQuery::default())
+        .await
+        .expect("listed");
+    let [refusal] = &all[..] else {
+        panic!("{all:?}");
+    };
+    assert_eq!(
+        (refusal.kind, refusal.severity),
+        (EventKind::Refused, Severity::Warning)
+    );
+    assert_eq!(refusal.thing, "host castor");
+    assert!(refusal.way_out.contains("authorize castor"), "{refusal:?}");
 }

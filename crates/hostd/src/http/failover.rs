@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{StartFailover, TestFailover, VmDetails};
+use api::{EventKind, Severity, StartFailover, TestFailover, VmDetails};
 use axum::Json;
 use axum::extract::{Path, State};
 use model::{Code, PointId, Problem, VmState};
@@ -12,6 +12,7 @@ use super::hosts::blocking;
 use super::points::store_of;
 use super::vms::{details, word};
 use super::{Answered, Refusal};
+use crate::event::Draft;
 use crate::host::Host;
 use crate::twin::LATEST;
 use crate::vm::folder::Made;
@@ -72,6 +73,7 @@ pub(super) async fn test(
         return Err(problem.into());
     }
     twin.observed.tested(jiff::Timestamp::now());
+    record_test(&host, &twin, EventKind::TestBegan, "a test failover began");
     details(&copy).await
 }
 
@@ -92,8 +94,24 @@ pub(super) async fn stop_test(
         let reason = "has no test failover";
         Problem::new(Code::Conflict, vm.view().thing(), reason, way_out)
     })?;
+    let twin = copy.view().home.machine.and_then(|machine| machine.origin);
+    let twin = twin.and_then(|origin| host.vm(origin.twin));
     end_test(&host, &copy).await?;
+    if let Some(twin) = twin {
+        record_test(
+            &host,
+            &twin,
+            EventKind::TestEnded,
+            "the test failover ended",
+        );
+    }
     Ok(Json(()))
+}
+
+fn record_test(host: &Host, twin: &Vm, kind: EventKind, what: &str) {
+    let name = twin.view().home.spec.name;
+    let draft = Draft::new(kind, Severity::Info, name.as_str(), what.to_owned());
+    host.events.record(draft.about(twin.id));
 }
 
 /// The copy that a test failover of `vm` made, or `vm` itself if it is one.

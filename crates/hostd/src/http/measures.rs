@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Measures, ReplicationHealth};
+use api::{EventKind, Measures, ReplicationHealth, Severity};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use model::{Bytes, Mode, Problem};
 
 use super::Answered;
 use super::replication::{not_replicated, seconds_since};
+use crate::event::Draft;
 use crate::host::Host;
 use crate::measure::Counters;
 use crate::vm::observe::Seen;
@@ -42,6 +43,10 @@ pub(super) async fn reset(
         return Err(not_replicated(&view).into());
     }
     vm.observed.reset(&view, Timestamp::now());
+    let what = "the figures of its replication are counted anew".to_owned();
+    let name = view.home.spec.name.as_str();
+    let draft = Draft::new(EventKind::StatisticsReset, Severity::Info, name, what);
+    host.events.record(draft.about(vm.id));
     Ok(Json(measures(&vm).await?))
 }
 

@@ -3,9 +3,11 @@
 mod body;
 mod console;
 mod disks;
+mod events;
 mod failover;
 mod hosts;
 mod measures;
+mod metrics;
 mod points;
 mod replication;
 mod server;
@@ -93,6 +95,9 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
         .route("/v1/vms/{vm}/replication/cancel", post(replication::cancel))
+        .route("/metrics", get(metrics::show))
+        .route("/v1/events", get(events::list))
+        .route("/v1/events/stream", get(events::follow))
         .route("/v1/replications/measures", get(measures::list))
         .route("/v1/replications/health", get(measures::all_health))
         .route(

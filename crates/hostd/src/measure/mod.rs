@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use model::RelationshipId;
+use model::{Health, RelationshipId, ReplicationState};
 use replica::report::LinkReport;
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,10 @@ pub(crate) struct Measured {
     pub(crate) last_latency_ms: Option<u64>,
     /// When a test failover began last.
     pub(crate) last_test: Option<Timestamp>,
+    /// The state that an event told of last.
+    pub(crate) told_state: Option<ReplicationState>,
+    /// The health that an event told of last.
+    pub(crate) told_health: Option<Health>,
 }
 
 /// A segment that was received.
@@ -217,6 +221,8 @@ impl Measured {
             last_size: None,
             last_latency_ms: None,
             last_test: None,
+            told_state: None,
+            told_health: None,
         }
     }
 

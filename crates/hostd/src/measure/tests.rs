@@ -1,7 +1,6 @@
 //! The accumulator against a list of everything that happened.
 
 use model::Bytes;
-use model::ReplicationState;
 use proptest::prelude::*;
 
 use super::*;

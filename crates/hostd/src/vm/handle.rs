@@ -247,6 +247,7 @@ impl Vm {
             staged: Arc::default(),
         });
         let observed = Observed::open(&host, id, &view.borrow());
+        let events = Arc::clone(&host.events);
         Owner::begin(
             host,
             id,
@@ -267,11 +268,14 @@ impl Vm {
             store,
             observed: Arc::new(observed),
         };
-        tokio::spawn(observe::run(
+        let observing = observe::run(
+            id,
             vm.watch(),
             vm.store.clone(),
             Arc::clone(&vm.observed),
-        ));
+            events,
+        );
+        tokio::spawn(observing);
         Ok(vm)
     }
 }

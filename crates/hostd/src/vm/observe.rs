@@ -1,9 +1,10 @@
-//! A relationship, seen from outside its owner: measured and judged.
+//! A relationship, seen from outside its owner: measured, judged, told of.
 //!
 //! ```text
 //!   owner --View-----------.
 //!   driver --LinkReport----+--> Observed --> measures, health --> the API
-//!   receiver --Receipt-----'        '--> files, every few seconds
+//!   receiver --Receipt-----'        |--> events
+//!                                   '--> files, every few seconds
 //! ```
 //!
 //! Nothing waits for it: what it looks at is published anyway, and a report that it did not see is
@@ -22,6 +23,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::handle::View;
 use super::relation::Relation;
+use crate::event::notice::{Facts, Notices, Related};
+use crate::event::{Draft, Events};
 use crate::health::{self, Look, Onset};
 use crate::host::Host;
 use crate::measure::file::Files;
@@ -48,6 +51,7 @@ struct Inner {
     report: Option<watch::Receiver<LinkReport>>,
     counted: Tally,
     onset: Onset,
+    notices: Notices,
     /// How often it was written.
     serial: u64,
     /// What was written last.
@@ -75,6 +79,7 @@ impl Observed {
         let mut inner = Inner::default();
         let relation = view.relation.as_ref();
         if let Some((measured, serial)) = relation.and_then(|relation| files.read(relation.id)) {
+            inner.notices = Notices::after(measured.told_state, measured.told_health);
             inner.written = Some(measured.clone());
             inner.measured = Some(measured);
             inner.serial = serial;
@@ -126,6 +131,38 @@ impl Observed {
             measured,
             error,
         })
+    }
+
+    /// What happened since it was asked last.
+    fn news(&self, vm: VmId, view: &View, now: Timestamp) -> Vec<Draft> {
+        let seen = self.look(view, now);
+        let inner = &mut *self.lock();
+        // Before the partner agreed there is none.
+        let relation = view.relation.as_ref();
+        let agreed = relation.filter(|_| view.standing.partner.is_some());
+        let related = agreed.zip(seen.as_ref()).map(|(relation, seen)| Related {
+            peer: &relation.partner,
+            received: seen.mode != Mode::Primary,
+            // A driver that has just begun has not looked yet.
+            state: Some(seen.state)
+                .filter(|state| *state != ReplicationState::ReadyForInitialReplication),
+            health: seen.health,
+            messages: &seen.messages,
+            error: seen.error.as_ref(),
+            missed: seen.measured.now.missed,
+        });
+        let drafts = inner.notices.notice(
+            now,
+            &Facts {
+                vm,
+                name: view.home.spec.name.as_str(),
+                relation: related,
+            },
+        );
+        if let Some(measured) = &mut inner.measured {
+            (measured.told_state, measured.told_health) = inner.notices.told();
+        }
+        drafts
     }
 
     /// A segment was received.
@@ -267,9 +304,11 @@ pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> Repli
 
 /// Observes until the owner has ended.
 pub(crate) async fn run(
+    vm: VmId,
     mut view: watch::Receiver<View>,
     store: Option<Store>,
     observed: Arc<Observed>,
+    events: Arc<Events>,
 ) {
     let now = view.borrow().clone();
     let first = observed.look(&now, Timestamp::now());
@@ -291,7 +330,9 @@ pub(crate) async fn run(
     loop {
         let now = view.borrow_and_update().clone();
         follow(&mut report, now.report.as_ref());
-        observed.look(&now, Timestamp::now());
+        for draft in observed.news(vm, &now, Timestamp::now()) {
+            events.record(draft);
+        }
         tokio::select! {
             changed = view.changed() => if changed.is_err() {
                 // The VM was deleted.
