@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use model::{Bus, Bytes, DiskChoice, Keep};
 
 use crate::replica_server::{AuthorizeArgs, ServerVerb};
+use crate::show_event::since;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 something failed that should not have; 2 the request is wrong; 3 the thing \
@@ -79,6 +80,9 @@ pub(crate) enum Noun {
     /// Starting twins
     #[command(subcommand)]
     Failover(FailoverVerb),
+    /// What happened
+    #[command(subcommand)]
+    Event(EventVerb),
     /// Segment files, read without polluxd
     #[command(subcommand)]
     Segment(SegmentVerb),
@@ -478,6 +482,28 @@ pub(crate) enum FailoverVerb {
         #[command(flatten)]
         force: Force,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventVerb {
+    /// What happened on this host, the newest last
+    List(EventList),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventList {
+    /// Only about this VM
+    #[arg(long)]
+    pub(crate) vm: Option<String>,
+    /// Only since then: how long ago, such as 12h or 7d, or a time such as 2026-11-29
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) since: Option<Timestamp>,
+    /// At most so many, the newest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1000)]
+    pub(crate) limit: u32,
+    /// Go on with what happens from now on; with `-o json` one object per line
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Subcommand)]

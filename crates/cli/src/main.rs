@@ -1,12 +1,18 @@
 //! `pollux`: the command line.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
-use pollux_cli::{Arguments, run};
+use pollux_cli::{Arguments, refuse, run, translate, wants_json};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let json = wants_json(&words);
+    let arguments = match translate(words) {
+        Ok(words) => Arguments::parse_from(words),
+        Err(problem) => return refuse(&problem, json),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -7,20 +7,21 @@ use std::time::Duration;
 
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, ExportDisk, ExportPoint, GiveCertificate, LockPoint, MakeCheckpoint,
-    NewDisk, OpenPoint, Progress, ResizeDisk, Revoke, SetReplication, StartFailover, StartVm,
-    StopVm, TestFailover, TrustPeer,
+    EnableReplication, EventQuery, ExportDisk, ExportPoint, GiveCertificate, LockPoint,
+    MakeCheckpoint, NewDisk, OpenPoint, Progress, ResizeDisk, Revoke, SetReplication,
+    StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
 
 use crate::args::{
-    Arguments, Create, DiskVerb, FailoverVerb, Force, Format, HostVerb, Noun, PointVerb,
-    ReplicaVerb, SegmentVerb, TrackVerb, VmVerb,
+    Arguments, Create, DiskVerb, EventList, EventVerb, FailoverVerb, Force, Format, HostVerb, Noun,
+    PointVerb, ReplicaVerb, SegmentVerb, TrackVerb, VmVerb,
 };
 use crate::show::{self, Shown, harmless};
 use crate::show_disk::{DiskInfo, DisksOf};
-use crate::show_replica::{csv, wide_measures, wide_status};
+use crate::show_event::line;
+use crate::show_replica::{csv, wide_authorizations, wide_measures, wide_status};
 use crate::{console, replica_server, segment, show_point};
 
 /// How often `--watch` looks.
@@ -35,8 +36,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         wide: arguments.wide,
     };
     if let Err(problem) = takes(format, &arguments.noun) {
-        eprintln!("error: {problem}");
-        return ExitCode::from(problem.code.exit());
+        return refuse(&problem, false);
     }
     let done = tokio::select! {
         done = command.carry_out(arguments.noun) => done,
@@ -44,19 +44,19 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            match format {
-                Format::Table | Format::Csv => {
-                    eprintln!("error: {}", harmless(&problem.to_string()))
-                }
-                Format::Json => eprintln!(
-                    "{}",
-                    serde_json::to_string(&problem).expect("a problem has a JSON form")
-                ),
-            }
-            ExitCode::from(problem.code.exit())
-        }
+        Err(problem) => refuse(&problem, format == Format::Json),
     }
+}
+
+/// Tells the problem, and how the process ends.
+pub fn refuse(problem: &Problem, json: bool) -> ExitCode {
+    if json {
+        let text = serde_json::to_string(problem).expect("a problem has a JSON form");
+        eprintln!("{text}");
+    } else {
+        eprintln!("error: {}", harmless(&problem.to_string()));
+    }
+    ExitCode::from(problem.code.exit())
 }
 
 /// Only measures are a table of figures.
@@ -84,6 +84,7 @@ impl Command {
             Noun::Track(TrackVerb::Status { vm }) => self.print(&self.client.tracking(&vm).await?),
             Noun::Point(verb) => self.point(verb).await,
             Noun::Failover(verb) => self.failover(verb).await,
+            Noun::Event(EventVerb::List(list)) => self.events(list).await,
             Noun::Segment(verb) => self.segment(verb).await,
             Noun::Host(verb) => self.host(verb).await,
         }
@@ -272,7 +273,7 @@ impl Command {
                     every_s: frequency,
                     keep,
                 };
-                self.print(&vec![client.set_replication(&vm, &set).await?])
+                self.print_relationships(vec![client.set_replication(&vm, &set).await?])
             }
             ReplicaVerb::Cancel { vm } => {
                 client.cancel_replication(&vm).await?;
@@ -302,8 +303,43 @@ impl Command {
                 self.print(&replica_server::authorize(client, args).await?)
             }
             ReplicaVerb::Deny { pattern } => self.print(&client.deny(&pattern).await?),
-            ReplicaVerb::Authorizations => self.print(&client.authorizations().await?),
+            ReplicaVerb::Authorizations => {
+                let all = client.authorizations().await?;
+                if self.wide && self.format == Format::Table {
+                    return self.say(&wide_authorizations(&all));
+                }
+                self.print(&all)
+            }
         }
+    }
+
+    async fn events(&self, list: EventList) -> Result<(), Problem> {
+        let query = EventQuery {
+            vm: list.vm,
+            since: list.since,
+            after: None,
+            limit: Some(list.limit),
+        };
+        if !list.follow {
+            return self.print(&self.client.events(&query).await?);
+        }
+        let mut events = self.client.follow_events(&query).await?;
+        while let Some(event) = events.next().await {
+            let event = event?;
+            let text = match self.format {
+                Format::Json => show::json_line(&event),
+                Format::Table | Format::Csv => line(&event),
+            };
+            if !write_out(format!("{text}\n").as_bytes())? {
+                return Ok(());
+            }
+        }
+        Err(Problem::new(
+            Code::Unreachable,
+            "polluxd",
+            "has ended, and tells of no more events",
+            "Start it, and follow them again",
+        ))
     }
 
     async fn measure(&self, vm: Option<&str>) -> Result<(), Problem> {

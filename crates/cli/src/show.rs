@@ -17,6 +17,11 @@ pub(crate) fn json(what: &impl Serialize) -> String {
     serde_json::to_string_pretty(what).expect("every answer has a JSON form")
 }
 
+/// For programs that read line by line.
+pub(crate) fn json_line(what: &impl Serialize) -> String {
+    serde_json::to_string(what).expect("every answer has a JSON form")
+}
+
 /// Columns as wide as their content, or as the terminal allows.
 pub(crate) fn columns(header: &[&str]) -> Table {
     let mut table = Table::new();

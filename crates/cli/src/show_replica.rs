@@ -1,6 +1,6 @@
 //! Relationships for people: how they are, what was measured, why they are not healthy.
 
-use api::{HealthMessage, Measures, Replication, ReplicationHealth};
+use api::{Authorization, HealthMessage, Measures, Replication, ReplicationHealth};
 use comfy_table::ContentArrangement;
 use jiff::Timestamp;
 use model::{Bytes, Mode, ReplicationState};
@@ -31,6 +31,8 @@ const MEASURE: [&str; 8] = [
     "AvgReplSize(M)",
     "Relationship",
 ];
+/// Hyper-V's columns of `Get-VMReplicationAuthorizationEntry`.
+const AUTHORIZATION: [&str; 3] = ["AllowedPS", "StorageLoc", "TrustGroup"];
 /// There are no extended replicas yet.
 const RELATIONSHIP: &str = "Simple";
 
@@ -128,6 +130,20 @@ pub(crate) fn wide_measures(all: &[Measures]) -> String {
             or_dash(one.latency_average_ms.map(span)),
             or_dash(one.size_average.map(mebibytes)),
             RELATIONSHIP.to_owned(),
+        ]);
+    }
+    finish(&table)
+}
+
+/// As Hyper-V shows them.
+pub(crate) fn wide_authorizations(all: &[Authorization]) -> String {
+    let mut table = columns(&AUTHORIZATION);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    for one in all {
+        table.add_row([
+            one.pattern.clone(),
+            one.store.display().to_string(),
+            or_dash(one.group.clone()),
         ]);
     }
     finish(&table)
@@ -512,6 +528,23 @@ mod tests {
                 "00:00:00.2500000",
                 "1.50",
                 "Simple",
+            ]
+        );
+    }
+
+    #[test]
+    fn authorizations_have_the_columns_that_admins_know() {
+        let text = wide_authorizations(&[Authorization {
+            pattern: "*.example.com".to_owned(),
+            store: "/replicas".into(),
+            group: None,
+            limit: Some(Bytes(1)),
+        }]);
+        assert_eq!(
+            words(&text),
+            [
+                AUTHORIZATION.to_vec(),
+                vec!["*.example.com", "/replicas", "-"]
             ]
         );
     }

@@ -42,6 +42,29 @@ fn errors_are_one_json_object_when_json_is_asked_for() {
 }
 
 #[test]
+fn a_command_in_the_words_of_hyper_v_is_asked_like_ours() {
+    for args in [
+        &["Get-VMReplication"][..],
+        &["Enable-VMReplication", "web", "-ReplicaServerName", "b"],
+        &["-o", "json", "measure-vmreplication", "-VM", "web"],
+    ] {
+        let output = pollux(args);
+        let said = stderr(&output);
+        assert!(
+            said.contains("polluxd at /absent/api.sock"),
+            "{args:?}: {said}"
+        );
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(Code::Unreachable.exit()))
+        );
+    }
+    let output = pollux(&["Get-VMReplication", "-Colour", "red", "-o", "json"]);
+    let problem: Problem = serde_json::from_slice(&output.stderr).expect("a problem");
+    assert_eq!(problem.code, Code::Invalid);
+}
+
+#[test]
 fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
     for (args, says) in [
         (&["vm", "create", "../web"][..], "name"),
@@ -69,6 +92,10 @@ fn what_cannot_even_be_asked_ends_with_the_code_of_a_wrong_request() {
         (&["replica", "enable", "web"], "--to"),
         (&["replica", "points"], "<VM>"),
         (&["replica", "reset-statistics"], "<VM>"),
+        (&["event", "list", "--since", "yesterday"], "12h"),
+        (&["Get-VMReplication", "-Colour", "red"], "`-Colour`"),
+        (&["Get-VMSwitch"], "Get-VMReplication"),
+        (&["suspend-vmreplication"], "`-VMName`"),
         (&["-o", "csv", "vm", "list"], "pollux replica measure"),
         (
             &["replica", "enable", "web", "--to", "b", "--frequency", "0s"],
