@@ -421,6 +421,55 @@ fn a_point_that_is_locked_stays_and_so_does_its_twin() -> Result<()> {
 }
 
 #[test]
+fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Result<()> {
+    let mut pair = Pair::new("verified-twin")?;
+    pair.write()?;
+    pair.settled()?;
+    pair.pause()?;
+    let verify = ["replica", "verify", "web"];
+    let whole = pair.pollux.json(&verify)?;
+    assert_eq!(whole["damage"], Value::Array(Vec::new()), "{whole}");
+    ensure!(text(&whole, "/read")? != "0 B", "{whole}");
+    let at_primary = pair.castor.refused(&verify)?;
+    assert_eq!(at_primary.exit, 4, "{}", at_primary.message);
+
+    // The largest file of the journal that is none of the base, which has no hashes.
+    let mut files = Vec::new();
+    for folder in ["segments", "packs"] {
+        let folder = pair.twin()?.join("journal").join(folder);
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            files.push((entry.metadata()?.len(), entry.path()));
+        }
+    }
+    let (_, file) = files.into_iter().max().context("a segment")?;
+    let mut content = fs::read(&file)?;
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    fs::write(&file, &content)?;
+    let told = pair.pollux.refused(&verify)?;
+    assert_eq!(told.exit, 1, "{}", told.message);
+    ensure!(told.message.contains("damaged"), "{}", told.message);
+    let json = [&["-o", "json"], &verify[..]].concat();
+    let output = pair.pollux.command(&json)?.output()?;
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(text(&told, "/damage/0/file")?, file.display().to_string());
+    ensure!(
+        !told["damage"][0]["points"]
+            .as_array()
+            .context("a list")?
+            .is_empty()
+    );
+    content[middle] ^= 1;
+    fs::write(&file, &content)?;
+    pair.pollux.pollux(&verify)?;
+    Ok(())
+}
+
+#[test]
 fn an_export_that_polluxd_did_not_survive_leaves_nothing() -> Result<()> {
     let mut pair = Pair::new("export-killed")?;
     pair.write()?;

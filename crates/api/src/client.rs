@@ -20,8 +20,8 @@ use crate::{
     ExportDisk, ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine,
     LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress,
     ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked,
-    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, Vm,
-    VmDetails, VmDisk,
+    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer,
+    VerifiedReplica, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -405,6 +405,17 @@ impl Client {
     /// Recovery points of a twin, the oldest first.
     pub async fn points(&self, vm: &str) -> Result<Vec<Point>, Problem> {
         self.get(&path(vm, "/points")).await
+    }
+
+    /// Reads everything that a twin has and compares it with its hashes; `progress` is told how far
+    /// that is.
+    pub async fn verify_replica(
+        &self,
+        vm: &str,
+        progress: impl FnMut(Progress),
+    ) -> Result<VerifiedReplica, Problem> {
+        let path = path(vm, "/replication/verify");
+        self.job(Method::POST, &path, None::<&()>, progress).await
     }
 
     /// Serves the disks of a point over NBD; answers when they are served.

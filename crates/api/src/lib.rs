@@ -56,6 +56,7 @@
 //!   GET    /v1/replications/health                  [ReplicationHealth]
 //!   GET    /v1/vms/{vm}/replication/health          ReplicationHealth
 //!   GET    /v1/vms/{vm}/tracking                    Tracking
+//!   POST   /v1/vms/{vm}/replication/verify          job: VerifiedReplica
 //!   GET    /v1/vms/{vm}/points                      [Point]
 //!   POST   /v1/vms/{vm}/points/{point}/open         OpenPoint   -> OpenedPoint
 //!   DELETE /v1/vms/{vm}/points/{point}/open
@@ -94,7 +95,9 @@ pub use host::{
 };
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
-pub use point::{ExportPoint, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point};
+pub use point::{
+    DamagedFile, ExportPoint, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point, VerifiedReplica,
+};
 pub use replication::{
     EnableReplication, Replication, SetReplication, StartFailover, TestFailover,
 };

@@ -38,6 +38,28 @@ pub struct LockPoint {
     pub until: Timestamp,
 }
 
+/// What came of verifying everything that a twin has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedReplica {
+    /// Bytes that were read and compared with their hashes.
+    pub read: Bytes,
+    /// Files that are not as they were written.
+    pub damage: Vec<DamagedFile>,
+}
+
+/// A file of a twin that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedFile {
+    /// The file, on polluxd's host.
+    pub file: PathBuf,
+    /// What is wrong with it, the first that was found.
+    pub what: String,
+    /// How many more things are.
+    pub more: u64,
+    /// The points that have other content now, or none; the oldest first.
+    pub points: Vec<PointId>,
+}
+
 /// Open a point: serve its disks read-only over NBD until it is closed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -316,6 +316,12 @@ pub(crate) enum ReplicaVerb {
         #[arg(long, value_name = "POLICY")]
         keep: Option<Keep>,
     },
+    /// Read everything that a twin on this host has, and compare it with its hashes; says what is
+    /// damaged, and which recovery points are hurt
+    Verify {
+        /// The VM
+        vm: String,
+    },
     /// Change how a VM is replicated; the other host follows
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
     Set {

@@ -287,6 +287,15 @@ impl Command {
             }
             ReplicaVerb::Health { vm: Some(vm) } => self.print(&vec![client.health(&vm).await?]),
             ReplicaVerb::Health { vm: None } => self.print(&client.all_health().await?),
+            ReplicaVerb::Verify { vm } => {
+                let bar = Bar::new(self.format);
+                let verified = client
+                    .verify_replica(&vm, |progress| bar.show(&progress))
+                    .await?;
+                drop(bar);
+                self.print(&verified)?;
+                show_point::damaged(&vm, &verified).map_or(Ok(()), Err)
+            }
             ReplicaVerb::Points { vm } => self.print(&client.points(&vm).await?),
             ReplicaVerb::Pause { vm } => {
                 self.print_relationships(vec![client.suspend_replication(&vm).await?])

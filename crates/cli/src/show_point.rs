@@ -1,9 +1,10 @@
 //! Recovery points, for people.
 
-use api::{ExportedDisk, OpenedPoint, Point};
+use api::{ExportedDisk, OpenedPoint, Point, VerifiedReplica};
 use jiff::{SignedDuration, Timestamp};
+use model::{Code, PointId, Problem};
 
-use crate::show::{Shown, columns, exact_time, finish, or_dash};
+use crate::show::{Shown, columns, exact_time, finish, list, or_dash};
 
 impl Shown for Vec<Point> {
     fn table(&self) -> String {
@@ -52,6 +53,51 @@ impl Shown for OpenedPoint {
         }
         finish(&table)
     }
+}
+
+/// More points of a damaged file are counted, not listed, for people.
+const LISTED: usize = 5;
+
+impl Shown for VerifiedReplica {
+    fn table(&self) -> String {
+        let mut rows = vec![("Read", self.read.to_string())];
+        if self.damage.is_empty() {
+            rows.push(("Damage", "none".to_owned()));
+        }
+        for damage in &self.damage {
+            rows.push(("Damaged", damage.file.display().to_string()));
+            let more = match damage.more {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            rows.push(("", format!("{}{more}", damage.what)));
+            let points = damage.points.iter().take(LISTED).map(PointId::to_string);
+            let mut points = points.collect::<Vec<_>>().join(", ");
+            if damage.points.len() > LISTED {
+                points += &format!(", and {} more", damage.points.len() - LISTED);
+            }
+            let hurt = if points.is_empty() { "none" } else { &points };
+            rows.push(("", format!("points that are hurt: {hurt}")));
+        }
+        list(rows)
+    }
+}
+
+/// That something is damaged, if it is.
+pub(crate) fn damaged(vm: &str, verified: &VerifiedReplica) -> Option<Problem> {
+    let reason = match verified.damage.len() {
+        0 => return None,
+        1 => "is damaged in one file".to_owned(),
+        more => format!("is damaged in {more} files"),
+    };
+    let way_out = "Use points that are not hurt, and see to the disk of this host; to make the twin \
+                   anew, delete it here and enable the replication again";
+    Some(Problem::new(
+        Code::Failed,
+        format!("the twin of VM `{vm}`"),
+        reason,
+        way_out,
+    ))
 }
 
 /// So many hours from now on, to the second.

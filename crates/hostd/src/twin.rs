@@ -148,6 +148,11 @@ impl Store {
         }
     }
 
+    /// For messages: ``VM `web` ``.
+    pub(crate) fn thing(&self) -> &str {
+        &self.thing
+    }
+
     /// The journal's folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder

@@ -106,6 +106,7 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/replication/health", get(measures::health))
         .route("/v1/vms/{vm}/tracking", get(tracking::show))
+        .route("/v1/vms/{vm}/replication/verify", post(points::verify))
         .route("/v1/vms/{vm}/points", get(points::list))
         .route(
             "/v1/vms/{vm}/points/{point}/open",

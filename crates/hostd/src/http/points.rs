@@ -1,11 +1,12 @@
 //! Routes of recovery points.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::{
-    ExportPoint, ExportedDisk, JobLine, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point,
-    Progress,
+    DamagedFile, ExportPoint, ExportedDisk, JobLine, LockPoint, OpenDisk, OpenPoint, OpenedPoint,
+    Point, Progress, VerifiedReplica,
 };
 use axum::Json;
 use axum::extract::{Path, State};
@@ -22,6 +23,9 @@ use crate::twin::{Store, not_a_twin};
 use crate::vm::folder::Made;
 use crate::vm::opened::{Opened, Wanted};
 use crate::vm::{Vm, export};
+
+/// Of a verification is told whenever so much more was read.
+const TOLD: u64 = 16 << 20;
 
 pub(super) async fn list(
     State(host): State<Arc<Host>>,
@@ -187,6 +191,65 @@ pub(super) async fn export(
         let _ = told.send(line).await;
     });
     Ok(lines(progress))
+}
+
+/// Every hash of the journal, while points are taken in and merged.
+pub(super) async fn verify(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Result<Response, Refusal> {
+    let store = store_of(&host.find(&vm)?)?;
+    let (told, progress) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let teller = told.clone();
+        let done = blocking(move || run_verify(&store, &teller)).await;
+        let line = match done {
+            Ok(verified) => JobLine::Done(verified),
+            Err(Refusal(problem)) => JobLine::Failed(problem),
+        };
+        // Fails only when whoever asked went away.
+        let _ = told.send(line).await;
+    });
+    Ok(lines(progress))
+}
+
+fn run_verify(
+    store: &Store,
+    told: &mpsc::Sender<JobLine<VerifiedReplica>>,
+) -> Result<VerifiedReplica, Problem> {
+    let verify = store.with(|journal| Ok(journal.verify()))?;
+    let mut next = 0;
+    let report = verify.run(&mut |now| {
+        if now.done.0 < next && !told.is_closed() {
+            return ControlFlow::Continue(());
+        }
+        next = now.done.0 + TOLD;
+        let progress = Progress {
+            what: "verifying".to_owned(),
+            done: now.done,
+            total: now.total,
+        };
+        match told.blocking_send(JobLine::Progress(progress)) {
+            Ok(()) => ControlFlow::Continue(()),
+            // Nobody wants to know.
+            Err(_) => ControlFlow::Break(()),
+        }
+    });
+    let report = report.map_err(|error| Problem::failed(store.thing(), &error))?;
+    let damage = report.damage.into_iter().map(|damage| DamagedFile {
+        file: store.folder().join(&damage.file),
+        what: Problem::failed("", &damage.fault).reason,
+        more: damage.more,
+        points: damage.points,
+    });
+    let verified = VerifiedReplica {
+        read: report.read,
+        damage: damage.collect(),
+    };
+    if !verified.damage.is_empty() {
+        tracing::error!(twin = store.thing(), damage = ?verified.damage, "damaged");
+    }
+    Ok(verified)
 }
 
 /// All files get their names when all are whole.
