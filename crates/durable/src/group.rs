@@ -9,6 +9,10 @@
 //! Whoever comes while a flush runs waits for the next one, which flushes for all who came meanwhile: so
 //! their number does not grow with the number of those who commit. A few files are flushed one by one;
 //! for more than [`FEW`] the whole file system is, once ([`FileSystem`]).
+//!
+//! A file system tells once that a write failed, and not of which file. Somebody who wrote before that and
+//! asks afterwards would not be told; each file tells itself. So after such a failure files are flushed one
+//! by one, as long as the group lives.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -85,6 +89,8 @@ struct State {
     waiting: usize,
     /// Somebody flushes.
     is_running: bool,
+    /// A flush of the whole file system failed.
+    is_doubtful: bool,
     /// Of flushes that are over, for those who have not seen it yet.
     outcomes: BTreeMap<u64, (usize, Outcome)>,
     flushed: Flushed,
@@ -176,16 +182,19 @@ impl Group {
         if state.is_running {
             return;
         }
-        let lead = Lead {
+        let mut lead = Lead {
             group: self,
             number: state.number,
             callers: std::mem::take(&mut state.waiting),
+            is_whole: false,
             outcome: Err(Arc::new(io::Error::other("it was given up"))),
         };
         let needs = std::mem::take(&mut state.needs);
         state.number += 1;
         state.is_running = true;
-        let system = self.system.as_ref().filter(|_| needs.len() > FEW);
+        let may_be_whole = needs.len() > FEW && !state.is_doubtful;
+        let system = self.system.as_ref().filter(|_| may_be_whole);
+        lead.is_whole = system.is_some();
         match system {
             Some(_) => state.flushed.whole += 1,
             None => state.flushed.single += needs.len() as u64,
@@ -220,6 +229,8 @@ struct Lead<'a> {
     group: &'a Group,
     number: u64,
     callers: usize,
+    /// The whole file system is flushed.
+    is_whole: bool,
     outcome: Outcome,
 }
 
@@ -233,6 +244,7 @@ impl Drop for Lead<'_> {
     fn drop(&mut self) {
         let mut state = self.group.lock();
         state.is_running = false;
+        state.is_doubtful |= self.is_whole && self.outcome.is_err();
         if self.callers > 0 {
             let outcome = (self.callers, self.outcome.clone());
             state.outcomes.insert(self.number, outcome);
@@ -365,6 +377,24 @@ mod tests {
             let error = outcome.expect_err("the flush failed");
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         }
+    }
+
+    #[test]
+    fn after_the_file_system_told_of_a_failure_each_file_is_asked() {
+        let system = Arc::new(System::default());
+        let group = Group::new(system.clone());
+        let many = || {
+            let file: Arc<dyn File> = Arc::new(Plain);
+            group.flush(vec![Need::Content(file); 2 * FEW])
+        };
+        many().expect("flushed");
+        system.fails.store(true, Ordering::SeqCst);
+        many().expect_err("the flush failed");
+        // It has told, and would say no more of who wrote before.
+        system.fails.store(false, Ordering::SeqCst);
+        many().expect("flushed");
+        let flushed = group.flushed();
+        assert_eq!((flushed.whole, flushed.single), (2, 2 * FEW as u64));
     }
 
     #[test]
