@@ -28,7 +28,7 @@ use crate::squash::{MAX_SEGMENTS, Plan, SquashError};
 use crate::{Journal, JournalError, SegmentReader, Summary};
 
 /// What is being written. It is none of the journal's: removed when it is opened.
-const NEW: &str = "segments/new";
+pub(crate) const NEW: &str = "segments/new";
 
 /// Neighbouring segments on their way into one. Borrows nothing, so that it can run on another
 /// thread while the journal goes on taking points in.
@@ -306,7 +306,7 @@ impl Journal {
             return Err(JournalError::NotBegun);
         }
         // They may lie elsewhere by now.
-        let files: Vec<_> = self
+        let mut files: Vec<_> = self
             .index
             .segments
             .range(start..start + thinned.entries.len())
@@ -328,7 +328,10 @@ impl Journal {
                 .map_err(|source| JournalError::io("publish", &name, source))?;
             needs.push(Need::Names(self.folder.clone(), SEGMENTS));
         }
+        let file = by.file();
         self.publish(vec![Change::Squash { first, by }], needs)?;
+        // If the newest one hides all the others, it is what it was.
+        files.retain(|entry| entry.file() != file);
         self.remove_files(&files);
         self.tidy_packs();
         Ok(true)

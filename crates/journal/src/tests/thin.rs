@@ -50,6 +50,26 @@ fn points_between_those_that_are_kept_go_and_the_rest_reads_as_before() {
 }
 
 #[test]
+fn a_segment_that_hides_all_that_goes_into_it_stays() {
+    let (folder, mut primary, mut journal, mut points) = journal_of(1);
+    let first = points[0].clone();
+    primary.write(&mut Chance::new(5));
+    // The third point has all that the second one has, and no more.
+    for _ in 0..2 {
+        let since = Since::Point(first.id);
+        let known = follow(&mut journal, &folder, &mut primary, since, &first.disks);
+        points.push(known);
+    }
+    let stored = journal.index.newest().expect("there").stored;
+    journal.retain(&keep("1:all,30s:10s"), at(3)).expect("done");
+    assert_eq!(numbers(&journal), [1, 3]);
+    assert_eq!(journal.index.newest().expect("there").stored, stored);
+    assert_points(&journal, &points, "thinned");
+    let journal = reopen(&folder).expect("opened");
+    assert_points(&journal, &points, "opened again");
+}
+
+#[test]
 fn nothing_is_touched_at_or_below_a_point_that_is_open_or_pinned() {
     for pinned in [false, true] {
         let (_folder, _, mut journal, points) = journal_of(30);
