@@ -47,6 +47,9 @@ use crate::runs::Tended;
 use crate::thin::Unfit;
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
 
+/// What an interrupted process may have left half written.
+const UNFINISHED: [&str; 2] = [crate::index::NEW_INDEX, crate::thin::NEW];
+
 /// A disk's base, and its file.
 pub(crate) type BaseFile = (BaseDisk, Arc<dyn File>);
 
@@ -253,8 +256,12 @@ impl Journal {
             sync_or_make(&*folder, name)
                 .map_err(|source| JournalError::io("sync", name, source))?;
         }
+        // Never named, and perhaps the space that the next step needs.
+        for name in UNFINISHED {
+            let _ = folder.remove(name);
+        }
         let (index, log) = doubt::open(&folder, &group)?;
-        let journal = Self::with(folder, lock, index, log, group)?;
+        let mut journal = Self::with(folder, lock, index, log, group)?;
         journal.remove_strays()?;
         for disk in &journal.index.disks {
             let name = disk.file();

@@ -1,13 +1,14 @@
 //! Files that the index does not name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use crate::index::{BaseDisk, CHANGES, ChangeSet, Entry, PACKS, SEGMENTS};
+use crate::index::{BaseDisk, CHANGES, Entry, PACKS, SEGMENTS};
 use crate::{Journal, JournalError};
 
 impl Journal {
-    /// Removes what the index does not name, and finds what it names.
-    pub(crate) fn remove_strays(&self) -> Result<(), JournalError> {
+    /// Removes what the index does not name, and finds what it names. A change set that is not there is
+    /// given up.
+    pub(crate) fn remove_strays(&mut self) -> Result<(), JournalError> {
         let bases: HashSet<_> = self.index.disks.iter().map(BaseDisk::file).collect();
         for name in self.list("")? {
             let old_base = name.starts_with("base-") && name.ends_with(".raw");
@@ -16,18 +17,22 @@ impl Journal {
             }
         }
         let mut named: HashSet<_> = self.index.segments.iter().map(Entry::file).collect();
-        named.extend(self.index.changes.values().map(ChangeSet::file));
+        let sets = self.index.changes.values();
+        let mut sets: HashMap<_, _> = sets.map(|set| (set.file(), set.number)).collect();
         for folder in [SEGMENTS, PACKS, CHANGES] {
             for name in self.list(folder)? {
                 let name = format!("{folder}/{name}");
-                if !named.remove(&name) {
+                if !named.remove(&name) && sets.remove(&name).is_none() {
                     self.remove_stray(&name)?;
                 }
             }
         }
         match named.into_iter().min() {
             Some(name) => Err(JournalError::Missing(name)),
-            None => Ok(()),
+            None => {
+                self.give_up(sets.into_values().collect());
+                Ok(())
+            }
         }
     }
 

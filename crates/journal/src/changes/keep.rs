@@ -63,9 +63,15 @@ impl NewSet {
             Room::Enough => {}
             Room::Drop(number) => sets.remove.push(*number),
             Room::Join(older, newer) => {
-                let joined = read(&*self.folder, older)?.join(&read(&*self.folder, newer)?);
-                sets.add
-                    .push(write(&*self.folder, self.number + 1, &joined)?);
+                let both = read(&*self.folder, older)
+                    .and_then(|older| Ok(older.join(&read(&*self.folder, newer)?)));
+                match both {
+                    Ok(joined) => sets
+                        .add
+                        .push(write(&*self.folder, self.number + 1, &joined)?),
+                    // Merging goes on without them.
+                    Err(error) => tracing::warn!(%error, "gives up two change sets"),
+                }
                 sets.remove.extend([older.number, newer.number]);
             }
         }
@@ -174,6 +180,19 @@ impl Journal {
         ((!nothing).then_some(change), files)
     }
 
+    /// Gives up sets whose files are not there: then a difference has to be found by comparing.
+    pub(crate) fn give_up(&mut self, remove: Vec<u64>) {
+        if remove.is_empty() {
+            return;
+        }
+        tracing::warn!(sets = ?remove, "change sets are not there any more");
+        let add = Vec::new();
+        let change = Change::Note(Note::ChangeSets { add, remove });
+        if let Err(error) = self.publish(vec![change], vec![]) {
+            tracing::warn!(%error, "they are still named, and given up later");
+        }
+    }
+
     /// Every peer has come to `upto`, or to a point that came from it: what changed up to there need
     /// not be known any more, and is not noted from now on. (To be said again after the journal was
     /// opened; until then more is noted than is needed.) Nothing happens if `upto` is not of this
@@ -241,11 +260,11 @@ impl Journal {
 
     /// Every block in which `x` and `y`, points that this journal has or had, may differ, of the disks that both have and that
     /// were there all the time between them; blocks past the end of the smaller one among them
-    /// only if they were written. None if it is not known: then they are
-    /// compared by hash.
+    /// only if they were written. None if it is not known, or if the change set that knows it cannot be
+    /// read: then they are compared by hash.
     ///
     /// # Errors
-    /// A failed read, or damage.
+    /// A failed read of a segment, or damage of one.
     pub fn changes_between(
         &self,
         x: PointId,
@@ -281,7 +300,13 @@ impl Journal {
         let mut all = Vec::new();
         for at in path {
             let changes = match sets.get(at) {
-                Some(set) => read(&*self.folder, set)?,
+                Some(set) => match read(&*self.folder, set) {
+                    Ok(changes) => changes,
+                    Err(error) => {
+                        tracing::warn!(%error, "a change set is not used");
+                        return Ok(None);
+                    }
+                },
                 None => self.changes_of(&index.segments[at - sets.len()])?,
             };
             // One by one: no more than two are in memory.

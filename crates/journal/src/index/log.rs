@@ -24,7 +24,7 @@ use crate::JournalError;
 use crate::packs::Memory;
 
 /// What it is called while it is written.
-const NEW_INDEX: &str = ".index.new";
+pub(crate) const NEW_INDEX: &str = ".index.new";
 
 const MAGIC: &[u8; 8] = b"POLLUXJN";
 const VERSION: u32 = 2;

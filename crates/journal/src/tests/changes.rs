@@ -147,3 +147,34 @@ fn a_set_that_cannot_be_written_costs_a_comparison_and_nothing_else() {
     }
     assert!(known > 0 && unknown > 0, "{known}, {unknown}");
 }
+
+#[test]
+fn without_its_change_sets_a_journal_opens_and_merges_all_the_same() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 12);
+    for _ in 0..5 {
+        journal.merge_oldest(NOW).expect("merged");
+    }
+    let names = || folder.list("changes").expect("listed");
+    assert_eq!(names().len(), 4);
+    // All of them are damaged: those that room is made from are given up.
+    for name in names() {
+        let file = folder.open(&format!("changes/{name}")).expect("there");
+        file.write_at(9, &[0xff; 3]).expect("written");
+    }
+    for _ in 0..2 {
+        journal.merge_oldest(NOW).expect("merged");
+    }
+    let (x, y) = (&points[0], &points[12]);
+    assert!(!knows_changes(&journal, x, y).expect("read"));
+    for name in names() {
+        folder.remove(&format!("changes/{name}")).expect("removed");
+    }
+    let journal = reopen(&folder).expect("opened");
+    assert!(journal.index.changes.is_empty());
+    assert!(!knows_changes(&journal, x, y).expect("read"));
+    assert_points(&journal, &points, "without sets");
+    let journal = reopen(&folder).expect("opened again");
+    assert!(journal.index.changes.is_empty());
+}
