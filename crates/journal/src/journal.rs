@@ -452,12 +452,17 @@ impl Journal {
         if !hold(Rule::FlushBeforeAcknowledgement) {
             needs.clear();
         }
+        let names_packs = needs
+            .iter()
+            .any(|need| matches!(need, Need::Names(_, name) if *name == PACKS));
         if let Err(source) = self.group.flush(needs) {
             self.stale = true;
             return Err(JournalError::io("sync", INDEX, source));
         }
         log.is_flushed();
-        self.packs.are_flushed();
+        if names_packs {
+            self.packs.are_named();
+        }
         if let Err(fault) = self.index.apply(changes) {
             self.stale = true;
             return Err(JournalError::Impossible(fault));

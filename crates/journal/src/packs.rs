@@ -9,7 +9,7 @@
 //! are gone; when most of it is gone the others are copied to the current one before. Nothing of it is
 //! durable, nor known to be whole, before the flush of the record that names it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use durable::{File, Folder, Need};
 use model::{BLOCK_SIZE, Bytes};
 
 use crate::index::{Change, Entry, Index, Note, PACKS, Place, pack_file};
-use crate::{Journal, JournalError, Root};
+use crate::{Journal, JournalError, Root, SegmentReader};
 
 /// Longest segment that is put into a pack.
 const SMALL: u64 = 1 << 20;
@@ -40,6 +40,9 @@ pub(crate) struct Packs {
     pub(crate) left: u64,
     lens: BTreeMap<u32, u64>,
     current: Option<Current>,
+    /// Those of which something cannot be read: they stay until they are empty, or the journal is
+    /// opened next.
+    unfit: BTreeSet<u32>,
 }
 
 /// The one that is appended to.
@@ -61,6 +64,7 @@ impl Packs {
             left: LEFT,
             lens: BTreeMap::new(),
             current: None,
+            unfit: BTreeSet::new(),
         };
         for number in index.sums.packs.keys().copied() {
             let name = pack_file(number);
@@ -144,8 +148,25 @@ impl Packs {
         self.current = None;
     }
 
-    /// What was written and its name are durable.
-    pub(crate) fn are_flushed(&mut self) {
+    /// The current one, and where it ends.
+    fn end(&self) -> Option<(u32, u64)> {
+        self.current
+            .as_ref()
+            .map(|current| (current.number, current.end))
+    }
+
+    /// What was appended since `end` was where it ended is written over.
+    fn back_to(&mut self, end: Option<(u32, u64)>) {
+        if let (Some(current), Some((number, end))) = (&mut self.current, end) {
+            if current.number == number {
+                current.end = end;
+                self.lens.insert(number, end);
+            }
+        }
+    }
+
+    /// The names of all of them are durable.
+    pub(crate) fn are_named(&mut self) {
         if let Some(current) = &mut self.current {
             current.is_named = true;
         }
@@ -176,7 +197,9 @@ impl Packs {
         let current = self.current.as_ref().map(|current| current.number);
         let live = |number: &u32| index.sums.packs.get(number).map_or(0, |live| live.bytes);
         let mut packs = self.lens.iter().filter(|(number, len)| {
-            Some(**number) != current && live(number).saturating_mul(self.left) < **len
+            Some(**number) != current
+                && !self.unfit.contains(number)
+                && live(number).saturating_mul(self.left) < **len
         });
         packs.next().map(|(number, _)| *number)
     }
@@ -215,24 +238,53 @@ impl Journal {
         let Some(number) = self.packs.mostly_gone(&self.index) else {
             return Ok(());
         };
-        let (mut changes, mut needs) = (Vec::new(), Vec::new());
-        let index = &self.index;
-        for entry in &index.segments {
+        let left = self.left_of(number).inspect_err(|_| {
+            self.packs.unfit.insert(number);
+        })?;
+        let end = self.packs.end();
+        if let Err(error) = self.move_to_current(&left) {
+            // Nothing names what was appended.
+            self.packs.back_to(end);
+            return Err(error);
+        }
+        self.remove_files(&[]);
+        Ok(())
+    }
+
+    /// The segments in pack `number`, with their points' sequence numbers. They are verified: what is
+    /// damaged stays where it is, because after a crash its copy would be taken for one that was torn.
+    fn left_of(&self, number: u32) -> Result<Vec<(u64, Arc<Memory>)>, JournalError> {
+        let mut left = Vec::new();
+        for entry in &self.index.segments {
             if !matches!(entry.place, Place::Pack { pack, .. } if pack == number) {
                 continue;
             }
+            let name = entry.file();
+            let failed = |source| JournalError::segment(&name, source);
             let bytes = whole(&*entry.open(&*self.folder)?)
-                .map_err(|source| JournalError::io("read", &entry.file(), source))?;
-            let (place, more) = self.packs.append(&self.folder, index, &bytes)?;
+                .map_err(|source| JournalError::io("read", &name, source))?;
+            let bytes = Arc::new(Memory(bytes));
+            let reader = SegmentReader::of(bytes.clone()).map_err(failed)?;
+            if reader.summary().root != entry.stored {
+                return Err(JournalError::NotOffered(name));
+            }
+            reader.verify_all().map_err(failed)?;
+            left.push((entry.point.sequence, bytes));
+        }
+        Ok(left)
+    }
+
+    fn move_to_current(&mut self, segments: &[(u64, Arc<Memory>)]) -> Result<(), JournalError> {
+        let (mut changes, mut needs) = (Vec::new(), Vec::new());
+        for (sequence, bytes) in segments {
+            let (place, more) = self.pack(&bytes.0)?;
             changes.push(Change::Note(Note::Moved {
-                sequence: entry.point.sequence,
+                sequence: *sequence,
                 place,
             }));
             needs.extend(more);
         }
-        self.publish(changes, needs)?;
-        self.remove_files(&[]);
-        Ok(())
+        self.publish(changes, needs)
     }
 }
 

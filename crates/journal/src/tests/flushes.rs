@@ -127,6 +127,34 @@ fn a_thousand_journals_that_commit_at_once_take_one_flush() {
 }
 
 #[test]
+fn the_name_of_a_pack_counts_from_its_own_flush_on() {
+    let mut twin = Twin::new();
+    twin.journal.packs.close();
+    twin.primary.write(&mut Chance::new(3));
+    let before = twin.points[1].clone();
+    let (known, bytes) = twin.primary.cut(Since::Point(before.id), &before.disks);
+    let name = receive(&twin.folder, &bytes).expect("received");
+    // The new pack is made and written; its record fails.
+    twin.folder.fail_after(2);
+    twin.journal
+        .commit(name, known.root)
+        .expect_err("no record");
+    assert!(!twin.journal.is_stale());
+    // Another flush says nothing of the pack.
+    twin.journal.pin(before.id, "export").expect("pinned");
+    take(&mut twin.journal, &twin.folder, &bytes, known.root).expect("again");
+    let newest = twin.journal.index.newest().expect("there").file();
+    assert_eq!(newest, "packs/2.pack");
+    twin.points.push(known);
+    for seed in 0..20 {
+        let folder = twin.folder.cut(seed);
+        let journal = reopen(&folder).expect("opened");
+        assert_eq!(journal.count(), 3, "seed {seed}");
+        assert_points(&journal, &twin.points, "cut");
+    }
+}
+
+#[test]
 fn after_a_flush_that_failed_a_journal_says_what_was_durable_and_takes_the_point_again() {
     let mut twin = Twin::new();
     twin.primary.write(&mut Chance::new(3));

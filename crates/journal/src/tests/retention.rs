@@ -1,4 +1,5 @@
 use super::*;
+use crate::index::Entry;
 use crate::{Begun, Held};
 
 fn count(count: u32) -> Keep {
@@ -113,4 +114,32 @@ fn a_merge_that_failed_is_done_again_and_every_point_is_whole_meanwhile() {
         assert_points(&journal, &points, "merged at last");
     }
     panic!("the fault always struck");
+}
+
+#[test]
+fn what_is_damaged_in_a_pack_is_not_copied_again_and_again() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    packed(&mut journal);
+    (journal.packs.full, journal.packs.left) = (64 << 10, 1);
+    more(&mut journal, &folder, &mut primary, &mut points, 16);
+    let in_first = |entry: &&Entry| entry.file() == "packs/1.pack";
+    let last = journal.index.segments.iter().rfind(in_first);
+    let last = last.expect("some lie there").clone();
+    assert!(last.point.sequence > 4 && journal.index.newest() != Some(&last));
+    let file = folder.open(&last.file()).expect("there");
+    let middle = last.start() + last.file_len.0 / 2;
+    file.write_at(middle, &[0x55; 64]).expect("written");
+    let packs = || -> u64 {
+        let names = folder.list("packs").expect("listed");
+        let len = |name: &String| folder.content(&format!("packs/{name}")).map(|it| it.len());
+        names.iter().filter_map(len).map(|len| len as u64).sum()
+    };
+    let before = packs();
+    for _ in 0..3 {
+        journal.merge_oldest(NOW).expect("merged");
+        assert_eq!(packs(), before);
+    }
+    let entry = journal.index.find(last.point).expect("there").1;
+    assert_eq!(*entry, last, "stays where it is");
 }
