@@ -625,6 +625,10 @@ impl Sender {
                 },
                 _,
             ) if by_cause => ReplicationState::Suspended,
+            // An attempt is no end of what keeps it, or each one would be told as two changes.
+            _ if by_cause && (self.attempt > 0 || self.report.paused_there) => {
+                ReplicationState::Suspended
+            }
             (_, Progress::Seeding { .. }) => ReplicationState::InitialReplicationInProgress,
             (_, Progress::Live { .. }) if self.suspect.0 > 0 => ReplicationState::Resynchronizing,
             (_, Progress::Live { .. }) => ReplicationState::Replicating,

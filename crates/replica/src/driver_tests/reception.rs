@@ -207,7 +207,10 @@ fn while_it_is_paused_on_the_replica_the_primary_says_so_and_goes_on_seconds_aft
             for _ in 0..10 {
                 shared.world().write();
             }
-            tokio::time::sleep(Duration::from_secs(900)).await;
+            let mut states = running.reports.clone();
+            let asked = states.wait_for(|report| report.state != ReplicationState::Suspended);
+            let attempts = tokio::time::timeout(Duration::from_secs(900), asked).await;
+            assert!(attempts.is_err(), "an attempt is told as a change");
             assert_eq!(shared.world().tip, tip, "nothing is received");
             shared.world().paused = false;
             let before = tokio::time::Instant::now();

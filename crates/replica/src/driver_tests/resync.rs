@@ -238,6 +238,29 @@ fn a_host_that_was_restored_is_compared_whole_and_every_point_is_kept() {
     }
 }
 
+/// Such as when a disk has become larger: that nothing can be sent is not said for the hour until the
+/// next point is due.
+#[test]
+fn once_all_is_compared_nothing_is_said_to_keep_it_from_being_sent() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(22))));
+        shared.world().every(3600);
+        let running = start(&shared);
+        wait_for(&running, "a point", |report| report.cycles > 0).await;
+        shared.world().suspect_all();
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        wait_for(&running, "a refused cut", |report| {
+            report.last_error.is_some()
+        })
+        .await;
+        wait_for(&running, "a comparison", |report| report.compared.0 > 0).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let report = running.reports.borrow().clone();
+        let now = (report.state, report.last_error, report.cycles);
+        assert_eq!(now, (ReplicationState::Replicating, None, 1));
+    });
+}
+
 #[test]
 fn a_replica_with_a_point_of_another_history_is_not_written_to() {
     paused().block_on(async {

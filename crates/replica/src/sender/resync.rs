@@ -158,6 +158,8 @@ impl Sender {
         if at.disk >= self.plan.disks.len() {
             self.suspect = Bytes(0);
             self.contradictions = 0;
+            // Both sides were heard: what kept it is over, and the next point may be an hour away.
+            self.report.last_error = None;
             return self.go_on(now, out);
         }
         if self.pause_now() {
@@ -231,6 +233,7 @@ impl Sender {
         self.suspect.0 = self.suspect.0.saturating_sub(done);
         self.report.compared.0 += done;
         self.report.differed.0 += differed;
+        self.report.last_error = None;
         if let Some(comparison) = &mut self.report.comparison {
             comparison.done.0 = comparison.done.0.saturating_add(done);
             // The last region of a disk may be a short one.
