@@ -35,11 +35,13 @@ enum To {
     Argument,
     /// An option with the same value.
     Option(&'static str),
+    /// The same; may be given without its name.
+    Second(&'static str),
     /// An option with a number of seconds.
     Seconds(&'static str),
     /// A switch that makes it another command.
     Instead(&'static [&'static str]),
-    /// One command for `$true`, another for `$false`.
+    /// One command for `$true`, another for `$false`; may be given without its name.
     Either(&'static [&'static str], &'static [&'static str]),
     /// A switch of ours if `$true`.
     Flag(&'static str),
@@ -94,7 +96,7 @@ const ALIASES: &[Alias] = &[
         ours: &["replica", "enable"],
         parameters: &[
             VM_NAME,
-            parameter("ReplicaServerName", To::Option("--to")),
+            parameter("ReplicaServerName", To::Second("--to")),
             parameter("ReplicationFrequencySec", To::Seconds("--frequency")),
             parameter("ReplicaServerPort", TRUST),
             parameter("CertificateThumbprint", TRUST),
@@ -388,7 +390,9 @@ fn read(alias: &'static Alias, words: &[&str]) -> Result<Said, Problem> {
         at += usize::from(inline.is_none());
         match parameter.to {
             To::Argument => said.arguments.push(value.to_owned()),
-            To::Option(option) => said.options.push(format!("{option}={value}")),
+            To::Option(option) | To::Second(option) => {
+                said.options.push(format!("{option}={value}"))
+            }
             To::Seconds(option) => said.options.push(format!("{option}={value}s")),
             To::Only(only) if value.eq_ignore_ascii_case(only) => {}
             To::Only(only) => {
@@ -414,7 +418,8 @@ fn read(alias: &'static Alias, words: &[&str]) -> Result<Said, Problem> {
             .iter()
             .any(|option| option == "--help" || option == "-h");
         if !asks {
-            return Err(refuse(missing, "is missing".to_owned(), ""));
+            let way_out = format!("`pollux {} --help` tells what it is", alias.ours.join(" "));
+            return Err(refuse(missing, "is missing".to_owned(), &way_out));
         }
     }
     Ok(said)
@@ -450,6 +455,13 @@ fn is_false(value: &str) -> bool {
 /// The parameter that is meant by `name`, which may be cut short.
 fn resolve(alias: &'static Alias, name: &str) -> Result<&'static Parameter, Problem> {
     let all = || alias.parameters.iter().chain(COMMON);
+    // Its second name in PowerShell.
+    let named = alias.parameters.iter().any(|one| one.name == VM_NAME.name);
+    let name = if named && name.eq_ignore_ascii_case("Name") {
+        VM_NAME.name
+    } else {
+        name
+    };
     if let Some(exact) = all().find(|one| one.name.eq_ignore_ascii_case(name)) {
         return Ok(exact);
     }
@@ -492,7 +504,10 @@ fn resolve(alias: &'static Alias, name: &str) -> Result<&'static Parameter, Prob
 
 /// The parameter that a value without a name is for.
 fn unnamed(alias: &'static Alias, said: &Said, value: &str) -> Result<&'static Parameter, Problem> {
-    let free = |one: &&Parameter| matches!(one.to, To::Argument) && !said.given.contains(&one.name);
+    let free = |one: &&Parameter| {
+        matches!(one.to, To::Argument | To::Second(_) | To::Either(..))
+            && !said.given.contains(&one.name)
+    };
     alias.parameters.iter().find(free).ok_or_else(|| {
         let thing = format!("`{value}`");
         let reason = format!("is for no parameter of {}", alias.native);
@@ -548,6 +563,18 @@ mod tests {
             (
                 "Enable-VMReplication -VMName web -ReplicaServerName pollux -ReplicationFrequencySec 30",
                 "--wide replica enable --to=pollux --frequency=30s -- web",
+            ),
+            (
+                "Suspend-VMReplication -Name web",
+                "--wide replica pause -- web",
+            ),
+            (
+                "Enable-VMReplication web pollux -ReplicationFrequencySec 30",
+                "--wide replica enable --to=pollux --frequency=30s -- web",
+            ),
+            (
+                "Set-VMReplicationServer $true",
+                "--wide replica server enable",
             ),
             (
                 "Enable-VMReplication web -ReplicaServerName pollux -AuthenticationType certificate",

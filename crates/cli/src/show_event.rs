@@ -24,15 +24,14 @@ pub(crate) fn line(event: &Event) -> String {
         ..
     } = event;
     let time = time.strftime("%Y-%m-%d %H:%M:%S");
-    let way_out = if way_out.is_empty() {
-        String::new()
-    } else {
-        format!(". {way_out}")
-    };
+    let mut rest = way_out.chars();
+    let way_out = rest.next().map_or_else(String::new, |first| {
+        format!(". {}{}", first.to_uppercase(), rest.as_str())
+    });
     let (severity, kind) = (severity.name(), kind.name());
     // One line, whatever others said.
     let text = harmless(&format!("{thing}: {what}{way_out}")).replace('\n', "\\n");
-    format!("{time} {severity:<7} {kind:<18} {text}")
+    format!("{time} {severity:<7} {kind:<19} {text}")
 }
 
 /// A time such as `2026-11-29T01:00:00Z`, a day such as `2026-11-29` (UTC), or how long ago:
@@ -83,12 +82,12 @@ mod tests {
         let event: Event = serde_json::from_value(serde_json::json!({
             "id": 7, "time": "2026-11-29T01:00:00Z", "kind": "health-changed",
             "severity": "warning", "thing": "web", "what": "health is Warning: a\n\u{1b}b",
-            "way_out": "Mend it",
+            "way_out": "mend it",
         }))
         .expect("an event");
         assert_eq!(
             vec![event].table(),
-            "2026-11-29 01:00:00 warning health-changed     web: health is Warning: a\\n\\u{1b}b. \
+            "2026-11-29 01:00:00 warning health-changed      web: health is Warning: a\\n\\u{1b}b. \
              Mend it"
         );
     }
