@@ -115,6 +115,9 @@ fn extents(thing: &str, spec: &VmSpec, enrol: &Enrol) -> Result<Vec<DiskExtent>,
         .collect()
 }
 
+/// Most merges after one look at all points: meanwhile the policy may change.
+const MERGES: usize = 64;
+
 /// What people call the newest point.
 pub(crate) const LATEST: &str = "latest";
 
@@ -309,25 +312,38 @@ impl Store {
         let Ok(_alone) = self.merging.try_lock() else {
             return Ok(());
         };
-        while self.merge(keep)? {}
+        while self.merge_some(keep)? {}
         while self.thin(keep, reserve)? {}
         Ok(())
     }
 
-    /// One merge. Tells whether there may be more to do; not if the journal was taken over
-    /// meanwhile: the next to open it begins again.
-    fn merge(&self, keep: &Keep) -> Result<bool, Problem> {
+    /// What has to be merged now, [`MERGES`] at most. Tells whether there may be more to do.
+    fn merge_some(&self, keep: &Keep) -> Result<bool, Problem> {
+        let due = match self.lock().as_ref() {
+            Some(journal) => journal.merges_due(keep, Timestamp::now()),
+            None => 0,
+        };
+        for _ in 0..due.min(MERGES) {
+            if !self.merge()? {
+                return Ok(false);
+            }
+        }
+        Ok(due > 0)
+    }
+
+    /// One merge. Tells whether it was done; not if a point is in the way, or if the journal was taken
+    /// over meanwhile: the next to open it begins again.
+    fn merge(&self) -> Result<bool, Problem> {
         let failed = |error| Problem::failed(&self.thing, &error);
-        let now = Timestamp::now();
         let begun = match self.lock().as_mut() {
-            Some(journal) if journal.wants_merge(keep, now) => {
+            Some(journal) => {
                 if let Tip::Point { point, .. } = journal.tip() {
                     // The primary, which is the only peer, cut it.
                     journal.release(point).map_err(failed)?;
                 }
-                journal.begin_merge(now).map_err(failed)?
+                journal.begin_merge(Timestamp::now()).map_err(failed)?
             }
-            _ => return Ok(false),
+            None => return Ok(false),
         };
         let Begun::Merge(merge) = begun else {
             return Ok(false);

@@ -164,8 +164,17 @@ impl Journal {
     /// was interrupted.
     #[must_use]
     pub fn wants_merge(&self, keep: &Keep, now: Timestamp) -> bool {
-        self.index.base == Base::Merging
-            || matches!(self.going(keep, now).first(), Some(Going::Merge(_)))
+        self.merges_due(keep, now) > 0
+    }
+
+    /// How often [`Journal::begin_merge`] may be called without asking again, which looks at all points: so
+    /// many of the oldest go by `keep`, or a merge was interrupted. Points that come meanwhile change
+    /// nothing of that.
+    #[must_use]
+    pub fn merges_due(&self, keep: &Keep, now: Timestamp) -> usize {
+        let going = self.going(keep, now);
+        let merges = going.iter().take_while(|it| matches!(it, Going::Merge(_)));
+        usize::from(self.index.base == Base::Merging) + merges.count()
     }
 
     /// The next points to put into a newer one by `keep`; none if there are none, or if the file

@@ -31,6 +31,34 @@ fn as_many_points_are_kept_as_the_policy_says_and_never_none() {
 }
 
 #[test]
+fn merges_that_are_due_are_those_that_the_policy_wants_whatever_comes_meanwhile() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 9);
+    let policy = count(4);
+    let mut left = 10;
+    // The first one makes a point of the base, and loses none.
+    for (due, gone) in [(6, 5), (1, 1), (0, 0)] {
+        assert_eq!(journal.merges_due(&policy, at(1000)), due);
+        for _ in 0..due {
+            assert_eq!(journal.merge_oldest(NOW).expect("merged"), None);
+        }
+        left -= gone;
+        assert_eq!(ids(&journal).len(), left);
+    }
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    assert_eq!(journal.merges_due(&policy, at(1000)), 2);
+    assert!(matches!(journal.begin_merge(NOW), Ok(Begun::Merge(_))));
+    more(&mut journal, &folder, &mut primary, &mut points, 3);
+    // The one that was interrupted, and one for each point that came but for that.
+    assert_eq!(journal.merges_due(&policy, at(1000)), 5);
+    journal.retain(&policy, at(1000)).expect("merged");
+    let kept: Vec<_> = points[11..].iter().map(|point| point.id).collect();
+    assert_eq!(ids(&journal), kept);
+    assert_points(&journal, &points, "four are left");
+}
+
+#[test]
 fn a_pinned_point_is_never_merged_past_and_the_journal_goes_on_above_it() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
