@@ -407,13 +407,18 @@ impl Place {
         let file = folder
             .open_read(&name)
             .map_err(|source| JournalError::io("open", &name, source))?;
-        Ok(match self {
+        Ok(self.within(file, len))
+    }
+
+    /// The segment of `len` bytes in the file that holds it.
+    pub(crate) fn within(self, file: Arc<dyn File>, len: Bytes) -> Arc<dyn File> {
+        match self {
             Self::Own => file,
             Self::Pack { at, .. } => Arc::new(Part {
                 file,
                 at,
                 len: len.0,
             }),
-        })
+        }
     }
 }

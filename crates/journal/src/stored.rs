@@ -8,6 +8,7 @@ use model::{BLOCK_SIZE, Bytes};
 
 use crate::index::{Entry, Place};
 use crate::runs::Member;
+use crate::segment::FramePlace;
 use crate::{JournalError, Root, SegmentReader};
 
 /// A segment of the journal; its file may be gone when it is wanted.
@@ -55,7 +56,7 @@ impl Stored {
     /// # Errors
     /// [`JournalError::Missing`]; a damaged segment; a failed read.
     pub(crate) fn open(&self, folder: &dyn Folder) -> Result<SegmentReader, JournalError> {
-        let file = self.open_file(folder)?;
+        let file = self.within(self.open_file(folder)?);
         let name = self.file();
         let reader =
             SegmentReader::of(file).map_err(|source| JournalError::segment(&name, source))?;
@@ -68,25 +69,40 @@ impl Stored {
         }
     }
 
-    /// Opens it when it was checked before: its frames are checked when they are read.
+    /// The segment in its open file, which others may be in.
+    pub(crate) fn within(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        self.place.within(file, self.len)
+    }
+
+    /// Where a frame lies, when the segment was checked before.
     ///
     /// # Errors
-    /// As [`Stored::open`].
-    pub(crate) fn open_again(&self, folder: &dyn Folder) -> Result<SegmentReader, JournalError> {
-        SegmentReader::checked_before(self.open_file(folder)?, self.root)
+    /// A damaged segment; a failed read.
+    pub(crate) fn frame(&self, file: &dyn File, number: u32) -> Result<FramePlace, JournalError> {
+        FramePlace::find(file, self.root, number)
             .map_err(|source| JournalError::segment(&self.file(), source))
     }
 
-    fn open_file(&self, folder: &dyn Folder) -> Result<Arc<dyn File>, JournalError> {
-        self.place
-            .open(folder, self.root, self.len)
-            .map_err(|error| match error {
-                JournalError::Io { name, source, .. }
-                    if source.kind() == io::ErrorKind::NotFound =>
-                {
-                    JournalError::Missing(name)
-                }
-                error => error,
-            })
+    /// Its pack, if it shares one.
+    pub(crate) fn pack(&self) -> Option<u32> {
+        match self.place {
+            Place::Own => None,
+            Place::Pack { pack, .. } => Some(pack),
+        }
+    }
+
+    /// Opens the file that it is in.
+    ///
+    /// # Errors
+    /// [`JournalError::Missing`]; a failed read.
+    pub(crate) fn open_file(&self, folder: &dyn Folder) -> Result<Arc<dyn File>, JournalError> {
+        let name = self.file();
+        folder.open_read(&name).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                JournalError::Missing(name)
+            } else {
+                JournalError::io("open", &name, source)
+            }
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use block::Place;
-use durable::Folder;
+use durable::{File, Folder};
 use model::{BLOCK_SIZE, DiskId, PointId};
 
 use crate::index::Index;
@@ -13,13 +13,18 @@ use crate::point::base_of;
 use crate::recent::Shards;
 use crate::runs::folder::open_all;
 use crate::runs::{Found, Held, Input, Member, RunError, RunFile, Stack, build, join};
+use crate::segment::{FramePlace, MAX_CONTENT, MAX_FRAMES};
 use crate::stored::Stored;
-use crate::{JournalError, SegmentReader, Source};
+use crate::{JournalError, Source};
 
-/// Most segment files that are kept open.
-const OPEN_SEGMENTS: usize = 64;
-/// Most decoded frames that are kept: 16 MiB.
-const FRAMES: usize = 256;
+/// Files with segments that are kept open; packs are 64 MiB each.
+const OPEN_FILES: usize = 64;
+/// Frames of which is kept where they lie: 1 MiB.
+const PLACES: usize = 16384;
+/// Decoded frames that are kept, for blocks that were written together: 8 MiB.
+const FRAMES: usize = 128;
+/// Blocks that are kept, for those that are wanted again and lie in frames of their own: 8 MiB.
+const BLOCKS: usize = 2048;
 /// Pages of run files that are kept: 8 MiB.
 const PAGES: usize = 2048;
 /// Most segments that are read at once for what no run file covers.
@@ -36,10 +41,14 @@ pub(crate) struct View {
     /// Of each disk, the bytes of the base that belong to the point; the rest of the disk reads as zeroes
     /// where no segment says otherwise.
     base_lens: Vec<u64>,
-    /// By position of the segment.
-    open: Shards<SegmentReader>,
+    /// By number of the pack, or position of the segment.
+    files: Shards<Arc<dyn File>>,
+    /// By position of the segment, and number.
+    places: Shards<FramePlace>,
     /// By position of the segment, and number.
     frames: Shards<Arc<Vec<u8>>>,
+    /// By position of the segment, number of the frame, and of the block in it.
+    blocks: Shards<Arc<[u8]>>,
 }
 
 impl fmt::Debug for View {
@@ -71,8 +80,10 @@ impl View {
             stack: stack(folder, &segments, disks, unwanted)?,
             segments,
             base_lens: disks.iter().map(base_len).collect::<Result<_, _>>()?,
-            open: Shards::new(OPEN_SEGMENTS),
+            files: Shards::new(OPEN_FILES),
+            places: Shards::new(PLACES),
             frames: Shards::new(FRAMES),
+            blocks: Shards::new(BLOCKS),
         })
     }
 
@@ -149,37 +160,78 @@ impl View {
         skip: u32,
         into: &mut [u8],
     ) -> Result<(), JournalError> {
-        let content = self.frame(segment, frame)?;
-        let start = skip as usize;
-        match content.get(start..start + into.len()) {
-            Some(part) => into.copy_from_slice(part),
-            None => return Err(JournalError::IndexDamaged("does not fit its segments")),
+        if frame >= MAX_FRAMES || skip as usize >= MAX_CONTENT {
+            return Err(JournalError::IndexDamaged("does not fit its segments"));
         }
+        let block = skip / BLOCK;
+        let inside = (skip % BLOCK) as usize;
+        let in_one = inside + into.len() <= BLOCK as usize;
+        // 22 bits for the frame, 4 for the block.
+        let key = u64::from(segment) << 32 | u64::from(frame) << 4 | u64::from(block);
+        if in_one {
+            if let Some(content) = self.blocks.get(key) {
+                return part_of(&content, inside, into);
+            }
+        }
+        if let Some(content) = self.frames.get(frame_key(segment, frame)) {
+            return part_of(&content, skip as usize, into);
+        }
+        let content = self.load(segment, frame)?;
+        part_of(&content, skip as usize, into)?;
+        let start = (block * BLOCK) as usize;
+        if in_one {
+            if let Some(content) = content.get(start..start + BLOCK as usize) {
+                self.blocks.put(key, content.into());
+            }
+        }
+        self.frames.put(frame_key(segment, frame), content);
         Ok(())
     }
 
-    fn frame(&self, segment: u32, frame: u32) -> Result<Arc<Vec<u8>>, JournalError> {
-        let key = u64::from(segment) << 32 | u64::from(frame);
-        if let Some(content) = self.frames.get(key) {
-            return Ok(content);
-        }
-        let reader = self.segment(segment)?;
-        let content = reader.read_frame(frame).map_err(|source| {
-            JournalError::segment(&self.segments[segment as usize].file(), source)
-        })?;
-        let content = Arc::new(content);
-        self.frames.put(key, content.clone());
-        Ok(content)
+    fn load(&self, segment: u32, frame: u32) -> Result<Arc<Vec<u8>>, JournalError> {
+        let stored = &self.segments[segment as usize];
+        let file = stored.within(self.file(segment)?);
+        let key = frame_key(segment, frame);
+        let place = match self.places.get(key) {
+            Some(place) => place,
+            None => {
+                let place = stored.frame(&*file, frame)?;
+                self.places.put(key, place);
+                place
+            }
+        };
+        let content = place
+            .read(&*file)
+            .map_err(|source| JournalError::segment(&stored.file(), source))?;
+        Ok(Arc::new(content))
     }
 
-    fn segment(&self, number: u32) -> Result<SegmentReader, JournalError> {
-        if let Some(reader) = self.open.get(number.into()) {
-            return Ok(reader);
+    fn file(&self, segment: u32) -> Result<Arc<dyn File>, JournalError> {
+        let stored = &self.segments[segment as usize];
+        let key = match stored.pack() {
+            Some(pack) => 1 << 32 | u64::from(pack),
+            None => segment.into(),
+        };
+        if let Some(file) = self.files.get(key) {
+            return Ok(file);
         }
-        let reader = self.segments[number as usize].open_again(&*self.folder)?;
-        self.open.put(number.into(), reader.clone());
-        Ok(reader)
+        let file = stored.open_file(&*self.folder)?;
+        self.files.put(key, file.clone());
+        Ok(file)
     }
+}
+
+fn frame_key(segment: u32, frame: u32) -> u64 {
+    u64::from(segment) << 32 | u64::from(frame)
+}
+
+/// Fills `into` with the content from byte `start` on.
+fn part_of(content: &[u8], start: usize, into: &mut [u8]) -> Result<(), JournalError> {
+    match content.get(start..start + into.len()) {
+        Some(part) => into.copy_from_slice(part),
+        None => return Err(JournalError::IndexDamaged("does not fit its segments")),
+    }
+    Ok(())
 }
 
 /// The run files for `segments`, and one in memory for those that none covers.

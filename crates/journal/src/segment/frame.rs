@@ -86,23 +86,32 @@ pub(super) fn decode(
     content_len: u32,
     stored: Vec<u8>,
 ) -> Result<Vec<u8>, SegmentError> {
-    let content_len = content_len as usize;
-    if stored.len() == content_len {
+    if stored.len() == content_len as usize {
         return Ok(stored);
     }
+    decompress(number, content_len, &stored)
+}
+
+/// [`decode`] of what is shorter than its content.
+pub(super) fn decompress(
+    number: u32,
+    content_len: u32,
+    stored: &[u8],
+) -> Result<Vec<u8>, SegmentError> {
+    let content_len = content_len as usize;
     let invalid = |fault| SegmentError::Invalid {
         site: Site::Frame(number),
         fault,
     };
     // Straight into a buffer of the stated length: no window is allocated, whatever size the
     // compressed bytes ask for, and what does not fit fails.
-    let mut content = vec![0; content_len];
+    let mut content = Vec::with_capacity(content_len);
     let written = DECOMPRESSOR.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = Some(Decompressor::new().ok()?);
         }
         slot.as_mut()?
-            .decompress_to_buffer(&stored, &mut content[..])
+            .decompress_to_buffer(stored, &mut content)
             .ok()
     });
     match written {

@@ -32,6 +32,7 @@ mod frame;
 mod gather;
 mod layout;
 mod merkle;
+mod place;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ mod writer;
 
 pub use error::{SegmentError, Site};
 pub use frame::{Frame, is_zero};
+pub(crate) use place::FramePlace;
 pub use reader::{Runs, SegmentReader};
 pub use writer::SegmentWriter;
 

@@ -12,7 +12,7 @@ use super::frame::decode;
 use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prelude, RUN_LEN};
 use super::merkle::Tree;
 use super::{BLOCK_BYTES, Frame, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary};
-use crate::{Header, Root};
+use crate::Header;
 
 /// Table entries or runs read at once.
 const BATCH: u32 = 1024;
@@ -57,17 +57,6 @@ impl SegmentReader {
         let (reader, hash) = Self::ends(file)?;
         reader.check(&hash)?;
         Ok(reader)
-    }
-
-    /// [`SegmentReader::of`] a file that was checked before and has this root: its frame table
-    /// and index are believed.
-    pub(crate) fn checked_before(file: Arc<dyn File>, root: Root) -> Result<Self, SegmentError> {
-        let (reader, _) = Self::ends(file)?;
-        if reader.footer.summary.root == root {
-            Ok(reader)
-        } else {
-            Err(SegmentError::Damaged(Site::Footer))
-        }
     }
 
     /// Prelude, header and footer; and the hash in the prelude.
@@ -327,7 +316,11 @@ fn mask(count: u32) -> u16 {
 
 /// The footer of a file of `file_len` bytes whose frames begin at `frames_at`: its parts follow
 /// each other without a gap.
-fn read_footer(file: &dyn File, file_len: u64, frames_at: u64) -> Result<Footer, SegmentError> {
+pub(super) fn read_footer(
+    file: &dyn File,
+    file_len: u64,
+    frames_at: u64,
+) -> Result<Footer, SegmentError> {
     let mut bytes = [0; FOOTER_LEN];
     let footer_at = file_len - FOOTER_LEN as u64;
     read(file, Site::Footer, footer_at, &mut bytes)?;
@@ -350,7 +343,12 @@ fn read_footer(file: &dyn File, file_len: u64, frames_at: u64) -> Result<Footer,
     Ok(footer)
 }
 
-fn read(file: &dyn File, site: Site, at: u64, into: &mut [u8]) -> Result<(), SegmentError> {
+pub(super) fn read(
+    file: &dyn File,
+    site: Site,
+    at: u64,
+    into: &mut [u8],
+) -> Result<(), SegmentError> {
     file.read_at(at, into).map_err(|source| SegmentError::Io {
         action: "read",
         site,

@@ -123,6 +123,39 @@ fn every_flipped_bit_of_a_segment_is_found() {
 }
 
 #[test]
+fn a_frame_is_read_from_its_place_as_it_is_or_not_at_all() {
+    let (bytes, _) = small();
+    let reader = open(&bytes).expect("a good segment");
+    let root = reader.summary().root;
+    let frames = reader.summary().frames;
+    let read = |bytes: &[u8], number| {
+        let file = file_of(bytes);
+        FramePlace::find(&*file, root, number)?.read(&*file)
+    };
+    for number in 0..frames {
+        let content = reader.read_frame(number).expect("a good frame");
+        assert_eq!(read(&bytes, number).expect("a good frame"), content);
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            if let Ok(read) = read(&flipped, number) {
+                assert!(read == content, "byte {at}");
+            }
+        }
+        for len in 0..bytes.len() {
+            assert!(read(&bytes[..len], number).is_err(), "{len} bytes");
+        }
+    }
+    let error = read(&bytes, frames).expect_err("no such frame");
+    assert!(matches!(error, SegmentError::Invalid { .. }), "{error}");
+    let error = FramePlace::find(&*file_of(&bytes), Root([1; 32]), 0).expect_err("another");
+    assert!(
+        matches!(error, SegmentError::Damaged(Site::Footer)),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_frames_take_in_the_file_is_what_is_left_of_it_without_the_rest() {
     let (bytes, _) = small();
     let reader = open(&bytes).expect("a good segment");

@@ -158,6 +158,33 @@ fn a_damaged_segment_is_found_when_it_is_read_and_never_served() {
 }
 
 #[test]
+fn parts_of_blocks_read_right_however_often_and_by_however_many() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 8);
+    let known = &points[8];
+    let reader = journal.open_point(known.id).expect("opened");
+    let read_all = &|order: u64| {
+        let mut chance = Chance::new(order);
+        for (id, content) in primary.ids.iter().zip(&known.disks) {
+            for _ in 0..2000 {
+                let len = 1 + usize::try_from(chance.below(BLOCK as u64 + 600)).expect("small");
+                let last = (content.len() - len) as u64;
+                let at = usize::try_from(chance.below(last + 1)).expect("small");
+                let mut read = vec![0xaa; len];
+                reader.read_at(*id, at as u64, &mut read).expect("read");
+                assert!(read == content[at..at + len], "{len} bytes at {at}");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for order in 1..5 {
+            scope.spawn(move || read_all(order));
+        }
+    });
+}
+
+#[test]
 fn ranges_outside_the_disk_and_disks_that_there_are_not_are_refused() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (journal, points) = seeded(&folder, &mut primary);
