@@ -42,6 +42,12 @@ pub struct Replication {
     pub longest_pause_us: u64,
     /// How far the initial replication is, while there is one.
     pub initial: Option<Progress>,
+    /// Bytes that it does in a second of that, or of the comparison.
+    #[serde(default)]
+    pub per_second: Option<Bytes>,
+    /// Seconds until that is done, if it goes on like that.
+    #[serde(default)]
+    pub left_s: Option<u64>,
     /// How far the comparison of what may differ from the twin is, while there is one.
     #[serde(default)]
     pub comparison: Option<Progress>,

@@ -47,6 +47,13 @@ impl Shown for Vec<Replication> {
             let state = match one.progress() {
                 Some(so_far) if so_far.total.0 > 0 => {
                     let done = u128::from(so_far.done.0) * 100 / u128::from(so_far.total.0);
+                    if let Some((rate, left)) = one.per_second.zip(one.left_s) {
+                        let left = interval(left);
+                        below.push_str(&format!(
+                            "\n\n{}: {} of {}, {rate} a second, {left} left",
+                            one.name, so_far.done, so_far.total
+                        ));
+                    }
                     format!("{} ({done} %)", short(one.state))
                 }
                 _ => short(one.state),

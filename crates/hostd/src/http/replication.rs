@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::{EnableReplication, Progress, Replication, SetReplication};
+use api::{EnableReplication, Replication, SetReplication};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
 use model::{Bytes, Code, DiskChoice, Problem, ReplicationState};
 use replica::report::LinkReport;
-use replica::source::Position;
 use replica::standing::Role;
 
 use super::Answered;
 use super::body::Json as Body;
 use crate::host::Host;
+use crate::measure::pace::left_s;
 use crate::vm::observe::Seen;
 use crate::vm::relation::{Relation, Terms};
 use crate::vm::{Message, View, Vm, unsent};
@@ -155,14 +155,14 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
     Replication {
         pending,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
-        initial: report
-            .seeding
-            .map(|position| progress(view, &relation, position)),
-        comparison: report.comparison.map(|so_far| Progress {
-            what: "comparison with the twin".to_owned(),
-            done: so_far.done,
-            total: so_far.total,
-        }),
+        initial: seen.copying.clone().filter(|_| report.seeding.is_some()),
+        comparison: seen.copying.clone().filter(|_| report.seeding.is_none()),
+        per_second: seen.per_second.map(Bytes),
+        left_s: seen
+            .copying
+            .as_ref()
+            .zip(seen.per_second)
+            .and_then(|(so_far, rate)| left_s(so_far.total.0.saturating_sub(so_far.done.0), rate)),
         compared: report.compared,
         differed: report.differed,
         lag_s: seconds_since(report.acknowledged_cut),
@@ -194,6 +194,8 @@ fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
         longest_pause_us: 0,
         initial: None,
         comparison: None,
+        per_second: None,
+        left_s: None,
         compared: Bytes(0),
         differed: Bytes(0),
         last_error: seen.error.as_ref().map(ToString::to_string),
@@ -207,23 +209,6 @@ fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
 /// The port of an address such as `pollux:8443`.
 fn port(address: &str) -> Option<u16> {
     address.rsplit_once(':')?.1.parse().ok()
-}
-
-/// How far an initial replication is that has come to `position`.
-fn progress(view: &View, relation: &Relation, position: Position) -> Progress {
-    let size_of = |id| {
-        let mut disks = view.home.spec.disks.iter();
-        disks
-            .find(|disk| disk.id == id)
-            .map_or(0, |disk| disk.size.0)
-    };
-    let sizes: Vec<u64> = relation.disks.iter().map(|id| size_of(*id)).collect();
-    let whole: u64 = sizes.iter().take(position.disk).sum();
-    Progress {
-        what: "initial replication".to_owned(),
-        done: Bytes(whole + position.from),
-        total: Bytes(sizes.iter().sum()),
-    }
 }
 
 async fn twin(

@@ -12,6 +12,7 @@
 
 pub(crate) mod file;
 mod interval;
+pub(crate) mod pace;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

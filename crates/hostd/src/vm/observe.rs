@@ -13,10 +13,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::HealthMessage;
+use api::{HealthMessage, Progress};
 use jiff::{SignedDuration, Timestamp};
-use model::{Health, Mode, Problem, ReplicationState, VmId};
+use model::{Bytes, Health, Mode, Problem, ReplicationState, VmId};
 use replica::report::LinkReport;
+use replica::source::Position;
 use replica::standing::Role;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -28,6 +29,7 @@ use crate::event::{Draft, Events};
 use crate::health::{self, Look, Onset};
 use crate::host::Host;
 use crate::measure::file::Files;
+use crate::measure::pace::Pace;
 use crate::measure::{Measured, Monitoring, Receipt, Tally, last_of};
 use crate::twin::Store;
 
@@ -51,6 +53,7 @@ struct Inner {
     report: Option<watch::Receiver<LinkReport>>,
     counted: Tally,
     onset: Onset,
+    pace: Pace,
     notices: Notices,
     /// How often it was written.
     serial: u64,
@@ -68,6 +71,9 @@ pub(crate) struct Seen {
     pub(crate) health: Health,
     pub(crate) messages: Vec<HealthMessage>,
     pub(crate) measured: Measured,
+    /// How far it is with what it does before points flow, and how many bytes it does in a second.
+    pub(crate) copying: Option<Progress>,
+    pub(crate) per_second: Option<u64>,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<Problem>,
 }
@@ -105,6 +111,11 @@ impl Observed {
         let mode = mode(view);
         let state = state(view, relation, measured.last_cut.is_some());
         let report = view.report.as_ref().map(|report| report.borrow().clone());
+        let copying = report
+            .as_ref()
+            .and_then(|report| copying(view, relation, report));
+        let done = copying.as_ref().map(|copying| copying.done.0);
+        let per_second = inner.pace.note(now, done);
         let error = report.and_then(|report| report.last_error);
         let mut messages = health::messages(&Look {
             now,
@@ -129,6 +140,8 @@ impl Observed {
             health: health::level(mode, &messages),
             messages,
             measured,
+            copying,
+            per_second,
             error,
         })
     }
@@ -375,5 +388,36 @@ async fn moved(report: Option<&mut watch::Receiver<LinkReport>>) {
     // An error means that the driver ended, and the view will say so.
     if report.changed().await.is_err() {
         std::future::pending().await
+    }
+}
+
+/// How far it is with what it does before points flow.
+fn copying(view: &View, relation: &Relation, report: &LinkReport) -> Option<Progress> {
+    let seeding = report
+        .seeding
+        .map(|position| seeding(view, relation, position));
+    seeding.or_else(|| {
+        report.comparison.map(|so_far| Progress {
+            what: "comparison with the twin".to_owned(),
+            done: so_far.done,
+            total: so_far.total,
+        })
+    })
+}
+
+/// How far an initial replication is that has come to `position`.
+fn seeding(view: &View, relation: &Relation, position: Position) -> Progress {
+    let size_of = |id| {
+        let mut disks = view.home.spec.disks.iter();
+        disks
+            .find(|disk| disk.id == id)
+            .map_or(0, |disk| disk.size.0)
+    };
+    let sizes: Vec<u64> = relation.disks.iter().map(|id| size_of(*id)).collect();
+    let whole: u64 = sizes.iter().take(position.disk).sum();
+    Progress {
+        what: "initial replication".to_owned(),
+        done: Bytes(whole + position.from),
+        total: Bytes(sizes.iter().sum()),
     }
 }
