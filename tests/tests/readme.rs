@@ -131,10 +131,17 @@ fn every_command_of_the_page_about_tracking_works_in_its_order() -> Result<()> {
     castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
     // Changes are tracked whether it runs or not.
     castor.pollux(&[
-        "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB",
+        "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB", "--bus", "scsi",
     ])?;
     let enable = ["replica", "enable", "web", "--to", "pollux"];
     castor.pollux(&[&enable[..], &["--frequency", "1s"]].concat())?;
+    until(LIMIT, "there is a point", || {
+        let points = pollux.json(&["point", "list", "web"]);
+        Ok(points
+            .is_ok_and(|points| points.get(0).is_some())
+            .then_some(()))
+    })?;
+    write_in_place_of_the_guest(&castor, "web")?;
     let segment = until(LIMIT, "the twin has a segment", || Ok(a_segment(&pollux)))?;
     let segment = segment.display().to_string();
     let changes = scratch.state().join("changes.raw").display().to_string();
@@ -218,6 +225,21 @@ fn every_command_of_the_page_about_points_works_in_its_order() -> Result<()> {
     for made in ["web.raw", "web.vhdx", "exported/disk0.qcow2"] {
         ensure!(std::fs::metadata(file(made))?.len() > 0, "{made}");
     }
+    Ok(())
+}
+
+/// Writes 4 MiB that cannot be compressed to the disk of a VM that is off: too much to share a file with
+/// others at the twin.
+fn write_in_place_of_the_guest(host: &Host, vm: &str) -> Result<()> {
+    let details = host.json(&["vm", "show", vm])?;
+    let socket = host.diskd_socket(text(&details, "/vm/id")?);
+    let socket = socket.with_file_name("nbd0.sock").display().to_string();
+    let kernel = GuestImages::build_or_get()?.kernel.display().to_string();
+    let status = Command::new("qemu-io")
+        .args(["-f", "raw", "-c", &format!("write -s {kernel} 0 4M")])
+        .arg(format!("nbd+unix:///guest?socket={socket}"))
+        .status()?;
+    ensure!(status.success(), "qemu-io ended with {status}");
     Ok(())
 }
 
