@@ -251,7 +251,10 @@ impl Trial {
     /// Finds out what became of an operation that failed.
     fn after_fault(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
         self.seen.faults += 1;
-        if self.chance.below(2) == 0 {
+        let way = self.chance.below(3);
+        if way == 0 && !journal.is_stale() {
+            // Nothing took place: it goes on.
+        } else if way < 2 {
             journal.reload()?;
         } else {
             // Opening it may fail as well.
