@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::{EventKind, Severity};
 use jiff::Timestamp;
 use journal::{Header, Journal, Room};
-use model::{Bytes, Code, Lineage, Problem, VmId};
+use model::{Bytes, Code, Lineage, Problem, RelationshipId, VmId};
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
 use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
@@ -18,7 +18,7 @@ use crate::event::Draft;
 use crate::host::Host;
 use crate::measure::Receipt;
 use crate::twin;
-use crate::vm::{Home, Message, Vm};
+use crate::vm::{self, Home, Message, Vm};
 
 /// Serves peers until `shutdown`.
 pub(crate) async fn serve(
@@ -153,17 +153,20 @@ impl ReplicaHost for Twins {
         let view = self.0.vm(vm)?.view();
         let thing = view.thing();
         let relation = view.relation?;
+        let reception = received(&relation);
         Some(Relation {
             id: relation.id,
             thing,
             partner: relation.partner,
             role: view.standing.role,
-            reception: Reception {
-                paused: relation.suspended,
-                revision: relation.revision,
-            },
+            reception,
             incoming: twin::journal_folder(&view.home.path).join(Journal::INCOMING),
         })
+    }
+
+    fn reception(&self, vm: VmId, id: RelationshipId) -> Option<Reception> {
+        let relation = self.0.vm(vm)?.view().relation?;
+        (relation.id == id).then(|| received(&relation))
     }
 
     async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
@@ -257,6 +260,13 @@ impl ReplicaHost for Twins {
 
     async fn remove(&self, vm: VmId) -> Result<(), Problem> {
         self.vm(vm)?.ask(|answer| Message::Removed { answer }).await
+    }
+}
+
+fn received(relation: &vm::relation::Relation) -> Reception {
+    Reception {
+        paused: relation.suspended,
+        revision: relation.revision,
     }
 }
 

@@ -182,6 +182,11 @@ impl Store {
         Ok(Arc::clone(&self.shelf))
     }
 
+    /// Returns when no commit is under way that began before. Blocking.
+    pub(crate) fn wait_quiet(&self) {
+        drop(self.lock());
+    }
+
     /// Does something with the journal, wherever it is. Blocking.
     pub(crate) fn with<T>(
         &self,

@@ -76,6 +76,11 @@ pub trait ReplicaHost: Send + Sync + 'static {
     /// The relationship of `vm`, if it has one.
     fn relation(&self, vm: VmId) -> impl Future<Output = Option<Relation>> + Send;
 
+    /// How the relationship `id` of `vm` is received at this moment; none if there is none any more.
+    /// Asked with the lock of the [`Shelf`] held, so whoever pauses or ends it and takes that lock
+    /// once afterwards knows that nothing is taken in from then on.
+    fn reception(&self, vm: VmId, id: RelationshipId) -> Option<Reception>;
+
     /// The partner told its lineage: [`Standing::meet`](crate::standing::Standing::meet), stop
     /// the guest if that says so, store what changed, then tell.
     fn contact(

@@ -159,17 +159,18 @@ async fn authorize<H: ReplicaHost>(
         _ => None,
     };
     let (Some(vm), Some(relation)) = (vm, relation) else {
-        let host = receiver.host.name();
-        let thing = vm.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
-        let reason = format!(
-            "has no such relationship between `{}` and `{host}`",
-            principal.name
-        );
-        let way_out = anew(&thing);
-        return Refusal(Problem::new(Code::NotFound, thing, reason, way_out)).into_response();
+        let problem = not_related(vm, &principal.name, receiver.host.name());
+        return Refusal(problem).into_response();
     };
     request.extensions_mut().insert(Bound { vm, relation });
     to_the_end(request, next).await
+}
+
+fn not_related(vm: Option<VmId>, peer: &str, host: &str) -> Problem {
+    let thing = vm.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
+    let reason = format!("has no such relationship between `{peer}` and `{host}`");
+    let way_out = anew(&thing);
+    Problem::new(Code::NotFound, thing, reason, way_out)
 }
 
 /// Lets through only principals of which this host receives twins.
@@ -405,12 +406,19 @@ async fn tip<H: ReplicaHost>(
     }
 }
 
-/// Refuses what would change the twin while a person wants that nothing is received.
-fn check_paused(bound: &Bound, host: &str) -> Result<(), Problem> {
-    if bound.relation.reception.paused {
-        return Err(paused(&bound.relation.thing, host));
+/// Refuses what would change the twin while a person wants that nothing is received, or when the
+/// relationship ended since the request was let in: it may have waited for another.
+fn check_receives<H: ReplicaHost>(host: &H, bound: &Bound) -> Result<(), Problem> {
+    let Relation { id, thing, .. } = &bound.relation;
+    match host.reception(bound.vm, *id) {
+        Some(reception) if !reception.paused => Ok(()),
+        Some(_) => Err(paused(thing, host.name())),
+        None => Err(not_related(
+            Some(bound.vm),
+            &bound.relation.partner,
+            host.name(),
+        )),
     }
-    Ok(())
 }
 
 /// The journal was taken out between two questions; asking again tells why.
@@ -426,9 +434,9 @@ async fn offer<H: ReplicaHost>(
 ) -> Answer<Json<OfferAnswer>> {
     let offer: Offer = read_json(body, MAX_OFFER_BODY).await?;
     check_offer(&bound, &offer)?;
-    check_paused(&bound, receiver.host.name())?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
+    check_receives(&*receiver.host, &bound)?;
     if let Some(lineage) = meet(&receiver, &bound, &offer.header.lineage).await? {
         return Ok(Json(OfferAnswer::Superseded { lineage }));
     }
@@ -523,9 +531,9 @@ async fn commit<H: ReplicaHost>(
     Extension(bound): Extension<Bound>,
     Path((_, root)): Path<(String, String)>,
 ) -> Answer<Json<CommitAnswer>> {
-    check_paused(&bound, receiver.host.name())?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
+    check_receives(&*receiver.host, &bound)?;
     let again = |problem| Ok(Json(CommitAnswer::Again { problem }));
     let Some(incoming) = receiving.incoming.clone().filter(|i| same(i, &root)) else {
         return again(not_offered(&root).0);
@@ -547,11 +555,14 @@ async fn commit<H: ReplicaHost>(
     let more = content.saturating_sub(held);
     receiver.host.admit(bound.vm, more, held).await?;
     let shelf = receiver.host.shelf(bound.vm).await?;
-    let taking = incoming.clone();
+    let (taking, host, asks) = (incoming.clone(), receiver.host.clone(), bound.clone());
     let outcome = blocking(move || {
         let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(problem) = check_receives(&*host, &asks) {
+            return Ok(Err(problem));
+        }
         let Some(journal) = shelf.as_mut() else {
-            return Ok(None);
+            return Ok(Err(taken(&asks)));
         };
         let offer = taking.offer();
         let taken = journal.take(taking.path(), &offer.header, offer.root);
@@ -560,11 +571,12 @@ async fn commit<H: ReplicaHost>(
             // What is on disk may not be what it has in memory: it is opened again.
             *shelf = None;
         }
-        taken.map(|()| Some(tip))
+        taken.map(|()| Ok(tip))
     })
     .await;
-    if let Ok(None) = outcome {
-        return Err(Refusal(taken(&bound)));
+    if let Ok(Err(problem)) = outcome {
+        // What came stays for when it is wanted again.
+        return Err(Refusal(problem));
     }
     let again_later = matches!(&outcome, Err(Refusal(problem)) if problem.code == Code::Full);
     if !(again_later && incoming.path().exists()) {
@@ -572,7 +584,7 @@ async fn commit<H: ReplicaHost>(
         // second try there would fail as well, or succeed with what was never written.
         forget(&bound, &mut receiving.incoming).await;
     }
-    let tip = outcome?.unwrap_or(Tip::Nothing);
+    let tip = outcome??;
     let offer = incoming.offer();
     receiver
         .host

@@ -125,6 +125,8 @@ struct Replicas {
     limit: AtomicU64,
     /// The next segment cannot be taken in.
     broken: Arc<AtomicBool>,
+    /// A person pauses it while the next segment is let in.
+    pauses: AtomicBool,
     rules: Mutex<Rules>,
     state: Mutex<Option<Enrolled>>,
 }
@@ -177,6 +179,7 @@ impl Replicas {
             path: host.path.join("vm"),
             limit: AtomicU64::new(64 * CHUNK),
             broken: Arc::default(),
+            pauses: AtomicBool::new(false),
             rules: Mutex::new(Rules {
                 enabled: true,
                 ..Rules::default()
@@ -244,6 +247,11 @@ impl ReplicaHost for Replicas {
         self.with(vm, |enrolled| enrolled.relation.clone()).ok()
     }
 
+    fn reception(&self, vm: VmId, id: RelationshipId) -> Option<Reception> {
+        let relation = self.with(vm, |enrolled| enrolled.relation.clone()).ok()?;
+        (relation.id == id).then_some(relation.reception)
+    }
+
     async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
         self.with(vm, |enrolled| {
             let met = enrolled.standing.meet("the VM", theirs, None)?;
@@ -259,7 +267,10 @@ impl ReplicaHost for Replicas {
         })?
     }
 
-    async fn admit(&self, _: VmId, len: u64, held: u64) -> Result<(), Problem> {
+    async fn admit(&self, vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
+        if self.pauses.swap(false, Ordering::Relaxed) {
+            self.with(vm, |enrolled| enrolled.relation.reception.paused = true)?;
+        }
         if len + held > self.limit.load(Ordering::Relaxed) {
             return Err(Problem::new(Code::Full, "the store", "is full", ""));
         }

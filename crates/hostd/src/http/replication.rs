@@ -94,6 +94,7 @@ pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>
 pub(super) async fn disable(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
     let vm = host.find(&vm)?;
     vm.ask(|answer| Message::Disable { answer }).await?;
+    quiet(&vm).await?;
     Ok(Json(()))
 }
 
@@ -111,9 +112,24 @@ pub(super) async fn resume(
     pause(&host, &host.find(&vm)?, false).await
 }
 
+/// Waits for what a twin was taking in when it was told to take nothing more.
+async fn quiet(vm: &Vm) -> Result<(), super::Refusal> {
+    match vm.store.clone() {
+        Some(store) => {
+            let quiet = move || {
+                store.wait_quiet();
+                Ok(())
+            };
+            super::hosts::blocking(quiet).await
+        }
+        None => Ok(()),
+    }
+}
+
 async fn pause(host: &Host, vm: &Vm, suspended: bool) -> Answered<Replication> {
     vm.ask(|answer| Message::Suspend { suspended, answer })
         .await?;
+    quiet(vm).await?;
     if let Some(mut report) = vm.view().report {
         let heeded =
             report.wait_for(|report| (report.state == ReplicationState::Suspended) == suspended);

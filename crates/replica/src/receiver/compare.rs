@@ -25,8 +25,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::{
-    Answer, Bound, Here, Lane, Receiving, Refusal, blocking, check_paused, forget, meet, read_json,
-    taken,
+    Answer, Bound, Here, Lane, Receiving, Refusal, blocking, check_receives, forget, meet,
+    read_json, taken,
 };
 use crate::host::{Receipts, ReplicaHost, Shelf};
 use crate::wire::{Compare, CompareAnswer, Digest, MAX_BODY, MAX_COMPARED, RegionHashes, Tip};
@@ -103,9 +103,9 @@ pub(super) async fn compare<H: ReplicaHost>(
 ) -> Answer<Json<CompareAnswer>> {
     let asked: Compare = read_json(body, MAX_BODY).await?;
     check(&bound, &asked)?;
-    check_paused(&bound, receiver.host.name())?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
+    check_receives(&*receiver.host, &bound)?;
     if let Some(lineage) = meet(&receiver, &bound, &asked.lineage).await? {
         return Ok(Json(CompareAnswer::Superseded { lineage }));
     }

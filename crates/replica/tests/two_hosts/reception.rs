@@ -110,3 +110,37 @@ async fn a_replica_that_is_paused_takes_nothing_in_and_says_so() {
     let committed = link.commit(offer.root).await.unwrap();
     assert!(matches!(committed, CommitAnswer::Committed { .. }));
 }
+
+#[tokio::test]
+async fn nothing_is_taken_in_after_a_pause_though_it_was_let_in_before() {
+    let (a, _b, replicas, _serving) = pair().await;
+    let (client, spec) = (a.client("host-b"), spec());
+    let ask = enrol(&spec);
+    client.enrol(spec.id, &ask).await.unwrap();
+    let link = PeerLink::new(client, spec.id, ask.relationship);
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 8, 1);
+    let offer = outbox::offer(&staged).await.unwrap();
+    link.offer(&offer).await.unwrap();
+    let chunk = outbox::chunk(&staged, 0).await.unwrap();
+    link.put(offer.root, 0, chunk).await.unwrap();
+    replicas.pauses.store(true, Ordering::Relaxed);
+    let problem = refused(link.commit(offer.root).await.unwrap_err());
+    assert!(problem.reason.contains("paused"), "{problem}");
+    let parts = |tip| match tip {
+        TipAnswer::At {
+            tip: Tip::Seeding { parts, .. },
+            ..
+        } => parts,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(parts(link.tip(&ask.lineage).await.unwrap()), 0);
+    let resume = |enrolled: &mut Enrolled| enrolled.relation.reception.paused = false;
+    replicas.with(spec.id, resume).unwrap();
+    // What had come is there still, and is not sent again.
+    let missing = OfferAnswer::Missing { chunks: Vec::new() };
+    assert_eq!(link.offer(&offer).await.unwrap(), missing);
+}
