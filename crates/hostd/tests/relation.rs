@@ -3,9 +3,11 @@
 mod support;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use api::{EnableReplication, SetReplication};
 use model::{Code, ReplicationState};
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
 
 /// Two hosts that trust each other.
@@ -121,4 +123,44 @@ async fn a_relationship_ends_on_either_host_for_both_and_a_cancelled_one_leaves_
         .disable_replication("web")
         .await
         .expect("ended here");
+}
+
+#[tokio::test]
+async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let all = to_pollux("all");
+    let enabled = castor.client.enable_replication("web", &all);
+    enabled.await.expect("made");
+    // It takes connections and says nothing: the end waits for it.
+    let process = Pid::from_child(&pollux.daemon);
+    kill_process(process, Signal::STOP).expect("held");
+    let ends = castor.client.disable_replication("web");
+    let meanwhile = async {
+        let set = SetReplication {
+            every_s: Some(60),
+            keep: None,
+        };
+        let mut refusal = None;
+        let begun = Instant::now();
+        while refusal.is_none() && begun.elapsed() < Duration::from_secs(3) {
+            refusal = castor.client.set_replication("web", &set).await.err();
+        }
+        let problem = refusal.expect("it is being ended");
+        assert!(problem.reason.contains("being ended"), "{problem}");
+        let again = castor.client.disable_replication("web").await;
+        refused(again, Code::Conflict, "being ended");
+        kill_process(process, Signal::CONT).expect("let go");
+    };
+    let (ended, ()) = tokio::join!(ends, meanwhile);
+    ended.expect("ended");
+    let home = castor.path().join("state/vms");
+    let home = fs::read_dir(home).expect("listed").next().expect("a VM");
+    let home = home.expect("listed").path();
+    for file in ["replication.toml", "progress.toml"] {
+        assert!(!home.join(file).exists(), "{file}");
+    }
 }

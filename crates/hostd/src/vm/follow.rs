@@ -75,7 +75,7 @@ impl Owner {
             }
         };
         let done = points.and_then(|points| match points.len() {
-            0 => self.forget_relation(),
+            0 => Ok(()),
             n => Err(Problem::new(
                 Code::Conflict,
                 view.thing(),
@@ -84,7 +84,16 @@ impl Owner {
             )),
         });
         match done {
-            Ok(()) => self.delete(answer).await,
+            Ok(()) => {
+                // Not in its folder, which goes in one step: a kill before that leaves what the
+                // primary cancels again.
+                self.show(|view| view.relation = None);
+                let ended = self.delete(answer).await;
+                if !ended {
+                    self.show(|seen| seen.relation.clone_from(&view.relation));
+                }
+                ended
+            }
             Err(problem) => {
                 refuse(answer, problem);
                 false

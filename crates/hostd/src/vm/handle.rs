@@ -1,13 +1,13 @@
 //! A VM as the rest of polluxd holds it: its mailbox, and what there is to see.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use model::{CheckpointSpec, Code, DiskId, Keep, Lineage, PointId, Problem, VmId, VmSpec, VmState};
 use replica::report::LinkReport;
-use replica::standing::{self, Override, Role, Standing};
+use replica::standing::{self, Override, Role, Standing, StandingError};
 use replica::wire::{Configure, PartnerStanding};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -230,6 +230,8 @@ impl Vm {
                 )
             })?;
         let relation = Relation::read(&home.path)?;
+        let standing = with_partner(standing, relation.as_ref(), &home.path)
+            .map_err(|error| failed(&error))?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
         let store = (standing.role != Role::Primary)
             .then(|| Store::new(&home.path, thing, host.flushes.of(&home.path)));
@@ -277,5 +279,48 @@ impl Vm {
         );
         tokio::spawn(observing);
         Ok(vm)
+    }
+}
+
+/// Whoever has a relationship asks its partner before it starts, also if polluxd was killed before
+/// that was written down: the partner may have agreed, and have every point since.
+fn with_partner(
+    mut standing: Standing,
+    relation: Option<&Relation>,
+    home: &Path,
+) -> Result<Standing, StandingError> {
+    let partner = relation.map(|relation| relation.partner.clone());
+    if partner.is_none() || standing.partner.is_some() {
+        return Ok(standing);
+    }
+    standing.partner = partner;
+    standing.store(&home.join(standing::FILE))?;
+    Ok(standing)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{RelationshipId, SeedId};
+    use replica::run::{Evidence, may_start};
+
+    use super::*;
+
+    #[test]
+    fn a_vm_whose_relationship_was_not_finished_asks_its_partner_before_it_starts() {
+        let home = tempfile::tempdir().expect("scratch");
+        let file = home.path().join(standing::FILE);
+        let alone = Standing::primary(Lineage::begin("castor"));
+        let unchanged = with_partner(alone.clone(), None, home.path()).expect("nothing to do");
+        assert_eq!(unchanged, alone);
+        let silent = Evidence::Unreachable("it does not answer".to_owned());
+        may_start("VM `web`", &unchanged, &silent).expect("nobody else has it");
+
+        let (id, seed) = (RelationshipId::random(), SeedId::random());
+        let relation = Relation::new(id, "pollux", 30, seed, Vec::new());
+        let related = with_partner(alone, Some(&relation), home.path()).expect("stored");
+        let stored = Standing::load(&file).expect("reads").expect("there");
+        assert_eq!(stored, related);
+        let problem = may_start("VM `web`", &stored, &silent).expect_err("it may run there");
+        assert!(problem.reason.contains("pollux"), "{problem}");
     }
 }

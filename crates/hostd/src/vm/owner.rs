@@ -100,6 +100,8 @@ pub(super) struct Owner {
     pub(super) driver: Option<Driver>,
     /// Who waits for the peer's agreement.
     pub(super) enabling: Option<Answer>,
+    /// Whether the relationship is being ended: nothing is sent any more.
+    pub(super) ending: bool,
     /// How many times its processes are being brought in order.
     pub(super) settling: u32,
     /// What has to wait for that.
@@ -153,6 +155,7 @@ impl Owner {
             store,
             driver: None,
             enabling: None,
+            ending: false,
             settling: 0,
             deferred: VecDeque::new(),
             guest: None,
@@ -402,7 +405,11 @@ impl Owner {
             Happening::Enrolled(agreed) => self.enrolled(agreed),
             Happening::Disabled(answer, evidence) => {
                 self.told(evidence).await;
-                let _ = answer.send(self.disabled());
+                self.ending = false;
+                let done = self.disabled();
+                // What could not be forgotten goes on.
+                self.drive();
+                let _ = answer.send(done);
             }
             Happening::Cancelled(done, answer) => self.cancelled(done, answer),
         }

@@ -189,8 +189,13 @@ impl Owner {
         let Some(relation) = view.relation.clone().filter(|_| view.is_sent()) else {
             return;
         };
-        if self.enabling.is_some() {
+        if self.enabling.is_some() || self.ending {
             return;
+        }
+        let ended = |driver: &Driver| driver.task.is_finished();
+        if self.driver.as_ref().is_some_and(ended) {
+            // The partner took over, and a person took it back: in another term.
+            self.stop_driver();
         }
         if self.driver.is_some() {
             return self.reconfigure();
@@ -362,6 +367,9 @@ impl Owner {
             Some(_) if self.enabling.is_some() => {
                 refuse("is being enabled for replication", "Wait for that first")
             }
+            Some(_) if self.ending => {
+                refuse("has a replication that is being ended", "Wait for that")
+            }
             Some(relation) => Ok(relation.clone()),
         }
     }
@@ -383,14 +391,19 @@ impl Owner {
             let problem = Problem::new(Code::Conflict, view.thing(), "is not replicated", "");
             return refuse(answer, problem);
         };
-        if self.enabling.is_some() {
-            let reason = "is being enabled for replication";
+        let busy = match (&self.enabling, self.ending) {
+            (Some(_), _) => Some("is being enabled for replication"),
+            (None, true) => Some("has a replication that is being ended"),
+            (None, false) => None,
+        };
+        if let Some(reason) = busy {
             let way_out = "Wait for that first";
             return refuse(
                 answer,
                 Problem::new(Code::Conflict, view.thing(), reason, way_out),
             );
         }
+        self.ending = true;
         let driver = self.stop_driver();
         let sent = view.standing.role == Role::Primary;
         let host = Arc::clone(&self.host);
@@ -446,6 +459,7 @@ impl Owner {
             Ok(relation) => relation,
             Err(problem) => return refuse(answer, problem),
         };
+        self.ending = true;
         let driver = self.stop_driver();
         let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
         let socket = self.supervisor.diskd_socket();
@@ -477,6 +491,7 @@ impl Owner {
     }
 
     pub(super) fn cancelled(&mut self, done: Result<(), Problem>, answer: Answer) {
+        self.ending = false;
         let done = done.and_then(|()| self.disabled());
         if done.is_err() {
             // Nothing was changed: it goes on.
@@ -501,8 +516,6 @@ impl Owner {
             tracking::forget(machine).map_err(failed)?;
         }
         progress::forget(home).map_err(failed)?;
-        Relation::remove(home).map_err(failed)?;
-        self.show(|view| view.relation = None);
         // A VM that was taken over elsewhere stays stood down: ending a relationship is no word
         // about who runs it.
         let mut standing = view.standing.clone();
@@ -510,7 +523,15 @@ impl Owner {
             standing.partner = None;
             standing.warrant = None;
         }
-        self.store(standing)
+        // First: with a partner and no relationship with it the VM could be neither started nor
+        // given another. A kill in between leaves the relationship, which names the partner.
+        self.store(standing)?;
+        if let Err(error) = Relation::remove(home) {
+            self.store(view.standing.clone())?;
+            return Err(failed(error));
+        }
+        self.show(|view| view.relation = None);
+        Ok(())
     }
 }
 
