@@ -41,6 +41,8 @@ pub struct Host {
     /// Where peers reach this host, unless the server's settings name another address.
     pub(crate) replica_listen: SocketAddr,
     pub(crate) endpoint: Endpoint,
+    /// Held while it is decided whether to listen, so that what was seen last decides.
+    following: Mutex<()>,
     pub(crate) server: Server,
     pub(crate) events: Arc<Events>,
     pub(crate) flushes: Flushes,
@@ -140,6 +142,7 @@ impl Host {
             trust: Arc::new(trust),
             replica_listen,
             endpoint: Endpoint::default(),
+            following: Mutex::default(),
             server,
             flushes: Flushes::default(),
             engine: OnceCell::new(),
@@ -293,6 +296,10 @@ impl Host {
     /// Listens for peers, if there is a reason to.
     pub(crate) fn follow_endpoint(&self) {
         let has_partner = |vm: &Vm| vm.view().relation.is_some();
+        let _alone = self
+            .following
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let kept = self.server.get();
         let wanted = kept.rules.enabled || self.vms().iter().any(has_partner);
         let address = kept.listen.unwrap_or(self.replica_listen);
