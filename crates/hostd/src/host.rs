@@ -244,6 +244,9 @@ impl Host {
         };
         let twin = self.open_home(home.clone()).await?;
         if let Some(store) = &twin.store {
+            if let Err(problem) = tokio::task::block_in_place(|| takeover::unpin(path, store)) {
+                tracing::error!(vm = %twin.id, %problem, "a point may stay pinned");
+            }
             let adopted = store.opened.adopt(self, store, &home).await;
             if let Err(problem) = adopted {
                 tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");

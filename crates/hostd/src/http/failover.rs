@@ -60,9 +60,18 @@ pub(super) async fn test(
     let twin = host.find(&vm)?;
     let point = point(&twin, wanted.point).await?;
     let folder = twin.ask(|answer| Message::Test { point, answer }).await?;
-    let copy = match host.open_vm(folder).await {
+    let copy = match host.open_vm(folder.clone()).await {
         Ok(copy) => copy,
-        Err(problem) => return Err(problem.into()),
+        Err(problem) => {
+            let store = store_of(&twin)?;
+            // Nothing else would end it.
+            let undo = move || {
+                takeover::undo(&store, &folder);
+                Ok(())
+            };
+            blocking(undo).await?;
+            return Err(problem.into());
+        }
     };
     let started = copy
         .ask(|answer| Message::Start { word: None, answer })

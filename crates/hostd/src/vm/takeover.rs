@@ -261,7 +261,7 @@ pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder,
 }
 
 /// Removes the folder of a VM above a point, and its pin. Blocking.
-pub(super) fn undo(store: &Store, folder: &VmFolder) {
+pub(crate) fn undo(store: &Store, folder: &VmFolder) {
     let removed = remove(&folder.path);
     if let Err(error) = removed {
         tracing::warn!(folder = %folder.path.display(), %error, "left behind");
@@ -284,11 +284,84 @@ pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Unpins what a crash left pinned in the twin whose home is `home`, when polluxd starts: a pin goes
+/// with its folder, and a point that stays pinned is never let go. Blocking.
+pub(crate) fn unpin(home: &Path, store: &Store) -> Result<(), Problem> {
+    for point in store.points()? {
+        for name in [FAILOVER, TEST] {
+            if point.pins.iter().any(|pin| pin == name) && !home.join(name).exists() {
+                store.unpin(point.id, name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use model::{Bus, Generation};
+    use std::sync::Arc;
+
+    use durable::Group;
+    use jiff::Timestamp;
+    use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentWriter};
+    use model::{Bus, Generation, SeedId, Since};
 
     use super::*;
+
+    /// A twin with one point.
+    fn twin(home: &Path) -> (Store, PointId) {
+        let store = Store::new(home, "VM `web`".to_owned(), Arc::new(Group::default()));
+        let (vm, seed, size) = (VmId::random(), SeedId::random(), Bytes(1 << 20));
+        let disks = vec![DiskExtent {
+            joining: false,
+            id: DiskId::random(),
+            size,
+        }];
+        let lineage = Lineage::begin("castor");
+        let mut journal = Journal::create(store.folder(), vm, &disks, seed).expect("made");
+        let part = Content::Seed { seed, part: 0 };
+        let since = Since::Seed { seed, parts: 1 };
+        let delta = Content::Delta { sequence: 1, since };
+        for (name, content) in [("0", part), ("1", delta)] {
+            let header = Header {
+                vm,
+                disks: disks.clone(),
+                lineage: lineage.clone(),
+                content,
+                time: Timestamp::UNIX_EPOCH,
+                consistency: Consistency::Crash,
+            };
+            let file = store.folder().join(Journal::INCOMING).join(name);
+            std::fs::create_dir_all(file.parent().expect("it has one")).expect("made");
+            let out = std::fs::File::create(&file).expect("made");
+            let mut writer = SegmentWriter::create(out, &header).expect("begun");
+            writer.push_frame(0, 0, &[1; 4096]).expect("pushed");
+            writer.finish().expect("whole");
+            let root = replica::outbox::read(&file).expect("read").root;
+            journal.commit(name, root).expect("taken in");
+        }
+        let point = PointId {
+            term: lineage.current().id,
+            sequence: 1,
+        };
+        (store, point)
+    }
+
+    #[test]
+    fn a_pin_that_a_crash_left_goes_and_one_with_its_folder_stays() {
+        let home = tempfile::tempdir().expect("scratch");
+        let (store, point) = twin(home.path());
+        for reason in [FAILOVER, TEST, "open-0123456789ab"] {
+            store.pin(point, reason).expect("pinned");
+        }
+        std::fs::create_dir(home.path().join(TEST)).expect("made");
+        let pins = |store: &Store| store.points().expect("listed")[0].pins.clone();
+        unpin(home.path(), &store).expect("unpinned");
+        assert_eq!(pins(&store), [TEST, "open-0123456789ab"]);
+        std::fs::remove_dir(home.path().join(TEST)).expect("removed");
+        unpin(home.path(), &store).expect("unpinned");
+        assert_eq!(pins(&store), ["open-0123456789ab"]);
+    }
 
     #[test]
     fn a_disk_is_as_large_as_at_the_point_and_one_that_the_point_lacks_is_left_out() {
