@@ -32,7 +32,15 @@ pub(crate) fn columns(header: &[&str]) -> Table {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
+    fit(&mut table);
     table
+}
+
+/// A terminal that does not know its width says that it has none.
+fn fit(table: &mut Table) {
+    if table.width() == Some(0) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
 }
 
 pub(crate) fn finish(table: &Table) -> String {
@@ -49,6 +57,7 @@ pub(crate) fn list(rows: Vec<(&str, String)>) -> String {
     table
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
+    fit(&mut table);
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
     }
@@ -294,6 +303,15 @@ impl Shown for HostStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_that_does_not_know_its_width_does_not_make_columns_narrow() {
+        let mut table = columns(&["Name", "Address"]);
+        table.add_row(["castor", "127.0.0.1:8443"]);
+        table.set_width(0);
+        fit(&mut table);
+        assert_eq!(finish(&table), "Name    Address\ncastor  127.0.0.1:8443");
+    }
 
     #[test]
     fn times_and_intervals_are_short() {
