@@ -16,12 +16,12 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
-    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, Event, EventQuery,
-    ExportDisk, ExportPoint, ExportedDisk, GiveCertificate, HostStatus, Identity, JobLine,
-    LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, Progress,
-    ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked,
-    SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer,
-    VerifiedReplica, Vm, VmDetails, VmDisk,
+    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, EndedReplication,
+    Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate, HostStatus,
+    Identity, JobLine, LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer,
+    Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk,
+    Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking,
+    TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -385,7 +385,7 @@ impl Client {
     }
 
     /// Replicates a VM no longer. The twin stays at the peer.
-    pub async fn disable_replication(&self, vm: &str) -> Result<(), Problem> {
+    pub async fn disable_replication(&self, vm: &str) -> Result<EndedReplication, Problem> {
         self.call(Method::DELETE, &path(vm, "/replication"), None::<&()>)
             .await
     }

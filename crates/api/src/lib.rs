@@ -99,7 +99,7 @@ pub use point::{
     DamagedFile, ExportPoint, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, Replication, SetReplication, StartFailover, TestFailover,
+    EnableReplication, EndedReplication, Replication, SetReplication, StartFailover, TestFailover,
 };
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, Unreceived,

@@ -1,7 +1,8 @@
 //! Replication and failover, as the API tells and takes them.
 
 use model::{
-    Bytes, DiskChoice, Health, Keep, Mode, PointId, RelationshipId, ReplicationState, VmId, VmName,
+    Bytes, DiskChoice, Health, Keep, Mode, PointId, Problem, RelationshipId, ReplicationState,
+    VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +80,13 @@ impl Replication {
     pub fn progress(&self) -> Option<&Progress> {
         self.initial.as_ref().or(self.comparison.as_ref())
     }
+}
+
+/// A relationship that was ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedReplication {
+    /// Why the other host does not know of it; there it has to be ended too.
+    pub untold: Option<Problem>,
 }
 
 /// Replicate a VM.

@@ -377,7 +377,7 @@ pub(crate) enum ReplicaVerb {
         /// The VM
         vm: String,
     },
-    /// End a relationship on both hosts; the twin stays
+    /// End a relationship on both hosts, or here alone if the other cannot be reached; the twin stays
     Remove {
         /// The VM
         vm: String,

@@ -304,7 +304,18 @@ impl Command {
                 self.print_relationships(vec![client.resume_replication(&vm).await?])
             }
             ReplicaVerb::Remove { vm } => {
-                client.disable_replication(&vm).await?;
+                let ended = client.disable_replication(&vm).await?;
+                if self.format == Format::Json {
+                    return write_out((show::json(&ended) + "\n").as_bytes()).map(drop);
+                }
+                if let Some(untold) = &ended.untold {
+                    let text = format!(
+                        "notice: it ended on this host alone: {} {}. `pollux replica remove {vm}` \
+                         there ends it there too",
+                        untold.thing, untold.reason
+                    );
+                    eprintln!("{}", harmless(&text));
+                }
                 self.say(&format!("VM `{vm}` is no longer replicated"))
             }
             ReplicaVerb::Server(verb) => self.print(&replica_server::server(client, verb).await?),

@@ -189,6 +189,7 @@ impl ReplicaHost for Twins {
             .as_ref()
             .map(|relation| relation.partner.clone());
         let limit = partner.as_ref().and_then(|partner| self.limit(partner));
+        let said = partner.clone().zip(limit);
         let others: Vec<twin::Store> = self
             .0
             .vms()
@@ -208,9 +209,7 @@ impl ReplicaHost for Twins {
             let room = Room { limit, reserve };
             store.with(|journal| {
                 journal.would_fit(Bytes(len), room).map_err(|error| {
-                    let way_out = format!(
-                        "Make room in the replica store of host `{name}`, or raise the limit there"
-                    );
+                    let way_out = no_room(&name, said.as_ref());
                     Problem {
                         code: Code::Full,
                         way_out,
@@ -259,7 +258,21 @@ impl ReplicaHost for Twins {
     }
 
     async fn remove(&self, vm: VmId) -> Result<(), Problem> {
-        self.vm(vm)?.ask(|answer| Message::Removed { answer }).await
+        let vm = self.vm(vm)?;
+        vm.ask(|answer| Message::Removed { answer }).await.map(drop)
+    }
+}
+
+/// What to do where nothing more fits on host `name`; `said` is whose twins are limited there, and to
+/// what.
+fn no_room(name: &str, said: Option<&(String, Bytes)>) -> String {
+    let room = format!("Make room in the replica store of host `{name}`");
+    match said {
+        Some((peer, limit)) => format!(
+            "{room}, or raise there the limit of {limit} for all twins of host `{peer}` together \
+             (`--limit` of `pollux replica authorize` or `pollux host trust`)"
+        ),
+        None => room,
     }
 }
 
@@ -301,4 +314,18 @@ fn incoming_len(folder: &Path) -> io::Result<u64> {
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_told_as_it_was_set_and_where_only_the_disk_is_full_none_is() {
+        let limited = no_room("pollux", Some(&("castor".to_owned(), Bytes(4 << 20))));
+        for part in ["`pollux`", "limit of 4 MiB", "`castor`", "`--limit`"] {
+            assert!(limited.contains(part), "{part}: {limited}");
+        }
+        assert!(!no_room("pollux", None).contains("limit"));
+    }
 }

@@ -102,11 +102,8 @@ async fn a_relationship_ends_on_either_host_for_both_and_a_cancelled_one_leaves_
     assert_eq!(left.count(), 0);
 
     enable().await.expect("made anew");
-    pollux
-        .client
-        .disable_replication("web")
-        .await
-        .expect("ended there");
+    let ended = pollux.client.disable_replication("web").await;
+    assert_eq!(ended.expect("ended there").untold, None);
     let ended = castor.client.replication("web").await;
     refused(ended, Code::Conflict, "not replicated");
     assert_eq!(pollux.client.vms().await.expect("listed").len(), 1);
@@ -118,11 +115,9 @@ async fn a_relationship_ends_on_either_host_for_both_and_a_cancelled_one_leaves_
     let cancelled = castor.client.cancel_replication("web").await;
     refused(cancelled, Code::Unreachable, "pollux");
     castor.client.replication("web").await.expect("it stays");
-    castor
-        .client
-        .disable_replication("web")
-        .await
-        .expect("ended here");
+    let ended = castor.client.disable_replication("web").await;
+    let untold = ended.expect("ended here").untold.expect("nobody there");
+    assert_eq!(untold.code, Code::Unreachable, "{untold}");
 }
 
 #[tokio::test]

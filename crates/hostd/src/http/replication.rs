@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::{EnableReplication, Replication, SetReplication};
+use api::{EnableReplication, EndedReplication, Replication, SetReplication};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
@@ -91,11 +91,14 @@ pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>
     Ok(Json(()))
 }
 
-pub(super) async fn disable(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+pub(super) async fn disable(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Answered<EndedReplication> {
     let vm = host.find(&vm)?;
-    vm.ask(|answer| Message::Disable { answer }).await?;
+    let untold = vm.ask(|answer| Message::Disable { answer }).await?;
     quiet(&vm).await?;
-    Ok(Json(()))
+    Ok(Json(EndedReplication { untold }))
 }
 
 pub(super) async fn suspend(

@@ -74,9 +74,10 @@ pub(crate) enum Message {
         answer: Answer,
     },
     /// End the relationship here, and at the partner if it can be reached.
-    Disable { answer: Answer },
+    /// What kept the partner from being told is the answer.
+    Disable { answer: Answer<Option<Problem>> },
     /// The partner ended the relationship.
-    Removed { answer: Answer },
+    Removed { answer: Answer<Option<Problem>> },
     /// Change its disks; answered when that is in force.
     Change { change: Change, answer: Answer },
     /// The guest let a disk go, later than anybody waited.

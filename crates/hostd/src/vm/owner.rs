@@ -45,8 +45,8 @@ pub(super) enum Happening {
     Evidence(u64, Evidence),
     /// The peer agreed to be the replica, or did not.
     Enrolled(Result<(), Problem>),
-    /// The driver ended, the partner was asked how it stands, and told.
-    Disabled(Answer, Evidence),
+    /// The driver ended, the partner was asked how it stands, and told; or why it was not.
+    Disabled(Answer<Option<Problem>>, Evidence, Option<Problem>),
     /// The driver ended and the replica forgot the initial replication, or did not.
     Cancelled(Result<(), Problem>, Answer),
     Launched(Result<Guest, Problem>),
@@ -403,10 +403,10 @@ impl Owner {
             Happening::Told(evidence) => self.told(evidence).await,
             Happening::Settled(certain) => self.settled(certain),
             Happening::Enrolled(agreed) => self.enrolled(agreed),
-            Happening::Disabled(answer, evidence) => {
+            Happening::Disabled(answer, evidence, untold) => {
                 self.told(evidence).await;
                 self.ending = false;
-                let done = self.disabled();
+                let done = self.disabled().map(|()| untold);
                 // What could not be forgotten goes on.
                 self.drive();
                 let _ = answer.send(done);

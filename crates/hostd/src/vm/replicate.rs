@@ -374,18 +374,18 @@ impl Owner {
         }
     }
 
-    pub(super) fn disable(&mut self, answer: Answer) {
+    pub(super) fn disable(&mut self, answer: Answer<Option<Problem>>) {
         self.end(answer, true);
     }
 
     /// The partner ended the relationship; the twin stays.
-    pub(super) fn removed(&mut self, answer: Answer) {
+    pub(super) fn removed(&mut self, answer: Answer<Option<Problem>>) {
         tracing::warn!(vm = %self.id, "the partner ends the replication");
         self.end(answer, false);
     }
 
     /// Ends the relationship here, and at the partner if it is to be told.
-    fn end(&mut self, answer: Answer, tell: bool) {
+    fn end(&mut self, answer: Answer<Option<Problem>>, tell: bool) {
         let view = self.view();
         let Some(relation) = view.relation.clone() else {
             let problem = Problem::new(Code::Conflict, view.thing(), "is not replicated", "");
@@ -418,11 +418,17 @@ impl Owner {
                 let _ = driver.await;
             }
             let mut evidence = Evidence::Unasked;
+            let mut untold = None;
             if tell {
                 // Whether it took over must stay known when they do not meet any more.
                 evidence = partner::evidence(&host, &view, None).await;
                 if let Err(error) = link.remove().await {
                     tracing::warn!(%vm, %error, "the partner was not told of the end");
+                    untold = match error {
+                        // It knows nothing of it any more.
+                        LinkError::Refused(problem) if problem.code == Code::NotFound => None,
+                        LinkError::Refused(problem) | LinkError::Lost(problem) => Some(problem),
+                    };
                 }
             }
             if sent {
@@ -430,7 +436,7 @@ impl Owner {
                     tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
                 }
             }
-            Happening::Disabled(answer, evidence)
+            Happening::Disabled(answer, evidence, untold)
         });
     }
 
