@@ -185,7 +185,8 @@ impl Owner {
             self.held(pid, why).await;
         }
         if self.view().standing.stood_down.is_some() {
-            self.gate().await;
+            // What failed was logged, and is tried again at the next contact.
+            let _ = self.gate().await;
         }
     }
 
@@ -258,7 +259,8 @@ impl Owner {
             self.held(pid, why).await;
         }
         if running && self.view().standing.stood_down.is_some() {
-            self.gate().await;
+            // What failed was logged, and is tried again at the next contact.
+            let _ = self.gate().await;
         }
     }
 

@@ -70,7 +70,7 @@ impl Owner {
         let view = self.view();
         let met = view.standing.meet(&view.thing(), theirs, None)?;
         if met.gate {
-            self.gate().await;
+            self.gate().await?;
         }
         self.store(met.standing)?;
         let view = self.view();
@@ -78,7 +78,10 @@ impl Owner {
     }
 
     /// Holds the guest still at once; it was succeeded.
-    pub(super) async fn gate(&mut self) {
+    ///
+    /// # Errors
+    /// It may go on: nothing may be recorded or told that says otherwise, so that it is tried again.
+    pub(super) async fn gate(&mut self) -> Result<(), Problem> {
         let Some(guest) = &self.guest else {
             if let Some(cancel) = self.cancel.take() {
                 let _ = cancel.send(());
@@ -86,12 +89,12 @@ impl Owner {
             if self.doubt {
                 self.end_guest();
             }
-            return;
+            return Ok(());
         };
         if self.state() == VmState::Paused {
             // Whatever held it: it does not go on by itself.
             self.forget_room();
-            return;
+            return Ok(());
         }
         let held = async {
             match &guest.qmp {
@@ -109,11 +112,12 @@ impl Owner {
             }
             false => {
                 tracing::warn!(vm = %self.id, "killed: its partner took over");
-                if let Err(problem) = self.supervisor.kill_guest().await {
+                self.supervisor.kill_guest().await.inspect_err(|problem| {
                     tracing::error!(vm = %self.id, %problem, "cannot kill the guest");
-                }
+                })?;
             }
         }
+        Ok(())
     }
 
     /// Stands down, unless something would be lost: what the twin does not have is made sure of
@@ -231,15 +235,11 @@ impl Owner {
         let met = view
             .standing
             .meet(&view.thing(), &theirs.lineage, stood_down);
-        let stored = match met {
-            Ok(met) => {
-                if met.gate {
-                    self.gate().await;
-                }
-                self.store(met.standing)
-            }
-            Err(problem) => Err(problem),
+        let gated = match &met {
+            Ok(met) if met.gate => self.gate().await,
+            _ => Ok(()),
         };
+        let stored = gated.and_then(|()| self.store(met?.standing));
         if let Err(problem) = stored {
             tracing::error!(vm = %self.id, %problem, "the partner's answer is of no use");
         }
@@ -249,7 +249,7 @@ impl Owner {
         let view = self.view();
         let met = view.standing.superseded(&view.thing(), lineage)?;
         if met.gate {
-            self.gate().await;
+            self.gate().await?;
         }
         self.store(met.standing)
     }
