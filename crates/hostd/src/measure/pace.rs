@@ -5,29 +5,46 @@ use jiff::{SignedDuration, Timestamp};
 /// The rate is that of the last so long, up to twice as long.
 const WINDOW: SignedDuration = SignedDuration::from_secs(30);
 
+/// How far a copy was at one time.
+type Look = (Timestamp, u64);
+
 /// How far a copy was at some times.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// Two of them, at least [`WINDOW`] apart once there is so much.
-    seen: Option<[(Timestamp, u64); 2]>,
+    seen: Option<Seen>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// From which the rate is counted.
+    from: Look,
+    /// At least [`WINDOW`] later, once there is so much: the next `from`.
+    recent: Look,
+    last: Look,
 }
 
 impl Pace {
     /// It is `done` bytes far now; none: there is no copy. The rate in bytes per second, once there
     /// is one.
     pub(crate) fn note(&mut self, now: Timestamp, done: Option<u64>) -> Option<u64> {
-        let done = done?;
-        let [from, recent] = match self.seen {
+        let look = (now, done?);
+        let mut seen = match self.seen {
             // One that is less far is another copy, or the clock was set.
-            Some([from, recent]) if recent.1 <= done && recent.0 <= now => [from, recent],
-            _ => [(now, done); 2],
+            Some(seen) if seen.last.1 <= look.1 && seen.last.0 <= now => seen,
+            _ => Seen {
+                from: look,
+                recent: look,
+                last: look,
+            },
         };
-        self.seen = Some(match now.duration_since(recent.0) > WINDOW {
-            true => [recent, (now, done)],
-            false => [from, recent],
-        });
+        seen.last = look;
+        let from = seen.from;
+        if now.duration_since(seen.recent.0) > WINDOW {
+            (seen.from, seen.recent) = (seen.recent, look);
+        }
+        self.seen = Some(seen);
         let millis = u64::try_from(now.duration_since(from.0).as_millis()).ok()?;
-        (done - from.1).saturating_mul(1000).checked_div(millis)
+        (look.1 - from.1).saturating_mul(1000).checked_div(millis)
     }
 }
 
