@@ -16,6 +16,8 @@ pub(super) const LEAF_SLOTS: usize = (PAGE - HEAD) / ENTRY;
 /// Most pages that an inner page names.
 pub(super) const INNER_SLOTS: usize = (PAGE - HEAD) / CHILD;
 
+const ANOTHER: &str = "a page is another than the one above it names";
+
 /// What an inner page says of a page below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Child {
@@ -114,10 +116,6 @@ pub(super) struct Page {
 pub(super) struct Expected<'a> {
     pub(super) page: u32,
     pub(super) height: u8,
-    /// Its first entry, unless it is the top page.
-    pub(super) first: Option<At>,
-    /// All of its entries come before this.
-    pub(super) before: Option<At>,
     /// First page that belongs to the tree.
     pub(super) tree: u32,
     pub(super) segments: u32,
@@ -139,7 +137,7 @@ impl Page {
             && u32_at(&bytes[..], 8) == expected.page
             && bytes[12..HEAD] == [0; 4];
         if !head_is_right || (count == 0) != expected.empty {
-            return Err("a page is another than the one above it names");
+            return Err(ANOTHER);
         }
         let (slots, slot) = if expected.height == 0 {
             (LEAF_SLOTS, ENTRY)
@@ -160,14 +158,37 @@ impl Page {
             if before.is_some_and(|before| before >= at) {
                 return Err("a page is not in order");
             }
-            if number == 0 && expected.first.is_some_and(|first| first != at) {
-                return Err("a page begins elsewhere than the one above it says");
-            }
             before = Some(at);
         }
-        match (before, expected.before) {
-            (Some(last), Some(end)) if last >= end => Err("two pages overlap"),
-            _ => Ok(page),
+        Ok(page)
+    }
+
+    /// Whether it is the page that the one above it means: at this height, with this first entry, and
+    /// all of it before `before`. A page that was read for one that names it may be named by another.
+    pub(super) fn fits(
+        &self,
+        height: u8,
+        first: At,
+        before: Option<At>,
+    ) -> Result<(), &'static str> {
+        if self.bytes[0] != height {
+            return Err(ANOTHER);
+        }
+        if self.count == 0 || self.at(0) != first {
+            return Err("a page begins elsewhere than the one above it says");
+        }
+        if before.is_some_and(|end| self.at(self.count - 1) >= end) {
+            return Err("two pages overlap");
+        }
+        Ok(())
+    }
+
+    /// Where the entry in slot `number` stands, or the first one of the page below that it names.
+    fn at(&self, number: usize) -> At {
+        if self.bytes[0] == 0 {
+            self.entry(number).at
+        } else {
+            self.child(number).first
         }
     }
 

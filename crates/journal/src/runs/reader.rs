@@ -52,7 +52,7 @@ impl RunFile {
         let hash = blake3::hash(&bytes[..]);
         let (page, height, top_hash) = (footer.top, footer.height, &footer.top_hash);
         let bytes = read_page(&*file, page, top_hash)?;
-        let top = checked(bytes, &footer, page, height, None, None)?;
+        let top = checked(bytes, &footer, page, height)?;
         Ok(Self {
             file,
             hash,
@@ -151,9 +151,10 @@ impl RunFile {
             let child = page.child(number);
             page = pages.get(self.number, child.page, || {
                 let bytes = read_page(&*self.file, child.page, &child.hash)?;
-                let first = Some(child.first);
-                checked(bytes, &self.footer, child.page, height, first, next)
+                checked(bytes, &self.footer, child.page, height)
             })?;
+            page.fits(height, child.first, next)
+                .map_err(RunError::Damaged)?;
         }
         Ok(Leaf { page, next })
     }
@@ -244,14 +245,10 @@ fn checked(
     footer: &Footer,
     page: u32,
     height: u8,
-    first: Option<At>,
-    before: Option<At>,
 ) -> Result<Page, RunError> {
     let expected = Expected {
         page,
         height,
-        first,
-        before,
         tree: u32::try_from(list_pages(footer.segments)).unwrap_or(u32::MAX),
         segments: footer.segments,
         disks: &footer.disks,

@@ -334,6 +334,30 @@ fn a_forged_file_gives_an_error_or_entries_that_can_be() {
 }
 
 #[test]
+fn a_page_that_is_named_twice_is_held_against_each_that_names_it() {
+    // Two pages above leaves, and the top page; pages of the list, leaves and inner pages follow.
+    let (bytes, _) = large(16_400);
+    let page = |number: u32| number as usize * layout::PAGE;
+    let top = u32::try_from(bytes.len() / layout::PAGE - 2).expect("small");
+    let slot = |above: u32, number: usize| page(above) + 16 + number * 32;
+    let child = |above, number| {
+        let at = slot(above, number) + 12;
+        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+    };
+    let (left, right) = (child(top, 0), child(top, 1));
+    let leaf = child(left, 0);
+    // A leaf where a page above leaves belongs; a leaf of other entries.
+    for (above, number, names) in [(top, 1, leaf), (right, 0, leaf), (top, 1, left)] {
+        let mut forged = bytes.clone();
+        let at = slot(above, number) + 12;
+        forged[at..at + 4].copy_from_slice(&names.to_le_bytes());
+        forged::mend(&mut forged);
+        let error = forged::read(Arc::new(Held(forged))).expect_err("forged");
+        assert!(error.is_damage(), "{error}");
+    }
+}
+
+#[test]
 fn what_is_out_of_order_or_not_listed_is_not_written() {
     let member = |sequence| Member {
         sequence,
