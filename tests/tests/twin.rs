@@ -112,7 +112,12 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     // A test of an older point runs beside the replication, with an id of its own.
     let old = point_name(&points[0])?;
     pollux.pollux(&["failover", "test", "web", "--point", &old])?;
-    assert_eq!(pollux.refused(&["failover", "test", "web"])?.exit, 4);
+    // Another one beside it, of another point; neither keeps the other from ending.
+    pollux.pollux(&["failover", "test", "web"])?;
+    let found = pollux.serial_line("web - Test 2", 0, "pollux-workload: found", FIRST_WRITE)?;
+    assert!(found.ends_with(": right"), "{found}");
+    pollux.pollux(&["failover", "stop-test", "web - Test 2"])?;
+    assert_eq!(pollux.refused(&["vm", "show", "web - Test 2"])?.exit, 3);
     let found = pollux.serial_line("web - Test", 0, "pollux-workload: found", FIRST_WRITE)?;
     assert!(found.ends_with(": right"), "{found}");
     let id = generation_id(pollux, "web - Test")?;

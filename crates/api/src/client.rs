@@ -474,7 +474,7 @@ impl Client {
             .await
     }
 
-    /// Deletes the copy that a test failover made.
+    /// Deletes the copy that a test failover made, or all copies of a twin.
     pub async fn stop_test_failover(&self, vm: &str) -> Result<(), Problem> {
         self.call(Method::DELETE, &path(vm, "/test-failover"), None::<&()>)
             .await

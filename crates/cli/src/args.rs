@@ -465,7 +465,7 @@ pub(crate) enum PointVerb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FailoverVerb {
-    /// Start a copy of the twin, named `NAME - Test`; replication goes on
+    /// Start a copy of the twin, named `NAME - Test`; replication goes on, and there may be several
     Test {
         /// The VM
         vm: String,
@@ -473,9 +473,9 @@ pub(crate) enum FailoverVerb {
         #[arg(long, default_value = "latest")]
         point: String,
     },
-    /// Delete the copy that a test failover made
+    /// Delete the copy that a test failover made, or all copies of a twin
     StopTest {
-        /// The VM
+        /// The copy, or the VM whose copies all go
         vm: String,
     },
     /// Start the twin because the primary is lost

@@ -477,7 +477,7 @@ impl Command {
             }
             FailoverVerb::StopTest { vm } => {
                 client.stop_test_failover(&vm).await?;
-                self.say(&format!("the test failover of VM `{vm}` is over"))
+                self.say(&format!("no test failover of VM `{vm}` is left"))
             }
             FailoverVerb::Start { vm, point, force } => {
                 let start = StartFailover {

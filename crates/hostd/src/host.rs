@@ -79,6 +79,13 @@ pub(crate) struct NameReservation {
     name: VmName,
 }
 
+impl NameReservation {
+    /// What is kept free.
+    pub(crate) fn name(&self) -> &VmName {
+        &self.name
+    }
+}
+
 impl Drop for NameReservation {
     fn drop(&mut self) {
         self.host.lock().reserved.retain(|name| *name != self.name);
@@ -252,8 +259,9 @@ impl Host {
                 tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");
             }
         }
-        let test = path.join(takeover::TEST);
-        if test.exists() {
+        let tests = takeover::tests(path)
+            .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
+        for test in tests {
             self.open_vm(VmFolder::read(&test)?).await?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::{EventKind, Severity, StartFailover, TestFailover, VmDetails};
 use axum::Json;
 use axum::extract::{Path, State};
-use model::{Code, PointId, Problem, VmState};
+use model::{Code, PointId, Problem, SpecError, VmName, VmState};
 
 use super::body::Json as Body;
 use super::hosts::blocking;
@@ -13,11 +13,13 @@ use super::points::store_of;
 use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::event::Draft;
-use crate::host::Host;
+use crate::host::{Host, NameReservation};
 use crate::twin::LATEST;
 use crate::vm::folder::Made;
 use crate::vm::{Message, Vm, takeover};
 
+/// Most copies of one twin that test failovers make.
+const MAX_TESTS: u32 = 64;
 /// So often a failover from the newest point begins again because a newer one came meanwhile.
 const TRIES: u32 = 3;
 
@@ -59,7 +61,13 @@ pub(super) async fn test(
 ) -> Answered<VmDetails> {
     let twin = host.find(&vm)?;
     let point = point(&twin, wanted.point).await?;
-    let folder = twin.ask(|answer| Message::Test { point, answer }).await?;
+    let name = free_name(&host, &twin)?;
+    let made = twin.ask(|answer| Message::Test {
+        point,
+        name: name.name().clone(),
+        answer,
+    });
+    let folder = made.await?;
     let copy = match host.open_vm(folder.clone()).await {
         Ok(copy) => copy,
         Err(problem) => {
@@ -73,6 +81,8 @@ pub(super) async fn test(
             return Err(problem.into());
         }
     };
+    // It is a VM of this host now.
+    drop(name);
     let started = copy
         .ask(|answer| Message::Start { word: None, answer })
         .await;
@@ -84,6 +94,27 @@ pub(super) async fn test(
     twin.observed.tested(jiff::Timestamp::now());
     record_test(&host, &twin, EventKind::TestBegan, "a test failover began");
     details(&copy).await
+}
+
+/// `NAME - Test`, or the first of `NAME - Test 2` and so on that no VM of this host has.
+fn free_name(host: &Arc<Host>, twin: &Vm) -> Result<NameReservation, Problem> {
+    let view = twin.view();
+    let of = |number| match number {
+        1 => format!("{} - Test", view.home.spec.name),
+        number => format!("{} - Test {number}", view.home.spec.name),
+    };
+    for number in 1..=MAX_TESTS {
+        let name: VmName = of(number).parse().map_err(|error: SpecError| {
+            let way_out = "Give the VM a shorter name";
+            Problem::new(Code::Invalid, view.thing(), error.to_string(), way_out)
+        })?;
+        if let Ok(name) = host.reserve(&name) {
+            return Ok(name);
+        }
+    }
+    let reason = format!("has {MAX_TESTS} test failovers already");
+    let way_out = "End some with `pollux failover stop-test`";
+    Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
 }
 
 /// The point that was asked for.
@@ -98,21 +129,20 @@ pub(super) async fn stop_test(
     Path(vm): Path<String>,
 ) -> Answered<()> {
     let vm = host.find(&vm)?;
-    let copy = test_of(&host, &vm).ok_or_else(|| {
+    let copies = tests_of(&host, &vm);
+    if copies.is_empty() {
         let way_out = "`pollux failover test` starts one";
         let reason = "has no test failover";
-        Problem::new(Code::Conflict, vm.view().thing(), reason, way_out)
-    })?;
-    let twin = copy.view().home.machine.and_then(|machine| machine.origin);
-    let twin = twin.and_then(|origin| host.vm(origin.twin));
-    end_test(&host, &copy).await?;
-    if let Some(twin) = twin {
-        record_test(
-            &host,
-            &twin,
-            EventKind::TestEnded,
-            "the test failover ended",
-        );
+        return Err(Problem::new(Code::Conflict, vm.view().thing(), reason, way_out).into());
+    }
+    for copy in copies {
+        let twin = copy.view().home.machine.and_then(|machine| machine.origin);
+        let twin = twin.and_then(|origin| host.vm(origin.twin));
+        end_test(&host, &copy).await?;
+        if let Some(twin) = twin {
+            let ended = "the test failover ended";
+            record_test(&host, &twin, EventKind::TestEnded, ended);
+        }
     }
     Ok(Json(()))
 }
@@ -123,15 +153,17 @@ fn record_test(host: &Host, twin: &Vm, kind: EventKind, what: &str) {
     host.events.record(draft.about(twin.id));
 }
 
-/// The copy that a test failover of `vm` made, or `vm` itself if it is one.
-pub(super) fn test_of(host: &Host, vm: &Vm) -> Option<Vm> {
-    host.vms().into_iter().find(|other| {
+/// The copies that test failovers of `vm` made, or `vm` itself if it is one.
+pub(super) fn tests_of(host: &Host, vm: &Vm) -> Vec<Vm> {
+    let mut vms = host.vms();
+    vms.retain(|other| {
         let machine = other.view().home.machine;
         let origin = machine.and_then(|machine| machine.origin);
         origin.is_some_and(|origin| {
             origin.made == Made::Test && (origin.twin == vm.id || other.id == vm.id)
         })
-    })
+    });
+    vms
 }
 
 /// Ends and deletes the copy that a test failover made, and lets its point go.
@@ -145,10 +177,14 @@ pub(super) async fn end_test(host: &Host, copy: &Vm) -> Result<(), Problem> {
     }
     let machine = copy.view().home.machine;
     copy.ask(|answer| Message::Delete { answer }).await?;
-    let origin = machine.and_then(|machine| machine.origin);
-    let twin = origin.as_ref().and_then(|origin| host.vm(origin.twin));
-    if let Some((origin, store)) = origin.zip(twin.and_then(|twin| twin.store)) {
-        blocking(move || store.unpin(origin.point, takeover::TEST))
+    let Some((folder, origin)) = machine.and_then(|folder| Some((folder.path, folder.origin?)))
+    else {
+        return Ok(());
+    };
+    let twin = host.vm(origin.twin).and_then(|twin| twin.store);
+    if let (Some(store), Some(pin)) = (twin, folder.file_name()) {
+        let pin = pin.to_string_lossy().into_owned();
+        blocking(move || store.unpin(origin.point, &pin))
             .await
             .map_err(|Refusal(problem)| problem)?;
     }

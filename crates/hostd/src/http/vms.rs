@@ -129,7 +129,7 @@ pub(super) async fn kill(
 
 pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
     let vm = host.find(&vm)?;
-    if let Some(copy) = super::failover::test_of(&host, &vm) {
+    if let Some(copy) = super::failover::tests_of(&host, &vm).first() {
         let reason = if copy.id == vm.id {
             "was made by a test failover"
         } else {

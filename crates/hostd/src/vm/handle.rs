@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use model::{CheckpointSpec, Code, DiskId, Keep, Lineage, PointId, Problem, VmId, VmSpec, VmState};
+use model::{
+    CheckpointSpec, Code, DiskId, Keep, Lineage, PointId, Problem, VmId, VmName, VmSpec, VmState,
+};
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing, StandingError};
 use replica::wire::{Configure, PartnerStanding};
@@ -109,6 +111,7 @@ pub(crate) enum Message {
     /// Make a VM above a point, beside the twin; answered with its folder.
     Test {
         point: PointId,
+        name: VmName,
         answer: Answer<VmFolder>,
     },
 }

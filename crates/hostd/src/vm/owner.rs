@@ -333,8 +333,12 @@ impl Owner {
                 word,
                 answer,
             } => self.failover(point, newest, word, answer),
-            Message::Test { point, answer } => {
-                let _ = answer.send(self.test(point));
+            Message::Test {
+                point,
+                name,
+                answer,
+            } => {
+                let _ = answer.send(self.test(point, name));
             }
         }
         false

@@ -12,7 +12,7 @@
 //! After a crash before the new term is durable the folder `failover` is a leftover: the role
 //! is still the replica's, and [`tidy`] removes it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::{
@@ -31,8 +31,9 @@ use crate::twin::{Store, not_a_twin};
 
 /// Folder of the VM that a failover made, in the twin's home; the reason of its pin.
 pub(crate) const FAILOVER: &str = "failover";
-/// Folder of the VM that a test failover made, in the twin's home; the reason of its pin.
-pub(crate) const TEST: &str = "test";
+/// How the folder of a VM that a test failover made begins, in the twin's home; its name is the reason
+/// of its pin.
+pub(crate) const TEST: &str = "test-";
 
 impl Owner {
     pub(super) fn failover(
@@ -150,22 +151,11 @@ impl Owner {
     }
 
     /// Makes a VM of its own above a point.
-    pub(super) fn test(&mut self, point: PointId) -> Result<VmFolder, Problem> {
+    pub(super) fn test(&mut self, point: PointId, name: VmName) -> Result<VmFolder, Problem> {
         let view = self.view();
         let Some(store) = self.store.clone() else {
             return Err(not_a_twin(&view));
         };
-        if view.home.path.join(TEST).exists() {
-            let way_out = "End it first with `pollux failover stop-test`";
-            let reason = "has a test failover already";
-            return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
-        }
-        let name: VmName = format!("{} - Test", view.home.spec.name).parse().map_err(
-            |error: model::SpecError| {
-                let way_out = "Give the VM a shorter name";
-                Problem::new(Code::Invalid, view.thing(), error.to_string(), way_out)
-            },
-        )?;
         let spec = VmSpec {
             id: VmId::random(),
             name,
@@ -174,9 +164,10 @@ impl Owner {
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
+        let id = spec.id.0.simple().to_string();
         tokio::task::block_in_place(|| {
             let above = Above {
-                name: TEST,
+                name: &format!("{TEST}{}", &id[..12]),
                 made: Made::Test,
                 spec,
                 twin: self.id,
@@ -274,6 +265,18 @@ pub(crate) fn undo(store: &Store, folder: &VmFolder) {
     }
 }
 
+/// The folders of the VMs that test failovers made, in the home of a twin. Blocking.
+pub(crate) fn tests(home: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(home)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(TEST) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
 /// Removes the leftovers of a failover that a crash cut short, in the home of a twin that is
 /// still the replica. Blocking.
 pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
@@ -288,9 +291,10 @@ pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
 /// with its folder, and a point that stays pinned is never let go. Blocking.
 pub(crate) fn unpin(home: &Path, store: &Store) -> Result<(), Problem> {
     for point in store.points()? {
-        for name in [FAILOVER, TEST] {
-            if point.pins.iter().any(|pin| pin == name) && !home.join(name).exists() {
-                store.unpin(point.id, name)?;
+        for pin in &point.pins {
+            let of_a_folder = pin == FAILOVER || pin.starts_with(TEST);
+            if of_a_folder && !home.join(pin).exists() {
+                store.unpin(point.id, pin)?;
             }
         }
     }
@@ -351,14 +355,19 @@ mod tests {
     fn a_pin_that_a_crash_left_goes_and_one_with_its_folder_stays() {
         let home = tempfile::tempdir().expect("scratch");
         let (store, point) = twin(home.path());
-        for reason in [FAILOVER, TEST, "open-0123456789ab"] {
+        let (kept, lost) = ("test-0123456789ab", "test-ba9876543210");
+        for reason in [FAILOVER, kept, lost, "open-0123456789ab"] {
             store.pin(point, reason).expect("pinned");
         }
-        std::fs::create_dir(home.path().join(TEST)).expect("made");
+        std::fs::create_dir(home.path().join(kept)).expect("made");
         let pins = |store: &Store| store.points().expect("listed")[0].pins.clone();
         unpin(home.path(), &store).expect("unpinned");
-        assert_eq!(pins(&store), [TEST, "open-0123456789ab"]);
-        std::fs::remove_dir(home.path().join(TEST)).expect("removed");
+        assert_eq!(pins(&store), [kept, "open-0123456789ab"]);
+        assert_eq!(
+            tests(home.path()).expect("listed"),
+            [home.path().join(kept)]
+        );
+        std::fs::remove_dir(home.path().join(kept)).expect("removed");
         unpin(home.path(), &store).expect("unpinned");
         assert_eq!(pins(&store), ["open-0123456789ab"]);
     }
