@@ -184,6 +184,15 @@ pub enum Denied {
     Unnamed,
 }
 
+/// Whose it is what a disk on this host holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A twin's that this primary made.
+    TwinOf(&'a str),
+    /// That of a VM that is at home here.
+    Own,
+}
+
 impl Rules {
     /// Whether `name` may make twins and fill them; the entry that lets it, but where any is let in.
     ///
@@ -208,6 +217,18 @@ impl Rules {
         };
         let exact = |entry: &&Entry| matches!(entry.pattern, Pattern::Exact(_));
         matching().find(exact).or_else(|| matching().next())
+    }
+
+    /// Whether the primary `asks` may read `content`, be it only by comparing hashes: whoever may ask
+    /// what a block holds can find out. This is the one place where that is decided. Its own is its
+    /// own; a host of the same group may as well, for a VM may move among those; a VM that is at home
+    /// on this host belongs to none of them.
+    #[must_use]
+    pub fn may_read(&self, asks: &str, content: Content<'_>) -> bool {
+        match content {
+            Content::TwinOf(primary) => self.may_continue(primary, asks),
+            Content::Own => false,
+        }
     }
 
     /// Whether `asks` may go on with a relationship that `bound` made: it is the same host, or the
@@ -375,6 +396,37 @@ mod tests {
             !any.may_continue("a.one.org", "b.one.org"),
             "no groups count"
         );
+    }
+
+    #[test]
+    fn content_is_read_within_its_trust_group_only_and_what_is_at_home_here_by_nobody() {
+        let all = rules(vec![
+            entry("castor", Some("one")),
+            entry("leda", Some("one")),
+            entry("zeus", Some("two")),
+            entry("hera", None),
+            entry("hebe", None),
+        ]);
+        let twin_of = |primary, asks| all.may_read(asks, Content::TwinOf(primary));
+        assert!(twin_of("castor", "castor") && twin_of("castor", "leda"));
+        for (primary, asks) in [
+            ("castor", "zeus"),
+            ("castor", "hera"),
+            ("hera", "hebe"),
+            ("castor", "stranger"),
+            ("stranger", "castor"),
+        ] {
+            assert!(!twin_of(primary, asks), "{primary} {asks}");
+        }
+        let any = Rules {
+            admits: Admits::Any,
+            ..all.clone()
+        };
+        assert!(any.may_read("hera", Content::TwinOf("hera")));
+        assert!(!any.may_read("leda", Content::TwinOf("castor")));
+        for asks in ["castor", "hera", "stranger"] {
+            assert!(!all.may_read(asks, Content::Own), "{asks}");
+        }
     }
 
     #[test]
