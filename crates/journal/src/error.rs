@@ -174,9 +174,12 @@ pub enum Refusal {
     /// Of another VM.
     #[error("it belongs to another VM")]
     Vm,
-    /// Not exactly the disks of the journal, in their order.
-    #[error("it names other disks than the journal holds")]
+    /// Not exactly the disks of the initial replication, in their order.
+    #[error("it names other disks than the initial replication began with")]
     Disks,
+    /// Disks that are gone keep their place while a point has them.
+    #[error("its points have too many disks: some are gone, and older points still have them")]
+    ManyDisks,
     /// A disk became smaller, which a journal does not follow.
     #[error("{0:?} became smaller")]
     Shrunk(DiskId),

@@ -10,8 +10,8 @@ use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, PointId, SeedId, Since, VmId};
 
 use crate::changes::{Changes, Gather, SetError, forge};
 use crate::index::{
-    self, Base, BaseDisk, Change, ChangeSet, DiskSet, Entry, Index, Join, Note, Pin, Place,
-    bytes_of, read_bytes,
+    self, Base, BaseDisk, Change, ChangeSet, DiskSet, Entry, Index, Note, Pin, Place, bytes_of,
+    read_bytes,
 };
 use crate::runs::{self, Held, RunError};
 use crate::segment::forged;
@@ -102,7 +102,7 @@ pub fn indexes() -> Vec<Vec<u8>> {
         zeroes: Bytes(4096),
     };
     let index = |base, changes| {
-        let mut index = Index::new(VmId::random(), seed, vec![BaseDisk { id: disk, size }]);
+        let mut index = Index::new(VmId::random(), seed, vec![BaseDisk::new(disk, size)]);
         index.base = base;
         index.lineage = Some(lineage.clone());
         index.apply(changes).expect("they can be made");
@@ -121,12 +121,10 @@ pub fn indexes() -> Vec<Vec<u8>> {
             point: point(3),
             until: Timestamp::UNIX_EPOCH,
         },
-        Note::Join(Join {
-            seed: SeedId::random(),
-            parts: 1,
-            last: Some(Root([9; 32])),
-            disks: vec![disk],
-        }),
+        Note::Disks(vec![BaseDisk {
+            whole_from: Some(3),
+            ..BaseDisk::new(disk, size)
+        }]),
         Note::ChangeSets {
             add: vec![ChangeSet {
                 number: 1,

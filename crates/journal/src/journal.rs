@@ -36,6 +36,7 @@ use durable::{File, Folder, Group, Lock, Need, OsFolder};
 use jiff::Timestamp;
 use model::{BLOCK_SIZE, Bytes, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
 
+use crate::bases::make_bases;
 use crate::doubt;
 use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
@@ -214,24 +215,9 @@ impl Journal {
         }
         let disks: Vec<_> = disks
             .iter()
-            .map(|disk| BaseDisk {
-                id: disk.id,
-                size: disk.size,
-            })
+            .map(|disk| BaseDisk::new(disk.id, disk.size))
             .collect();
-        for disk in &disks {
-            let name = disk.file();
-            let make = || {
-                let file = folder.create(&name)?;
-                file.set_len(disk.size.0)?;
-                file.sync()
-            };
-            make().map_err(|source| JournalError::io("create", &name, source))?;
-        }
-        // The names of the base files before the index that names them.
-        folder
-            .sync("")
-            .map_err(|source| JournalError::io("sync", "", source))?;
+        make_bases(&*folder, &disks)?;
         let index = Index::new(vm, seed, disks);
         let group = Arc::<Group>::default();
         let log = Log::replace(&folder, &index, &group)?;

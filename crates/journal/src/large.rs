@@ -43,10 +43,7 @@ pub fn make(path: &Path, large: &Large) -> Result<(DiskId, Vec<PointId>), Journa
     let journal = Journal::create(path, vm, &[extent], seed)?;
     let lineage = Lineage::begin("host-a");
     let term = lineage.current().id;
-    let base = BaseDisk {
-        id,
-        size: large.size,
-    };
+    let base = BaseDisk::new(id, large.size);
     let mut index = Index::new(vm, seed, vec![base]);
     index.lineage = Some(lineage.clone());
     index.next_pack = 2;

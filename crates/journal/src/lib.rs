@@ -10,6 +10,7 @@
 //! Everything here blocks; callers that may not wait run it on a thread that may.
 
 pub mod accept;
+mod bases;
 mod changes;
 pub mod compare;
 mod doubt;

@@ -174,6 +174,7 @@ impl Journal {
         self.publish(changes.collect(), vec![])?;
         files.iter().for_each(|file| self.discard(file));
         self.remove_files(&[oldest]);
+        self.drop_bases();
         self.tidy_packs();
         Ok(())
     }

@@ -6,10 +6,12 @@ use durable::{File, Need};
 use model::{BLOCK_SIZE, Bytes, PointId, Since};
 
 use crate::accept::{Held, Offered, accept};
-use crate::index::{Base, Change, Entry, Index, Note, Place, SEGMENTS};
+use crate::index::{Base, Change, Entry, Index, MAX_BASES, Note, Place, SEGMENTS};
 use crate::journal::BaseFile;
 use crate::packs::{Memory, whole};
-use crate::{Content, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip};
+use crate::{
+    Content, DiskExtent, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip,
+};
 
 /// A segment that came.
 enum Received {
@@ -94,12 +96,7 @@ impl Journal {
         if header.vm != index.vm {
             return Err(Refusal::Vm);
         }
-        if !header
-            .disks
-            .iter()
-            .map(|disk| disk.id)
-            .eq(index.disks.iter().map(|disk| disk.id))
-        {
+        if matches!(index.base, Base::Seeding { .. }) && !has_disks_of(index, header) {
             return Err(Refusal::Disks);
         }
         match (header.content, header.point()) {
@@ -197,6 +194,7 @@ impl Journal {
         since: Since,
     ) -> Result<(), JournalError> {
         let (header, summary) = (reader.header(), reader.summary());
+        let bases = self.bases_for(header, point)?;
         let mut entry = Entry {
             point,
             since,
@@ -231,7 +229,13 @@ impl Journal {
             }
         };
         let is_packed = entry.place != Place::Own;
-        let mut changes = vec![Change::Point(entry)];
+        // Before the point, which rests on them.
+        let mut changes: Vec<_> = bases
+            .into_iter()
+            .map(Note::Disks)
+            .map(Change::Note)
+            .collect();
+        changes.push(Change::Point(entry));
         if self.index.lineage.as_ref() != Some(&header.lineage) {
             changes.push(Change::Note(Note::Lineage(header.lineage.clone())));
         }
@@ -366,16 +370,26 @@ fn judge_delta(
     Ok(verdict)
 }
 
-/// Disks may grow, not shrink.
+/// Whether a segment has exactly the disks of which a journal has bases, in their order.
+fn has_disks_of(index: &Index, header: &Header) -> bool {
+    let theirs = header.disks.iter().map(|disk| disk.id);
+    theirs.eq(index.disks.iter().map(|disk| disk.id))
+}
+
+/// Disks may come and go, and grow, not shrink.
 fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refusal> {
-    for (position, disk) in header.disks.iter().enumerate() {
-        let before = match tip {
-            Some(tip) => tip.disks.get(position).map(|disk| disk.size),
-            None => index.base_of(disk.id).map(|disk| disk.size),
-        };
-        if before.is_some_and(|before| disk.size.0 < before.0) {
+    for disk in &header.disks {
+        let base = index.base_of(disk.id).map(|base| base.size.0);
+        let mut at_tip = tip.into_iter().flat_map(|tip| tip.disks.iter());
+        let before = at_tip.find(|before| before.id == disk.id);
+        let before = before.map(|before| before.size.0).max(base);
+        if before.is_some_and(|before| disk.size.0 < before) {
             return Err(Refusal::Shrunk(disk.id));
         }
+    }
+    let new = |disk: &&DiskExtent| index.base_of(disk.id).is_none();
+    if index.disks.len() + header.disks.iter().filter(new).count() > MAX_BASES {
+        return Err(Refusal::ManyDisks);
     }
     Ok(())
 }

@@ -342,6 +342,7 @@ impl Journal {
         // If the newest one hides all the others, it is what it was.
         files.retain(|entry| entry.file() != file);
         self.remove_files(&files);
+        self.drop_bases();
         self.tidy_packs();
         Ok(true)
     }

@@ -35,7 +35,7 @@ pub struct Verify {
     folder: Arc<dyn Folder>,
     bases: Vec<BaseDisk>,
     /// The point that the base held.
-    oldest: Option<PointId>,
+    oldest: Option<Entry>,
     entries: Vec<Entry>,
     sets: Vec<ChangeSet>,
 }
@@ -83,7 +83,7 @@ impl Journal {
         Verify {
             folder: self.folder.clone(),
             bases: self.index.disks.clone(),
-            oldest: self.index.in_base().map(|entry| entry.point),
+            oldest: self.index.in_base().cloned(),
             entries: self.index.segments.iter().cloned().collect(),
             sets: self.index.changes.values().copied().collect(),
         }
@@ -148,10 +148,19 @@ impl Verify {
         &self,
         id: DiskId,
         mut blocks: Extents,
-        below: Option<PointId>,
+        below: Option<&Entry>,
         from: usize,
     ) -> Vec<PointId> {
-        let mut points: Vec<_> = below.into_iter().collect();
+        // A disk comes and goes.
+        let has = |entry: &&Entry| {
+            let mut disks = entry.disks.iter().filter(|disk| !disk.joining);
+            disks.any(|disk| disk.id == id)
+        };
+        let mut points: Vec<_> = below
+            .filter(has)
+            .map(|entry| entry.point)
+            .into_iter()
+            .collect();
         for entry in &self.entries[from..] {
             // One that cannot be read hides nothing; it has damage of its own.
             if let Ok(Some(reader)) = self.reader(entry) {
@@ -160,7 +169,7 @@ impl Verify {
             if blocks.is_empty() {
                 break;
             }
-            points.push(entry.point);
+            points.extend(Some(entry).filter(has).map(|entry| entry.point));
         }
         points
     }
@@ -289,9 +298,7 @@ impl Walk<'_> {
                 }
             }
             if !blocks.is_empty() {
-                let hurt = self
-                    .verify
-                    .hurt(disk.id, blocks, Some(entry.point), number + 1);
+                let hurt = self.verify.hurt(disk.id, blocks, Some(entry), number + 1);
                 points.extend(hurt);
             }
         }
@@ -382,7 +389,9 @@ impl Walk<'_> {
             }
         }
         if !bad.is_empty() {
-            let points = self.verify.hurt(disk.id, bad, self.verify.oldest, 0);
+            let points = self
+                .verify
+                .hurt(disk.id, bad, self.verify.oldest.as_ref(), 0);
             self.found(name, faults, points);
         }
         Ok(ControlFlow::Continue(()))

@@ -271,14 +271,21 @@ impl Journal {
         y: PointId,
     ) -> Result<Option<Vec<ChangedDisk>>, JournalError> {
         let index = &self.index;
+        // What older segments and sets say of a disk that was not whole then is not all of it.
+        let first = x.sequence.min(y.sequence);
+        let was_there = |disk: &&crate::index::BaseDisk| {
+            disk.whole_from
+                .is_some_and(|whole_from| whole_from <= first)
+        };
+        let there: Vec<_> = index.disks.iter().filter(was_there).collect();
         if x == y {
-            let same = |disk: &crate::index::BaseDisk| ChangedDisk {
+            let same = |disk: &&crate::index::BaseDisk| ChangedDisk {
                 id: disk.id,
                 size: disk.size,
                 unit: 0,
                 extents: Vec::new(),
             };
-            return Ok(Some(index.disks.iter().map(same).collect()));
+            return Ok(Some(there.iter().map(same).collect()));
         }
         let sets: Vec<_> = index.changes.values().collect();
         let of_set = |set: &&ChangeSet| Edge {
@@ -315,7 +322,11 @@ impl Journal {
                 false => vec![union([&all[0][..], &changes.disks[..]])],
             };
         }
-        Ok(all.pop())
+        let mut all = all.pop();
+        if let Some(disks) = &mut all {
+            disks.retain(|disk| there.iter().any(|there| there.id == disk.id));
+        }
+        Ok(all)
     }
 
     fn changes_of(&self, entry: &Entry) -> Result<Changes, JournalError> {

@@ -5,8 +5,8 @@ use model::{BLOCK_SIZE, Bytes, Lineage, MAX_DISKS, PointId, SeedId, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Base, BaseDisk, ChangeSet, Entry, Index, Join, MAX_FILES, MAX_PINS, MAX_POINTS, MAX_REASON,
-    Pin, Place,
+    Base, BaseDisk, ChangeSet, Entry, Index, MAX_BASES, MAX_FILES, MAX_PINS, MAX_POINTS,
+    MAX_REASON, Pin, Place,
 };
 use crate::Root;
 
@@ -54,8 +54,6 @@ pub(crate) enum Note {
     Lock { point: PointId, until: Timestamp },
     /// A segment is somewhere else.
     Moved { sequence: u64, place: Place },
-    /// The copy of added disks is that far.
-    Join(Join),
     /// Change sets that came and went.
     ChangeSets {
         add: Vec<ChangeSet>,
@@ -137,7 +135,15 @@ impl Index {
                 matches!(self.base, Base::Seeding { .. }),
                 "is seeded after its end",
             ),
-            Note::Disks(disks) => check_disks(disks),
+            Note::Disks(disks) => {
+                check_disks(disks)?;
+                let named = |id| disks.iter().any(|base| base.id == id);
+                ensure(
+                    self.disk_sets()
+                        .all(|set| set.iter().all(|disk| named(disk.id))),
+                    "gives up the base of a disk that a point has",
+                )
+            }
             Note::Lineage(_) | Note::Unpin(_) => Ok(()),
             Note::MergeBegins => ensure(
                 !self.segments.is_empty() && self.base != Base::Merging,
@@ -170,13 +176,6 @@ impl Index {
                     "moves a segment that is not, or to no place",
                 )
             }
-            Note::Join(join) => {
-                let others = self.joins.iter().filter(|other| other.seed != join.seed);
-                ensure(
-                    join.disks.len() <= MAX_DISKS && others.count() < MAX_DISKS,
-                    "has too many disks that are copied",
-                )
-            }
             Note::ChangeSets { add, remove } => {
                 let known = |number: &u64| self.changes.contains_key(number);
                 ensure(remove.iter().all(known), "removes a change set that is not")?;
@@ -206,7 +205,6 @@ impl Index {
                 if let Base::Seeding { .. } = self.base {
                     self.base = Base::Seeded;
                 }
-                self.forget_joins(&entry);
                 self.push(entry);
             }
             Change::Squash { first, by } => {
@@ -278,10 +276,6 @@ impl Index {
                     self.took(place);
                 }
             }
-            Note::Join(join) => {
-                self.joins.retain(|other| other.seed != join.seed);
-                self.joins.push(join);
-            }
             Note::ChangeSets { add, remove } => {
                 for number in remove {
                     self.changes.remove(&number);
@@ -315,14 +309,6 @@ impl Index {
         self.pins.retain(|pin| pin.point != point);
         self.locks.remove(&point.sequence);
     }
-
-    /// Copies whose disks are whole with this point, or gone.
-    fn forget_joins(&mut self, entry: &Entry) {
-        self.joins.retain(|join| {
-            let mut joining = entry.disks.iter().filter(|disk| disk.joining);
-            joining.any(|disk| join.disks.contains(&disk.id))
-        });
-    }
 }
 
 fn in_bounds(place: Place, len: Bytes) -> bool {
@@ -336,7 +322,7 @@ fn in_bounds(place: Place, len: Bytes) -> bool {
 
 fn check_disks(disks: &[BaseDisk]) -> Checked {
     ensure(
-        !disks.is_empty() && disks.len() <= 2 * MAX_DISKS,
+        !disks.is_empty() && disks.len() <= MAX_BASES,
         "names no disk or too many",
     )
 }

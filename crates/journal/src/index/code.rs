@@ -215,7 +215,6 @@ pub(super) fn snapshot(index: &Index) -> Result<(Vec<Vec<u8>>, Tables), JournalE
     });
     let mut notes: Vec<_> = index.pins.iter().cloned().map(Note::Pin).collect();
     notes.extend(locks);
-    notes.extend(index.joins.iter().cloned().map(Note::Join));
     notes.extend(index.changes.values().map(|set| Note::ChangeSets {
         add: vec![*set],
         remove: vec![],

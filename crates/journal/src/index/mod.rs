@@ -43,6 +43,8 @@ pub(crate) const CHANGES: &str = "changes";
 
 /// Most points of a journal: twelve days of one each second.
 pub(crate) const MAX_POINTS: usize = 1 << 20;
+/// Most base files: a disk that is gone keeps its own while a point has it.
+pub(crate) const MAX_BASES: usize = 2 * MAX_DISKS;
 /// Most pins at a time.
 pub(crate) const MAX_PINS: usize = 4096;
 /// Longest reason of a pin in bytes.
@@ -68,8 +70,6 @@ pub(crate) struct Index {
     pub(crate) pins: Vec<Pin>,
     /// By the sequence number of the point: until when it may not go.
     pub(crate) locks: BTreeMap<u64, Timestamp>,
-    /// Copies of disks that were added.
-    pub(crate) joins: Vec<Join>,
     /// Change sets, by their number.
     pub(crate) changes: BTreeMap<u64, ChangeSet>,
     /// Above the number of every pack that ever was.
@@ -84,9 +84,31 @@ pub(crate) struct Index {
 pub(crate) struct BaseDisk {
     pub(crate) id: DiskId,
     pub(crate) size: Bytes,
+    /// Number of the first of the newest points in a row that have it whole; none while it is copied.
+    #[serde(default = "from_the_first", skip_serializing_if = "is_from_the_first")]
+    pub(crate) whole_from: Option<u64>,
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn from_the_first() -> Option<u64> {
+    Some(0)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_from_the_first(whole_from: &Option<u64>) -> bool {
+    *whole_from == Some(0)
 }
 
 impl BaseDisk {
+    /// The base of a disk that is new.
+    pub(crate) fn new(id: DiskId, size: Bytes) -> Self {
+        Self {
+            id,
+            size,
+            whole_from: from_the_first(),
+        }
+    }
+
     pub(crate) fn file(&self) -> String {
         format!("base-{}.raw", self.id)
     }
@@ -173,19 +195,6 @@ pub(crate) fn pack_file(pack: u32) -> String {
 pub(crate) struct Pin {
     pub(crate) point: PointId,
     pub(crate) reason: String,
-}
-
-/// The copy of disks that were added while there were points.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Join {
-    pub(crate) seed: SeedId,
-    /// This many were received.
-    pub(crate) parts: u64,
-    /// Root of the last of them.
-    pub(crate) last: Option<Root>,
-    /// The disks that they had content for.
-    pub(crate) disks: Vec<DiskId>,
 }
 
 /// A list of changed blocks without their content, `changes/<number>.set`.
@@ -278,7 +287,6 @@ impl Index {
             segments: VecDeque::new(),
             pins: Vec::new(),
             locks: BTreeMap::new(),
-            joins: Vec::new(),
             changes: BTreeMap::new(),
             next_pack: 1,
             sums: Sums::default(),
@@ -327,6 +335,16 @@ impl Index {
         self.segments.back().or_else(|| self.in_base())
     }
 
+    /// The disks of the points, those of many points in a row once.
+    pub(crate) fn disk_sets(&self) -> impl Iterator<Item = &DiskSet> {
+        let mut before: Option<&DiskSet> = None;
+        self.points().filter_map(move |(_, entry)| {
+            let same = before.is_some_and(|before| Arc::ptr_eq(before, &entry.disks));
+            before = Some(&entry.disks);
+            (!same).then_some(&entry.disks)
+        })
+    }
+
     /// The base of the disk `id`.
     pub(crate) fn base_of(&self, id: DiskId) -> Option<&BaseDisk> {
         self.disks.iter().find(|disk| disk.id == id)
@@ -343,17 +361,12 @@ impl Index {
         if let Some(fault) = self.bases_fault() {
             return Some(fault);
         }
-        let mut before: Option<&DiskSet> = None;
-        for (_, entry) in self.points() {
-            if before.is_some_and(|before| Arc::ptr_eq(before, &entry.disks)) {
-                continue;
-            }
-            before = Some(&entry.disks);
+        for set in self.disk_sets() {
             let known = |disk: &DiskExtent| {
                 let base = self.base_of(disk.id);
                 base.is_some_and(|base| base.size.0 <= disk.size.0)
             };
-            if !entry.disks.iter().all(known) {
+            if !set.iter().all(known) {
                 return Some("has a point whose disks are smaller than the base");
             }
         }
@@ -374,8 +387,7 @@ impl Index {
         let twice = |(at, disk): (usize, &BaseDisk)| {
             self.disks[..at].iter().any(|other| other.id == disk.id)
         };
-        // A disk that is gone keeps its base while a point has it.
-        if self.disks.is_empty() || self.disks.len() > 2 * MAX_DISKS {
+        if self.disks.is_empty() || self.disks.len() > MAX_BASES {
             Some("names no disk or too many")
         } else if !self.disks.iter().all(|disk| whole(&disk.size)) {
             Some("has a disk whose size is no multiple of 4 KiB")

@@ -16,10 +16,7 @@ fn arc<T: Folder + Clone + 'static>(folder: &T) -> Arc<dyn Folder> {
 }
 
 fn seeding() -> Index {
-    let disks = vec![BaseDisk {
-        id: DiskId::random(),
-        size: Bytes(8192),
-    }];
+    let disks = vec![BaseDisk::new(DiskId::random(), Bytes(8192))];
     Index::new(VmId::random(), SeedId::random(), disks)
 }
 
@@ -237,6 +234,10 @@ fn changes_that_cannot_be_are_refused_and_nothing_is_changed() {
             place: Place::Pack { pack: 2, at: 17 },
         }),
         note(Note::Disks(vec![])),
+        note(Note::Disks(vec![BaseDisk::new(
+            DiskId::random(),
+            Bytes(8192),
+        )])),
         note(Note::Seeding {
             parts: 9,
             last: None,

@@ -1,5 +1,6 @@
 //! A primary of whose disks everything is known, and a journal that follows it.
 
+mod bases;
 mod changes;
 mod flushes;
 mod power;
@@ -57,8 +58,15 @@ type Disks = Vec<Vec<u8>>;
 struct Known {
     id: PointId,
     root: Root,
+    /// Those that it has, and their content.
+    ids: Vec<DiskId>,
     disks: Disks,
+    /// What was sent of disks that join.
+    copied: Vec<(DiskId, Copied)>,
 }
+
+/// The blocks of a disk, as far as they were sent.
+type Copied = Vec<Option<Vec<u8>>>;
 
 struct Primary {
     vm: VmId,
@@ -191,7 +199,85 @@ impl Primary {
         let known = Known {
             id: header.point().expect("a delta is one"),
             root,
+            ids: self.ids.clone(),
             disks: self.disks.clone(),
+            copied: Vec::new(),
+        };
+        (known, bytes)
+    }
+
+    /// A new disk of random content, or of none.
+    fn attach(&mut self, blocks: usize, chance: &mut Chance) {
+        self.ids.push(DiskId::random());
+        self.disks.push(vec![0; blocks * BLOCK]);
+        for _ in 0..chance.below(4) {
+            self.write(chance);
+        }
+    }
+
+    fn detach(&mut self, disk: usize) -> (DiskId, Vec<u8>) {
+        (self.ids.remove(disk), self.disks.remove(disk))
+    }
+
+    /// The next point after `tip`, with at most `slice` blocks of each disk that joins; one is whole when
+    /// that is all that is left of it. If no other is, it is whole at once.
+    fn cut_after(&mut self, tip: &Known, slice: usize) -> (Known, Vec<u8>) {
+        self.sequence += 1;
+        let mut header = self.header(Content::Delta {
+            sequence: self.sequence,
+            since: Since::Point(tip.id),
+        });
+        let none_stays = !self.ids.iter().any(|id| tip.ids.contains(id));
+        let (mut whole, mut copied, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, id) in self.ids.iter().enumerate() {
+            let content: Vec<_> = self.disks[number].chunks(BLOCK).collect();
+            let mut sent: Copied = if let Some(at) = tip.ids.iter().position(|other| other == id) {
+                let blocks = tip.disks[at].chunks(BLOCK);
+                blocks.map(|block| Some(block.to_vec())).collect()
+            } else {
+                let joining = tip.copied.iter().find(|(other, _)| other == id);
+                joining.map_or(Vec::new(), |(_, copied)| copied.clone())
+            };
+            let had = sent.len();
+            sent.resize(content.len(), None);
+            if tip.ids.contains(id) {
+                // It grew with zeroes.
+                sent[had..].fill(Some(vec![0; BLOCK]));
+            }
+            let differs = |at: &usize| sent[*at].as_deref() != Some(content[*at]);
+            let left: Vec<_> = (0..content.len()).filter(differs).collect();
+            let is_whole = tip.ids.contains(id) || left.len() <= slice || none_stays;
+            header.disks[number].joining = !is_whole;
+            let taken = if is_whole { left.len() } else { slice };
+            for at in &left[..taken] {
+                sent[*at] = Some(content[*at].to_vec());
+            }
+            blocks.push(left[..taken].to_vec());
+            if is_whole {
+                whole.push((*id, self.disks[number].clone()));
+            } else {
+                copied.push((*id, sent));
+            }
+        }
+        let mut writer = SegmentWriter::create(Vec::new(), &header).expect("a good header");
+        for (number, blocks) in (0..).zip(blocks) {
+            for at in blocks {
+                let content = &self.disks[usize::from(number)][at * BLOCK..(at + 1) * BLOCK];
+                if crate::segment::is_zero(content) {
+                    writer.push_zero(number, at as u64, 1).expect("fits");
+                } else {
+                    writer.push_frame(number, at as u64, content).expect("fits");
+                }
+            }
+        }
+        let (summary, bytes) = writer.finish().expect("no block twice");
+        let (ids, disks) = whole.into_iter().unzip();
+        let known = Known {
+            id: header.point().expect("a delta is one"),
+            root: summary.root,
+            ids,
+            disks,
+            copied,
         };
         (known, bytes)
     }
@@ -311,7 +397,8 @@ fn more(
 
 fn assert_content(reader: &Arc<PointReader>, known: &Known, context: &str) {
     let disks: Vec<_> = reader.disks().collect();
-    assert_eq!(disks.len(), known.disks.len());
+    let ids: Vec<_> = disks.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, known.ids, "{context}: disks at {}", known.id);
     for ((id, size), content) in disks.into_iter().zip(&known.disks) {
         assert_eq!(
             size.0,
@@ -350,8 +437,12 @@ fn knows_changes(journal: &Journal, x: &Known, y: &Known) -> Result<bool, Journa
     let Some(changed) = journal.changes_between(x.id, y.id)? else {
         return Ok(false);
     };
-    assert_eq!(changed.len(), x.disks.len());
-    for (changed, (x, y)) in changed.iter().zip(x.disks.iter().zip(&y.disks)) {
+    for changed in &changed {
+        let of = |known: &Known| {
+            let at = known.ids.iter().position(|id| *id == changed.id);
+            known.disks[at.expect("both have it")].clone()
+        };
+        let (x, y) = (&of(x), &of(y));
         let blocks: std::collections::BTreeSet<u64> = changed.extents().flatten().collect();
         let zeroes = vec![0; BLOCK];
         for block in 0..x.len().max(y.len()) / BLOCK {

@@ -34,6 +34,16 @@ struct Seen {
     locked: u64,
     /// How often segments were put together.
     thinned: u64,
+    /// Disks that were added, and had a point that has them whole.
+    joined: u64,
+    /// Disks that were taken away.
+    left: u64,
+    /// Such that were added again.
+    returned: u64,
+    /// Bases that went with the last point of their disk.
+    dropped: u64,
+    /// Points with a disk that was not whole.
+    joining: u64,
     /// Commits of which only a part was there after a crash.
     torn: u64,
 }
@@ -51,6 +61,8 @@ struct Trial {
     pins: Vec<PointId>,
     locks: Vec<(PointId, Timestamp)>,
     next_part: u64,
+    /// Disks that were taken away.
+    gone: Vec<(DiskId, Vec<u8>)>,
     now: Timestamp,
     leases: Leases,
     open: Vec<(Arc<PointReader>, Known)>,
@@ -80,6 +92,7 @@ fn trial(seed: u64, seen: &mut Seen) {
         pins: Vec::new(),
         locks: Vec::new(),
         next_part: 0,
+        gone: Vec::new(),
         now: NOW,
         leases: Leases::default(),
         open: Vec::new(),
@@ -123,7 +136,14 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
         let rare = [seen.cuts, seen.kills, seen.faults, seen.merging_when_cut];
         let more = [seen.read_while_open, seen.in_packs, seen.in_files];
         let last = [seen.repacked, seen.rewritten, seen.locked, seen.thinned];
-        let least = rare.into_iter().chain(more).chain(last).min();
+        let disks = [
+            seen.joining,
+            seen.joined,
+            seen.left,
+            seen.returned,
+            seen.dropped,
+        ];
+        let least = rare.into_iter().chain(more).chain(last).chain(disks).min();
         assert!(seen.torn > 0, "{seen:?}");
         assert!(least > Some(count / 20), "{seen:?}");
     }
@@ -367,8 +387,38 @@ impl Trial {
             let disk = self.chance.index(self.primary.disks.len());
             self.primary.grow(disk, 1 + self.chance.index(3));
         }
+        match self.chance.below(12) {
+            0 if self.primary.ids.len() < 5 => {
+                let blocks = 1 + self.chance.index(12);
+                self.primary.attach(blocks, &mut self.chance);
+            }
+            1 if self.primary.ids.len() > 1 => {
+                let disk = self.chance.index(self.primary.ids.len());
+                self.gone.push(self.primary.detach(disk));
+                self.seen.left += 1;
+            }
+            2 if self.primary.ids.len() < 5 && !self.gone.is_empty() => {
+                let disk = self.chance.index(self.gone.len());
+                let id = self.gone[disk].0;
+                // One that was never missed goes on instead.
+                if !self.tip().ids.contains(&id) && self.tip().copied.iter().all(|of| of.0 != id) {
+                    let (id, content) = self.gone.remove(disk);
+                    self.primary.ids.push(id);
+                    self.primary.disks.push(content);
+                    self.seen.returned += 1;
+                }
+            }
+            _ => {}
+        }
         let tip = self.tip();
-        let (known, bytes) = self.primary.cut(Since::Point(tip.id), &tip.disks);
+        let (known, bytes) = if tip.ids == self.primary.ids {
+            self.primary.cut(Since::Point(tip.id), &tip.disks)
+        } else {
+            self.primary.cut_after(&tip, 3)
+        };
+        self.seen.joining += u64::from(!known.copied.is_empty());
+        let new = known.ids.iter().filter(|id| !tip.ids.contains(id));
+        self.seen.joined += new.count() as u64;
         self.commit(journal, known, &bytes)
     }
 
@@ -410,7 +460,9 @@ impl Trial {
         let merged = merge.run()?;
         self.read_open();
         let before: Vec<_> = journal.index.segments.iter().skip(1).cloned().collect();
+        let bases = journal.index.disks.len();
         journal.finish_merge(merged)?;
+        self.seen.dropped += (bases - journal.index.disks.len()) as u64;
         let moved = journal.index.segments.iter().zip(&before);
         let moved = moved.filter(|(now, before)| now.place != before.place);
         self.seen.repacked += moved.count() as u64;
@@ -438,9 +490,14 @@ impl Trial {
                 .iter()
                 .rfind(|point| point.sequence < gone[0].sequence);
             let reader = below.map(|point| journal.open_point(*point)).transpose()?;
-            assert!(journal.finish_thin(thinned, self.now)?, "{}", self.context);
-            self.allowed = vec![left];
-            self.seen.thinned += 1;
+            if journal.finish_thin(thinned, self.now)? {
+                self.allowed = vec![left];
+                self.seen.thinned += 1;
+            } else {
+                // A disk came back between them: they stay apart.
+                assert!(self.seen.returned > 0, "{}", self.context);
+                self.allowed.truncate(1);
+            }
             if let Some(reader) = reader.filter(|_| self.is_powered()) {
                 let known = self.points.iter().find(|it| it.id == reader.point());
                 assert_content(&reader, known.expect("known"), &self.context);
@@ -521,6 +578,9 @@ impl Trial {
         self.seen.torn += u64::from(torn);
         self.seen.merging_when_cut += u64::from(journal.index.base == Base::Merging);
         // Nothing is left that the index does not name.
+        let mut bases = self.folder.list("").expect("listed");
+        bases.retain(|name| name.starts_with("base-"));
+        assert_eq!(bases.len(), journal.index.disks.len(), "{context}");
         let mut named: Vec<_> = journal.index.segments.iter().map(Entry::file).collect();
         named.sort_unstable();
         named.dedup();

@@ -95,7 +95,15 @@ fn a_point_is_accepted_only_above_what_it_builds_on() {
     assert_eq!(check(&other), unfit(Refusal::Vm));
     let mut other = delta(4, since(3));
     other.disks.swap(0, 1);
-    assert_eq!(check(&other), unfit(Refusal::Disks));
+    other.disks[0].joining = true;
+    assert_eq!(check(&other), Verdict::Fits, "disks come and go");
+    let one = other.disks[0];
+    let new = |_| DiskExtent {
+        id: DiskId::random(),
+        ..one
+    };
+    other.disks.extend((2..model::MAX_DISKS).map(new));
+    assert_eq!(check(&other), Verdict::Fits);
     let mut other = delta(4, since(3));
     other.disks[0].size.0 -= 4096;
     assert_eq!(check(&other), unfit(Refusal::Shrunk(primary.ids[0])));
