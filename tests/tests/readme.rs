@@ -110,15 +110,30 @@ fn every_command_of_the_page_about_receiving_works_in_its_order() -> Result<()> 
     let scratch = Scratch::new("system/receiving-page")?;
     let pollux = Host::start("pollux", &scratch)?;
     let all = commands(RECEIVING);
-    ensure!(all.len() >= 7, "the page has only {} commands", all.len());
+    ensure!(all.len() >= 10, "the page has only {} commands", all.len());
+    // Folders of the page: disks that are mounted.
+    let state = std::fs::canonicalize(scratch.state())?;
+    let stores = ["/srv/replicas", "/mnt/fast"].map(|named| {
+        let folder = state.join(named.trim_start_matches('/').replace('/', "-"));
+        (named, folder.display().to_string())
+    });
+    for (_, folder) in &stores {
+        std::fs::create_dir(folder)?;
+    }
     for (name, words) in all {
         assert_eq!(pollux.name(), name, "the page has one host");
-        let words: Vec<&str> = words.iter().map(|word| word.trim_matches('\'')).collect();
+        let words = words.iter().map(|word| {
+            let store = stores.iter().find(|(named, _)| named == word);
+            store.map_or_else(|| word.trim_matches('\''), |(_, folder)| folder)
+        });
+        let words: Vec<&str> = words.collect();
         let said = pollux.pollux(&words)?;
         println!("{name}$ pollux {}\n{said}", words.join(" "));
     }
     let server = pollux.json(&["replica", "server", "show"])?;
     assert_eq!(text(&server, "/admits")?, "authorized");
+    assert_eq!(text(&server, "/stores/1/path")?, stores[0].1);
+    assert_eq!(text(&server, "/stores/2/path")?, stores[1].1);
     Ok(())
 }
 

@@ -102,7 +102,7 @@ pub use replication::{
     EnableReplication, EndedReplication, Replication, SetReplication, StartFailover, TestFailover,
 };
 pub use server::{
-    Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, Unreceived,
+    Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,
 };
 pub use tracking::{Epochs, Finding, FoldedBack, IntentLog, Tracked, TrackedDisk, Tracking};
 pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails};

@@ -136,6 +136,8 @@ reasons! {
     NeedsAPerson = "needs-a-person",
     /// The other host took over.
     StoodDown = "stood-down",
+    /// The replica store that the twin lies in is not mounted.
+    StoreAway = "store-away",
     /// Paused on the replica.
     PausedAtReplica = "paused-at-replica",
     /// Paused on the primary.

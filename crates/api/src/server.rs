@@ -28,12 +28,29 @@ pub struct ReplicaServer {
     pub listening: bool,
     /// Why it does not listen although it should.
     pub problem: Option<Problem>,
-    /// Folder of the twins.
-    pub store: PathBuf,
+    /// Where twins lie: the folder in polluxd's state first.
+    pub stores: Vec<ReplicaStore>,
     /// Number of entries.
     pub authorizations: u64,
     /// Twins that are not received any more, for what the server is now.
     pub unreceived: Vec<Unreceived>,
+}
+
+/// A folder that twins lie in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStore {
+    /// Where.
+    pub path: PathBuf,
+    /// Whether a new twin comes there unless an authorization names another.
+    pub default: bool,
+    /// Twins that lie there.
+    pub twins: u64,
+    /// Space of its file system, as far as that is known.
+    pub total: Option<Bytes>,
+    /// How much of it is free.
+    pub free: Option<Bytes>,
+    /// Why it cannot be used now.
+    pub problem: Option<Problem>,
 }
 
 /// A twin that is not received any more.
@@ -59,6 +76,10 @@ pub struct EnableReplicaServer {
     /// Let every trusted host in, whatever authorizations say.
     #[serde(default)]
     pub allow_any: bool,
+    /// Where new twins come unless an authorization says; none: as it was, at first in polluxd's state
+    /// folder.
+    #[serde(default)]
+    pub store: Option<PathBuf>,
 }
 
 /// Primaries that may make twins on this host.
@@ -66,9 +87,9 @@ pub struct EnableReplicaServer {
 pub struct Authorization {
     /// Their name, or `*.` and their domain.
     pub pattern: String,
-    /// Folder of their twins.
+    /// Store of their new twins.
     pub store: PathBuf,
-    /// Primaries among which their VMs may move. Recorded: nothing moves VMs between primaries yet.
+    /// Primaries that may be given each other's VMs, and compare with what the twins of them hold.
     pub group: Option<String>,
     /// Most space that the twins of one of them may take; none: what the peer's limit says.
     pub limit: Option<Bytes>,
@@ -80,10 +101,13 @@ pub struct Authorization {
 pub struct Authorize {
     /// Their name, or `*.` and their domain.
     pub pattern: String,
-    /// Primaries among which their VMs may move. Recorded: nothing moves VMs between primaries yet.
+    /// Primaries that may be given each other's VMs, and compare with what the twins of them hold.
     #[serde(default)]
     pub group: Option<String>,
     /// Most space that the twins of one of them may take.
     #[serde(default)]
     pub limit: Option<Bytes>,
+    /// Store of their new twins; none: the server's.
+    #[serde(default)]
+    pub store: Option<PathBuf>,
 }

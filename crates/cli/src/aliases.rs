@@ -196,6 +196,7 @@ const ALIASES: &[Alias] = &[
             ),
             parameter("ReplicationAllowedFromAnyServer", To::Flag("--allow-any")),
             parameter("AllowedAuthenticationType", To::Only("Certificate")),
+            parameter("DefaultStorageLocation", To::Option("--store")),
             parameter(
                 "MonitoringInterval",
                 To::Not("Set `monitoring_interval` in host.toml"),
@@ -218,10 +219,7 @@ const ALIASES: &[Alias] = &[
         ours: &["replica", "authorize"],
         parameters: &[
             parameter("AllowedPrimaryServer", To::Argument),
-            parameter(
-                "ReplicaStorageLocation",
-                To::Not("All twins lie in one store: `pollux replica server show` tells where"),
-            ),
+            parameter("ReplicaStorageLocation", To::Option("--store")),
             parameter("TrustGroup", To::Option("--group")),
         ],
         needs: &["AllowedPrimaryServer"],
@@ -625,8 +623,12 @@ mod tests {
                 "--wide replica authorizations",
             ),
             (
-                "New-VMReplicationAuthorizationEntry *.example.com -TrustGroup a",
-                "--wide replica authorize --group=a -- *.example.com",
+                "Set-VMReplicationServer -ReplicationEnabled $true -DefaultStorageLocation /srv/twins",
+                "--wide replica server enable --store=/srv/twins",
+            ),
+            (
+                "New-VMReplicationAuthorizationEntry *.example.com -ReplicaStorageLocation /srv/a -TrustGroup a",
+                "--wide replica authorize --store=/srv/a --group=a -- *.example.com",
             ),
             (
                 "Remove-VMReplicationAuthorizationEntry castor",

@@ -1,7 +1,10 @@
 //! `pollux replica server`, `authorize`, `deny`, `authorizations`.
 
+use std::path::PathBuf;
+
 use api::{
-    Admits, Authorization, Authorize, Client, EnableReplicaServer, ReplicaServer, Unreceived,
+    Admits, Authorization, Authorize, Client, EnableReplicaServer, ReplicaServer, ReplicaStore,
+    Unreceived,
 };
 use clap::{Args, Subcommand};
 use model::{Bytes, Problem};
@@ -19,6 +22,10 @@ pub(crate) enum ServerVerb {
         /// From every trusted host, whatever authorizations say; so it is at first
         #[arg(long)]
         allow_any: bool,
+        /// Folder that new twins come into unless an authorization names another; it becomes a replica
+        /// store. Unless said, as it was, at first in polluxd's state folder
+        #[arg(long, value_name = "FOLDER")]
+        store: Option<PathBuf>,
     },
     /// Receive nothing any more; twins that are there stay, and can be started
     Disable,
@@ -30,19 +37,32 @@ pub(crate) enum ServerVerb {
 pub(crate) struct AuthorizeArgs {
     /// Name of a trusted host, or `*.` and a domain
     pattern: String,
-    /// Trust group: hosts among which VMs may move. It is recorded; Pollux does not move VMs yet
+    /// Trust group: hosts that may be given each other's VMs, and compare with what the twins of them
+    /// hold
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
     /// Most space that the twins of one such host may take here
     #[arg(long, value_name = "SIZE")]
     limit: Option<Bytes>,
+    /// Folder that their new twins come into; it becomes a replica store. Unless said, the one of
+    /// `pollux replica server enable --store`
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<PathBuf>,
 }
 
 /// Carries out `pollux replica server`.
 pub(crate) async fn server(client: &Client, verb: ServerVerb) -> Result<ReplicaServer, Problem> {
     match verb {
-        ServerVerb::Enable { listen, allow_any } => {
-            let enable = EnableReplicaServer { listen, allow_any };
+        ServerVerb::Enable {
+            listen,
+            allow_any,
+            store,
+        } => {
+            let enable = EnableReplicaServer {
+                listen,
+                allow_any,
+                store,
+            };
             client.enable_replica_server(&enable).await
         }
         ServerVerb::Disable => client.disable_replica_server().await,
@@ -59,11 +79,13 @@ pub(crate) async fn authorize(
         pattern,
         group,
         limit,
+        store,
     } = args;
     let authorize = Authorize {
         pattern,
         group,
         limit,
+        store,
     };
     client.authorize(&authorize).await
 }
@@ -73,6 +95,7 @@ impl Shown for ReplicaServer {
         let state = if self.enabled { "on" } else { "off" };
         let from = match (self.admits, self.authorizations) {
             (Admits::Any, 0) => "every trusted host".to_owned(),
+            (Admits::Any, 1) => "every trusted host (1 authorization does not count)".to_owned(),
             (Admits::Any, n) => format!("every trusted host ({n} authorizations do not count)"),
             (Admits::Authorized, 0) => {
                 "nobody: `pollux replica authorize` lets a host in".to_owned()
@@ -84,12 +107,18 @@ impl Shown for ReplicaServer {
             (true, false) => format!("{}, for partners of VMs of this host", self.listen),
             (false, _) => format!("{}, not open", self.listen),
         };
-        let mut text = list(vec![
+        let mut rows = vec![
             ("Replica server", state.to_owned()),
             ("Receives from", from),
-            ("Replica store", self.store.display().to_string()),
             ("Replica endpoint", endpoint),
-        ]);
+        ];
+        rows.extend(self.stores.iter().map(|one| ("Replica store", store(one))));
+        let mut text = list(rows);
+        for store in &self.stores {
+            if let Some(problem) = &store.problem {
+                text += &format!("\n\nAway: {problem}");
+            }
+        }
         if let Some(problem) = &self.problem {
             text += &format!("\n\nNot open: {problem}");
         }
@@ -104,6 +133,20 @@ impl Shown for ReplicaServer {
         }
         text
     }
+}
+
+/// A store in one line.
+fn store(store: &ReplicaStore) -> String {
+    let twins = match store.twins {
+        1 => "1 twin".to_owned(),
+        n => format!("{n} twins"),
+    };
+    let space = match (store.free, store.total) {
+        (Some(free), Some(total)) => format!("{free} of {total} free"),
+        _ => "away".to_owned(),
+    };
+    let default = if store.default { ", for new twins" } else { "" };
+    format!("{}: {twins}, {space}{default}", store.path.display())
 }
 
 /// Get-VMReplicationAuthorizationEntry's columns, and the limit.
@@ -134,7 +177,29 @@ mod tests {
             listen: "0.0.0.0:8443".to_owned(),
             listening: true,
             problem: None,
-            store: "/var/lib/pollux/replicas".into(),
+            stores: vec![
+                ReplicaStore {
+                    path: "/var/lib/pollux/replicas".into(),
+                    default: true,
+                    twins: 1,
+                    total: Some(Bytes(4 << 30)),
+                    free: Some(Bytes(1 << 30)),
+                    problem: None,
+                },
+                ReplicaStore {
+                    path: "/srv/replicas".into(),
+                    default: false,
+                    twins: 2,
+                    total: None,
+                    free: None,
+                    problem: Some(Problem::new(
+                        model::Code::Failed,
+                        "replica store /srv/replicas of host `pollux`",
+                        "is away",
+                        "mount its disk",
+                    )),
+                },
+            ],
             authorizations: 0,
             unreceived: vec![Unreceived {
                 vm: model::VmId::random(),
@@ -149,7 +214,14 @@ mod tests {
             }],
         };
         let text = server.table();
-        assert!(text.contains("for partners of VMs"), "{text}");
+        for part in [
+            "for partners of VMs",
+            "/var/lib/pollux/replicas: 1 twin, 1 GiB of 4 GiB free, for new twins",
+            "/srv/replicas: 2 twins, away",
+            "Away: replica store /srv/replicas of host `pollux`: is away. Mount its disk",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
         let last = text.lines().last().expect("it has lines");
         assert!(
             last.starts_with("Not received: VM `web` of host `castor`."),

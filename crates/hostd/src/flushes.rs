@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use durable::{Group, OsFileSystem};
 
 /// One group for each file system.
-#[derive(Debug, Default)]
-pub(crate) struct Flushes(Mutex<BTreeMap<u64, Arc<Group>>>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Flushes(Arc<Mutex<BTreeMap<u64, Arc<Group>>>>);
 
 impl Flushes {
     /// That of the file system that the folder `path` is on.

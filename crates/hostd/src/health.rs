@@ -2,7 +2,7 @@
 //!
 //! | level | when |
 //! |---|---|
-//! | Critical | the primary cannot send, or a person is needed; paused on the replica |
+//! | Critical | the primary cannot send, or a person is needed; paused on the replica, or its store is away |
 //! | Warning | more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
 //! | Normal | none of that |
 //! | NotApplicable | not replicated, or the copy of a test failover |
@@ -37,6 +37,8 @@ pub(crate) struct Look<'a> {
     pub(crate) paused: bool,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<&'a Problem>,
+    /// Why what the twin holds cannot be had, if it is here.
+    pub(crate) away: Option<&'a Problem>,
     /// Points that the twin got in the interval.
     pub(crate) successful: u64,
     /// Points missed in it.
@@ -55,7 +57,14 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
     if look.mode == Mode::TestReplica {
         return Vec::new();
     }
-    let mut all: Vec<HealthMessage> = of_state(look).into_iter().collect();
+    let away = look.away.map(|problem| {
+        critical(
+            HealthReason::StoreAway,
+            because("the twin cannot be had", Some(problem)),
+            way_out(Some(problem), String::new),
+        )
+    });
+    let mut all: Vec<HealthMessage> = away.into_iter().chain(of_state(look)).collect();
     if matches!(
         look.state,
         ReplicationState::StoodDown | ReplicationState::FailedOver
@@ -100,6 +109,8 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
                 format!("Mend that, then `pollux replica resume {vm}`")
             }),
         ),
+        // Why is told beside it.
+        Suspended if look.away.is_some() && !look.paused => return None,
         Suspended if look.mode == Mode::Replica => critical(
             HealthReason::PausedAtReplica,
             "it is paused on this host, the replica: nothing is taken in".to_owned(),

@@ -20,6 +20,7 @@ fn well(mode: Mode) -> Look<'static> {
         state: ReplicationState::Replicating,
         paused: false,
         error: None,
+        away: None,
         successful: 80,
         missed: 20,
         since: at(NOW - 40_000),
@@ -252,4 +253,36 @@ fn what_lasts_keeps_its_beginning_and_what_comes_again_begins_anew() {
     let mut dated = all;
     onset.date(&mut dated);
     assert_eq!(dated[0].since, Some(at(40)));
+}
+
+#[test]
+fn a_store_that_is_away_is_critical_and_names_its_place_in_every_state_of_a_twin() {
+    use ReplicationState::{FailedOver, InitialReplicationInProgress, Suspended};
+    let away = Problem::new(
+        Code::Failed,
+        "replica store /srv/a of host `pollux`",
+        "is away",
+        "mount its disk at /srv/a",
+    );
+    for state in [InitialReplicationInProgress, Suspended, FailedOver] {
+        let look = Look {
+            state,
+            away: Some(&away),
+            ..well(Mode::Replica)
+        };
+        let (level, reasons) = judge(&look);
+        assert_eq!(level, Health::Critical, "{state}");
+        assert_eq!(reasons[0], HealthReason::StoreAway, "{state}");
+        let first = &messages(&look)[0];
+        assert!(first.what.contains("/srv/a"), "{first:?}");
+        assert_eq!(first.way_out, "Mount its disk at /srv/a");
+    }
+    let paused = Look {
+        state: Suspended,
+        paused: true,
+        away: Some(&away),
+        ..well(Mode::Replica)
+    };
+    let both = [HealthReason::StoreAway, HealthReason::PausedAtReplica];
+    assert_eq!(judge(&paused).1, both);
 }

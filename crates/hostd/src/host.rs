@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use model::{Bytes, Code, Problem, VmId, VmName};
@@ -23,6 +24,7 @@ use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
 use crate::server::Server;
 use crate::settings::Settings;
+use crate::stores::{self, Place, Stores};
 use crate::twin::Store;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
@@ -46,11 +48,14 @@ pub struct Host {
     pub(crate) server: Server,
     pub(crate) events: Arc<Events>,
     pub(crate) flushes: Flushes,
+    pub(crate) stores: Arc<Stores>,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
     clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
 }
 
+/// Nothing tells when a disk is mounted, so stores are looked for this often.
+const LOOK_FOR_STORES: Duration = Duration::from_secs(5);
 /// Fewer digits of an id than this name no VM: a slip of the finger should not.
 const MIN_ID: usize = 4;
 
@@ -59,6 +64,8 @@ const MIN_ID: usize = 4;
 struct Registry {
     vms: BTreeMap<VmId, Vm>,
     reserved: Vec<VmName>,
+    /// Twins that are being made.
+    enrolling: Vec<VmId>,
     /// Device and number of files that are being made disks.
     claimed: Vec<(u64, u64)>,
     left_out: Vec<LeftOut>,
@@ -83,6 +90,20 @@ impl NameReservation {
     /// What is kept free.
     pub(crate) fn name(&self) -> &VmName {
         &self.name
+    }
+}
+
+/// The id and the name of a twin that is being made, which nobody else gets while this lives.
+#[derive(Debug)]
+pub(crate) struct TwinReservation {
+    host: Arc<Host>,
+    id: VmId,
+    _name: NameReservation,
+}
+
+impl Drop for TwinReservation {
+    fn drop(&mut self) {
+        self.host.lock().enrolling.retain(|id| *id != self.id);
     }
 }
 
@@ -128,8 +149,11 @@ impl Host {
         for folder in [layout.vms(), layout.replicas()] {
             durable::create_folder(&folder).map_err(|error| failed(&folder, &error))?;
             access::let_pass(&folder).map_err(|error| failed(&folder, &error))?;
-            create::sweep(&folder).map_err(|error| failed(&folder, &error))?;
         }
+        let stores = Arc::new(Stores::new(name));
+        create::sweep(&layout.vms()).map_err(|error| failed(&layout.vms(), &error))?;
+        stores::sweep(&layout.replicas(), &stores)
+            .map_err(|error| failed(&layout.replicas(), &error))?;
         let identity = Identity::open(&state.join("identity"), name, Timestamp::now())
             .map_err(|error| failed(&state.join("identity"), &error))?;
         identity.reached_at(reached_at(
@@ -152,12 +176,14 @@ impl Host {
             following: Mutex::default(),
             server,
             flushes: Flushes::default(),
+            stores,
             engine: OnceCell::new(),
             registry: Mutex::default(),
             clients: Mutex::default(),
         });
         host.load().await?;
         host.follow_endpoint();
+        host.follow_stores();
         Ok(host)
     }
 
@@ -233,11 +259,13 @@ impl Host {
         let received = VmFolder::read(path)?;
         let standing = Standing::load(&path.join(standing::FILE))
             .map_err(|error| Problem::failed(received.thing(), &error))?;
+        let place = Place::of(path, received.spec.id, &self.stores)?;
         let failed_over = standing.is_some_and(|standing| standing.role == Role::FailedOver);
         let machine = if failed_over {
             Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
         } else {
-            let store = Store::new(path, received.thing(), self.flushes.of(path));
+            let flushes = self.flushes.clone();
+            let store = Store::new(place.clone(), received.thing(), flushes);
             takeover::tidy(path, &store)?;
             None
         };
@@ -246,19 +274,12 @@ impl Host {
             .map_or(received.spec, |machine| machine.spec.clone());
         let home = Home {
             path: path.to_owned(),
+            place,
             spec,
             machine,
         };
-        let twin = self.open_home(home.clone()).await?;
-        if let Some(store) = &twin.store {
-            if let Err(problem) = tokio::task::block_in_place(|| takeover::unpin(path, store)) {
-                tracing::error!(vm = %twin.id, %problem, "a point may stay pinned");
-            }
-            let adopted = store.opened.adopt(self, store, &home).await;
-            if let Err(problem) = adopted {
-                tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");
-            }
-        }
+        let twin = self.open_home(home).await?;
+        self.adopt_points(&twin).await;
         let tests = takeover::tests(path)
             .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
         for test in tests {
@@ -267,10 +288,51 @@ impl Host {
         Ok(())
     }
 
+    /// Goes on with what a polluxd that ended had begun with the points of a twin; once, when they can
+    /// be had.
+    async fn adopt_points(self: &Arc<Self>, twin: &Vm) {
+        let Some(store) = &twin.store else { return };
+        let home = twin.view().home;
+        let begun = tokio::task::block_in_place(|| store.adopt_once());
+        if !begun {
+            return;
+        }
+        if let Err(problem) = tokio::task::block_in_place(|| takeover::unpin(&home.path, store)) {
+            tracing::error!(vm = %twin.id, %problem, "a point may stay pinned");
+        }
+        if let Err(problem) = store.opened.adopt(self, store, &home).await {
+            tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");
+        }
+    }
+
+    /// Looks for the stores that twins use, and goes on with what had to wait for one that is back.
+    fn follow_stores(self: &Arc<Self>) {
+        let host = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK_FOR_STORES).await;
+                let (stores, replicas) = (Arc::clone(&host.stores), host.layout.replicas());
+                let looked = tokio::task::spawn_blocking(move || {
+                    stores
+                        .look(&replicas)
+                        .map_err(|error| Problem::failed(replicas.display().to_string(), &error))
+                });
+                // A panic was logged.
+                if let Ok(Err(problem)) = looked.await {
+                    tracing::error!(%problem, "stores cannot be looked for");
+                }
+                for vm in host.vms() {
+                    host.adopt_points(&vm).await;
+                }
+            }
+        });
+    }
+
     /// Starts the owner of a VM whose folder is its home.
     pub(crate) async fn open_vm(self: &Arc<Self>, folder: VmFolder) -> Result<Vm, Problem> {
         let home = Home {
             path: folder.path.clone(),
+            place: Place::beside(&folder.path),
             spec: folder.spec.clone(),
             machine: Some(folder),
         };
@@ -405,6 +467,36 @@ impl Host {
             host: Arc::clone(self),
             name: name.clone(),
         })
+    }
+
+    /// Keeps the id and the name of a twin for whoever makes it. None: the VM is here already.
+    pub(crate) fn reserve_twin(
+        self: &Arc<Self>,
+        id: VmId,
+        name: &VmName,
+    ) -> Result<Option<TwinReservation>, Problem> {
+        let mut registry = self.lock();
+        if registry.vms.contains_key(&id) {
+            return Ok(None);
+        }
+        if registry.enrolling.contains(&id) {
+            return Err(Problem::new(
+                Code::Conflict,
+                thing(name.as_str()),
+                format!("is being enabled for replication to host `{}`", self.name()),
+                "Wait for that first",
+            ));
+        }
+        registry.enrolling.push(id);
+        drop(registry);
+        let taken = self.reserve(name).inspect_err(|_| {
+            self.lock().enrolling.retain(|other| *other != id);
+        });
+        Ok(Some(TwinReservation {
+            host: Arc::clone(self),
+            id,
+            _name: taken?,
+        }))
     }
 
     /// Keeps a file for a VM that it is to become a disk of. Refuses one that belongs to a VM of

@@ -8,7 +8,8 @@
 //!     events.db                   what happened, bounded; put aside and begun anew if it is damaged
 //!     identity/ peers/            who this host is, whom it trusts (crate `replica`)
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
-//!     replicas/UUID/              a twin received from another host: vm.toml, journal/, standing
+//!     replicas/UUID/              a twin received from another host: vm.toml, standing, and journal/ or
+//!                                 store.toml, which says where that lies (`stores`)
 //!       failover/  test/          VMs that a failover made above a point of that journal
 //!       open-ID/                  a point of it that is open for reading
 //!   RUN/                          tmpfs: lost by a reboot, as it should be

@@ -35,6 +35,7 @@ mod receive;
 mod serve;
 mod server;
 mod settings;
+mod stores;
 mod twin;
 mod vm;
 

@@ -64,6 +64,28 @@ impl Twins {
         authorized.or_else(|| trusted().and_then(|trusted| trusted.known.peer.store_limit))
     }
 
+    /// The answer to an enrolment of a VM that this host has: it may be the same again.
+    fn enrolled_already(
+        &self,
+        principal: &Principal,
+        vm: VmId,
+        enrol: &Enrol,
+    ) -> Result<(), Problem> {
+        let view = self.vm(vm)?.view();
+        let same = view.relation.as_ref().is_some_and(|relation| {
+            relation.id == enrol.relationship && relation.partner == principal.name
+        });
+        if same {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Conflict,
+            view.thing(),
+            format!("exists already on host `{}`", self.0.name()),
+            "Delete it there first, if it is not wanted any more",
+        ))
+    }
+
     fn store(&self, id: VmId) -> Result<(Vm, twin::Store), Problem> {
         let vm = self.vm(id)?;
         match vm.store.clone() {
@@ -101,30 +123,27 @@ impl ReplicaHost for Twins {
             let reason = "names two VMs";
             return Err(Problem::new(Code::Invalid, "the request", reason, ""));
         }
-        if let Some(known) = host.vm(vm) {
-            let view = known.view();
-            let same = view.relation.as_ref().is_some_and(|relation| {
-                relation.id == enrol.relationship && relation.partner == principal.name
-            });
-            if same {
-                return Ok(());
-            }
-            return Err(Problem::new(
-                Code::Conflict,
-                view.thing(),
-                format!("exists already on host `{}`", host.name()),
-                "Delete it there first, if it is not wanted any more",
-            ));
-        }
-        let _reserved = host.reserve(&enrol.spec.name)?;
-        let (replicas, partner) = (host.layout.replicas(), principal.name.clone());
-        let made = tokio::task::spawn_blocking(move || twin::make(&replicas, &partner, &enrol));
-        let (path, spec) = made
+        // Held until the twin is among the VMs of this host.
+        let Some(_reserved) = host.reserve_twin(vm, &enrol.spec.name)? else {
+            return self.enrolled_already(principal, vm, &enrol);
+        };
+        let spec = enrol.spec.clone();
+        let (making, partner) = (Arc::clone(host), principal.name.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let into = twin::Into {
+                replicas: &making.layout.replicas(),
+                stores: &making.stores,
+                volume: making.server.store(&partner, &making.stores)?,
+            };
+            twin::make(&into, &partner, &enrol)
+        });
+        let (path, place) = made
             .await
             .map_err(|error| Problem::failed("polluxd", &error))??;
         let name = spec.name.to_string();
         let home = Home {
             path,
+            place,
             spec,
             machine: None,
         };
@@ -160,7 +179,7 @@ impl ReplicaHost for Twins {
             partner: relation.partner,
             role: view.standing.role,
             reception,
-            incoming: twin::journal_folder(&view.home.path).join(Journal::INCOMING),
+            incoming: view.home.place.journal().join(Journal::INCOMING),
         })
     }
 
@@ -287,13 +306,14 @@ fn received(relation: &vm::relation::Relation) -> Reception {
 fn remaining(limit: Bytes, others: &[twin::Store]) -> Result<Bytes, Problem> {
     let mut left = limit.0;
     for other in others {
-        let taken = other.with(|journal| {
-            let taken = journal.committed_len();
-            taken.map_err(|error| Problem::failed("replica store", &error))
+        let taken = other.taken(|journal| {
+            let failed = |error| Problem::failed("replica store", &error);
+            let committed = journal.committed_len().map_err(failed)?;
+            let incoming = incoming_len(&other.folder().join(Journal::INCOMING))
+                .map_err(|error| Problem::failed("replica store", &error))?;
+            Ok(committed.0.saturating_add(incoming))
         })?;
-        let incoming = incoming_len(&other.folder().join(Journal::INCOMING))
-            .map_err(|error| Problem::failed("replica store", &error))?;
-        left = left.saturating_sub(taken.0).saturating_sub(incoming);
+        left = left.saturating_sub(taken);
     }
     Ok(Bytes(left))
 }

@@ -5,11 +5,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Code, Problem};
 use replica::authorization::{MAX_ENTRIES, Rules};
 use serde::{Deserialize, Serialize};
+
+use crate::stores::{Known, Stores, Volume};
 
 /// Name of the file.
 const FILE: &str = "replica-server.toml";
@@ -26,6 +28,9 @@ pub(crate) struct Kept {
     pub(crate) listen: Option<SocketAddr>,
     /// Whom to let in.
     pub(crate) rules: Rules,
+    /// The stores that the rules name, other than the default one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stores: Vec<Known>,
 }
 
 impl Default for Kept {
@@ -34,6 +39,7 @@ impl Default for Kept {
             version: VERSION,
             listen: None,
             rules: Rules::default(),
+            stores: Vec::new(),
         }
     }
 }
@@ -66,6 +72,24 @@ impl Server {
     /// Does something with the rules as they are now.
     pub(crate) fn rules<T>(&self, look: impl FnOnce(&Rules) -> T) -> T {
         look(&self.lock().rules)
+    }
+
+    /// The store for a new twin of the primary `name`, which is let in; none: the default one.
+    pub(crate) fn store(
+        &self,
+        name: &str,
+        stores: &Stores,
+    ) -> Result<Option<Arc<Volume>>, Problem> {
+        let kept = self.lock();
+        let Some(wanted) = kept.rules.store(name) else {
+            return Ok(None);
+        };
+        let known = kept.stores.iter().find(|one| one.path == wanted);
+        let known = known.ok_or_else(|| {
+            let thing = format!("replica store {}", wanted.display());
+            Problem::new(Code::Failed, thing, "is not listed in the settings", "")
+        })?;
+        Ok(Some(stores.get(known)))
     }
 
     /// Changes them, durably; as they were if `change` or the disk refuses. Blocking.
@@ -126,6 +150,26 @@ fn read(file: &Path) -> Result<Kept, Problem> {
             entries[n].pattern
         )));
     }
+    let stores = &kept.stores;
+    let own = entries.iter().filter_map(|entry| entry.store.as_ref());
+    for named in own.chain(&kept.rules.store) {
+        if !stores.iter().any(|store| store.path == *named) {
+            let named = named.display();
+            return Err(refuse(format!(
+                "names the store {named}, and does not list it"
+            )));
+        }
+    }
+    let same = |a: &Known, b: &Known| a.id == b.id || a.path == b.path;
+    if (1..stores.len()).any(|n| stores[..n].iter().any(|one| same(one, &stores[n]))) {
+        return Err(refuse("lists a store twice".to_owned()));
+    }
+    if let Some(one) = stores.iter().find(|one| !one.path.is_absolute()) {
+        let path = one.path.display();
+        return Err(refuse(format!(
+            "lists the store {path}, which is no absolute path"
+        )));
+    }
     if entries.len() > MAX_ENTRIES {
         return Err(refuse(format!("has more than {MAX_ENTRIES} entries")));
     }
@@ -143,6 +187,7 @@ mod tests {
             pattern: pattern.parse().expect("a pattern"),
             group: None,
             limit: None,
+            store: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //!   replicas/UUID/
 //!     vm.toml            as received
 //!     standing.toml replication.toml
-//!     journal/           base, segments, index
+//!     journal/           base, segments, index; or store.toml: where they are (`stores`)
 //!     failover/  test/   VMs above a pinned point
 //!     open-ID/           a pinned point that is open for reading (`vm::opened`)
 //! ```
@@ -13,9 +13,9 @@
 //! commits. After a failover it is opened for the moment when something is wanted of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use durable::Group;
 use jiff::{SignedDuration, Timestamp};
 use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
@@ -23,47 +23,110 @@ use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
 use replica::wire::Enrol;
 
+use crate::flushes::Flushes;
+use crate::stores::{self, Place, Stores, Volume};
 use crate::vm::View;
 use crate::vm::create::{no_space_or, publish};
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::opened::Openings;
 use crate::vm::relation::Relation;
 
-/// Folder of the journal in a twin's home.
-pub(crate) fn journal_folder(home: &Path) -> PathBuf {
-    home.join("journal")
+/// Where twins are made.
+#[derive(Debug)]
+pub(crate) struct Into<'a> {
+    /// Folder of all twins.
+    pub(crate) replicas: &'a Path,
+    pub(crate) stores: &'a Stores,
+    /// The store for the journal, other than the default one.
+    pub(crate) volume: Option<Arc<Volume>>,
 }
 
-/// Makes the folder of a twin below `replicas`, durably, whole or not at all.
+/// Makes the folder of a twin, durably, whole or not at all. Blocking.
 pub(crate) fn make(
-    replicas: &Path,
+    into: &Into<'_>,
     partner: &str,
     enrol: &Enrol,
-) -> Result<(PathBuf, VmSpec), Problem> {
-    let spec = enrol.spec.clone();
+) -> Result<(PathBuf, Place), Problem> {
+    let spec = &enrol.spec;
     let thing = thing(spec.name.as_str());
-    let disks = extents(&thing, &spec, enrol)?;
-    let temporary = replicas.join(format!(".new-{}", spec.id));
-    if temporary.exists() {
-        std::fs::remove_dir_all(&temporary).map_err(|error| no_space_or(&thing, &error))?;
+    let failed = |error: std::io::Error| no_space_or(&thing, &error);
+    let disks = extents(&thing, spec, enrol)?;
+    let home = into.replicas.join(spec.id.to_string());
+    if home.exists() {
+        return Err(Problem::new(
+            Code::Conflict,
+            &thing,
+            format!(
+                "has a folder already that cannot be used: {}",
+                home.display()
+            ),
+            "`pollux host status` there tells what is wrong with it",
+        ));
     }
-    durable::create_folder(&temporary).map_err(|error| no_space_or(&thing, &error))?;
-    let made = fill(&temporary, partner, enrol, &disks).and_then(|()| {
-        let home = replicas.join(spec.id.to_string());
-        publish(&temporary, &home).map_err(|error| no_space_or(&thing, &error))?;
-        Ok(home)
-    });
-    match made {
-        Ok(home) => Ok((home, spec)),
+    let _alone = into.stores.alone();
+    stores::make_way(into.replicas, spec.id, into.stores)?;
+    let temporary = into.replicas.join(format!("{}{}", stores::NEW, spec.id));
+    durable::create_folder(&temporary).map_err(failed)?;
+    let journal = |folder: &Path| {
+        Journal::create(&folder.join("journal"), spec.id, &disks, enrol.seed)
+            .map(drop)
+            .map_err(|error| journal_failed(&thing, &error))
+    };
+    let fill_all = || {
+        let place = match &into.volume {
+            None => {
+                journal(&temporary)?;
+                Place::beside(&home)
+            }
+            Some(volume) => {
+                volume.check()?;
+                let place = Place::within(Arc::clone(volume), spec.id);
+                check_unknown(&thing, place.folder())?;
+                // First: whoever finds it removes what is made now.
+                stores::note(&temporary, volume).map_err(failed)?;
+                let half = volume.path().join(format!("{}{}", stores::NEW, spec.id));
+                durable::create_folder(&half).map_err(failed)?;
+                journal(&half)?;
+                publish(&half, place.folder()).map_err(failed)?;
+                place
+            }
+        };
+        fill(&temporary, partner, enrol)?;
+        publish(&temporary, &home).map_err(failed)?;
+        Ok(place)
+    };
+    match fill_all() {
+        Ok(place) => Ok((home, place)),
         Err(problem) => {
-            // What cannot be removed now goes at the next start.
-            let _ = std::fs::remove_dir_all(&temporary);
+            if let Err(left) = stores::make_way(into.replicas, spec.id, into.stores) {
+                tracing::warn!(problem = %left, "is removed at the next start");
+            }
             Err(problem)
         }
     }
 }
 
-fn fill(folder: &Path, partner: &str, enrol: &Enrol, disks: &[DiskExtent]) -> Result<(), Problem> {
+/// Refuses to make a journal where one lies that no twin of this host leads to.
+fn check_unknown(thing: &str, folder: &Path) -> Result<(), Problem> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let reason = format!("would be received into {}, which exists", folder.display());
+    let way_out =
+        "Look at that folder on the replica host, and move it away: no twin there uses it";
+    Err(Problem::new(Code::Conflict, thing, reason, way_out))
+}
+
+fn journal_failed(thing: &str, error: &JournalError) -> Problem {
+    let problem = Problem::failed(thing, error);
+    if error.is_full() {
+        let code = Code::Full;
+        return Problem { code, ..problem };
+    }
+    problem
+}
+
+fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Problem> {
     let thing = thing(enrol.spec.name.as_str());
     let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
     let received = VmFolder {
@@ -74,8 +137,6 @@ fn fill(folder: &Path, partner: &str, enrol: &Enrol, disks: &[DiskExtent]) -> Re
     received
         .write()
         .map_err(|error| no_space_or(&thing, &error))?;
-    Journal::create(&journal_folder(folder), enrol.spec.id, disks, enrol.seed)
-        .map_err(|error| failed(&error))?;
     let relation = Relation {
         keep: enrol.keep.clone(),
         revision: Some(enrol.revision),
@@ -124,29 +185,37 @@ pub(crate) const LATEST: &str = "latest";
 /// The journal of one twin.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
+    place: Place,
     folder: PathBuf,
     thing: String,
     shelf: Shelf<Journal>,
     /// Points that are being read, through whichever `Journal` they were opened.
     leases: Leases,
     /// Those on the same file system flush together.
-    group: Arc<Group>,
+    flushes: Flushes,
     /// Held while points are merged, so that it is done once at a time.
     merging: Arc<Mutex<()>>,
+    /// Whether points that an earlier polluxd had begun to work with were looked for.
+    adopted: Arc<AtomicBool>,
+    /// The bytes that it took when that was measured last.
+    took: Arc<AtomicU64>,
     /// Points that are served to whoever asked for them.
     pub(crate) opened: Openings,
 }
 
 impl Store {
-    /// The journal in the folder of the twin whose home is `home`; not opened yet.
-    pub(crate) fn new(home: &Path, thing: String, group: Arc<Group>) -> Self {
+    /// The journal that lies in `place`; not opened yet.
+    pub(crate) fn new(place: Place, thing: String, flushes: Flushes) -> Self {
         Self {
-            folder: journal_folder(home),
+            folder: place.journal(),
+            place,
             thing,
             shelf: Shelf::default(),
             leases: Leases::default(),
-            group,
+            flushes,
             merging: Arc::default(),
+            adopted: Arc::default(),
+            took: Arc::default(),
             opened: Openings::default(),
         }
     }
@@ -167,13 +236,28 @@ impl Store {
     }
 
     fn open(&self) -> Result<Journal, Problem> {
-        Journal::open_beside(&self.folder, self.leases.clone(), self.group.clone())
+        let group = self.flushes.of(&self.folder);
+        Journal::open_beside(&self.folder, self.leases.clone(), group)
             .map_err(|error| Problem::failed(&self.thing, &error))
+    }
+
+    /// Whether to look for points that an earlier polluxd had begun to work with: true once, as soon as
+    /// the journal can be had. Blocking.
+    pub(crate) fn adopt_once(&self) -> bool {
+        !self.adopted.load(Ordering::Relaxed)
+            && self.place.check().is_ok()
+            && !self.adopted.swap(true, Ordering::Relaxed)
+    }
+
+    /// Takes the journal off the shelf if its store is away: what is open there is not what comes back.
+    fn check_place(&self, shelf: &mut Option<Journal>) -> Result<(), Problem> {
+        self.place.check().inspect_err(|_| *shelf = None)
     }
 
     /// The shelf with the journal on it, while this host is the replica. Blocking.
     pub(crate) fn shelf(&self, role: impl FnOnce() -> Role) -> Result<Shelf<Journal>, Problem> {
         let mut shelf = self.lock();
+        self.check_place(&mut shelf)?;
         // Looked at under the lock: whoever takes over holds it while the role changes.
         if shelf.is_none() && role() == Role::Replica {
             *shelf = Some(self.open()?);
@@ -193,6 +277,7 @@ impl Store {
         work: impl FnOnce(&mut Journal) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
         let mut shelf = self.lock();
+        self.check_place(&mut shelf)?;
         match shelf.as_mut() {
             Some(journal) => work(journal),
             None => work(&mut self.open()?),
@@ -206,6 +291,7 @@ impl Store {
         change: impl FnOnce(Option<PointId>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let mut shelf = self.lock();
+        self.check_place(&mut shelf)?;
         if shelf.is_none() {
             *shelf = Some(self.open()?);
         }
@@ -216,6 +302,20 @@ impl Store {
         change(newest)?;
         *shelf = None;
         Ok(())
+    }
+
+    /// What `measure` finds that it takes in its store; while that is away, what it took when it was
+    /// measured last. Blocking.
+    pub(crate) fn taken(
+        &self,
+        measure: impl FnOnce(&mut Journal) -> Result<u64, Problem>,
+    ) -> Result<u64, Problem> {
+        if self.place.check().is_err() {
+            return Ok(self.took.load(Ordering::Relaxed));
+        }
+        let taken = self.with(measure)?;
+        self.took.store(taken, Ordering::Relaxed);
+        Ok(taken)
     }
 
     /// The points, the oldest first. Blocking.

@@ -28,6 +28,7 @@ fn authorize(pattern: &str) -> Authorize {
         pattern: pattern.to_owned(),
         group: None,
         limit: None,
+        store: None,
     }
 }
 

@@ -287,6 +287,7 @@ async fn a_host_that_may_not_replicate_here_is_told_of() {
         pattern: "*.example.com".to_owned(),
         group: None,
         limit: None,
+        store: None,
     };
     pollux
         .client

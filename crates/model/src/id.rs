@@ -80,6 +80,10 @@ identity!(
     SeedId, "seed"
 );
 identity!(
+    /// A folder that journals of twins lie in, wherever it is mounted.
+    StoreId, "store"
+);
+identity!(
     /// `/proc/sys/kernel/random/boot_id`: state tagged with another one did not survive.
     BootId, "boot"
 );

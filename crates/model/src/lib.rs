@@ -21,7 +21,9 @@ pub use disk::{
     Bus, CheckpointName, CheckpointSpec, DiskSpec, MAX_CHECKPOINTS, OverlaySpec, free_slot,
 };
 pub use history::{Lineage, LineageError, PointId, Since, Term};
-pub use id::{BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, TermId, VmId};
+pub use id::{
+    BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, StoreId, TermId, VmId,
+};
 pub use keep::{Going, Grain, Keep, KeepError, Span, Step};
 pub use problem::{Code, Problem};
 pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, REGION_SIZE, SECTOR_SIZE};

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   off ────────────────────────▶ nobody
-//!   any ────────────────────────▶ every trusted host, into the default store
+//!   any ────────────────────────▶ every trusted host, into the store of the rules
 //!   authorized ─▶ castor.example.com    the entry of that name
 //!              ─▶ *.example.com         or the one of its domain: `*` is one label, the first
-//!              ─▶ nobody
+//!              ─▶ nobody                into the store of the entry, else that of the rules
 //! ```
 //!
 //! A name was proven by a certificate before it comes here. Entries are asked for every enrolment and
@@ -13,6 +13,7 @@
 //! from running one VM (standing, stand-down) is never refused here.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use model::{Bytes, Code, Problem};
@@ -149,13 +150,17 @@ pub struct Entry {
     /// Most space that the twins of one of them may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
+    /// The store for their new twins; none: the one of the rules. Those that are there stay where they
+    /// are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
 }
 
 /// Who is let in while the server is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Admits {
-    /// Every trusted host, into the default store; entries do not count.
+    /// Every trusted host, into the store of the rules; entries do not count.
     #[default]
     Any,
     /// Whom an entry names.
@@ -170,6 +175,9 @@ pub struct Rules {
     pub enabled: bool,
     /// Who is let in then.
     pub admits: Admits,
+    /// The store for new twins where no entry names one; none: in the host's state folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
     /// At most one entry per pattern, and [`MAX_ENTRIES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<Entry>,
@@ -206,6 +214,14 @@ impl Rules {
             Admits::Any => Ok(None),
             Admits::Authorized => self.entry(name).map(Some).ok_or(Denied::Unnamed),
         }
+    }
+
+    /// The store for a new twin of `name`, that is let in; none: in the host's state folder.
+    #[must_use]
+    pub fn store(&self, name: &str) -> Option<&Path> {
+        let entry = self.admit(name).ok().flatten();
+        let own = entry.and_then(|entry| entry.store.as_deref());
+        own.or(self.store.as_deref())
     }
 
     /// The entry that speaks of `name`: its own before its domain's.
@@ -276,6 +292,7 @@ mod tests {
             pattern: pattern.parse().expect("a pattern"),
             group: group.map(|group| group.parse().expect("a group")),
             limit: None,
+            store: None,
         }
     }
 
@@ -283,6 +300,7 @@ mod tests {
         Rules {
             enabled: true,
             admits: Admits::Authorized,
+            store: None,
             entries,
         }
     }
@@ -363,6 +381,35 @@ mod tests {
             assert_eq!(rules.admit("a.b.example.com"), Err(Denied::Unnamed));
         }
         assert_eq!(rules(vec![]).admit("castor"), Err(Denied::Unnamed));
+    }
+
+    #[test]
+    fn a_twin_is_made_in_the_store_of_the_entry_that_counts_else_in_that_of_the_rules() {
+        let store = |entry: Entry, store: &str| Entry {
+            store: Some(store.into()),
+            ..entry
+        };
+        let all = Rules {
+            store: Some("/srv/all".into()),
+            ..rules(vec![
+                store(entry("*.one.org", None), "/srv/one"),
+                store(entry("x.one.org", None), "/srv/x"),
+                entry("y.one.org", None),
+            ])
+        };
+        for (name, wanted) in [
+            ("a.one.org", "/srv/one"),
+            ("x.one.org", "/srv/x"),
+            ("y.one.org", "/srv/all"),
+        ] {
+            assert_eq!(all.store(name), Some(Path::new(wanted)), "{name}");
+        }
+        let any = Rules {
+            admits: Admits::Any,
+            ..all
+        };
+        assert_eq!(any.store("x.one.org"), Some(Path::new("/srv/all")));
+        assert_eq!(rules(vec![entry("a", None)]).store("a"), None);
     }
 
     #[test]

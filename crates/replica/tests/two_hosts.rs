@@ -462,6 +462,7 @@ async fn whom_the_server_does_not_let_in_enrols_and_fills_nothing_but_agrees_on_
             Rules {
                 enabled: true,
                 admits: Admits::Authorized,
+                store: None,
                 entries: vec![],
             },
             "pollux replica authorize host-a",

@@ -453,7 +453,7 @@ pub(super) fn disks(view: &View, status: Option<&DiskdStatus>) -> Vec<VmDisk> {
     let tell = |disk: &DiskSpec| {
         let file = match &view.home.machine {
             Some(machine) => machine.disk_file(disk),
-            None => view.home.path.join("journal"),
+            None => view.home.place.journal(),
         };
         let overlays = disk.overlays.iter().filter_map(|overlay| {
             let mut checkpoints = spec.checkpoints.iter();

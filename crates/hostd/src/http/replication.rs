@@ -240,8 +240,21 @@ async fn twin(
     let points = match vm.store.clone() {
         Some(store) => super::hosts::blocking(move || store.points())
             .await
-            .map_err(|super::Refusal(problem)| problem)?,
-        None => Vec::new(),
+            .map_err(|super::Refusal(problem)| problem),
+        None => Ok(Vec::new()),
+    };
+    let points = match points {
+        Err(_) if view.home.place.away().is_some() => {
+            // The health says so, and what is known all the same is told.
+            return Ok(Replication {
+                primary_host: relation.partner.clone(),
+                replica_host: host.name().to_owned(),
+                replica_port: Some(host.listens_at().port()),
+                lag_s: seconds_since(seen.measured.last_cut),
+                ..common(vm, view, relation, seen)
+            });
+        }
+        points => points?,
     };
     let latest = points.last();
     Ok(Replication {

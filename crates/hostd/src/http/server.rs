@@ -1,12 +1,13 @@
 //! Routes of the replica server.
 
 use std::net::SocketAddr;
+use std::path::{self, PathBuf};
 use std::sync::Arc;
 
-use api::{Authorization, Authorize, EnableReplicaServer, ReplicaServer, Unreceived};
+use api::{Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived};
 use axum::Json;
 use axum::extract::{Path, State};
-use model::{Code, Problem};
+use model::{Bytes, Code, Problem};
 use replica::authorization::{Admits, Entry, MAX_ENTRIES, Pattern, Rules};
 use replica::standing::Role;
 
@@ -16,9 +17,16 @@ use super::{Answered, Refusal};
 use crate::endpoint::{self, Listening};
 use crate::host::Host;
 use crate::server::Kept;
+use crate::stores::{self, Known};
+use crate::vm::room;
 
 pub(super) async fn show(State(host): State<Arc<Host>>) -> Answered<ReplicaServer> {
-    Ok(Json(tell(&host)))
+    told(&host).await
+}
+
+async fn told(host: &Arc<Host>) -> Answered<ReplicaServer> {
+    let host = Arc::clone(host);
+    Ok(Json(blocking(move || Ok(tell(&host))).await?))
 }
 
 pub(super) async fn enable(
@@ -37,8 +45,15 @@ pub(super) async fn enable(
     if !serves_there {
         endpoint::bind(at).await.map(drop)?;
     }
+    let store = match wanted.store {
+        Some(path) => Some(found_or_made(&host, path).await?),
+        None => None,
+    };
     change(&host, move |kept| {
         kept.rules.enabled = true;
+        if let Some(store) = store {
+            kept.rules.store = list(kept, store)?;
+        }
         kept.listen = listen.or(kept.listen);
         if wanted.allow_any {
             kept.rules.admits = Admits::Any;
@@ -72,12 +87,18 @@ pub(super) async fn authorize(
         let error: replica::authorization::ParseGroupError = error;
         Problem::new(Code::Invalid, "trust group", error.to_string(), "")
     })?;
-    let entry = Entry {
+    let mut entry = Entry {
         pattern,
         group,
         limit: wanted.limit,
+        store: None,
+    };
+    let store = match wanted.store {
+        Some(path) => found_or_made(&host, path).await?,
+        None => None,
     };
     change(&host, move |kept| {
+        entry.store = list(kept, store)?;
         // An entry that counted for nothing would be taken for one that does.
         kept.rules.admits = Admits::Authorized;
         put(&mut kept.rules, entry)
@@ -107,6 +128,54 @@ pub(super) async fn deny(
     .await
 }
 
+/// The store that a person means; none: the default one. Made if it is none yet.
+async fn found_or_made(host: &Arc<Host>, path: PathBuf) -> Result<Option<Known>, Refusal> {
+    if path == host.layout.replicas() {
+        return Ok(None);
+    }
+    let host = Arc::clone(host);
+    blocking(move || stores::add(&path, &host.layout, host.name(), &known(&host)).map(Some)).await
+}
+
+/// The stores that the settings name or that twins lie in.
+fn known(host: &Host) -> Vec<Known> {
+    let mut known = host.server.get().stores;
+    for vm in host.vms() {
+        let place = vm.view().home.place;
+        let volume = place.volume().map(|volume| volume.known().clone());
+        known.extend(volume.filter(|one| !known.contains(one)));
+    }
+    known
+}
+
+/// Puts a store among those that the settings list; tells how rules name it.
+fn list(kept: &mut Kept, store: Option<Known>) -> Result<Option<PathBuf>, Problem> {
+    let Some(store) = store else { return Ok(None) };
+    let other = |one: &&Known| (one.path == store.path) != (one.id == store.id);
+    if let Some(other) = kept.stores.iter().find(other) {
+        let thing = format!("replica store {}", store.path.display());
+        let reason = format!("was changed meanwhile: {} is listed", other.path.display());
+        return Err(Problem::new(Code::Conflict, thing, reason, "Try again"));
+    }
+    if !kept.stores.contains(&store) {
+        kept.stores.push(store.clone());
+    }
+    Ok(Some(store.path))
+}
+
+/// Lists no store any more that no rule names. Its twins know it all the same.
+fn unlist(kept: &mut Kept) {
+    let rules = &kept.rules;
+    let named = |store: &Known| {
+        let mut own = rules
+            .entries
+            .iter()
+            .filter_map(|entry| entry.store.as_ref());
+        own.any(|path| *path == store.path) || rules.store.as_ref() == Some(&store.path)
+    };
+    kept.stores.retain(named);
+}
+
 /// Adds an entry, or puts it in the place of its pattern's.
 fn put(rules: &mut Rules, entry: Entry) -> Result<(), Problem> {
     let mut entries = rules.entries.iter_mut();
@@ -132,10 +201,11 @@ async fn change(
     change: impl FnOnce(&mut Kept) -> Result<(), Problem> + Send + 'static,
 ) -> Answered<ReplicaServer> {
     let changed = Arc::clone(host);
+    let change = |kept: &mut Kept| change(kept).map(|()| unlist(kept));
     blocking(move || changed.server.change(change)).await?;
     host.follow_endpoint();
     host.endpoint.settled().await;
-    Ok(Json(tell(host)))
+    told(host).await
 }
 
 fn address(text: &str) -> Result<SocketAddr, Problem> {
@@ -160,10 +230,52 @@ fn pattern(text: &str) -> Result<Pattern, Refusal> {
 fn authorization(host: &Host, entry: Entry) -> Authorization {
     Authorization {
         pattern: entry.pattern.to_string(),
-        store: host.layout.replicas(),
+        store: entry
+            .store
+            .or_else(|| host.server.get().rules.store)
+            .unwrap_or_else(|| host.layout.replicas()),
         group: entry.group.map(|group| group.to_string()),
         limit: entry.limit,
     }
+}
+
+/// The stores, the default one first. Blocking.
+fn tell_stores(host: &Host, rules: &Rules) -> Vec<ReplicaStore> {
+    let twins = host.vms().into_iter().filter(|vm| vm.store.is_some());
+    let places: Vec<_> = twins.map(|vm| vm.view().home.place).collect();
+    let count = |test: &dyn Fn(Option<&Known>) -> bool| {
+        let volumes = places.iter().map(|place| place.volume());
+        let there = volumes.filter(|volume| test(volume.map(|volume| volume.known())));
+        u64::try_from(there.count()).unwrap_or(u64::MAX)
+    };
+    let store = |path: &path::Path, default, twins, problem: Option<Problem>| {
+        let space = match problem {
+            Some(_) => None,
+            None => room::space(path).ok(),
+        };
+        ReplicaStore {
+            path: path.to_owned(),
+            default,
+            twins,
+            total: space.map(|(total, _)| Bytes(total)),
+            free: space.map(|(_, free)| Bytes(free)),
+            problem,
+        }
+    };
+    let own = host.layout.replicas();
+    let mut all = vec![store(
+        &own,
+        rules.store.is_none(),
+        count(&|known| known.is_none()),
+        None,
+    )];
+    all.extend(known(host).into_iter().map(|known| {
+        let default = rules.store.as_ref() == Some(&known.path);
+        let twins = count(&|one| one == Some(&known));
+        let problem = host.stores.get(&known).check().err();
+        store(&known.path, default, twins, problem)
+    }));
+    all
 }
 
 fn tell(host: &Host) -> ReplicaServer {
@@ -195,7 +307,7 @@ fn tell(host: &Host) -> ReplicaServer {
         listen: host.listens_at().to_string(),
         listening,
         problem,
-        store: host.layout.replicas(),
+        stores: tell_stores(host, &kept.rules),
         authorizations: u64::try_from(kept.rules.entries.len()).unwrap_or(u64::MAX),
         unreceived: twins.collect(),
     }

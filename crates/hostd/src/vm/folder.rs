@@ -210,10 +210,24 @@ impl VmFolder {
 
     /// Checks that what the VM needs from this host is there.
     pub(crate) fn check_files(&self) -> Result<(), Problem> {
-        if self.origin.is_none() {
-            for disk in &self.spec.disks {
-                self.check_disk(disk)?;
+        match &self.origin {
+            None => {
+                for disk in &self.spec.disks {
+                    self.check_disk(disk)?;
+                }
             }
+            Some(origin) if !origin.journal.is_dir() => {
+                return Err(Problem::new(
+                    Code::Failed,
+                    self.thing(),
+                    format!(
+                        "lies above a recovery point in {}, which is not there",
+                        origin.journal.display()
+                    ),
+                    "`pollux replica server show` tells which replica store is away; mount its disk",
+                ));
+            }
+            Some(_) => {}
         }
         let Some(boot) = &self.spec.direct_boot else {
             return Ok(());

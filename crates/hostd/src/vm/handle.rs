@@ -22,6 +22,7 @@ use super::relation::{Relation, Terms};
 use super::supervisor::{GuestRecord, Supervisor};
 use crate::host::Host;
 use crate::measure::StagedSums;
+use crate::stores::Place;
 use crate::twin::Store;
 
 /// Wishes that wait in a mailbox; whoever sends more waits.
@@ -121,6 +122,8 @@ pub(crate) enum Message {
 pub(crate) struct Home {
     /// The folder that holds its standing and its relationship.
     pub(crate) path: PathBuf,
+    /// Where its journal lies, of a twin.
+    pub(crate) place: Place,
     /// What it is.
     pub(crate) spec: VmSpec,
     /// What can be started; none for a twin that was not failed over.
@@ -238,7 +241,7 @@ impl Vm {
             .map_err(|error| failed(&error))?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
         let store = (standing.role != Role::Primary)
-            .then(|| Store::new(&home.path, thing, host.flushes.of(&home.path)));
+            .then(|| Store::new(home.place.clone(), thing, host.flushes.clone()));
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {
             home,

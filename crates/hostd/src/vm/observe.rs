@@ -117,6 +117,7 @@ impl Observed {
         let done = copying.as_ref().map(|copying| copying.done.0);
         let per_second = inner.pace.note(now, done);
         let error = report.and_then(|report| report.last_error);
+        let away = view.home.place.away();
         let mut messages = health::messages(&Look {
             now,
             vm: view.home.spec.name.as_str(),
@@ -125,6 +126,7 @@ impl Observed {
             state,
             paused: relation.suspended,
             error: error.as_ref(),
+            away: away.as_ref(),
             successful: measured.now.successful,
             missed: measured.now.missed,
             since: measured.since,
@@ -305,6 +307,7 @@ pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> Repli
         Role::FailedOver => ReplicationState::FailedOver,
         Role::Primary if view.standing.stood_down.is_some() => ReplicationState::StoodDown,
         _ if relation.suspended => ReplicationState::Suspended,
+        Role::Replica if view.home.place.away().is_some() => ReplicationState::Suspended,
         Role::Primary => {
             let ready = ReplicationState::ReadyForInitialReplication;
             let report = view.report.as_ref();
@@ -326,22 +329,17 @@ pub(crate) async fn run(
     let now = view.borrow().clone();
     let first = observed.look(&now, Timestamp::now());
     let unknown = first.is_some_and(|seen| seen.measured.last_cut.is_none());
-    if let (true, Some(store)) = (unknown, store) {
-        // An error is told to whoever asks for the points.
-        let points = tokio::task::spawn_blocking(move || store.points()).await;
-        if let Some(last) = points
-            .ok()
-            .and_then(Result::ok)
-            .and_then(|mut all| all.pop())
-        {
-            observed.found(last.time);
-        }
-    }
+    let mut unlooked = store.filter(|_| unknown);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut report: Option<watch::Receiver<LinkReport>> = None;
     loop {
         let now = view.borrow_and_update().clone();
+        if now.home.place.away().is_none() {
+            if let Some(store) = unlooked.take() {
+                find_latest(store, &observed).await;
+            }
+        }
         follow(&mut report, now.report.as_ref());
         for draft in observed.news(vm, &now, Timestamp::now()) {
             events.record(draft);
@@ -360,6 +358,16 @@ pub(crate) async fn run(
                 let _ = tokio::task::spawn_blocking(written).await;
             }
         }
+    }
+}
+
+/// Takes note of the newest point that the twin holds, of which nothing was measured.
+async fn find_latest(store: Store, observed: &Observed) {
+    // An error is told to whoever asks for the points.
+    let points = tokio::task::spawn_blocking(move || store.points()).await;
+    let points = points.ok().and_then(Result::ok);
+    if let Some(last) = points.and_then(|mut all| all.pop()) {
+        observed.found(last.time);
     }
 }
 

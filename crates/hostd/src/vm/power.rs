@@ -17,6 +17,7 @@ use super::launch::{Engine, Guest, Launch};
 use super::owner::{Happening, Owner, refuse};
 use super::state::{self, Act, Event, Wish};
 use crate::partner;
+use crate::stores;
 
 impl Owner {
     pub(super) fn granted(&self, wish: Wish) -> Result<(VmState, Act), Problem> {
@@ -279,6 +280,7 @@ impl Owner {
                 .collect::<Vec<_>>()
         });
         let store = self.store.clone();
+        let (twin, stores) = (store.is_some(), Arc::clone(&self.host.stores));
         if let Some(store) = &store {
             if let Err(problem) = tokio::task::block_in_place(|| store.nothing_locked()) {
                 refuse(answer, problem);
@@ -297,16 +299,17 @@ impl Owner {
                         tracing::warn!(file = %file.display(), %error, "stays the VM's");
                     }
                 }
+                let failed = |error| Problem::failed(&thing, &error);
                 if run.exists() {
-                    std::fs::remove_dir_all(&run)?;
+                    std::fs::remove_dir_all(&run).map_err(failed)?;
                 }
-                create::remove(&path)
+                match twin {
+                    true => stores::remove(&path, &stores),
+                    false => create::remove(&path).map_err(failed),
+                }
             });
-            match removed.await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(Problem::failed(&thing, &error)),
-                Err(error) => Err(Problem::failed(&thing, &error)),
-            }
+            let failed = |error| Problem::failed("polluxd", &error);
+            removed.await.map_err(failed)?
         };
         let done = done.await;
         let ended = done.is_ok();

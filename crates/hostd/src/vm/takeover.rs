@@ -303,18 +303,18 @@ pub(crate) fn unpin(home: &Path, store: &Store) -> Result<(), Problem> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use durable::Group;
     use jiff::Timestamp;
     use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentWriter};
     use model::{Bus, Generation, SeedId, Since};
 
     use super::*;
+    use crate::flushes::Flushes;
+    use crate::stores::Place;
 
     /// A twin with one point.
     fn twin(home: &Path) -> (Store, PointId) {
-        let store = Store::new(home, "VM `web`".to_owned(), Arc::new(Group::default()));
+        let place = Place::beside(home);
+        let store = Store::new(place, "VM `web`".to_owned(), Flushes::default());
         let (vm, seed, size) = (VmId::random(), SeedId::random(), Bytes(1 << 20));
         let disks = vec![DiskExtent {
             joining: false,
