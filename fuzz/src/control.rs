@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use diskd::config::{Config, DiskConfig, Front, StackSpec};
-use diskd::control::{Compared, Reply, Request};
+use diskd::control::{Compared, Reply, Request, Sent};
 use diskd::fuzzing::{ID, control};
 use jiff::Timestamp;
 use journal::compare::Blocks;
@@ -127,7 +127,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Reload,
         Request::Track {
             relationship,
-            begin: false,
+            begin: true,
+            sent: vec![Sent { disk, to: 1 << 20 }],
             but: Vec::new(),
         },
         Request::Seed {

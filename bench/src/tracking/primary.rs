@@ -84,6 +84,7 @@ impl Primary {
         let request = Request::Track {
             relationship: self.relationship,
             begin,
+            sent: Vec::new(),
             but: Vec::new(),
         };
         match control.ask(&request)? {

@@ -93,7 +93,7 @@ impl Scene {
             schedule,
         };
         scene.run(|disk| async move {
-            assert!(!disk.track(RelationshipId::random(), false).await);
+            assert!(!disk.track(RelationshipId::random(), None).await);
             assert_eq!(disk.seal(epoch()), Err(SealError::Suspect));
             for region in 0..REGIONS {
                 disk.compared(region, &[]).await.expect("armed");
@@ -242,7 +242,7 @@ fn a_log_that_cannot_be_written_is_removed_and_the_guest_goes_on_without() {
     // Who tracks next begins a new one, with everything armed.
     scene.run(|disk| async move {
         let relationship = disk.state().relationship().expect("tracked");
-        assert!(disk.track(relationship, false).await, "the marks are exact");
+        assert!(disk.track(relationship, None).await, "the marks are exact");
     });
     assert!(scene.shelf.there.get());
     assert_eq!(scene.after_a_power_cut(2).len() as u64, REGIONS);
@@ -380,7 +380,7 @@ fn a_log_that_is_begun_during_the_flush_of_a_sweep_loses_nothing_by_it() {
     scene.sweep_during(|| {
         scene.begin(|disk| async move {
             disk.untrack().expect("removed");
-            assert!(!disk.track(RelationshipId::random(), false).await);
+            assert!(!disk.track(RelationshipId::random(), None).await);
         });
     });
     assert_eq!(scene.armed(), REGIONS);

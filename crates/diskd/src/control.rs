@@ -28,9 +28,13 @@ pub enum Request {
     Track {
         /// The relationship.
         relationship: RelationshipId,
-        /// The initial replication is not finished: there is nothing yet to compare with, and every
-        /// block is marked unless all is known.
+        /// The initial replication is not finished: what was never sent is marked and not suspect,
+        /// for there is nothing to compare it with.
         begin: bool,
+        /// What was sent of it at least once. Nothing of a disk that is not named, nor if it does not
+        /// `begin`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sent: Vec<Sent>,
         /// Disks that are not replicated: nothing is tracked of them.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         but: Vec<DiskId>,
@@ -111,6 +115,16 @@ pub enum Request {
     /// [`Reply::Done`], or by [`Reply::Refused`] if a disk could not be flushed; it exits all the
     /// same.
     Shutdown,
+}
+
+/// What was sent of a disk at least once: the twin holds it, as it is or as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// The disk.
+    pub disk: DiskId,
+    /// Everything before this byte; past its end: all of it.
+    pub to: u64,
 }
 
 /// diskd's answer.

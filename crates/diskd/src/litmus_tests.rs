@@ -442,6 +442,7 @@ impl Host {
         let reply = host.ask(Request::Track {
             relationship,
             begin: true,
+            sent: Vec::new(),
             but: Vec::new(),
         });
         assert!(matches!(reply, Reply::Tracking { .. }), "{reply:?}");

@@ -16,20 +16,19 @@ use crate::state::Marks;
 use crate::tracker::Tracker;
 
 impl<D: Device, S: Store> Tracker<D, S> {
-    /// Tracks for `relationship`; goes on if it does already. What nobody can tell is suspect, or
-    /// marked if the initial replication is not finished (`begin`). Whether nothing was lost. Not while
-    /// an epoch is staged.
-    pub async fn track(&self, relationship: RelationshipId, begin: bool) -> bool {
+    /// Tracks for `relationship`; goes on if it does already. What nobody can tell is suspect; while
+    /// the initial replication is not finished (`begin`), in what was sent of it, so many bytes: behind
+    /// that it is marked. Whether nothing was lost. Not while an epoch is staged.
+    pub async fn track(&self, relationship: RelationshipId, begin: Option<u64>) -> bool {
         let size = self.state.blocks() * BLOCK_SIZE;
         let known = self.state.relationship() == Some(relationship);
         let exact = known && self.state.suspects() == 0;
-        if !known || begin && !exact {
+        if !known {
             self.ledger.begin(relationship, size).await;
             let all = [self.everything()];
-            let marks = if begin {
-                Marks::All
-            } else {
-                Marks::Suspect(&all)
+            let marks = match begin {
+                Some(0) => Marks::All,
+                _ => Marks::Suspect(&all),
             };
             self.state.track(relationship, marks);
             // They were issued when nothing was tracked, and may end after their region was compared.
@@ -38,6 +37,9 @@ impl<D: Device, S: Store> Tracker<D, S> {
             }
         } else if self.ledger.is_lost() {
             self.ledger.begin(relationship, size).await;
+        }
+        if let Some(sent) = begin {
+            self.mark_suspects(sent);
         }
         self.publish();
         exact
@@ -128,9 +130,11 @@ impl<D: Device, S: Store> Tracker<D, S> {
         }
     }
 
-    /// What is suspect is marked instead.
-    pub(crate) fn mark_suspects(&self) {
-        while let Some(run) = self.state.next_suspect(self.everything()) {
+    /// What is suspect in the regions from byte `from` on is marked instead.
+    fn mark_suspects(&self, from: u64) {
+        let regions = self.state.regions();
+        let from = from.div_ceil(REGION_SIZE).min(regions);
+        while let Some(run) = self.state.next_suspect(from..regions) {
             self.state.mark(blocks_of(&run, self.state.blocks()));
             run.for_each(|region| self.state.clear_suspect(region));
         }

@@ -173,8 +173,9 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         Request::Track {
             relationship,
             begin,
+            sent,
             but,
-        } => engine.track(relationship, begin, &but),
+        } => engine.track(relationship, begin.then_some(&*sent), &but),
         Request::Untrack => engine.untrack(),
         Request::Seed {
             header,

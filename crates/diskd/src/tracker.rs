@@ -213,8 +213,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
     /// # Errors
     /// [`SealError`]; nothing was changed.
     pub fn seal_part(&self, epoch: Epoch, from: u64, limit: u64) -> Result<Option<u64>, SealError> {
-        // There is nothing yet to compare them with.
-        self.mark_suspects();
         self.may_seal()?;
         self.state.seal_nothing();
         let (mut at, mut left) = (from, limit.max(1));

@@ -173,6 +173,7 @@ impl Vm {
         match self.process.ask(&Request::Track {
             relationship,
             begin: true,
+            sent: Vec::new(),
             but: Vec::new(),
         }) {
             Reply::Tracking { exact, .. } => exact,
@@ -190,6 +191,7 @@ impl Vm {
         let request = Request::Track {
             relationship,
             begin: false,
+            sent: Vec::new(),
             but: Vec::new(),
         };
         match self.process.ask(&request) {
@@ -382,6 +384,7 @@ fn nothing_is_tracked_of_a_disk_that_is_left_out() {
         let request = Request::Track {
             relationship,
             begin,
+            sent: Vec::new(),
             but: vec![left_out],
         };
         match vm.process.ask(&request) {

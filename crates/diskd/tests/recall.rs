@@ -22,7 +22,9 @@ use model::{
 };
 use nbd_support::Client;
 use pollux_diskd::config::{Config, DiskConfig, Front, StackSpec, nbd_socket};
-use pollux_diskd::control::{Compared, DiskStatus, LogStatus, Reply, Request, TrackingStatus};
+use pollux_diskd::control::{
+    Compared, DiskStatus, LogStatus, Reply, Request, Sent, TrackingStatus,
+};
 use process::Process;
 use testkit::Rng;
 
@@ -143,10 +145,21 @@ impl Vm {
 
     /// Whether it is exact, and how much is suspect.
     fn track(&self, begin: bool) -> (bool, Bytes) {
+        self.track_sent(begin, Vec::new())
+    }
+
+    /// The same while the initial replication goes on, and everything before this byte was sent.
+    fn track_seeding(&self, to: u64) -> (bool, Bytes) {
+        let disk = self.config.disks[0].id;
+        self.track_sent(true, vec![Sent { disk, to }])
+    }
+
+    fn track_sent(&self, begin: bool, sent: Vec<Sent>) -> (bool, Bytes) {
         let relationship = self.relationship;
         match self.process.ask(&Request::Track {
             relationship,
             begin,
+            sent,
             but: Vec::new(),
         }) {
             Reply::Tracking { exact, suspect } => (exact, suspect),
@@ -343,6 +356,32 @@ fn after_a_reboot_what_was_not_confirmed_is_compared_and_only_what_differs_is_se
     vm.lose_memory();
     vm.process.start();
     assert_eq!(vm.track(false), (true, Bytes(0)));
+}
+
+#[test]
+fn while_the_initial_replication_goes_on_what_was_sent_is_compared_and_the_rest_is_marked() {
+    let mut vm = Vm::new(11);
+    vm.relationship = RelationshipId::random();
+    assert_eq!(vm.track(true), (false, Bytes(0)));
+    let size = vm.config.disks[0].size;
+    assert_eq!(vm.status().dirty, size, "nothing was sent");
+    // Four regions were sent, and a block of the fifth.
+    vm.reboot();
+    let sent = 4 * REGION_SIZE + BLOCK_SIZE;
+    assert_eq!(vm.track_seeding(sent), (false, mib(5)));
+    let behind = Bytes(size.0 - 5 * REGION_SIZE);
+    assert_eq!(vm.status().dirty, behind);
+    vm.write(MIB, BLOCK);
+    assert_eq!(vm.compare(), [0, 1, 2, 3, 4]);
+    assert_eq!(vm.track_seeding(sent), (true, Bytes(0)));
+    assert_eq!(vm.ship() as u64, behind.0 + BLOCK_SIZE);
+    // The twin was filled from a copy, which differs in a block.
+    vm.relationship = RelationshipId::random();
+    assert_eq!(vm.track_seeding(u64::MAX), (false, mib(REGIONS)));
+    assert_eq!(vm.status().dirty, Bytes(0));
+    vm.twin[0][3 * MIB] ^= 1;
+    assert_eq!(vm.compare(), (0..REGIONS).collect::<Vec<_>>());
+    assert_eq!(vm.ship(), BLOCK);
 }
 
 #[test]

@@ -145,6 +145,7 @@ impl Vm {
         match self.process.ask(&Request::Track {
             relationship,
             begin: true,
+            sent: Vec::new(),
             but: Vec::new(),
         }) {
             Reply::Tracking { exact, .. } => exact,

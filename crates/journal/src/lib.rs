@@ -30,6 +30,7 @@ mod recent;
 mod root;
 mod rules;
 mod runs;
+mod seed;
 pub mod segment;
 mod squash;
 mod stored;
@@ -49,6 +50,7 @@ pub use point::{PointImage, PointReader};
 pub use receive::{NoRoom, Room, Verdict};
 pub use root::{ParseRootError, Root};
 pub use runs::{RunError, Tidied, Tidy};
+pub use seed::SeedReader;
 pub use segment::{
     Extent, Frame, Run, SegmentError, SegmentReader, SegmentWriter, Source, Summary,
 };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use model::{DiskId, PointId};
+use model::DiskId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -18,7 +18,9 @@ use crate::link::Link;
 use crate::report::LinkReport;
 use crate::sender::{Event, Now, Output, Sender};
 use crate::source::{Plan, Progress, Source, Staged, Suspects};
-use crate::wire::{Compare, CompareAnswer, Configuration, Configure, Digest, Offer, RegionDigest};
+use crate::wire::{
+    Basis, Compare, CompareAnswer, Configuration, Configure, Digest, Offer, RegionDigest,
+};
 
 /// What a person may tell a running driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +238,7 @@ impl<S: Source, L: Link> Driver<S, L> {
             Output::Compare {
                 disk,
                 region,
-                tip,
+                basis,
                 issued,
             } => {
                 let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
@@ -244,7 +246,7 @@ impl<S: Source, L: Link> Driver<S, L> {
                 self.remote(async move {
                     Event::Answered(match source.hashes(disk, region).await {
                         Ok(ours) => {
-                            let ask = question(&lineage, tip, issued, id, &ours);
+                            let ask = question(&lineage, basis, issued, id, &ours);
                             let answer = match ask {
                                 Some(ask) => link.compare(&ask).await,
                                 None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
@@ -255,12 +257,13 @@ impl<S: Source, L: Link> Driver<S, L> {
                     })
                 });
             }
-            Output::Offer(staged) => {
+            Output::Offer { staged, round } => {
                 // Only reads: may be dropped at any time.
                 self.offering = Some(staged.clone());
                 self.remote(async move {
                     Event::Offered(match source.offer(&staged).await {
                         Ok(offer) => {
+                            let offer = Offer { round, ..offer };
                             let answer = link.offer(&offer).await;
                             Ok((offer, answer))
                         }
@@ -304,7 +307,7 @@ impl<S: Source, L: Link> Driver<S, L> {
 /// What to ask the replica about these regions; none if there are none.
 fn question(
     lineage: &model::Lineage,
-    tip: PointId,
+    basis: Basis,
     issued: u64,
     disk: Option<DiskId>,
     ours: &Suspects,
@@ -316,7 +319,7 @@ fn question(
     let regions: Vec<RegionDigest> = regions.collect();
     (!regions.is_empty()).then_some(Compare {
         lineage: lineage.clone(),
-        tip,
+        basis,
         issued,
         disk: disk?,
         size: ours.size,

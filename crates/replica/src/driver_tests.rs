@@ -9,6 +9,8 @@
 mod reception;
 #[path = "driver_tests/resync.rs"]
 mod resync;
+#[path = "driver_tests/seeding.rs"]
+mod seeding;
 #[path = "driver_tests/tracking.rs"]
 mod tracking;
 
@@ -103,6 +105,10 @@ enum Lie {
     Incoming,
     /// The replica, once compared, lets in what was sent before.
     Issued,
+    /// The same of a part of the initial replication.
+    Round,
+    /// After a power cut what was never sent is not marked.
+    Unsent,
 }
 
 struct File {
@@ -167,6 +173,10 @@ struct World {
     store: BTreeMap<Root2, BTreeMap<u64, Bytes>>,
     /// Nothing is let in that was issued up to here.
     issued: u64,
+    /// No part of an earlier one is let in.
+    round: u64,
+    /// Blocks that came in a part and were there already, as they are.
+    resent: u64,
     /// How often the replica was started: a request goes to one of its lives.
     life: u64,
     compared: u64,
@@ -230,6 +240,8 @@ impl World {
             pending: None,
             store: BTreeMap::new(),
             issued: 0,
+            round: 0,
+            resent: 0,
             life: 0,
             compared: 0,
             strange_answers: false,
@@ -317,6 +329,7 @@ impl World {
     fn replica_restart(&mut self) {
         self.pending = None;
         self.issued = 0;
+        self.round = 0;
         self.life += 1;
         let mut chance = self.chance;
         for chunks in self.store.values_mut() {
@@ -379,11 +392,13 @@ impl World {
             let problem = problem(Code::Conflict, "it does not fit");
             return OfferAnswer::Unfit { problem };
         }
-        if let Content::Delta { sequence, .. } = offer.header.content {
-            if sequence <= self.issued {
-                let problem = problem(Code::Conflict, "it was sent before a comparison");
-                return OfferAnswer::Unfit { problem };
-            }
+        let old = match offer.header.content {
+            Content::Delta { sequence, .. } => sequence <= self.issued,
+            Content::Seed { .. } => offer.round < self.round,
+        };
+        if old {
+            let problem = problem(Code::Conflict, "it was sent before a comparison");
+            return OfferAnswer::Unfit { problem };
         }
         self.store.retain(|root, _| *root == offer.root.0);
         let there: BTreeSet<u64> = self
@@ -447,7 +462,9 @@ impl World {
             };
             if number(0) != u64::MAX {
                 let disk = usize::try_from(number(0)).expect("small");
-                self.received.insert((disk, number(1)), number(2));
+                let before = self.received.insert((disk, number(1)), number(2));
+                let part = matches!(offer.header.content, Content::Seed { .. });
+                self.resent += u64::from(part && before == Some(number(2)));
             }
         }
         self.tip = match offer.header.content {
@@ -572,6 +589,9 @@ impl Source for Shared {
 
     async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
         self.local(|world| {
+            if !world.suspect.is_empty() {
+                return Err(problem(Code::Conflict, "something is suspect"));
+            }
             let step = 1 + world.chance.below(8);
             let (from, to) = (part.at.from, (part.at.from + step).min(BLOCKS));
             let blocks = (from..to).map(|block| (part.at.disk, block)).collect();
@@ -579,12 +599,12 @@ impl Source for Shared {
                 seed: part.seed,
                 part: part.part,
             };
-            StagedPart {
+            Ok(StagedPart {
                 segment: world.stage(content, blocks),
                 next: (to < BLOCKS).then_some(to),
-            }
+            })
         })
-        .await
+        .await?
     }
 
     async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
@@ -611,6 +631,7 @@ impl Source for Shared {
         Ok(Offer {
             header: staged.header.clone(),
             root: file.root,
+            round: 0,
             file_len: count * CHUNK,
             chunks: (0..count).map(|n| Digest::of(&encode(file, n))).collect(),
         })
@@ -1276,12 +1297,7 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
         configuration: configuration.clone(),
     };
     let seed = SeedId::random();
-    let progress = Progress::Seeding {
-        seed,
-        part: 0,
-        at: Position { disk: 0, from: 0 },
-        end: None,
-    };
+    let progress = Progress::begin(seed);
     let mut sender = Sender::new(plan, progress, 1);
     let now = Now {
         since_start: Duration::ZERO,

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use journal::{Header, Journal, JournalError, PointReader, Refusal, Root, SegmentError};
+use journal::{
+    Header, Journal, JournalError, PointReader, Refusal, Root, SeedReader, SegmentError,
+};
 use model::{Code, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
@@ -159,6 +161,13 @@ pub trait Receipts: Send + 'static {
     /// # Errors
     /// [`Problem`]
     fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem>;
+
+    /// Opens what came of the initial replication, which is not complete, for reading; it is durable
+    /// then.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    fn open_seed(&self) -> Result<Arc<SeedReader>, Problem>;
 }
 
 impl Receipts for Journal {
@@ -194,6 +203,13 @@ impl Receipts for Journal {
 
     fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
         Self::open_point(self, point).map_err(|error| {
+            let thing = format!("the journal of VM {}", self.vm());
+            Problem::failed(thing, &error)
+        })
+    }
+
+    fn open_seed(&self) -> Result<Arc<SeedReader>, Problem> {
+        Self::open_seed(self).map_err(|error| {
             let thing = format!("the journal of VM {}", self.vm());
             Problem::failed(thing, &error)
         })

@@ -74,6 +74,7 @@ fn offer_now(path: &Path) -> Result<Offer, Problem> {
         chunks.push(Digest::of(&buffer[..len]));
     }
     Ok(Offer {
+        round: 0,
         header: reader.header().clone(),
         root: reader.summary().root,
         file_len,

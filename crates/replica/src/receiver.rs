@@ -35,7 +35,7 @@ use journal::Root;
 use model::{Code, Problem, RelationshipId, VmId};
 use serde::de::DeserializeOwned;
 
-use compare::{Comparison, Issued};
+use compare::{Comparison, Issued, Round};
 
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::Incoming;
@@ -79,6 +79,8 @@ struct Receiving {
     incoming: Option<Arc<Incoming>>,
     /// Since the last comparison.
     issued: Option<Issued>,
+    /// Of what came of the initial replication.
+    round: Option<Round>,
     comparison: Option<Comparison>,
 }
 
@@ -452,7 +454,10 @@ async fn offer<H: ReplicaHost>(
         Some((Verdict::Fits, _)) => {}
     }
     let old = receiving.issued;
-    if let Some(problem) = old.and_then(|old| old.refuses(&offer.header, &bound.relation.thing)) {
+    let thing = &bound.relation.thing;
+    let point = old.and_then(|old| old.refuses(&offer.header, thing));
+    let part = receiving.round.and_then(|now| now.refuses(&offer, thing));
+    if let Some(problem) = point.or(part) {
         return Ok(Json(OfferAnswer::Unfit { problem }));
     }
     receiving.comparison = None;

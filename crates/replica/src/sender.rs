@@ -47,8 +47,8 @@ use crate::source::{
     ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
 };
 use crate::wire::{
-    CommitAnswer, CompareAnswer, Configuration, ConfigureAnswer, ContactAnswer, Digest, Offer,
-    OfferAnswer, Tip, TipAnswer,
+    Basis, CommitAnswer, CompareAnswer, Configuration, ConfigureAnswer, ContactAnswer, Digest,
+    Offer, OfferAnswer, Tip, TipAnswer,
 };
 use contact::Contact;
 use resync::{At, Findings};
@@ -147,8 +147,8 @@ pub enum Output {
         disk: usize,
         /// The first region to look at.
         region: u64,
-        /// The replica's newest point.
-        tip: PointId,
+        /// What the replica holds.
+        basis: Basis,
         /// The highest sequence number that may have been used.
         issued: u64,
     },
@@ -167,7 +167,12 @@ pub enum Output {
     /// [`Source::persist`](crate::source::Source::persist).
     Persist(Progress),
     /// Read what the file consists of, then offer it.
-    Offer(Staged),
+    Offer {
+        /// What is staged.
+        staged: Staged,
+        /// [`Offer::round`]
+        round: u64,
+    },
     /// Read this chunk of the offered segment and store it at the replica.
     Put(u64),
     /// [`Link::commit`](crate::link::Link::commit) of the offered segment.
@@ -228,6 +233,8 @@ enum State {
 enum Then {
     Offer,
     Confirm,
+    /// What came of the initial replication, from its beginning.
+    Compare,
     Note(Findings),
 }
 
@@ -269,6 +276,8 @@ pub struct Sender {
     reserved: u64,
     /// The replica lets in higher ones than this only.
     above: u64,
+    /// The last round of comparisons that the replica knows of.
+    round: u64,
     /// When the next point should be cut.
     due: Duration,
     /// Whether a due time passed unused.
@@ -305,6 +314,7 @@ impl Sender {
             strange_tip: None,
             reserved: 0,
             above: 0,
+            round: 0,
             due: Duration::ZERO,
             late: false,
             // Not all relationships of a host at one instant.
@@ -483,7 +493,11 @@ impl Sender {
         }
         match self.staged.clone() {
             Some(staged) => {
-                out.push(Output::Offer(staged));
+                let round = match self.progress {
+                    Progress::Seeding { round, .. } => round,
+                    Progress::Live { .. } => 0,
+                };
+                out.push(Output::Offer { staged, round });
                 self.state = State::Offering;
             }
             None => self.ask(out),
@@ -506,6 +520,7 @@ impl Sender {
         match (then, &self.staged) {
             (Then::Offer, _) => self.offer(out),
             (Then::Note(findings), _) => self.note(findings, out),
+            (Then::Compare, _) => self.compare_from(now, resync::FIRST, out),
             (Then::Confirm, Some(staged)) => {
                 out.push(Output::Confirm(staged.clone()));
                 self.state = State::Confirming;
@@ -525,6 +540,7 @@ impl Sender {
             return;
         }
         match self.progress {
+            Progress::Seeding { .. } if self.suspect.0 > 0 => self.compare(now, out),
             Progress::Seeding { seed, part, at, .. } if at.disk < self.plan.disks.len() => {
                 out.push(Output::Seed(SeedPart { seed, part, at }));
                 self.state = State::Staging;

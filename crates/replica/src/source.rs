@@ -45,13 +45,18 @@ pub struct SeedPart {
 }
 
 /// How far an initial replication has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
     /// Index of the disk among the replicated ones; their number when all are done.
     pub disk: usize,
     /// First byte that was not looked at yet.
     pub from: u64,
+}
+
+impl Position {
+    /// Nothing was looked at.
+    pub const BEGIN: Self = Self { disk: 0, from: 0 };
 }
 
 /// What the primary must remember of a relationship over a restart.
@@ -69,6 +74,11 @@ pub enum Progress {
         /// Where it ends, once it was staged.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         end: Option<Position>,
+        /// Everything before it was sent at least once, or was in what the twin was filled from: what
+        /// nobody can tell of it is compared. Parts may be behind it; see [`Progress::sent`].
+        sent: Position,
+        /// How often that was begun.
+        round: u64,
     },
     /// Deltas are being sent.
     Live {
@@ -88,8 +98,36 @@ impl Progress {
         Self::Seeding {
             seed,
             part: 0,
-            at: Position { disk: 0, from: 0 },
+            at: Position::BEGIN,
             end: None,
+            sent: Position::BEGIN,
+            round: 0,
+        }
+    }
+
+    /// The beginning of one whose twin is filled from a copy of so many disks.
+    #[must_use]
+    pub fn from_copy(seed: SeedId, disks: usize) -> Self {
+        Self::Seeding {
+            seed,
+            part: 0,
+            at: Position::BEGIN,
+            end: None,
+            sent: Position {
+                disk: disks,
+                from: 0,
+            },
+            round: 0,
+        }
+    }
+
+    /// What the twin may hold already, as it is or as it was; none when the initial replication is
+    /// complete. Behind that it holds nothing.
+    #[must_use]
+    pub fn sent(&self) -> Option<Position> {
+        match *self {
+            Self::Seeding { at, end, sent, .. } => Some(end.unwrap_or(at).max(at).max(sent)),
+            Self::Live { .. } => None,
         }
     }
 }
@@ -98,7 +136,7 @@ impl Progress {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracking {
     /// Whether the marks were found as they were left. If not, everything that may differ from
-    /// the replica is suspect now; every block is marked if the initial replication goes on.
+    /// the replica is suspect now, or marked where it was [never sent](Progress::sent).
     pub exact: bool,
     /// How much is suspect: it may differ, and has to be [compared](Source::hashes) before the next cut.
     pub suspect: model::Bytes,
@@ -139,14 +177,16 @@ pub trait Source: Send + Sync + 'static {
     /// Lets diskd track for this relationship, and looks what the outbox holds. More than one
     /// segment there: all but the newest are folded back first. One that is not whole is as in
     /// [`fold_back`](Source::fold_back). Not exact: the outbox may be emptied, since its blocks are
-    /// suspect or marked. While the initial replication goes on nothing is suspect: it is marked.
+    /// suspect or marked. While the initial replication goes on nothing is suspect that was [never
+    /// sent](Progress::sent): it is marked.
     fn track(&self) -> impl Future<Output = Result<Tracking, Problem>> + Send;
 
     /// The next sequence number: above all before and above `above`, recorded durably before it is
     /// given.
     fn reserve_sequence(&self, above: u64) -> impl Future<Output = Result<u64, Problem>> + Send;
 
-    /// Stages a part of the initial replication.
+    /// Stages a part of the initial replication: what is marked there. Refused while anything is
+    /// suspect.
     fn seed(&self, part: SeedPart) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
 
     /// Cuts all disks at one instant and stages what changed after `since`: every mark there is.
@@ -157,7 +197,7 @@ pub trait Source: Send + Sync + 'static {
         sequence: u64,
     ) -> impl Future<Output = Result<Staged, Problem>> + Send;
 
-    /// What the segment file consists of; see [`crate::outbox::offer`].
+    /// What the segment file consists of; see [`crate::outbox::offer`]. Its round is not known here.
     fn offer(&self, staged: &Staged) -> impl Future<Output = Result<Offer, Problem>> + Send;
 
     /// Chunk `n` of the segment file; see [`crate::outbox::chunk`].

@@ -320,7 +320,27 @@ pub enum TipAnswer {
     },
 }
 
-/// Asks in which of these regions of a disk the replica's newest point differs from the caller's
+/// What the replica compares: one state of what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "basis", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Basis {
+    /// Its newest point.
+    Point {
+        /// Which one.
+        point: PointId,
+    },
+    /// What came of an initial replication so far, and what it was filled from.
+    Seed {
+        /// The initial replication.
+        seed: SeedId,
+        /// Number of its parts that came.
+        parts: u64,
+        /// No part that was offered in an earlier [`Offer::round`] comes any more.
+        round: u64,
+    },
+}
+
+/// Asks in which of these regions of a disk what the replica holds differs from the caller's
 /// disk. What is being received is forgotten, so that nothing that was sent before a crash can be
 /// published after a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,8 +348,8 @@ pub enum TipAnswer {
 pub struct Compare {
     /// The caller's lineage.
     pub lineage: Lineage,
-    /// The newest point of the replica, as the caller knows it.
-    pub tip: PointId,
+    /// What the replica holds, as the caller knows it.
+    pub basis: Basis,
     /// No segment with this sequence number or a lower one will be offered any more: one that comes all
     /// the same was sent before, and is refused.
     pub issued: u64,
@@ -370,10 +390,16 @@ pub enum CompareAnswer {
         /// Those that differ, rising, and what they hold at the replica.
         differ: Vec<RegionHashes>,
     },
-    /// The newest point is another one: nothing was compared.
+    /// What it holds is something else: nothing was compared.
     Moved {
         /// What the replica has.
         tip: Tip,
+    },
+    /// What came of the initial replication was compared in this round, which is later: nothing was
+    /// compared.
+    Late {
+        /// The last one.
+        round: u64,
     },
     /// It took over: the caller must stop the VM.
     Superseded {
@@ -394,6 +420,9 @@ pub struct Offer {
     pub file_len: u64,
     /// Hash of each chunk of the file, in order.
     pub chunks: Vec<Digest>,
+    /// How often the caller had begun to compare what came of the initial replication. A part from
+    /// before a comparison is not let in after it.
+    pub round: u64,
 }
 
 impl Offer {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use journal::{
-    Consistency, Content, DiskExtent, Header, Journal, PointReader, Root, SegmentWriter,
+    Consistency, Content, DiskExtent, Header, Journal, PointReader, Root, SeedReader, SegmentWriter,
 };
 use model::{
     Code, DiskId, DiskSpec, Generation, Lineage, PointId, Problem, RelationshipId, SeedId, Since,
@@ -170,6 +170,10 @@ impl Receipts for Paced {
 
     fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
         Receipts::open_point(&self.journal, point)
+    }
+
+    fn open_seed(&self) -> Result<Arc<SeedReader>, Problem> {
+        Receipts::open_seed(&self.journal)
     }
 }
 

@@ -17,7 +17,7 @@ use journal::{Run, SegmentError, SegmentReader};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId};
 
 use super::{Disk, Engine, chain};
-use crate::control::{Compared, MAX_HASHES, RegionHashes, Reply};
+use crate::control::{Compared, MAX_HASHES, RegionHashes, Reply, Sent};
 use crate::outbox;
 use crate::owner::Order;
 use crate::suspects::{Content, Piece};
@@ -32,8 +32,8 @@ const RUNS: usize = 1 << 14;
 type Runs = Vec<std::ops::Range<u64>>;
 
 impl Engine {
-    /// Tracks changes for `relationship`, whose initial replication is not finished if it `begin`s,
-    /// on all disks `but` some.
+    /// Tracks changes for `relationship` on all disks `but` some. If its initial replication is not
+    /// finished, this was `sent` of it.
     ///
     /// # Errors
     /// When another request works on the marks, or what is known of a disk that is left out cannot be
@@ -41,38 +41,49 @@ impl Engine {
     pub fn track(
         &self,
         relationship: RelationshipId,
-        begin: bool,
+        sent: Option<&[Sent]>,
         but: &[DiskId],
     ) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         let (out, disks): (Vec<&Disk>, Vec<&Disk>) =
             self.disks.iter().partition(|disk| but.contains(&disk.id));
         self.leave_out(&out)?;
-        let found = self.ask_at_length(&disks, |answer| Order::Track {
-            relationship,
-            begin,
-            answer,
-        })?;
-        let exact = found.iter().all(|exact| *exact);
-        if begin && !exact && found.contains(&true) {
-            // The parts that were sent are worth nothing: they begin again on all disks.
-            self.failures(self.ask_at_length(&disks, Order::Suspect)?)?;
-            self.ask_at_length(&disks, |answer| Order::Track {
-                relationship,
-                begin,
-                answer,
-            })?;
-        }
-        if !begin && !exact {
+        let exact = self.track_each(relationship, sent, &disks)?;
+        if !exact {
             // Whoever asks may throw away all that was staged: nobody needs it any more then.
             let order = |answer| Order::FoldBack(None, answer);
             self.failures(self.ask_at_length(&disks, order)?)?;
+            // Of that, what was never sent is marked.
+            self.track_each(relationship, sent, &disks)?;
         }
         let looks = self.ask(&disks, Order::Look)?;
         let tracked = looks.iter().filter_map(|look| look.tracking.as_ref());
         let suspect = tracked.map(|tracking| tracking.suspect.0).sum();
         let suspect = Bytes(suspect);
         Ok(Reply::Tracking { exact, suspect })
+    }
+
+    /// Whether nothing was lost of any of them.
+    fn track_each(
+        &self,
+        relationship: RelationshipId,
+        sent: Option<&[Sent]>,
+        disks: &[&Disk],
+    ) -> Result<bool, Problem> {
+        let mut exact = true;
+        for disk in disks {
+            let begin = sent.map(|sent| {
+                let of_it = sent.iter().filter(|sent| sent.disk == disk.id);
+                of_it.map(|sent| sent.to).max().unwrap_or(0)
+            });
+            let found = self.ask_at_length(&[*disk], |answer| Order::Track {
+                relationship,
+                begin,
+                answer,
+            })?;
+            exact &= found.iter().all(|exact| *exact);
+        }
+        Ok(exact)
     }
 
     /// Forgets all marks.

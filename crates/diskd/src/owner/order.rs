@@ -25,8 +25,8 @@ pub enum Order {
     Track {
         /// Which one.
         relationship: RelationshipId,
-        /// Its initial replication is not finished.
-        begin: bool,
+        /// Its initial replication is not finished: so many bytes of it were sent.
+        begin: Option<u64>,
         /// Whether nothing was lost: what differs is marked, or in a segment.
         answer: mpsc::Sender<bool>,
     },

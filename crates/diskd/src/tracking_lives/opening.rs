@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use image::RawDevice;
+use model::REGION_SIZE;
 use testkit::History;
 
 use super::marks::Set;
@@ -47,7 +48,8 @@ impl World {
         let tracker = Tracker::new(probe, state, Arc::default(), ledger);
         tracker.broken.set(self.rule);
         if self.is_new.replace(false) {
-            tracker.track(self.relationship, !self.live.get()).await;
+            let begin = (!self.live.get()).then_some(0);
+            tracker.track(self.relationship, begin).await;
             self.model.borrow_mut().current = Self::marked(&tracker);
         }
         Rc::new(tracker)
@@ -127,16 +129,21 @@ impl World {
 
     /// What polluxd asks for when it finds a new process.
     pub(super) async fn track(self: Rc<Self>, tracker: Rc<Tracked>) {
-        let begin = !self.live.get();
+        // What was sent may be compared, and what was not is marked: the twin tells them apart.
+        let sent = self.below(2 * SIZE).min(SIZE);
+        let begin = (!self.live.get()).then_some(sent);
         let known = tracker.state().relationship().is_some();
+        let suspect = Self::suspect(&tracker);
         let exact = tracker.track(self.relationship, begin).await;
-        if !exact && begin {
-            // The parts that were sent are worth nothing.
-            self.tell(|| "begins again".to_owned());
-            self.outbox.take();
-            self.model.borrow_mut().current = Set::all();
-        } else if !exact {
+        if !exact {
             tracker.suspect_unconfirmed();
+        }
+        if begin.is_some() && !exact {
+            self.tell(|| format!("begins again behind {sent}"));
+            let behind = sent.div_ceil(REGION_SIZE) * REGION_BLOCKS;
+            let marked = (behind..BLOCKS).filter(|block| !known || suspect.has(*block));
+            let current = &mut self.model.borrow_mut().current;
+            marked.for_each(|block| current.add(block..block + 1));
         }
         if !known {
             self.check_opening(&tracker);

@@ -174,8 +174,8 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
     Replication {
         pending,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
-        initial: seen.copying.clone().filter(|_| report.seeding.is_some()),
-        comparison: seen.copying.clone().filter(|_| report.seeding.is_none()),
+        initial: seen.copying.clone().filter(|_| report.comparison.is_none()),
+        comparison: seen.copying.clone().filter(|_| report.comparison.is_some()),
         per_second: seen.per_second.map(Bytes),
         left_s: seen
             .copying

@@ -401,15 +401,15 @@ async fn moved(report: Option<&mut watch::Receiver<LinkReport>>) {
 
 /// How far it is with what it does before points flow.
 fn copying(view: &View, relation: &Relation, report: &LinkReport) -> Option<Progress> {
-    let seeding = report
-        .seeding
-        .map(|position| seeding(view, relation, position));
-    seeding.or_else(|| {
-        report.comparison.map(|so_far| Progress {
-            what: "comparison with the twin".to_owned(),
-            done: so_far.done,
-            total: so_far.total,
-        })
+    let comparison = report.comparison.map(|so_far| Progress {
+        what: "comparison with the twin".to_owned(),
+        done: so_far.done,
+        total: so_far.total,
+    });
+    // Before the initial replication goes on, what came of it may be compared.
+    comparison.or_else(|| {
+        let position = report.seeding?;
+        Some(seeding(view, relation, position))
     })
 }
 

@@ -99,6 +99,11 @@ mod tests {
                 from: 4096,
             },
             end: None,
+            sent: Position {
+                disk: 1,
+                from: 8192,
+            },
+            round: 2,
         };
         let acknowledged = PointId {
             term: TermId::random(),

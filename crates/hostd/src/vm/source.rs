@@ -9,8 +9,8 @@
 //! The outbox is a cache: a segment is named by its number, `N.delta` or `N.seed`, and appears
 //! when it is whole. After a reboot what it held is suspect, or marked, so it is emptied.
 //!
-//! What is suspect is compared only with a point of the replica. While there is none, because the
-//! initial replication goes on, it is marked.
+//! What is suspect is compared with the replica's newest point, or, while the initial replication goes
+//! on, with what came of it. What was never sent of that is marked.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes as Chunk;
-use diskd::control::{Compared, MAX_LINE, Reply, Request, Staged as DiskdStaged};
+use diskd::control::{Compared, MAX_LINE, Reply, Request, Sent, Staged as DiskdStaged};
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
@@ -137,10 +137,11 @@ impl DiskdSource {
     }
 
     /// Lets diskd track: whether it is exact, and how much is suspect.
-    async fn track_now(&self, begin: bool) -> Result<(bool, Bytes), Problem> {
+    async fn track_now(&self, progress: Progress) -> Result<(bool, Bytes), Problem> {
         let request = Request::Track {
             relationship: self.relationship,
-            begin,
+            begin: matches!(progress, Progress::Seeding { .. }),
+            sent: self.sent(progress),
             but: left_out(&self.configuration.borrow()),
         };
         match self.ask(&request, DURABLE).await? {
@@ -149,16 +150,21 @@ impl DiskdSource {
         }
     }
 
-    /// Marks every block of every disk and empties the outbox: there is no point to compare with
-    /// what is suspect.
-    async fn mark_all(&self) -> Result<(), Problem> {
-        tracing::warn!(vm = %self.vm, "every block is marked");
-        // A kill in between: the next `Track` finds nothing tracked, and marks every block too.
-        self.ask(&Request::Untrack, DURABLE).await?;
-        match self.track_now(true).await? {
-            (false, Bytes(0)) => self.empty_outbox().map_err(|e| self.failed(&e)),
-            _ => Err(self.confused()),
-        }
+    /// What was sent of an initial replication that goes on.
+    fn sent(&self, progress: Progress) -> Vec<Sent> {
+        let Some(position) = progress.sent() else {
+            return Vec::new();
+        };
+        let disks = self.disks().into_iter().enumerate();
+        let sent = disks.filter_map(|(number, disk)| {
+            let to = match number.cmp(&position.disk) {
+                std::cmp::Ordering::Less => u64::MAX,
+                std::cmp::Ordering::Equal => position.from,
+                std::cmp::Ordering::Greater => 0,
+            };
+            (to > 0).then_some(Sent { disk: disk.id, to })
+        });
+        sent.collect()
     }
 
     /// Whether diskd knows of a segment that was not confirmed.
@@ -265,24 +271,19 @@ impl Source for DiskdSource {
     async fn track(&self) -> Result<Tracking, Problem> {
         durable::create_folder(&Self::outbox(&self.home)).map_err(|e| self.failed(&e))?;
         let record = *self.record.lock().await;
-        let begin = matches!(record.progress, Progress::Seeding { .. });
-        let answer = self.track_now(begin).await;
+        let answer = self.track_now(record.progress).await;
         if answer.is_err() {
             // While no guest runs nobody else notices that the supervisor died. A full mailbox
             // is no loss: this is asked again.
             let _ = self.owner.try_send(Message::DisksLost);
         }
-        let (mut exact, mut suspect) = answer?;
+        let (exact, mut suspect) = answer?;
         if !exact {
             self.empty_outbox().map_err(|e| self.failed(&e))?;
         }
-        let (mut staged, folded) = self.staged().await?;
+        let (staged, folded) = self.staged().await?;
         if folded {
-            (_, suspect) = self.track_now(begin).await?;
-        }
-        if begin && suspect > Bytes(0) {
-            self.mark_all().await?;
-            (exact, suspect, staged) = (false, Bytes(0), None);
+            (_, suspect) = self.track_now(record.progress).await?;
         }
         Ok(Tracking {
             exact,
@@ -409,7 +410,7 @@ impl Source for DiskdSource {
             tokio::task::block_in_place(|| progress::reserve(&self.home, issued))?;
             record.reserved = issued;
         }
-        let (_, suspect) = self.track_now(false).await?;
+        let (_, suspect) = self.track_now(record.progress).await?;
         Ok(suspect)
     }
 
@@ -485,7 +486,7 @@ mod tests {
         let listener = UnixListener::bind(socket).expect("bound");
         let (asked, requests) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let (mut exact, mut suspect) = (true, Bytes(0));
+            let (exact, mut suspect) = (true, Bytes(0));
             while let Ok((stream, _)) = listener.accept().await {
                 let mut stream = BufReader::new(stream);
                 let mut line = String::new();
@@ -513,9 +514,6 @@ mod tests {
                     },
                     _ => Reply::Done,
                 };
-                if request == Request::Untrack {
-                    (exact, suspect) = (false, Bytes(0));
-                }
                 asked.send(request).expect("the test listens");
                 let mut reply = serde_json::to_string(&reply).expect("made");
                 reply.push('\n');
@@ -537,32 +535,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_can_tell_is_compared_or_marked_while_there_is_no_point_to_compare_with() {
+    async fn what_nobody_can_tell_is_compared_with_the_point_or_with_what_was_sent() {
         for begin in [false, true] {
             let scratch = tempfile::tempdir().expect("scratch");
             let source = source(scratch.path());
-            if !begin {
-                source.record.lock().await.progress = live(2);
-            }
+            let disk = source.configuration.borrow().disks[0];
+            let at = Position {
+                disk: 0,
+                from: 8192,
+            };
+            let mut record = source.record.lock().await;
+            record.progress = match record.progress {
+                Progress::Seeding { seed, .. } if begin => Progress::Seeding {
+                    seed,
+                    part: 1,
+                    at,
+                    end: None,
+                    sent: Position::BEGIN,
+                    round: 0,
+                },
+                _ => live(2),
+            };
+            drop(record);
             let mut requests = diskd(&source.socket);
             let file = DiskdSource::outbox(scratch.path()).join("3.delta");
             let track = Request::Track {
                 relationship: source.relationship,
                 begin,
+                sent: if begin {
+                    vec![Sent { disk, to: 8192 }]
+                } else {
+                    Vec::new()
+                },
                 but: left_out(&source.configuration.borrow()),
             };
             fs::write(&file, b"torn").expect("written");
             let tracking = source.track().await.expect("it goes on");
             assert_eq!(tracking.staged, None);
             assert!(!file.exists());
-            let suspect = Bytes(if begin { 0 } else { 1 << 20 });
-            assert_eq!((tracking.exact, tracking.suspect), (!begin, suspect));
+            let suspect = Bytes(1 << 20);
+            assert_eq!((tracking.exact, tracking.suspect), (true, suspect));
             let fold = Request::FoldBack { file };
-            let mut asked = vec![&track, &fold, &track];
-            if begin {
-                asked.extend([&Request::Untrack, &track]);
-            }
-            for expected in asked {
+            for expected in [&track, &fold, &track] {
                 assert_eq!(requests.recv().await.as_ref(), Some(expected));
             }
             assert!(requests.is_empty());

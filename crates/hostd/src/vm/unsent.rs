@@ -73,6 +73,7 @@ impl Unsent {
         let request = Request::Track {
             relationship: self.relationship,
             begin: false,
+            sent: Vec::new(),
             but: self.left_out.clone(),
         };
         match ask(&self.socket, &request).await {

@@ -3,7 +3,7 @@
 use journal::compare::BlockHashes;
 
 use super::*;
-use crate::wire::RegionHashes;
+use crate::wire::{Basis, RegionHashes};
 
 /// Blocks of a region here.
 const REGION: u64 = 4;
@@ -78,11 +78,14 @@ impl World {
         if self.outbox.is_none() {
             self.suspect.append(&mut self.unconfirmed);
         }
-        if matches!(self.progress, Progress::Seeding { .. }) && !self.suspect.is_empty() {
-            // Nothing to compare with.
-            self.armed = self.all_regions();
-            self.marks = self.content.keys().copied().collect();
-            self.suspect.clear();
+        if let Some(Position { disk, from }) = self.progress.sent() {
+            // There is nothing to compare it with.
+            let unsent = self.suspect.split_off(&(disk, from.div_ceil(REGION)));
+            let blocks = self.content.keys().copied();
+            let unsent = blocks.filter(|key| unsent.contains(&region_of(*key)));
+            if self.lie != Some(Lie::Unsent) {
+                self.marks.extend(unsent);
+            }
         }
         Tracking {
             exact,
@@ -197,14 +200,39 @@ impl World {
         if let Some(lineage) = self.taken_over.clone() {
             return CompareAnswer::Superseded { lineage };
         }
-        if self.lie != Some(Lie::Incoming) {
+        if let Basis::Seed { round, .. } = ask.basis {
+            if round < self.round {
+                return CompareAnswer::Late { round: self.round };
+            }
+            if self.lie != Some(Lie::Round) {
+                self.round = round;
+            }
+        }
+        let before = match (&self.pending, ask.basis) {
+            (Some((offer, _)), Basis::Seed { round, .. }) if offer.header.point().is_none() => {
+                offer.round < round
+            }
+            _ => true,
+        };
+        if before && self.lie != Some(Lie::Incoming) {
             self.pending = None;
             self.store.clear();
         }
         if !matches!(self.lie, Some(Lie::Incoming | Lie::Issued)) {
             self.issued = self.issued.max(ask.issued);
         }
-        if !matches!(self.tip, Tip::Point { point, .. } if point == ask.tip) {
+        let holds = match (self.tip, ask.basis) {
+            (Tip::Point { point, .. }, Basis::Point { point: named }) => point == named,
+            (
+                Tip::Seeding { seed, parts, .. },
+                Basis::Seed {
+                    seed: s, parts: p, ..
+                },
+            ) => (seed, parts) == (s, p),
+            (Tip::Nothing, Basis::Seed { parts, .. }) => parts == 0,
+            _ => false,
+        };
+        if !holds {
             return CompareAnswer::Moved { tip: self.tip };
         }
         let disk = self.disks.iter().position(|disk| *disk == ask.disk);

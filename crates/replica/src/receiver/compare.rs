@@ -1,4 +1,5 @@
-//! Comparing what the primary has with the replica's newest point, region by region.
+//! Comparing what the primary has with the replica's newest point, or with what came of the initial
+//! replication, region by region.
 //!
 //! ```text
 //!   lane taken --> what is being received is forgotten --> the tip is the named one?
@@ -11,7 +12,10 @@
 //! come late too, is refused for its sequence number. (Requests do not outlive the process that
 //! reads them, so that memory is enough to remember this.)
 //!
-//! The point stays open from one request to the next, for at most [`IDLE`] without any.
+//! Parts of an initial replication have no such number. They are offered in a [`Round`] instead.
+//!
+//! What is read stays open from one request to the next, for at most [`IDLE`] without any. The base of an
+//! initial replication does not change meanwhile: whoever offers a part closes it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -19,8 +23,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use journal::{Header, PointReader, compare};
-use model::{BLOCK_SIZE, Code, PointId, Problem, TermId};
+use journal::compare::BlockHashes;
+use journal::{Content, Header, JournalError, PointReader, SeedReader, compare};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, SeedId, TermId};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -29,14 +34,52 @@ use super::{
     read_json, taken,
 };
 use crate::host::{Receipts, ReplicaHost, Shelf};
-use crate::wire::{Compare, CompareAnswer, Digest, MAX_BODY, MAX_COMPARED, RegionHashes, Tip};
+use crate::wire::{
+    Basis, Compare, CompareAnswer, Digest, MAX_BODY, MAX_COMPARED, Offer, RegionHashes, Tip,
+};
 
 /// After this long without a request the point is closed.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// The point of the last comparison, open.
+/// What the replica holds, open.
+#[derive(Clone)]
+enum Reader {
+    Point(Arc<PointReader>),
+    Seed(Arc<SeedReader>),
+}
+
+impl Reader {
+    fn is_of(&self, basis: Basis) -> bool {
+        match (self, basis) {
+            (Self::Point(reader), Basis::Point { point }) => reader.point() == point,
+            (Self::Seed(reader), Basis::Seed { seed, parts, .. }) => {
+                reader.seed() == seed && reader.parts() == parts
+            }
+            _ => false,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Point(one), Self::Point(other)) => Arc::ptr_eq(one, other),
+            (Self::Seed(one), Self::Seed(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
+    fn size(&self, disk: DiskId) -> Option<Bytes> {
+        let of_it = |(id, _): &(DiskId, Bytes)| *id == disk;
+        let found = match self {
+            Self::Point(reader) => reader.disks().find(of_it),
+            Self::Seed(reader) => reader.disks().find(of_it),
+        };
+        found.map(|(_, size)| size)
+    }
+}
+
+/// What the last comparison read, open.
 pub(super) struct Comparison {
-    reader: Arc<PointReader>,
+    reader: Reader,
     used: Instant,
     idle: AbortHandle,
 }
@@ -49,7 +92,7 @@ impl Drop for Comparison {
 
 impl Comparison {
     /// Keeps `reader` open in `lane` until nobody used it for a while.
-    fn new(reader: Arc<PointReader>, lane: &Lane) -> Self {
+    fn new(reader: Reader, lane: &Lane) -> Self {
         let lane = Arc::downgrade(lane);
         let idle = tokio::spawn(async move {
             loop {
@@ -96,6 +139,27 @@ impl Issued {
     }
 }
 
+/// What came of an initial replication is compared for so many times. What was offered in an earlier
+/// round is not let in any more: it may hold what was sent before a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Round {
+    seed: SeedId,
+    number: u64,
+}
+
+impl Round {
+    /// Why a part that would fit may not come all the same.
+    pub(super) fn refuses(self, offer: &Offer, thing: &str) -> Option<Problem> {
+        let Content::Seed { seed, part } = offer.header.content else {
+            return None;
+        };
+        (seed == self.seed && offer.round < self.number).then(|| {
+            let reason = format!("was sent part {part} before what had come was compared");
+            Problem::new(Code::Conflict, thing, reason, "")
+        })
+    }
+}
+
 pub(super) async fn compare<H: ReplicaHost>(
     State(receiver): Here<H>,
     Extension(bound): Extension<Bound>,
@@ -109,19 +173,24 @@ pub(super) async fn compare<H: ReplicaHost>(
     if let Some(lineage) = meet(&receiver, &bound, &asked.lineage).await? {
         return Ok(Json(CompareAnswer::Superseded { lineage }));
     }
-    forget(&bound, &mut receiving.incoming).await;
+    if let Err(later) = receiving.begin_round(asked.basis) {
+        return Ok(Json(CompareAnswer::Late { round: later }));
+    }
+    if receiving.is_before(asked.basis) {
+        forget(&bound, &mut receiving.incoming).await;
+    }
     receiving.let_in_above(asked.lineage.current().id, asked.issued);
     let shelf = receiver.host.shelf(bound.vm).await?;
     let kept = receiving.comparison.take();
     let opened = kept.as_ref().map(|kept| kept.reader.clone());
-    let found = blocking(move || open(&shelf, asked.tip, opened)).await?;
+    let found = blocking(move || open(&shelf, asked.basis, opened)).await?;
     let reader = match found {
         None => return Err(Refusal(taken(&bound))),
         Some(Err(tip)) => return Ok(Json(CompareAnswer::Moved { tip })),
         Some(Ok(reader)) => reader,
     };
     let mut comparison = match kept {
-        Some(kept) if Arc::ptr_eq(&kept.reader, &reader) => kept,
+        Some(kept) if kept.reader.is(&reader) => kept,
         _ => Comparison::new(reader.clone(), &lane),
     };
     let thing = bound.thing();
@@ -136,6 +205,37 @@ impl Receiving {
     pub(super) fn issued(&self, term: TermId) -> u64 {
         let known = self.issued.filter(|issued| issued.term == term);
         known.map_or(0, |issued| issued.sequence)
+    }
+
+    /// Lets no part in any more of an earlier round than the one of `basis`, if it has any.
+    ///
+    /// # Errors
+    /// A later one, which was begun already.
+    fn begin_round(&mut self, basis: Basis) -> Result<(), u64> {
+        let Basis::Seed { seed, round, .. } = basis else {
+            return Ok(());
+        };
+        match self.round {
+            Some(now) if now.seed == seed && now.number > round => Err(now.number),
+            _ => {
+                self.round = Some(Round {
+                    seed,
+                    number: round,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether what is being received was offered before the comparison with `basis` began.
+    fn is_before(&self, basis: Basis) -> bool {
+        let offer = self.incoming.as_ref().map(|incoming| incoming.offer());
+        match (offer.map(|offer| offer.header.content), basis) {
+            (Some(Content::Seed { .. }), Basis::Seed { round, .. }) => {
+                offer.is_some_and(|offer| offer.round < round)
+            }
+            _ => true,
+        }
     }
 
     /// Lets nothing in any more that was issued in `term` up to `sequence`.
@@ -171,38 +271,47 @@ fn check(bound: &Bound, asked: &Compare) -> Answer<()> {
     Ok(())
 }
 
-/// The point `tip` opened, or what the journal has in its place; none if this host is not the
+/// What is at `basis` opened, or what the journal has in its place; none if this host is not the
 /// replica any more. Blocking.
 fn open<R: Receipts>(
     shelf: &Shelf<R>,
-    tip: PointId,
-    opened: Option<Arc<PointReader>>,
-) -> Result<Option<Result<Arc<PointReader>, Tip>>, Problem> {
+    basis: Basis,
+    opened: Option<Reader>,
+) -> Result<Option<Result<Reader, Tip>>, Problem> {
     let journal = shelf.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(journal) = journal.as_ref() else {
         return Ok(None);
     };
     let now = journal.tip();
-    if !matches!(now, Tip::Point { point, .. } if point == tip) {
+    let holds = match (now, basis) {
+        (Tip::Point { point, .. }, Basis::Point { point: named }) => point == named,
+        (
+            Tip::Seeding { seed, parts, .. },
+            Basis::Seed {
+                seed: named,
+                parts: came,
+                ..
+            },
+        ) => seed == named && parts == came,
+        _ => false,
+    };
+    if !holds {
         return Ok(Some(Err(now)));
     }
-    Ok(Some(Ok(match opened {
-        Some(opened) if opened.point() == tip => opened,
-        _ => journal.open_point(tip)?,
-    })))
+    let reader = match (opened, basis) {
+        (Some(opened), basis) if opened.is_of(basis) => opened,
+        (_, Basis::Point { point }) => Reader::Point(journal.open_point(point)?),
+        (_, Basis::Seed { .. }) => Reader::Seed(journal.open_seed()?),
+    };
+    Ok(Some(Ok(reader)))
 }
 
 /// The regions that are not what was asked. Blocking.
-fn differ(
-    reader: &Arc<PointReader>,
-    asked: &Compare,
-    thing: &str,
-) -> Result<Vec<RegionHashes>, Problem> {
-    let known = reader.disks().find(|(id, _)| *id == asked.disk);
-    let size = known.map(|(_, size)| size).ok_or_else(|| {
+fn differ(reader: &Reader, asked: &Compare, thing: &str) -> Result<Vec<RegionHashes>, Problem> {
+    let size = reader.size(asked.disk).ok_or_else(|| {
         invalid(
             thing,
-            "was asked about a disk that its point lacks".to_owned(),
+            "was asked about a disk that it does not hold".to_owned(),
         )
     })?;
     if size > asked.size {
@@ -213,12 +322,18 @@ fn differ(
         return Err(invalid(thing, reason));
     }
     let failed = |error| Problem::failed(format!("the journal of {thing}"), &error);
-    let image = reader.image(asked.disk).map_err(failed)?;
+    let hashes: Box<dyn Fn(u64) -> Result<BlockHashes, JournalError>> = match reader {
+        Reader::Point(reader) => {
+            let image = reader.image(asked.disk).map_err(failed)?;
+            Box::new(move |region| image.region_hashes(region, asked.size))
+        }
+        Reader::Seed(reader) => {
+            Box::new(move |region| reader.region_hashes(asked.disk, region, asked.size))
+        }
+    };
     let mut differ = Vec::new();
     for region in &asked.regions {
-        let hashes = image
-            .region_hashes(region.region, asked.size)
-            .map_err(failed)?;
+        let hashes = hashes(region.region).map_err(failed)?;
         if Digest(hashes.digest()) != region.digest {
             differ.push(RegionHashes {
                 region: region.region,

@@ -52,10 +52,13 @@ impl Sender {
             part,
             at,
             end,
+            sent,
+            round,
         } = self.progress
         else {
             return self.give_up("has lost content that it had acknowledged");
         };
+        let sent = self.progress.sent().unwrap_or(sent);
         let staged = self.staged.as_ref().map(|staged| staged.header.content);
         let root = self.staged.as_ref().map(|staged| staged.root);
         let this_part = Content::Seed { seed, part };
@@ -68,6 +71,8 @@ impl Sender {
             part: part + 1,
             at,
             end: None,
+            sent,
+            round,
         };
         if parts == part {
             match staged {
@@ -84,8 +89,7 @@ impl Sender {
                 }
                 // Or another part of that number, of before a crash, was received.
                 (Some(_), _) => self.drop_staged(out),
-                // It was received, and lost here with an unclean boot: its blocks are marked
-                // again, so it only costs sending them twice.
+                // It was received, and lost here with an unclean boot: what nobody can tell is compared.
                 (None, _) => self.record(next(at), Then::Confirm, out),
             }
         } else {
@@ -155,7 +159,15 @@ impl Sender {
     }
 
     pub(super) fn seed_staged(&mut self, staged: StagedPart, out: &mut Vec<Output>) {
-        let Progress::Seeding { seed, part, at, .. } = self.progress else {
+        let Progress::Seeding {
+            seed,
+            part,
+            at,
+            sent,
+            round,
+            ..
+        } = self.progress
+        else {
             return self.track(out);
         };
         self.staged = Some(staged.segment);
@@ -175,6 +187,8 @@ impl Sender {
             part,
             at,
             end: Some(end),
+            sent,
+            round,
         };
         self.record(progress, Then::Offer, out);
     }

@@ -15,6 +15,12 @@
 //! late commit changes nothing. From then on it holds for that point only
 //! ([`Progress::Live`]`::compared`), and should the tip be another one later, everything is suspect.
 //!
+//! While the initial replication goes on, what came of it takes the place of the point: after a power cut
+//! what was sent is compared with it, and what was never sent is marked; a twin that was filled from a
+//! copy counts as sent. Each time that this begins is a round, recorded first, and no part that was
+//! offered in an earlier one comes any more. When nothing is suspect the parts begin again at the first
+//! disk: they hold what is marked only.
+//!
 //! That is so as well when the replica lost points (it was restored), or has one that this host never
 //! issued in its own term (this host was): both have the same history, the replica keeps every point
 //! that it has, and the next one holds the whole difference. A point of another history is not
@@ -24,8 +30,8 @@ use model::{Bytes, PointId, REGION_SIZE};
 
 use super::{CONTRADICTIONS, Now, Output, Sender, State, Then};
 use crate::report::Comparison;
-use crate::source::{ComparedRegion, Progress, Suspects};
-use crate::wire::{CompareAnswer, RegionHashes, Tip};
+use crate::source::{ComparedRegion, Position, Progress, Suspects};
+use crate::wire::{Basis, CompareAnswer, RegionHashes, Tip};
 
 /// A host that was restored may have used so many more numbers before than the replica knows of: each
 /// is a segment that never came to be its tip.
@@ -39,6 +45,9 @@ pub(super) struct At {
     /// The first region to look at.
     pub(super) region: u64,
 }
+
+/// Where it begins.
+pub(super) const FIRST: At = At { disk: 0, region: 0 };
 
 /// What a comparison told, to be handed to the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,13 +156,39 @@ impl Sender {
             done: Bytes(done),
             total: Bytes(done.saturating_add(self.suspect.0)),
         });
-        let first = At { disk: 0, region: 0 };
-        self.compare_from(now, first, out);
+        let Progress::Seeding {
+            seed,
+            part,
+            sent,
+            round,
+            ..
+        } = self.progress
+        else {
+            return self.compare_from(now, FIRST, out);
+        };
+        let progress = Progress::Seeding {
+            seed,
+            part,
+            at: Position::BEGIN,
+            end: None,
+            sent: self.progress.sent().unwrap_or(sent),
+            round: round.max(self.round).saturating_add(1),
+        };
+        self.record(progress, Then::Compare, out);
     }
 
-    fn compare_from(&mut self, now: Now, at: At, out: &mut Vec<Output>) {
-        let Progress::Live { acknowledged, .. } = self.progress else {
-            return self.track(out);
+    pub(super) fn compare_from(&mut self, now: Now, at: At, out: &mut Vec<Output>) {
+        let basis = match self.progress {
+            Progress::Live { acknowledged, .. } => Basis::Point {
+                point: acknowledged,
+            },
+            Progress::Seeding {
+                seed, part, round, ..
+            } => Basis::Seed {
+                seed,
+                parts: part,
+                round,
+            },
         };
         if at.disk >= self.plan.disks.len() {
             self.suspect = Bytes(0);
@@ -168,7 +203,7 @@ impl Sender {
         out.push(Output::Compare {
             disk: at.disk,
             region: at.region,
-            tip: acknowledged,
+            basis,
             issued: self.reserved.max(self.above),
         });
         self.state = State::Comparing(at);
@@ -185,6 +220,7 @@ impl Sender {
         let theirs = match answer {
             CompareAnswer::Compared { differ } => differ,
             CompareAnswer::Moved { tip } => return self.moved(now, tip, out),
+            CompareAnswer::Late { round } => return self.late(now, round, out),
             CompareAnswer::Superseded { lineage } => return self.gate(lineage, out),
         };
         self.attempt = 0;
@@ -206,6 +242,16 @@ impl Sender {
             }
             _ => self.note(findings, out),
         }
+    }
+
+    /// The replica knows a later round: this host was restored.
+    fn late(&mut self, now: Now, round: u64, out: &mut Vec<Output>) {
+        self.contradictions += 1;
+        if self.contradictions > CONTRADICTIONS {
+            return self.give_up("was compared by another host under this one's name");
+        }
+        self.round = self.round.max(round);
+        self.go_on(now, out);
     }
 
     /// The tip is not the one that was named: a segment of before arrived, or a host was restored.

@@ -1,7 +1,7 @@
 //! Comparing a disk with the replica's newest point.
 
 use journal::compare::{BlockHashes, Blocks};
-use pollux_replica::wire::{Compare, CompareAnswer, RegionDigest, RegionHashes};
+use pollux_replica::wire::{Basis, Compare, CompareAnswer, Offer, RegionDigest, RegionHashes};
 
 use super::*;
 
@@ -23,6 +23,16 @@ struct Fixture {
 
 impl Fixture {
     async fn new() -> Self {
+        let fixture = Self::seeded().await;
+        let seed = fixture.ask.seed;
+        let since = Since::Seed { seed, parts: 1 };
+        let first = Content::Delta { sequence: 1, since };
+        fixture.send(first, 16, 1).await;
+        fixture
+    }
+
+    /// The same without the point.
+    async fn seeded() -> Self {
         let (a, b, replicas, serving) = pair().await;
         let (client, spec) = (a.client("host-b"), spec());
         let ask = enrol(&spec);
@@ -43,9 +53,6 @@ impl Fixture {
         };
         let seed = fixture.ask.seed;
         fixture.send(Content::Seed { seed, part: 0 }, 2000, 1).await;
-        let since = Since::Seed { seed, parts: 1 };
-        let first = Content::Delta { sequence: 1, since };
-        fixture.send(first, 16, 1).await;
         fixture
     }
 
@@ -88,7 +95,9 @@ impl Fixture {
         });
         Compare {
             lineage: self.ask.lineage.clone(),
-            tip: self.point(1),
+            basis: Basis::Point {
+                point: self.point(1),
+            },
             issued: 1,
             disk: self.spec.disks[0].id,
             size: model::Bytes(content.len() as u64),
@@ -195,7 +204,9 @@ async fn a_comparison_with_another_point_than_the_newest_is_not_made() {
     );
     // The point that was open for the comparison before is not taken for the new one.
     let asked = Compare {
-        tip: fixture.point(2),
+        basis: Basis::Point {
+            point: fixture.point(2),
+        },
         ..asked
     };
     let differ = fixture.differ(&asked).await;
@@ -212,9 +223,11 @@ async fn while_there_is_no_point_nothing_is_compared() {
     let link = PeerLink::new(client, spec.id, ask.relationship);
     let asked = Compare {
         lineage: ask.lineage.clone(),
-        tip: PointId {
-            term: ask.lineage.current().id,
-            sequence: 1,
+        basis: Basis::Point {
+            point: PointId {
+                term: ask.lineage.current().id,
+                sequence: 1,
+            },
         },
         issued: 1,
         disk: spec.disks[0].id,
@@ -234,6 +247,111 @@ async fn while_there_is_no_point_nothing_is_compared() {
         ),
         "{answer:?}"
     );
+}
+
+#[tokio::test]
+async fn what_came_of_an_initial_replication_is_compared_and_nothing_else_by_its_name() {
+    let fixture = Fixture::seeded().await;
+    let seed = fixture.ask.seed;
+    let basis = |seed, parts, round| Basis::Seed { seed, parts, round };
+    let about = |content: &[u8], basis| Compare {
+        basis,
+        ..fixture.compare(content)
+    };
+    let same = about(&fixture.content, basis(seed, 1, 1));
+    assert_eq!(fixture.differ(&same).await, []);
+    // One block, and the disk grew.
+    let mut ours = fixture.content.clone();
+    ours[3 * 4096] ^= 1;
+    ours.resize(17 * MIB, 0);
+    ours[16 * MIB] = 1;
+    let differ = fixture.differ(&about(&ours, basis(seed, 1, 1))).await;
+    let regions: Vec<u64> = differ.iter().map(|theirs| theirs.region).collect();
+    assert_eq!(regions, [0, 16]);
+    let hashes = BlockHashes::of(&ours[..MIB]);
+    assert_eq!(hashes.differ(&differ[0].hashes), [Blocks::from((3, 1))]);
+    let point = fixture.point(1);
+    for other in [
+        basis(SeedId::random(), 1, 1),
+        basis(seed, 0, 1),
+        basis(seed, 2, 1),
+        Basis::Point { point },
+    ] {
+        let asked = about(&fixture.content, other);
+        let answer = fixture.link.compare(&asked).await.unwrap();
+        let moved = |tip| matches!(tip, Tip::Seeding { seed: s, parts: 1, .. } if s == seed);
+        assert!(
+            matches!(answer, CompareAnswer::Moved { tip } if moved(tip)),
+            "{other:?}: {answer:?}"
+        );
+    }
+    // By another host, or in the name of another relationship.
+    let other = Host::new("host-o");
+    other.trusts(&fixture.b, "host-b", fixture._serving.address);
+    fixture
+        .b
+        .trusts(&other, "host-o", "127.0.0.1:1".parse().unwrap());
+    let (vm, relationship) = (fixture.spec.id, fixture.ask.relationship);
+    for link in [
+        PeerLink::new(other.client("host-b"), vm, relationship),
+        PeerLink::new(fixture.client.clone(), vm, RelationshipId::random()),
+    ] {
+        let problem = fixture.refused(&link, &same).await;
+        assert_eq!(problem.code, Code::NotFound, "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_was_sent_before_a_comparison_is_not_let_in_after_it() {
+    let fixture = Fixture::seeded().await;
+    let seed = fixture.ask.seed;
+    let in_round = |round| Compare {
+        basis: Basis::Seed {
+            seed,
+            parts: 1,
+            round,
+        },
+        ..fixture.compare(&fixture.content)
+    };
+    let next = fixture.staged(Content::Seed { seed, part: 1 }, 16, 7);
+    let root = fixture.put(&next).await;
+    assert_eq!(fixture.differ(&in_round(1)).await, []);
+    let answer = fixture.link.commit(root).await.unwrap();
+    assert!(
+        matches!(&answer, CommitAnswer::Again { problem } if problem.code == Code::NotFound),
+        "{answer:?}"
+    );
+    let offer = outbox::offer(&next).await.unwrap();
+    let answer = fixture.link.offer(&offer).await.unwrap();
+    assert!(matches!(answer, OfferAnswer::Unfit { .. }), "{answer:?}");
+    // In the round, it comes. A question of the same round does not send it away, nor a late one.
+    let offer = Offer { round: 1, ..offer };
+    let OfferAnswer::Missing { chunks } = fixture.link.offer(&offer).await.unwrap() else {
+        panic!("it fits")
+    };
+    for n in chunks {
+        let chunk = outbox::chunk(&next, n).await.unwrap();
+        fixture.link.put(root, n, chunk).await.unwrap();
+    }
+    assert_eq!(fixture.differ(&in_round(1)).await, []);
+    let answer = fixture.link.compare(&in_round(0)).await.unwrap();
+    assert_eq!(answer, CompareAnswer::Late { round: 1 });
+    let answer = fixture.link.commit(root).await.unwrap();
+    assert!(matches!(answer, CommitAnswer::Committed { .. }));
+    // The base that was open for the comparison is not taken for the new one.
+    let answer = fixture.link.compare(&in_round(1)).await.unwrap();
+    assert!(matches!(answer, CompareAnswer::Moved { .. }), "{answer:?}");
+    let asked = Compare {
+        basis: Basis::Seed {
+            seed,
+            parts: 2,
+            round: 2,
+        },
+        ..fixture.compare(&fixture.content)
+    };
+    let differ = fixture.differ(&asked).await;
+    let regions: Vec<u64> = differ.iter().map(|theirs| theirs.region).collect();
+    assert_eq!(regions, [0]);
 }
 
 #[tokio::test]

@@ -1,0 +1,206 @@
+//! What is sent of an initial replication that is interrupted, or begins with a copy.
+
+use super::*;
+
+impl World {
+    /// The twin was filled from a copy of the disks, which differs in these blocks.
+    fn copied(seed: u64, differ: &[(usize, u64)]) -> Self {
+        let mut world = Self::new(seed);
+        let Progress::Seeding { seed, .. } = world.progress else {
+            panic!("nothing was sent");
+        };
+        world.progress = Progress::from_copy(seed, DISKS);
+        world.received = world.content.clone();
+        for key in differ {
+            world.received.insert(*key, u64::MAX);
+        }
+        world.marks.clear();
+        world.exact = false;
+        world.suspect_all();
+        world
+    }
+
+    fn storm(&mut self) {
+        let mut bad = |most| self.chance.below(most);
+        self.weather = Weather {
+            lost: bad(30),
+            unanswered: bad(30),
+            repeated: bad(30),
+            late: bad(30),
+            failing: bad(10),
+            cut: false,
+        };
+    }
+}
+
+/// Kills, power cuts of the primary and restarts of the replica until the initial replication is
+/// complete, while the guest writes; how many of the power cuts.
+async fn survive(shared: &Shared, writes: bool) -> u64 {
+    let mut running = start(shared);
+    let mut cuts = 0;
+    for round in 0..40 {
+        shared.pause(2500).await;
+        let what = {
+            let mut world = shared.world();
+            if !matches!(world.progress, Progress::Seeding { .. }) {
+                break;
+            }
+            if round == 30 {
+                world.weather = CALM;
+            } else if round < 30 {
+                world.storm();
+            }
+            if writes && world.chance.percent(50) {
+                world.write();
+            }
+            world.chance.below(6)
+        };
+        match what {
+            _ if round >= 30 => {}
+            0..3 => {
+                running.task.abort();
+                let _ = running.task.await;
+                if what > 0 {
+                    shared.world().power_cut();
+                    cuts += 1;
+                }
+                running = start(shared);
+            }
+            3 => shared.world().replica_restart(),
+            4 => shared.world().flush(),
+            _ => {}
+        }
+        let report = running.reports.borrow().clone();
+        assert_ne!(report.state, ReplicationState::Error, "{report:?}");
+    }
+    shared.world().weather = CALM;
+    shared.world().write();
+    let last = shared.world().sequence;
+    wait_for(&running, "a point", |report| {
+        let point = report.acknowledged;
+        point.is_some_and(|point| point.sequence > last + 1)
+    })
+    .await;
+    check_points(&shared.world());
+    cuts
+}
+
+#[test]
+fn through_power_cuts_what_the_twin_has_of_an_initial_replication_is_not_sent_again() {
+    let mut cuts = 0;
+    for seed in 1..seeds() + 1 {
+        cuts += paused().block_on(async {
+            let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+            let cuts = survive(&shared, true).await;
+            let resent = shared.world().resent;
+            assert_eq!(resent, 0, "seed {seed}");
+            cuts
+        });
+    }
+    assert!(cuts > seeds(), "{cuts} power cuts");
+}
+
+#[test]
+fn of_a_twin_that_was_filled_from_a_copy_only_the_blocks_that_differ_are_sent() {
+    let differ = [(0, 0), (0, 5), (1, 23)];
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::copied(3, &differ))));
+        let running = start(&shared);
+        wait_for(&running, "the first point", |report| report.cycles == 1).await;
+        let report = running.reports.borrow().clone();
+        let all = DISKS as u64 * BLOCKS / 4;
+        assert_eq!(report.compared.0, all * model::REGION_SIZE);
+        assert_eq!(report.differed.0, differ.len() as u64 * 4096);
+        let world = shared.world();
+        assert_eq!((world.compared, world.resent), (all, 0));
+        check_points(&world);
+    });
+    for seed in 1..seeds() + 1 {
+        paused().block_on(async {
+            let shared = Shared(Arc::new(Mutex::new(World::copied(seed, &differ))));
+            survive(&shared, false).await;
+            let world = shared.world();
+            assert_eq!(world.resent, 0, "seed {seed}");
+        });
+    }
+}
+
+/// The primary loses power while a part is on its way. Its commit arrives once something was compared;
+/// its offer and chunks once more as well, if `all` of it does.
+async fn late_part(seed: u64, all: bool, lie: Option<Lie>) {
+    let shared = Shared(Arc::new(Mutex::new(World::copied(seed, &[(0, 1), (1, 2)]))));
+    let running = start(&shared);
+    shared.world().lie = lie;
+    // Until every chunk of a part is at the replica, and nothing was answered to its commit.
+    let offer = loop {
+        let found = shared.world().pending.clone();
+        match found {
+            Some((offer, there)) if there.len() == offer.chunks.len() => break offer,
+            _ => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    assert_eq!(offer.header.point(), None);
+    let chunks = shared.world().store.get(&offer.root.0).cloned();
+    running.task.abort();
+    let _ = running.task.await;
+    {
+        let mut world = shared.world();
+        // What the part holds was written, and is lost here: the twin would have it alone.
+        for key in [(0, 1), (1, 2)] {
+            world.received.insert(key, 0);
+            world.durable.insert(key, 0);
+            world.content.insert(key, 0);
+        }
+        world.power_cut();
+    }
+    let running = start(&shared);
+    wait_for(&running, "a comparison", |report| report.compared.0 > 0).await;
+    shared.pause(2000).await;
+    {
+        let mut world = shared.world();
+        // Refused, if the replica is as it should be.
+        if all {
+            world.on_offer(&offer);
+            for (n, chunk) in chunks.unwrap_or_default() {
+                let _ = world.on_put(offer.root, n, &chunk);
+            }
+        }
+        let _ = world.on_commit(offer.root);
+    }
+    shared.world().write_to((0, 9));
+    wait_for(&running, "points", |report| report.cycles >= 2).await;
+    check_points(&shared.world());
+}
+
+#[test]
+fn a_part_of_before_a_power_cut_that_arrives_after_it_harms_nothing() {
+    for all in [false, true] {
+        for seed in 1..seeds() {
+            paused().block_on(late_part(seed, all, None));
+        }
+    }
+}
+
+#[test]
+fn a_replica_or_a_source_that_breaks_its_promises_while_seeding_is_found_out() {
+    for (all, lie) in [(false, Lie::Incoming), (true, Lie::Round)] {
+        let found = (1..seeds() + 1).any(|seed| {
+            let life = || paused().block_on(late_part(seed, all, Some(lie)));
+            std::panic::catch_unwind(life).is_err()
+        });
+        assert!(found, "{lie:?}");
+    }
+    for lie in [Lie::Unsent, Lie::PowerCut, Lie::Persist] {
+        let found = (1..seeds() + 1).any(|seed| {
+            let life = || {
+                paused().block_on(async {
+                    let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+                    shared.world().lie = Some(lie);
+                    survive(&shared, true).await
+                })
+            };
+            std::panic::catch_unwind(life).is_err()
+        });
+        assert!(found, "{lie:?}");
+    }
+}
