@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use crate::certificate::Flaw;
 use crate::identity::Identity;
 use crate::link::{Link, LinkError};
+use crate::receiver::REQUEST;
 use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
@@ -62,6 +63,8 @@ type Ended = tokio::task::JoinHandle<Result<(), hyper::Error>>;
 
 struct Answer {
     status: StatusCode,
+    /// The build that answers, if it says.
+    build: Option<String>,
     body: Bytes,
 }
 
@@ -73,6 +76,8 @@ struct Call {
     json: bool,
     body: Bytes,
     limit: Duration,
+    /// What it counts as that another build does not understand it.
+    skew: Code,
 }
 
 impl PeerClient {
@@ -167,6 +172,7 @@ impl PeerClient {
             json: false,
             body: Bytes::new(),
             limit,
+            skew: Code::Failed,
         }
     }
 
@@ -198,9 +204,31 @@ impl PeerClient {
             return Ok(answer.body);
         }
         Err(match serde_json::from_slice::<Problem>(&answer.body) {
-            Ok(problem) => LinkError::Refused(problem),
+            Ok(problem) => LinkError::Refused(match another_build(answer.build.as_deref()) {
+                Some(theirs) => self.skewed(&theirs, problem, call.skew),
+                None => problem,
+            }),
             Err(_) => self.lost(format!("answered with HTTP status {}", answer.status)),
         })
+    }
+
+    /// A refusal by another build. What it could not read, or does not know how to do, it may
+    /// understand once both hosts run the same: that is no contradiction between the two.
+    fn skewed(&self, theirs: &str, problem: Problem, code: Code) -> Problem {
+        let about_the_request = problem.thing == REQUEST;
+        if !about_the_request || !matches!(problem.code, Code::Invalid | Code::NotFound) {
+            return problem;
+        }
+        Problem {
+            code,
+            thing: self.thing(),
+            reason: format!(
+                "runs another Pollux ({theirs}) than this host ({}), and the request {}",
+                wire::build(),
+                problem.reason
+            ),
+            way_out: "run the same version on both hosts; it goes on by itself then".to_owned(),
+        }
     }
 
     async fn send(&self, call: &Call) -> Result<Answer, LinkError> {
@@ -383,11 +411,14 @@ impl PeerClient {
         let request = request.body(Full::new(call.body.clone()))?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
+        let build = answer.headers().get(wire::BUILD);
+        let build = build.and_then(|build| build.to_str().ok().map(str::to_owned));
         let body = Limited::new(answer.into_body(), MAX_ANSWER)
             .collect()
             .await?;
         Ok(Answer {
             status,
+            build,
             body: body.to_bytes(),
         })
     }
@@ -416,6 +447,16 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<TlsErro
             _ => None,
         }
     })
+}
+
+/// How to call the build that a peer names, if it is not this one.
+fn another_build(theirs: Option<&str>) -> Option<String> {
+    match theirs {
+        Some(theirs) if theirs == wire::build() => None,
+        // It is shown to people.
+        Some(theirs) => Some(theirs.chars().take(40).collect()),
+        None => Some("which does not tell its version".to_owned()),
+    }
 }
 
 /// Whether the other side refused our certificate. In TLS 1.3 that comes after the handshake
@@ -544,6 +585,8 @@ impl Link for PeerLink {
         let call = Call {
             body: self.client.json(configure)?,
             json: true,
+            // It holds up nothing: points go on as it was configured before.
+            skew: Code::Invalid,
             ..self.call(Method::PUT, path, CONTROL_TIMEOUT)
         };
         self.client.ask(call).await

@@ -51,6 +51,9 @@ use crate::wire::{
 /// After this long a body that has not come whole is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a refusal is about that is about no VM.
+pub(crate) const REQUEST: &str = "the request";
+
 /// A refusal as an answer.
 struct Refusal(Problem);
 
@@ -122,16 +125,25 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
         .merge(open)
         .fallback(async || {
             let reason = "is not a path of the replica endpoint";
-            Refusal(Problem::new(Code::NotFound, "the request", reason, ""))
+            Refusal(Problem::new(Code::NotFound, REQUEST, reason, ""))
         })
+        .layer(axum::middleware::map_response(name_build))
         .with_state(receiver)
+}
+
+/// Names this build in every answer, so that whoever is refused can tell whether it is another one.
+async fn name_build(mut response: Response) -> Response {
+    if let Ok(build) = wire::build().parse() {
+        response.headers_mut().insert(wire::BUILD, build);
+    }
+    response
 }
 
 /// Runs the rest in a task of its own, which a caller that hangs up does not end.
 async fn to_the_end(request: Request, next: Next) -> Response {
     match tokio::spawn(next.run(request)).await {
         Ok(response) => response,
-        Err(error) => Refusal(Problem::failed("the request", &error)).into_response(),
+        Err(error) => Refusal(Problem::failed(REQUEST, &error)).into_response(),
     }
 }
 
@@ -202,12 +214,20 @@ impl Bound {
 }
 
 async fn read(body: Body, limit: usize) -> Answer<Bytes> {
-    let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, REQUEST, reason, ""));
     let body = Limited::new(body, limit).collect();
     match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) => Err(wrong(format!("has a body that cannot be read: {error}"))),
-        Err(_) => Err(wrong("did not come whole in time".to_owned())),
+        Err(_) => {
+            let reason = "did not come whole in time";
+            Err(Refusal(Problem::new(
+                Code::Unreachable,
+                REQUEST,
+                reason,
+                "",
+            )))
+        }
     }
 }
 
@@ -216,7 +236,7 @@ async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Answer<T> {
     serde_json::from_slice(&bytes).map_err(|e| {
         let reason = format!("is not what this host understands: {e}");
         let way_out = "run the same version of Pollux on both hosts";
-        Refusal(Problem::new(Code::Invalid, "the request", reason, way_out))
+        Refusal(Problem::new(Code::Invalid, REQUEST, reason, way_out))
     })
 }
 
@@ -225,7 +245,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Answer<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => Ok(outcome?),
-        Err(error) => Err(Refusal(Problem::failed("the request", &error))),
+        Err(error) => Err(Refusal(Problem::failed(REQUEST, &error))),
     }
 }
 
@@ -247,7 +267,7 @@ async fn enrol<H: ReplicaHost>(
     body: Body,
 ) -> Answer<Json<Enrolled>> {
     receiver.host.admits(&principal)?;
-    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, REQUEST, reason, ""));
     let vm: VmId = vm.parse::<VmId>().map_err(|e| wrong(&e.to_string()))?;
     let enrol: Enrol = read_json(body, MAX_BODY).await?;
     check_spec(vm, &enrol.spec, &enrol.disks)?;
@@ -261,7 +281,7 @@ async fn enrol<H: ReplicaHost>(
 
 /// Whether a VM that is replicated can be this one.
 fn check_spec(vm: VmId, spec: &model::VmSpec, disks: &[model::DiskId]) -> Answer<()> {
-    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, "the request", reason, ""));
+    let wrong = |reason: &str| Refusal(Problem::new(Code::Invalid, REQUEST, reason, ""));
     if spec.id != vm {
         return Err(wrong("describes another VM than it names"));
     }

@@ -27,7 +27,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    ServerConfig, SignatureScheme,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,7 @@ use crate::identity::Identity;
 use crate::trust::{Presented, Trust, Trusted};
 
 pub use crate::host::Principal;
+pub use rustls::ServerConfig;
 
 /// Limits of the server loop.
 #[derive(Debug, Clone, Copy)]

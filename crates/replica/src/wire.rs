@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1 over TLS 1.3 with certificates on both sides. Bodies are JSON, read strictly, but
 //! for chunks, which are raw bytes. A refusal is a [`Problem`] as JSON with the status of its
-//! code. Every request about a relationship carries its id in the header [`RELATIONSHIP`], so
+//! code, and every answer names the build that gave it in the header [`BUILD`]. Every request about a relationship carries its id in the header [`RELATIONSHIP`], so
 //! that one that was removed and made anew is never taken for the old one.
 //!
 //! | request | body | answer |
@@ -36,6 +36,8 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// What every path begins with.
 pub const PREFIX: &str = "/replica/v1";
+/// Answer header that tells which Pollux answers: its version, and its protocol's.
+pub const BUILD: &str = "pollux-build";
 /// Request header that names the relationship.
 pub const RELATIONSHIP: &str = "pollux-relationship";
 
@@ -56,6 +58,12 @@ pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONTACT_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this long a chunk counts as lost: 2 MiB at some 35 KiB/s.
 pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// This build, as [`BUILD`] tells it: `0.1.0, protocol 1`.
+#[must_use]
+pub fn build() -> String {
+    format!("{}, protocol {VERSION}", env!("CARGO_PKG_VERSION"))
+}
 
 /// A BLAKE3 hash; 64 lower-case hex digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

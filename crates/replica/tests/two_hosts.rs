@@ -1,6 +1,8 @@
 //! Two hosts on loopback: real TLS, the real receiver, a real journal.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "two_hosts/builds.rs"]
+mod builds;
 #[path = "two_hosts/compare.rs"]
 mod compare;
 #[path = "two_hosts/reception.rs"]
@@ -85,6 +87,10 @@ struct Serving {
 
 impl Serving {
     async fn start(host: &Host, replicas: Arc<Replicas>, at: Option<SocketAddr>) -> Self {
+        Self::serve(host, router(replicas), at).await
+    }
+
+    async fn serve(host: &Host, router: axum::Router, at: Option<SocketAddr>) -> Self {
         let at = at.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
         let listener = TcpListener::bind(at).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -95,7 +101,7 @@ impl Serving {
             listener,
             config,
             trust,
-            router(replicas),
+            router,
             Limits::default(),
             async {
                 let _ = stopped.await;
