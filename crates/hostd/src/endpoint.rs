@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::host::Host;
+use crate::receive;
 
 /// After this long it is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -93,6 +94,19 @@ impl Endpoint {
         settled.await.map_or(Listening::No, |now| now.clone())
     }
 
+    /// Tells, once for each reason, that the wish cannot be carried out for now.
+    fn refused(&self, wanted: SocketAddr, problem: Problem) {
+        let refused = Listening::Refused { wanted, problem };
+        self.now.send_if_modified(|now| {
+            let news = *now != refused;
+            if let (true, Listening::Refused { problem, .. }) = (news, &refused) {
+                tracing::error!(%problem, "peers cannot connect");
+                *now = refused;
+            }
+            news
+        });
+    }
+
     /// Listens as wished, and serves, until `ending`.
     pub(crate) async fn run(&self, host: Arc<Host>, ending: watch::Receiver<bool>) {
         let mut wishes = self.wanted.subscribe();
@@ -106,8 +120,9 @@ impl Endpoint {
                     _ = end.wait_for(|end| *end) => return,
                 }
             };
-            match bind(wanted).await {
-                Ok((listener, bound)) => {
+            let bound = bind(wanted).await;
+            match bound.and_then(|bound| Ok((bound, receive::config(&host)?))) {
+                Ok(((listener, bound), config)) => {
                     tracing::info!(replica = %bound, "peers can connect");
                     self.now.send_replace(Listening::At { wanted, bound });
                     host.identity.reached_at(host.address());
@@ -117,21 +132,21 @@ impl Endpoint {
                             _ = end.wait_for(|end| *end) => {}
                         }
                     };
-                    crate::receive::serve(Arc::clone(&host), listener, over).await;
+                    receive::serve(Arc::clone(&host), listener, config, over).await;
                     if *ending.borrow() {
                         return;
                     }
-                }
-                Err(problem) => {
-                    tracing::error!(%problem, "peers cannot connect");
-                    self.now
-                        .send_replace(Listening::Refused { wanted, problem });
-                    tokio::select! {
-                        _ = wishes.changed() => {}
-                        () = tokio::time::sleep(AGAIN) => {}
-                        _ = end.wait_for(|end| *end) => return,
+                    if *self.wanted.borrow() != Some(wanted) {
+                        continue;
                     }
                 }
+                Err(problem) => self.refused(wanted, problem),
+            }
+            // Refused, or ended by itself: not at once again.
+            tokio::select! {
+                _ = wishes.changed() => {}
+                () = tokio::time::sleep(AGAIN) => {}
+                _ = end.wait_for(|end| *end) => return,
             }
         }
     }
@@ -153,4 +168,28 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     Ok((listener, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_stays_refused_is_told_once_and_again_when_the_reason_changes() {
+        let endpoint = Endpoint::default();
+        let mut told = endpoint.now.subscribe();
+        let wanted: SocketAddr = "192.0.2.1:8443".parse().expect("an address");
+        let problem = |reason: &str| Problem::new(Code::Conflict, "endpoint", reason, "");
+        for (reason, news) in [("in use", true), ("in use", false), ("not here", true)] {
+            endpoint.refused(wanted, problem(reason));
+            assert_eq!(
+                told.has_changed().expect("it has a sender"),
+                news,
+                "{reason}"
+            );
+            told.mark_unchanged();
+            let problem = problem(reason);
+            assert_eq!(endpoint.now(), Listening::Refused { wanted, problem });
+        }
+    }
 }

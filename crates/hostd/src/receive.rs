@@ -11,6 +11,7 @@ use journal::{Header, Journal, Room};
 use model::{Bytes, Code, Lineage, Problem, RelationshipId, VmId};
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
+use replica::tls::ServerConfig;
 use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
 use tokio::net::TcpListener;
 
@@ -20,20 +21,23 @@ use crate::measure::Receipt;
 use crate::twin;
 use crate::vm::{self, Home, Message, Vm};
 
+/// How peers are talked to.
+///
+/// # Errors
+/// This host cannot show a certificate.
+pub(crate) fn config(host: &Host) -> Result<Arc<ServerConfig>, Problem> {
+    replica::tls::server_config(&host.identity, Arc::clone(&host.trust))
+        .map_err(|error| Problem::failed("the certificate of this host", &error))
+}
+
 /// Serves peers until `shutdown`.
 pub(crate) async fn serve(
     host: Arc<Host>,
     listener: TcpListener,
+    config: Arc<ServerConfig>,
     shutdown: impl Future<Output = ()>,
 ) {
     let trust = Arc::clone(&host.trust);
-    let config = match replica::tls::server_config(&host.identity, Arc::clone(&trust)) {
-        Ok(config) => config,
-        Err(error) => {
-            tracing::error!(%error, "peers cannot be served");
-            return;
-        }
-    };
     let limits = replica::tls::Limits::default();
     let router = replica::receiver::router(Arc::new(Twins(host)));
     replica::tls::serve(listener, config, trust, router, limits, shutdown).await;
