@@ -343,7 +343,7 @@ pub(crate) enum ReplicaVerb {
     Status {
         /// The VM
         vm: Option<String>,
-        /// Go on showing
+        /// Go on showing; with `-o json` one line for each look, an array of relationships
         #[arg(long)]
         watch: bool,
     },

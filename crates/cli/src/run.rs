@@ -410,7 +410,15 @@ impl Command {
                 // Home, then clear what is below.
                 print!("\x1b[H\x1b[J");
             }
-            if !write_out(self.relationships(&all).as_bytes())? {
+            let look = match self.format {
+                // A program takes what it sees at one time from one line.
+                Format::Json => serde_json::to_string(&all).map_or_else(
+                    |error| Err(Problem::failed("what is shown", &error)),
+                    |line| Ok(line + "\n"),
+                )?,
+                _ => self.relationships(&all),
+            };
+            if !write_out(look.as_bytes())? {
                 return Ok(());
             }
             if let Some(so_far) = all.iter().find_map(api::Replication::progress) {

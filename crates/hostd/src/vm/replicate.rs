@@ -361,6 +361,13 @@ impl Owner {
         };
         match &view.relation {
             None => refuse("is not replicated", "`pollux replica enable` replicates it"),
+            Some(relation) if view.standing.role == Role::FailedOver => {
+                let reason = format!(
+                    "was failed over to this host, and nothing is replicated back to host `{}`",
+                    relation.partner
+                );
+                refuse(&reason, "`pollux replica remove` ends the replication")
+            }
             Some(_) if view.standing.role != Role::Primary => {
                 refuse("is received here", "Ask for that on its primary host")
             }

@@ -75,7 +75,9 @@ pub enum KeepError {
     #[error("`{0}` reaches back less than the interval of its points")]
     Short(String),
     /// A step that does not reach further back than the one before it.
-    #[error("`{after}` has to reach further back than `{before}` before it")]
+    #[error(
+        "`{after}` has to reach further back than `{before}` before it: the shortest step comes first"
+    )]
     SpanNotRising {
         /// The step before.
         before: String,
