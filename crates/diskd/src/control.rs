@@ -16,6 +16,8 @@ pub const MAX_LINE: usize = 1 << 20;
 
 /// Most regions in one [`Reply::Hashes`].
 pub const MAX_HASHES: u64 = 128;
+/// Most regions in one [`Reply::Regions`].
+pub const MAX_REGIONS: u64 = 64;
 
 /// What diskd is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +99,24 @@ pub enum Request {
         /// The regions.
         regions: Vec<Compared>,
     },
+    /// What the next regions of a disk hold, suspect or not, and which of their blocks may have changed
+    /// since the last segment that was confirmed. Answered by [`Reply::Regions`].
+    Regions {
+        /// The disk.
+        disk: DiskId,
+        /// The first region, in regions of 1 MiB.
+        from: u64,
+        /// Most regions; at most [`MAX_REGIONS`] are given.
+        limit: u64,
+    },
+    /// These blocks are to be in the next segment, whether they change or not. Answered by
+    /// [`Reply::Done`].
+    Mark {
+        /// The disk.
+        disk: DiskId,
+        /// The regions.
+        regions: Vec<Compared>,
+    },
     /// Read the configuration file again and go there, at one instant for all disks: overlays are
     /// pushed on top, dropped when they were drained, replaced by fresh ones; a disk grows. The guest
     /// goes on. Answered by [`Reply::Done`]; refused, nothing was changed.
@@ -168,6 +188,13 @@ pub enum Reply {
         /// Suspect regions, in rising order.
         regions: Vec<RegionHashes>,
         /// Where to go on; none when no suspect region is left behind them.
+        next: Option<u64>,
+    },
+    /// To [`Request::Regions`].
+    Regions {
+        /// Regions, in rising order.
+        regions: Vec<ChangingRegion>,
+        /// Where to go on; none at the end of the disk.
         next: Option<u64>,
     },
     /// Done.
@@ -310,6 +337,18 @@ pub struct RegionHashes {
     pub region: u64,
     /// Of each of its blocks.
     pub hashes: BlockHashes,
+}
+
+/// What a region holds while the guest writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangingRegion {
+    /// Which one.
+    pub region: u64,
+    /// Of each of its blocks.
+    pub hashes: BlockHashes,
+    /// Its blocks that may have changed since the last segment that was confirmed.
+    pub changed: Vec<Blocks>,
 }
 
 /// What came of comparing a region.

@@ -152,6 +152,7 @@ mod tests {
         for line in [
             format!("{{\"request\":\"track\",\"relationship\":\"{ID}\",\"begin\":true}}\n"),
             format!("{{\"request\":\"hashes\",\"disk\":\"{ID}\",\"from\":0,\"limit\":9}}\n"),
+            format!("{{\"request\":\"regions\",\"disk\":\"{ID}\",\"from\":0,\"limit\":9}}\n"),
             "{\"request\":\"reload\"}\n".to_owned(),
             drain.clone(),
             drain,

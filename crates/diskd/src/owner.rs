@@ -130,6 +130,7 @@ impl Owner {
             | Order::Confirm(_)
             | Order::Suspect(_)
             | Order::ReadSuspects { .. }
+            | Order::ReadChanging { .. }
             | Order::Compared(..) => self.relate(order),
             Order::Cut(cut, stage) => cut_epoch(&self.ring, tracker, &cut, stage).await,
             Order::Seed { from, limit, stage } => {

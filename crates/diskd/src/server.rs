@@ -195,6 +195,8 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         Request::Suspect => engine.suspect(),
         Request::Hashes { disk, from, limit } => engine.hashes(disk, from, limit),
         Request::Compared { disk, regions } => engine.compared(disk, &regions),
+        Request::Regions { disk, from, limit } => engine.regions(disk, from, limit),
+        Request::Mark { disk, regions } => engine.mark(disk, &regions),
         Request::FoldBack { file } => engine.fold_back(&file),
         Request::Shutdown => {
             let closed = engine.close();

@@ -1,4 +1,5 @@
-//! Reads suspect regions, so that they can be compared with the replica.
+//! Reads regions, so that they can be compared with the replica: suspect ones, or any to verify what
+//! the replica has.
 //!
 //! The guest goes on meanwhile: what it writes is marked as always, so a region that was read in the
 //! middle of a write is compared wrongly only where that does no harm.
@@ -8,6 +9,7 @@ use std::ops::{ControlFlow, Range};
 use block::{Buffer, Device, Fault, Image, Op, Place, Store};
 use model::{BLOCK_SIZE, REGION_SIZE};
 
+use crate::ledger::blocks_of;
 use crate::tracker::Tracker;
 
 /// What a suspect region holds.
@@ -17,6 +19,15 @@ pub struct Content {
     pub region: u64,
     /// All of it, in order.
     pub pieces: Vec<Piece>,
+}
+
+/// What a region holds while the guest writes.
+#[derive(Debug)]
+pub struct Changing {
+    /// What was read.
+    pub content: Content,
+    /// Blocks of the disk, in rising order.
+    pub changed: Vec<Range<u64>>,
 }
 
 /// A part of it.
@@ -35,10 +46,53 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
     /// What reading says.
     pub async fn read_suspect(&self, from: u64) -> Result<Option<Content>, Fault> {
         let regions = self.state.regions();
-        let Some(found) = self.state.next_suspect(from.min(regions)..regions) else {
+        match self.state.next_suspect(from.min(regions)..regions) {
+            Some(found) => self.read_region(found.start).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Region `region`, if the disk has it, and the blocks of the disk that may have changed in it since
+    /// the last point that was confirmed. Not while a segment is confirmed.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub async fn read_changing(&self, region: u64) -> Result<Option<Changing>, Fault> {
+        if region >= self.state.regions() {
             return Ok(None);
-        };
-        let region = found.start;
+        }
+        let content = self.read_region(region).await?;
+        // Not before the read: whatever was issued until its end is marked by now.
+        let changed = self.changed(region);
+        Ok(Some(Changing { content, changed }))
+    }
+
+    fn changed(&self, region: u64) -> Vec<Range<u64>> {
+        let mut within = blocks_of(&(region..region + 1), self.state.blocks());
+        let state = &self.state;
+        let is_unknown = state.relationship().is_none()
+            || state.next_suspect(region..region + 1).is_some()
+            || state.next_unconfirmed(region..region + 1).is_some();
+        if is_unknown {
+            return vec![within];
+        }
+        let mut changed: Vec<Range<u64>> = Vec::new();
+        loop {
+            let marked = state.next_marked(within.clone());
+            let sealed = state.next_sealed(within.clone());
+            let Some(next) = [marked, sealed]
+                .into_iter()
+                .flatten()
+                .min_by_key(|run| run.start)
+            else {
+                return changed;
+            };
+            within.start = next.end;
+            changed.push(next);
+        }
+    }
+
+    async fn read_region(&self, region: u64) -> Result<Content, Fault> {
         let size = self.state.blocks() * BLOCK_SIZE;
         let range = region * REGION_SIZE..size.min((region + 1) * REGION_SIZE);
         let mut pieces = Vec::new();
@@ -49,7 +103,7 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
             at = zeroes.end;
         }
         self.read_piece(at..range.end, &mut pieces).await?;
-        Ok(Some(Content { region, pieces }))
+        Ok(Content { region, pieces })
     }
 
     /// The parts of `range` that read as zeroes without being read, whole blocks.

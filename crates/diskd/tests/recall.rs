@@ -628,6 +628,61 @@ fn a_disk_that_grew_has_its_new_part_compared_after_a_reboot() {
     }
 }
 
+/// What a person asks of a VM's primary: is the twin what the disks are?
+#[test]
+fn blocks_that_did_not_change_are_told_apart_from_those_that_did_and_what_is_marked_is_sent() {
+    let mut vm = Vm::new(31);
+    let disk = vm.config.disks[0].id;
+    let regions = |vm: &Vm, from, limit| {
+        let reply = vm.process.ask(&Request::Regions { disk, from, limit });
+        match reply {
+            Reply::Regions { regions, next } => (regions, next),
+            other => panic!("{other:?}"),
+        }
+    };
+    // All of them, the short one at the end too, are what the twin has.
+    let (all, next) = regions(&vm, 0, 64);
+    let numbers: Vec<u64> = all.iter().map(|region| region.region).collect();
+    assert_eq!((numbers, next), ((0..REGIONS).collect(), None));
+    for found in &all {
+        let at = usize::try_from(found.region).unwrap() * MIB;
+        let theirs = &vm.twin[0][at..vm.twin[0].len().min(at + MIB)];
+        assert_eq!(found.hashes, BlockHashes::of(theirs));
+        assert_eq!(found.changed, []);
+    }
+    assert_eq!(regions(&vm, 2, 3).1, Some(5));
+    assert_eq!(regions(&vm, REGIONS, 1), (Vec::new(), None));
+    assert_eq!(regions(&vm, u64::MAX, 1), (Vec::new(), None));
+
+    // The twin rots in two blocks; the guest writes one of them, and another one.
+    for block in [300, 513] {
+        vm.twin[0][block * BLOCK] ^= 1;
+    }
+    vm.write(301 * BLOCK, BLOCK);
+    vm.write(513 * BLOCK, BLOCK);
+    let (found, next) = regions(&vm, 1, 2);
+    assert_eq!(next, Some(3));
+    let changed: Vec<_> = found.iter().map(|region| region.changed.clone()).collect();
+    assert_eq!(changed, [vec![(45, 1).into()], vec![(1, 1).into()]]);
+    let theirs = BlockHashes::of(&vm.twin[0][MIB..2 * MIB]);
+    let differ = found[0].hashes.differ(&theirs);
+    let damaged = journal::compare::without(&differ, &found[0].changed);
+    assert_eq!(damaged, [(44, 1).into()]);
+
+    // What is marked outlives a kill and is in the next segment.
+    let regions = vec![Compared {
+        region: 1,
+        differ: damaged,
+    }];
+    vm.done(&Request::Mark { disk, regions });
+    assert_eq!(vm.status().dirty, Bytes(3 * BLOCK as u64));
+    vm.process.kill();
+    vm.process.start();
+    assert_eq!(vm.track(false), (true, Bytes(0)));
+    assert_eq!(vm.ship(), 3 * BLOCK);
+    assert_eq!(vm.ship(), 0);
+}
+
 #[test]
 fn what_can_neither_be_compared_nor_known_is_refused() {
     let vm = Vm::new(14);
@@ -639,6 +694,18 @@ fn what_can_neither_be_compared_nor_known_is_refused() {
             limit: 1,
         },
         Request::Compared {
+            disk,
+            regions: vec![Compared {
+                region: 1,
+                differ: vec![(255, 2).into()],
+            }],
+        },
+        Request::Regions {
+            disk: DiskId::random(),
+            from: 0,
+            limit: 1,
+        },
+        Request::Mark {
             disk,
             regions: vec![Compared {
                 region: 1,

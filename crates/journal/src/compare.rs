@@ -11,6 +11,9 @@
 //! blocks with one hash among some 2^64. A guest that finds two on purpose fools its own twin
 //! only.
 //!
+//! A block that cannot be read, or does not verify, has a hash of its own, that no content has: it
+//! differs from whatever it is compared with, and is sent again.
+//!
 //! A block of zeroes has a hash that is known beforehand, so that ranges without content cost no
 //! hashing, and those of which an image says so no reading either.
 
@@ -84,6 +87,13 @@ impl BlockHashes {
         self.0.resize(self.0.len().saturating_add(blocks), zeroes());
     }
 
+    /// Adds `blocks` blocks of which nobody can tell what they held.
+    pub fn push_unreadable(&mut self, blocks: u64) {
+        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+        let len = self.0.len().saturating_add(blocks);
+        self.0.resize(len, first_bytes(b"unreadable"));
+    }
+
     /// Number of blocks.
     #[must_use]
     pub fn blocks(&self) -> u64 {
@@ -115,6 +125,28 @@ impl BlockHashes {
         }
         runs
     }
+}
+
+/// What of `runs` is not in `others`. Both are rising.
+#[must_use]
+pub fn without(runs: &[Blocks], others: &[Blocks]) -> Vec<Blocks> {
+    let mut left = Vec::new();
+    for run in runs {
+        let (mut first, end) = (run.first, run.first.saturating_add(run.count));
+        for other in others {
+            let from = other.first.clamp(first, end);
+            if first < from {
+                let count = from - first;
+                left.push(Blocks { first, count });
+            }
+            first = first.max(other.first.saturating_add(other.count).min(end));
+        }
+        if first < end {
+            let count = end - first;
+            left.push(Blocks { first, count });
+        }
+    }
+    left
 }
 
 fn hash(block: &[u8]) -> Hash {
@@ -196,11 +228,10 @@ pub fn region(number: u64, size: Bytes) -> Option<std::ops::Range<u64>> {
 
 impl PointImage {
     /// The hashes of region `number` of this disk as it would be at `size`, which is not less than
-    /// the disk's: a disk grows with zeroes. Holds 1 MiB at most; from any thread; blocks.
+    /// the disk's: a disk grows with zeroes. Content that is damaged is unlike any other. Holds 1 MiB at most; from any thread; blocks.
     ///
     /// # Errors
-    /// [`JournalError::Range`] for a region past the end; content that does not verify, a failed
-    /// read.
+    /// [`JournalError::Range`] for a region past the end; a failed read of what may be whole.
     pub fn region_hashes(&self, number: u64, size: Bytes) -> Result<BlockHashes, JournalError> {
         let range = region(number, size).ok_or(JournalError::Range {
             at: number.saturating_mul(REGION_SIZE),
@@ -218,12 +249,18 @@ impl PointImage {
             }
             let len = usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX);
             content.resize(len, 0);
-            outcome = self.read_at(piece.start, &mut content);
-            hashes.push(&content);
-            match outcome {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            match self.read_at(piece.start, &mut content) {
+                Ok(()) => hashes.push(&content),
+                Err(error) if error.is_damage() => {
+                    tracing::error!(?piece, ?error, "a point is damaged");
+                    hashes.push_unreadable((piece.end - piece.start) / BLOCK_SIZE);
+                }
+                Err(error) => {
+                    outcome = Err(error);
+                    return ControlFlow::Break(());
+                }
             }
+            ControlFlow::Continue(())
         })?;
         outcome?;
         let blocks = (range.end - range.start) / BLOCK_SIZE;
@@ -268,6 +305,43 @@ mod tests {
         assert_eq!(runs(&theirs, &ours), [(1, 2), (5, 1)]);
         assert_eq!(runs(&ours, &ours), []);
         assert_ne!(ours.digest(), theirs.digest());
+    }
+
+    #[test]
+    fn blocks_that_are_left_out_are_not_among_what_differs() {
+        let set = |runs: &[Blocks]| -> Vec<u64> {
+            let blocks = runs.iter().flat_map(|run| run.first..run.first + run.count);
+            blocks.collect()
+        };
+        let of = |bits: u32| -> Vec<Blocks> {
+            // Runs of one to three blocks, some of which touch.
+            let runs = (0..8_u64).filter(|n| bits >> n & 1 == 1);
+            let run = |n: u64| Blocks {
+                first: n * 4,
+                count: n % 4 + 1,
+            };
+            runs.map(run).collect()
+        };
+        for bits in 0..256 {
+            for shift in 0..6 {
+                let (runs, mut others) = (of(bits), of(0b1011_0110));
+                others.iter_mut().for_each(|run| run.first += shift);
+                let (all, out) = (set(&runs), set(&others));
+                let kept = all.into_iter().filter(|block| !out.contains(block));
+                assert_eq!(set(&without(&runs, &others)), kept.collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unlike_anything() {
+        let mut lost = BlockHashes::of(&block(7));
+        lost.push_unreadable(2);
+        for fill in [0, 7] {
+            let content: Vec<u8> = [7, fill, fill].into_iter().flat_map(block).collect();
+            let differ = BlockHashes::of(&content).differ(&lost);
+            assert_eq!(differ, [Blocks { first: 1, count: 2 }]);
+        }
     }
 
     #[test]

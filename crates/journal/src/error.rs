@@ -145,6 +145,20 @@ impl JournalError {
         )
     }
 
+    /// Whether what was written is not there any more: reading it again tells the same.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { source, .. }
+            | Self::Segment {
+                source: SegmentError::Io { source, .. },
+                ..
+            } => source.raw_os_error() == Some(libc::EIO),
+            Self::Segment { .. } | Self::Missing(_) => true,
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(action: &'static str, name: &str, source: io::Error) -> Self {
         Self::Io {
             action,

@@ -4,6 +4,7 @@
 //!   Cut --> outbox/N.delta --> replica has it: Confirm (nothing unconfirmed, then the file goes)
 //!                         '--> will not be sent: FoldBack (marks, nothing unconfirmed, the file goes)
 //!   Hashes --> compared with the replica's --> Compared (marks what differs, nothing suspect)
+//!   Regions --> compared with the replica's, what changed left out --> Mark (what is damaged there)
 //! ```
 //!
 //! A kill between two of those steps finds too much: blocks that are marked and in a file, a file whose
@@ -12,15 +13,17 @@
 use std::path::Path;
 
 use block::Fault;
-use journal::compare::BlockHashes;
+use journal::compare::{BlockHashes, Blocks};
 use journal::{Run, SegmentError, SegmentReader};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId};
 
 use super::{Disk, Engine, chain};
-use crate::control::{Compared, MAX_HASHES, RegionHashes, Reply, Sent};
+use crate::control::{
+    ChangingRegion, Compared, MAX_HASHES, MAX_REGIONS, RegionHashes, Reply, Sent,
+};
 use crate::outbox;
 use crate::owner::Order;
-use crate::suspects::{Content, Piece};
+use crate::suspects::{Changing, Content, Piece};
 
 /// Blocks of a whole region.
 const REGION_BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
@@ -200,6 +203,71 @@ impl Engine {
     pub fn compared(&self, disk: DiskId, regions: &[Compared]) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         let disk = self.disk(disk)?;
+        let found = self.runs_of(regions)?;
+        self.failures(
+            self.ask_at_length(&[disk], |answer| Order::Compared(found.clone(), answer))?,
+        )?;
+        Ok(Reply::Done)
+    }
+
+    /// What the next regions of a disk hold, and what may have changed in them.
+    ///
+    /// # Errors
+    /// When there is no such disk, or it cannot be read.
+    pub fn regions(&self, disk: DiskId, from: u64, limit: u64) -> Result<Reply, Problem> {
+        let disk = self.disk(disk)?;
+        let end = from.saturating_add(limit.clamp(1, MAX_REGIONS));
+        let read = |from: u64| {
+            let limit = end.saturating_sub(from).min(LOT);
+            self.begin_to_ask(disk, |answer| Order::ReadChanging {
+                from,
+                limit,
+                answer,
+            })
+        };
+        let mut regions = Vec::new();
+        let mut reading = read(from)?;
+        loop {
+            let lot = self.answer_at_length(reading)?.map_err(|fault| {
+                let reason = format!("disk {} cannot be read: {fault}", disk.id);
+                self.problem(Code::Failed, reason, "check the storage below it")
+            })?;
+            let Some(last) = lot.last().map(|last| last.content.region) else {
+                return Ok(Reply::Regions {
+                    regions,
+                    next: None,
+                });
+            };
+            let following = (last + 1 < end).then(|| read(last + 1)).transpose()?;
+            regions.extend(lot.iter().map(changing));
+            match following {
+                Some(following) => reading = following,
+                None => {
+                    return Ok(Reply::Regions {
+                        regions,
+                        next: Some(end),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Marks blocks that the replica has otherwise, though they did not change.
+    ///
+    /// # Errors
+    /// When there is no such disk, or no such region.
+    pub fn mark(&self, disk: DiskId, regions: &[Compared]) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        let disk = self.disk(disk)?;
+        let found = self.runs_of(regions)?;
+        let runs: Runs = found.into_iter().flat_map(|(_, runs)| runs).collect();
+        let order = |answer| Order::FoldBack(Some(runs.clone()), answer);
+        self.failures(self.ask_at_length(&[disk], order)?)?;
+        Ok(Reply::Done)
+    }
+
+    /// The blocks of the disk that are named, region by region.
+    fn runs_of(&self, regions: &[Compared]) -> Result<Vec<(u64, Runs)>, Problem> {
         let mut found = Vec::new();
         for Compared { region, differ } in regions {
             let no_such = || self.invalid(format!("region {region} has no such blocks"));
@@ -216,10 +284,7 @@ impl Engine {
             }
             found.push((*region, runs));
         }
-        self.failures(
-            self.ask_at_length(&[disk], |answer| Order::Compared(found.clone(), answer))?,
-        )?;
-        Ok(Reply::Done)
+        Ok(found)
     }
 
     fn disk(&self, id: DiskId) -> Result<&Disk, Problem> {
@@ -324,6 +389,23 @@ enum Unmarked {
     /// Nobody can tell what it is.
     Unreadable(String),
     Failed(Problem),
+}
+
+fn changing(region: &Changing) -> ChangingRegion {
+    let RegionHashes {
+        region: number,
+        hashes,
+    } = hashed(&region.content);
+    let first = number * REGION_BLOCKS;
+    let changed = region.changed.iter().map(|run| Blocks {
+        first: run.start.saturating_sub(first),
+        count: run.end - run.start,
+    });
+    ChangingRegion {
+        region: number,
+        hashes,
+        changed: changed.collect(),
+    }
 }
 
 fn hashed(content: &Content) -> RegionHashes {

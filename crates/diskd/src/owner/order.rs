@@ -13,7 +13,7 @@ use crate::control::{OverlayStatus, StoreKind, TrackingStatus};
 use crate::cut::Cut;
 use crate::flow::Piece;
 use crate::staging::{Abandoned, StageReport};
-use crate::suspects::Content;
+use crate::suspects::{Changing, Content};
 use crate::tracker::SealError;
 
 /// What an owner is told. Answers go to the channel in the order; an asker that is gone is no
@@ -47,6 +47,15 @@ pub enum Order {
         limit: u64,
         /// What they hold.
         answer: mpsc::Sender<Result<Vec<Content>, Fault>>,
+    },
+    /// Read so many regions, from a region on, and tell what may have changed in them.
+    ReadChanging {
+        /// The first.
+        from: u64,
+        /// Most of them.
+        limit: u64,
+        /// What they hold.
+        answer: mpsc::Sender<Result<Vec<Changing>, Fault>>,
     },
     /// Regions were compared: blocks of them that differ.
     Compared(Vec<(u64, Vec<Range<u64>>)>, mpsc::Sender<Result<(), Fault>>),

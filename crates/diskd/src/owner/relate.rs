@@ -11,7 +11,7 @@ use block::Fault;
 
 use super::{Order, Owner};
 use crate::stack::FileTracker;
-use crate::suspects::Content;
+use crate::suspects::{Changing, Content};
 
 /// Between two sweeps of the write-intent log.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -47,6 +47,13 @@ impl Owner {
                 answer,
             } => self.beside(async move {
                 let _ = answer.send(read(&tracker, from, limit).await);
+            }),
+            Order::ReadChanging {
+                from,
+                limit,
+                answer,
+            } => self.beside(async move {
+                let _ = answer.send(read_changing(&tracker, from, limit).await);
             }),
             Order::Compared(regions, answer) => self.beside(async move {
                 let mut outcome = Ok(());
@@ -99,6 +106,21 @@ async fn read(tracker: &FileTracker, from: u64, limit: u64) -> Result<Vec<Conten
         let from = found.last().map_or(from, |last| last.region + 1);
         match tracker.read_suspect(from).await? {
             Some(content) => found.push(content),
+            None => break,
+        }
+    }
+    Ok(found)
+}
+
+async fn read_changing(
+    tracker: &FileTracker,
+    from: u64,
+    limit: u64,
+) -> Result<Vec<Changing>, Fault> {
+    let mut found = Vec::new();
+    for region in from..from.saturating_add(limit) {
+        match tracker.read_changing(region).await? {
+            Some(region) => found.push(region),
             None => break,
         }
     }
