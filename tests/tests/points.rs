@@ -2,6 +2,7 @@
 //! written through the export that a guest would use.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -467,6 +468,75 @@ fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Resu
     fs::write(&file, &content)?;
     pair.pollux.pollux(&verify)?;
     Ok(())
+}
+
+/// The base has no hashes of its own: only the primary can tell that it rotted.
+#[test]
+fn a_twin_is_compared_with_its_primary_and_what_rotted_is_in_the_next_point() -> Result<()> {
+    let mut pair = Pair::new("compared-twin")?;
+    pair.write()?;
+    pair.settled()?;
+    let compare = ["replica", "verify", "web", "--against-primary"];
+    let elsewhere = pair.pollux.refused(&compare)?;
+    assert_eq!(elsewhere.exit, 4, "{}", elsewhere.message);
+    ensure!(
+        elsewhere.message.contains("host `castor`"),
+        "{}",
+        elsewhere.message
+    );
+    let whole = pair.castor.json(&compare)?;
+    let all: usize = DISKS.iter().sum();
+    assert_eq!(text(&whole, "/compared")?, format!("{} MiB", all / MIB));
+    assert_eq!(
+        (text(&whole, "/damaged")?, text(&whole, "/changed")?),
+        ("0 B", "0 B")
+    );
+
+    // Once everything that was written is merged into the base, two of its blocks rot.
+    let wanted = pair.newest()? + POINTS + 2;
+    until(MINUTE, "all is merged", || {
+        Ok((pair.newest()? >= wanted).then_some(()))
+    })?;
+    let journal = pair.twin()?.join("journal");
+    let mut bases = Vec::new();
+    for entry in fs::read_dir(&journal)? {
+        let path = entry?.path();
+        let is_base = fs::metadata(&path)?.len() == DISKS[1] as u64;
+        bases.extend((is_base && path.extension().is_some_and(|it| it == "raw")).then_some(path));
+    }
+    assert_eq!(bases.len(), 1, "{bases:?}");
+    let base = fs::OpenOptions::new().write(true).open(&bases[0])?;
+    let content = |at: usize| pair.disks[1][at];
+    let rotten = [5 * 4096 + 17, MIB + 4096];
+    for at in rotten {
+        base.write_all_at(&[content(at) ^ 0xff], at as u64)?;
+    }
+    let told = pair.castor.refused(&compare)?;
+    assert_eq!(told.exit, 1, "{}", told.message);
+    ensure!(told.message.contains("8 KiB"), "{}", told.message);
+    ensure!(
+        told.message.contains("holds them again"),
+        "{}",
+        told.message
+    );
+    let events = pair.castor.json(&["event", "list", "--vm", "web"])?;
+    for kind in ["twin-damaged", "twin-repaired"] {
+        let told = events.as_array().context("a list")?.iter();
+        assert_eq!(
+            told.filter(|event| event["kind"] == kind).count(),
+            1,
+            "{events}"
+        );
+    }
+
+    // It is whole again, and what is exported is what the disks hold.
+    let whole = pair.castor.json(&compare)?;
+    assert_eq!(text(&whole, "/damaged")?, "0 B");
+    let (name, files) = pair.settled()?;
+    let copy = pair.file("repaired.raw").display().to_string();
+    pair.pollux
+        .pollux(&["point", "export", "web", &name, &copy, "--disk", "1"])?;
+    same(&copy, &files[1])
 }
 
 #[test]

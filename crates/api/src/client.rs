@@ -16,12 +16,12 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
-    CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication, EndedReplication,
-    Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate, HostStatus,
-    Identity, JobLine, LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer,
-    Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk,
-    Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking,
-    TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
+    ComparedReplica, CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication,
+    EndedReplication, Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate,
+    HostStatus, Identity, JobLine, LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint,
+    OpenedPoint, Peer, Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk,
+    ResizedDisk, Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover,
+    Tracking, TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -415,6 +415,17 @@ impl Client {
         progress: impl FnMut(Progress),
     ) -> Result<VerifiedReplica, Problem> {
         let path = path(vm, "/replication/verify");
+        self.job(Method::POST, &path, None::<&()>, progress).await
+    }
+
+    /// Compares a twin's newest point with the disks of the primary, which this host is; `progress` is
+    /// told how far that is.
+    pub async fn compare_replica(
+        &self,
+        vm: &str,
+        progress: impl FnMut(Progress),
+    ) -> Result<ComparedReplica, Problem> {
+        let path = path(vm, "/replication/compare");
         self.job(Method::POST, &path, None::<&()>, progress).await
     }
 

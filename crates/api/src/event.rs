@@ -87,6 +87,10 @@ kinds! {
     Health = "health-changed",
     /// Something went wrong with a relationship; told once until it is made good.
     Error = "error",
+    /// A verification found damage in the twin.
+    Damaged = "twin-damaged",
+    /// The twin's newest point holds again what was damaged.
+    Repaired = "twin-repaired",
     /// Points are being missed; told once until none was missed for a while.
     PointsMissed = "points-missed",
     /// None was missed for a while.

@@ -57,6 +57,7 @@
 //!   GET    /v1/vms/{vm}/replication/health          ReplicationHealth
 //!   GET    /v1/vms/{vm}/tracking                    Tracking
 //!   POST   /v1/vms/{vm}/replication/verify          job: VerifiedReplica
+//!   POST   /v1/vms/{vm}/replication/compare         job: ComparedReplica
 //!   GET    /v1/vms/{vm}/points                      [Point]
 //!   POST   /v1/vms/{vm}/points/{point}/open         OpenPoint   -> OpenedPoint
 //!   DELETE /v1/vms/{vm}/points/{point}/open
@@ -96,7 +97,8 @@ pub use host::{
 pub use job::{JobLine, MAX_LINE, Progress};
 pub use measure::{HealthMessage, HealthReason, Measures, ReplicationHealth};
 pub use point::{
-    DamagedFile, ExportPoint, LockPoint, OpenDisk, OpenPoint, OpenedPoint, Point, VerifiedReplica,
+    ComparedReplica, DamagedFile, DamagedRange, ExportPoint, LockPoint, OpenDisk, OpenPoint,
+    OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
     EnableReplication, EndedReplication, Replication, SetReplication, StartFailover, TestFailover,

@@ -134,6 +134,8 @@ reasons! {
     CannotSend = "cannot-send",
     /// It stands still until a person looks at it.
     NeedsAPerson = "needs-a-person",
+    /// The twin's newest point is not what the disks hold, and no newer one has reached it.
+    TwinDamaged = "twin-damaged",
     /// The other host took over.
     StoodDown = "stood-down",
     /// The replica store that the twin lies in is not mounted.

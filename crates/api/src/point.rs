@@ -60,6 +60,38 @@ pub struct DamagedFile {
     pub points: Vec<PointId>,
 }
 
+/// What came of verifying a twin's newest point against the disks of the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComparedReplica {
+    /// The newest point of the twin when everything was compared.
+    pub point: PointId,
+    /// Bytes of disks that were compared.
+    pub compared: Bytes,
+    /// Of them, what had changed since the newest point and was left out: the next one replaces it.
+    pub changed: Bytes,
+    /// What the twin had otherwise though it had not changed.
+    pub damaged: Bytes,
+    /// Where, the first ranges.
+    pub damage: Vec<DamagedRange>,
+    /// How many more ranges there are.
+    pub more: u64,
+    /// The point that holds again what was damaged, if it reached the twin in time; older ones do not.
+    pub repaired: Option<PointId>,
+}
+
+/// A range of a disk that a twin had otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedRange {
+    /// The disk's number.
+    pub slot: u8,
+    /// Its id.
+    pub disk: DiskId,
+    /// First byte of it.
+    pub at: Bytes,
+    /// How long it is.
+    pub len: Bytes,
+}
+
 /// Open a point: serve its disks read-only over NBD until it is closed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

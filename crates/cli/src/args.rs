@@ -321,6 +321,10 @@ pub(crate) enum ReplicaVerb {
     Verify {
         /// The VM
         vm: String,
+        /// On the primary: compare the twin's newest point with the disks instead, by hash and while
+        /// the VM runs. What differs is sent again by itself
+        #[arg(long)]
+        against_primary: bool,
     },
     /// Change how a VM is replicated; the other host follows
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]

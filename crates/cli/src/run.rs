@@ -287,7 +287,19 @@ impl Command {
             }
             ReplicaVerb::Health { vm: Some(vm) } => self.print(&vec![client.health(&vm).await?]),
             ReplicaVerb::Health { vm: None } => self.print(&client.all_health().await?),
-            ReplicaVerb::Verify { vm } => {
+            ReplicaVerb::Verify {
+                vm,
+                against_primary: true,
+            } => {
+                let bar = Bar::new(self.format);
+                let compared = client
+                    .compare_replica(&vm, |progress| bar.show(&progress))
+                    .await?;
+                drop(bar);
+                self.print(&compared)?;
+                show_point::differs(&vm, &compared).map_or(Ok(()), Err)
+            }
+            ReplicaVerb::Verify { vm, .. } => {
                 let bar = Bar::new(self.format);
                 let verified = client
                     .verify_replica(&vm, |progress| bar.show(&progress))

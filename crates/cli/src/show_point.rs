@@ -1,8 +1,8 @@
 //! Recovery points, for people.
 
-use api::{ExportedDisk, OpenedPoint, Point, VerifiedReplica};
+use api::{ComparedReplica, ExportedDisk, OpenedPoint, Point, VerifiedReplica};
 use jiff::{SignedDuration, Timestamp};
-use model::{Code, PointId, Problem};
+use model::{Bytes, Code, PointId, Problem};
 
 use crate::show::{Shown, columns, exact_time, finish, list, or_dash};
 
@@ -98,6 +98,63 @@ pub(crate) fn damaged(vm: &str, verified: &VerifiedReplica) -> Option<Problem> {
         reason,
         way_out,
     ))
+}
+
+impl Shown for ComparedReplica {
+    fn table(&self) -> String {
+        let mut rows = vec![
+            ("Newest point", self.point.to_string()),
+            ("Compared", self.compared.to_string()),
+            ("Changed since, left out", self.changed.to_string()),
+        ];
+        if self.damaged == Bytes(0) {
+            rows.push(("Damage", "none".to_owned()));
+            return list(rows);
+        }
+        rows.push(("Damaged", self.damaged.to_string()));
+        for range in self.damage.iter().take(LISTED) {
+            rows.push((
+                "",
+                format!("{} at {} of disk {}", range.len, range.at, range.slot),
+            ));
+        }
+        let listed = self.damage.len().min(LISTED);
+        let more = self.more + (self.damage.len() - listed) as u64;
+        if more > 0 {
+            rows.push(("", format!("and {more} more ranges")));
+        }
+        let repaired = self.repaired.map(|point| point.to_string());
+        rows.push((
+            "Repaired in point",
+            repaired.unwrap_or_else(|| "not yet".to_owned()),
+        ));
+        list(rows)
+    }
+}
+
+/// That the twin is not what the disks are, if so.
+pub(crate) fn differs(vm: &str, compared: &ComparedReplica) -> Option<Problem> {
+    if compared.damaged == Bytes(0) {
+        return None;
+    }
+    let (reason, way_out) = match compared.repaired {
+        Some(point) => (
+            format!("had {} that were not what the disks hold", compared.damaged),
+            format!(
+                "Point {point} holds them again; older ones do not: `pollux replica verify {vm}` on \
+                 the other host tells which files are damaged, if their hashes say so. See to the \
+                 storage there"
+            ),
+        ),
+        None => (
+            format!("has {} that are not what the disks hold", compared.damaged),
+            "They are sent again with the next point; `pollux replica health` tells until then. \
+             See to the storage of the other host"
+                .to_owned(),
+        ),
+    };
+    let thing = format!("the twin of VM `{vm}`");
+    Some(Problem::new(Code::Failed, thing, reason, way_out))
 }
 
 /// So many hours from now on, to the second.

@@ -2,7 +2,7 @@
 //!
 //! | level | when |
 //! |---|---|
-//! | Critical | the primary cannot send, or a person is needed; paused on the replica, or its store is away |
+//! | Critical | the primary cannot send, or a person is needed; paused on the replica, or its store is away; the twin is damaged |
 //! | Warning | more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
 //! | Normal | none of that |
 //! | NotApplicable | not replicated, or the copy of a test failover |
@@ -50,6 +50,8 @@ pub(crate) struct Look<'a> {
     /// When anything was acknowledged or received last.
     pub(crate) last_success: Option<Timestamp>,
     pub(crate) latency_average_ms: Option<u64>,
+    /// What of the twin's newest point is known to be damaged, in words.
+    pub(crate) damage: Option<&'a str>,
 }
 
 /// All that is not as it should be, the worst first.
@@ -72,6 +74,7 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
         // Nothing is to be sent.
         return all;
     }
+    all.extend(damaged(look));
     all.extend(missed(look));
     all.extend(silent(look));
     all.extend(slow(look));
@@ -170,6 +173,19 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
         ),
         Replicating => return None,
     })
+}
+
+fn damaged(look: &Look<'_>) -> Option<HealthMessage> {
+    let damage = look.damage?;
+    Some(critical(
+        HealthReason::TwinDamaged,
+        format!("the newest point of the twin is not what the disks hold: {damage}"),
+        format!(
+            "It is sent again by itself with the next point; older points keep it. See to the \
+             storage of host `{}`",
+            look.peer
+        ),
+    ))
 }
 
 fn missed(look: &Look<'_>) -> Option<HealthMessage> {

@@ -27,6 +27,7 @@ fn well(mode: Mode) -> Look<'static> {
         enabled: at(NOW - 90_000),
         last_success: Some(at(NOW - 3600)),
         latency_average_ms: Some(300_000),
+        damage: None,
     }
 }
 
@@ -285,4 +286,15 @@ fn a_store_that_is_away_is_critical_and_names_its_place_in_every_state_of_a_twin
     };
     let both = [HealthReason::StoreAway, HealthReason::PausedAtReplica];
     assert_eq!(judge(&paused).1, both);
+}
+
+#[test]
+fn damage_of_the_newest_point_is_critical_and_says_where() {
+    let look = Look {
+        damage: Some("4 KiB, such as 4 KiB at 1 MiB of disk 0"),
+        ..well(Mode::Primary)
+    };
+    let found = (Health::Critical, vec![HealthReason::TwinDamaged]);
+    assert_eq!(judge(&look), found);
+    assert!(messages(&look)[0].what.contains("at 1 MiB of disk 0"));
 }

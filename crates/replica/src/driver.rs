@@ -10,14 +10,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
+use journal::compare::BlockHashes;
 use model::DiskId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::link::Link;
+use crate::link::{Link, LinkError};
 use crate::report::LinkReport;
 use crate::sender::{Event, Now, Output, Sender};
-use crate::source::{Plan, Progress, Source, Staged, Suspects};
+use crate::source::{Plan, Progress, Source, Staged};
 use crate::wire::{
     Basis, Compare, CompareAnswer, Configuration, Configure, Digest, Offer, RegionDigest,
 };
@@ -29,6 +30,11 @@ pub enum Command {
     Suspend,
     /// Go on, now.
     Resume,
+    /// Verify the replica's newest point against the disks, under a number of the caller's
+    /// ([`Verification::number`](crate::report::Verification::number)), beside the sending.
+    Verify(u64),
+    /// Nobody waits for that verification any more.
+    VerifyNoMore(u64),
     /// End the driver. A staged segment stays in the outbox.
     Stop,
 }
@@ -109,6 +115,8 @@ pub async fn run<S: Source, L: Link>(
             command = commands.recv(), if !stopping => match command {
                 Some(Command::Suspend) => Event::Suspend,
                 Some(Command::Resume) => Event::Resume,
+                Some(Command::Verify(number)) => Event::Verify(number),
+                Some(Command::VerifyNoMore(number)) => Event::VerifyNoMore(number),
                 Some(Command::Stop) | None => {
                     stopping = true;
                     Event::Suspend
@@ -185,6 +193,9 @@ impl<S: Source, L: Link> Driver<S, L> {
             Output::Note { disk, regions } => {
                 self.local(async move { Event::Noted(source.compared(disk, regions).await) });
             }
+            Output::Mark { disk, regions } => {
+                self.local(async move { Event::Marked(source.mark(disk, regions).await) });
+            }
             Output::Suspect { issued } => {
                 tracing::warn!(
                     issued,
@@ -246,11 +257,38 @@ impl<S: Source, L: Link> Driver<S, L> {
                 self.remote(async move {
                     Event::Answered(match source.hashes(disk, region).await {
                         Ok(ours) => {
-                            let ask = question(&lineage, basis, issued, id, &ours);
-                            let answer = match ask {
-                                Some(ask) => link.compare(&ask).await,
-                                None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
-                            };
+                            let asked = ours.regions.iter();
+                            let asked = asked.map(|ours| (ours.region, &ours.hashes));
+                            let ask =
+                                question(&lineage, basis, issued, id.zip(Some(ours.size)), asked);
+                            let answer = compare(&*link, ask).await;
+                            Ok((ours, answer))
+                        }
+                        Err(problem) => Err(problem),
+                    })
+                });
+            }
+            Output::Look {
+                disk,
+                region,
+                tip,
+                issued,
+            } => {
+                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
+                // Only reads: may be dropped at any time.
+                self.remote(async move {
+                    Event::Looked(match source.changing(disk, region).await {
+                        Ok(ours) => {
+                            let asked = ours.regions.iter();
+                            let asked = asked.map(|ours| (ours.region, &ours.hashes));
+                            let ask = question(
+                                &lineage,
+                                Basis::Point { point: tip },
+                                issued,
+                                id.zip(Some(ours.size)),
+                                asked,
+                            );
+                            let answer = compare(&*link, ask).await;
                             Ok((ours, answer))
                         }
                         Err(problem) => Err(problem),
@@ -304,25 +342,33 @@ impl<S: Source, L: Link> Driver<S, L> {
     }
 }
 
-/// What to ask the replica about these regions; none if there are none.
-fn question(
+async fn compare<L: Link>(link: &L, ask: Option<Compare>) -> Result<CompareAnswer, LinkError> {
+    match ask {
+        Some(ask) => link.compare(&ask).await,
+        None => Ok(CompareAnswer::Compared { differ: Vec::new() }),
+    }
+}
+
+/// What to ask the replica about these regions of a disk of this size; none if there are none.
+fn question<'a>(
     lineage: &model::Lineage,
     basis: Basis,
     issued: u64,
-    disk: Option<DiskId>,
-    ours: &Suspects,
+    disk: Option<(DiskId, model::Bytes)>,
+    ours: impl Iterator<Item = (u64, &'a BlockHashes)>,
 ) -> Option<Compare> {
-    let regions = ours.regions.iter().map(|ours| RegionDigest {
-        region: ours.region,
-        digest: Digest(ours.hashes.digest()),
+    let regions = ours.map(|(region, hashes)| RegionDigest {
+        region,
+        digest: Digest(hashes.digest()),
     });
     let regions: Vec<RegionDigest> = regions.collect();
-    (!regions.is_empty()).then_some(Compare {
+    let (disk, size) = disk?;
+    (!regions.is_empty()).then(|| Compare {
         lineage: lineage.clone(),
         basis,
         issued,
-        disk: disk?,
-        size: ours.size,
+        disk,
+        size,
         regions,
     })
 }

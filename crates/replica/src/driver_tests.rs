@@ -13,6 +13,8 @@ mod resync;
 mod seeding;
 #[path = "driver_tests/tracking.rs"]
 mod tracking;
+#[path = "driver_tests/verify.rs"]
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,7 +28,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::link::LinkError;
 use crate::sender::LONGEST_CONTACT;
-use crate::source::{ComparedRegion, Position, SeedPart, StagedPart, Tracking};
+use crate::source::{Changing, ComparedRegion, Position, SeedPart, StagedPart, Suspects, Tracking};
 use crate::standing::Role;
 use crate::wire::{
     CHUNK, CommitAnswer, ConfigureAnswer, ContactAnswer, OfferAnswer, PartnerStanding, Reception,
@@ -97,6 +99,10 @@ enum Lie {
     PowerCut,
     /// What was compared and differs is not marked.
     Compared,
+    /// What is damaged there is not marked.
+    Mark,
+    /// What changed and was not sent yet is not told.
+    Changing,
     /// A region leaves the log though a write to it may still be lost.
     Sweep,
     /// Gives a mark away before the write it stands for is part of the cut.
@@ -168,6 +174,9 @@ struct World {
     /// What the replica holds at each point, and the root that was committed.
     points: BTreeMap<u64, (Disks, Root)>,
     received: Disks,
+    /// Blocks of it that are not what was received, and the points that held such.
+    rotten: BTreeSet<(usize, u64)>,
+    damaged: BTreeSet<u64>,
     pending: Option<(Offer, BTreeSet<u64>)>,
     /// Chunks on the replica's disk, by root.
     store: BTreeMap<Root2, BTreeMap<u64, Bytes>>,
@@ -182,6 +191,8 @@ struct World {
     compared: u64,
     /// Comparisons are answered with a region that was not asked about.
     strange_answers: bool,
+    /// They are refused.
+    uncompared: bool,
     taken_over: Option<Lineage>,
     contacts: u64,
     /// Chunks that were put though the last offer's answer did not ask for them.
@@ -237,6 +248,8 @@ impl World {
             ended: false,
             points: BTreeMap::new(),
             received: Disks::new(),
+            rotten: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             pending: None,
             store: BTreeMap::new(),
             issued: 0,
@@ -245,6 +258,7 @@ impl World {
             life: 0,
             compared: 0,
             strange_answers: false,
+            uncompared: false,
             taken_over: None,
             contacts: 0,
             unasked: 0,
@@ -465,6 +479,7 @@ impl World {
                 let before = self.received.insert((disk, number(1)), number(2));
                 let part = matches!(offer.header.content, Content::Seed { .. });
                 self.resent += u64::from(part && before == Some(number(2)));
+                self.rotten.remove(&(disk, number(1)));
             }
         }
         self.tip = match offer.header.content {
@@ -476,6 +491,9 @@ impl World {
             Content::Delta { sequence, .. } => {
                 let lost = self.points.insert(sequence, (self.received.clone(), root));
                 assert!(lost.is_none(), "a point was replaced");
+                if !self.rotten.is_empty() {
+                    self.damaged.insert(sequence);
+                }
                 let term = self.lineage.current().id;
                 let point = PointId { term, sequence };
                 Tip::Point { point, root }
@@ -667,6 +685,14 @@ impl Source for Shared {
         self.local(|world| world.note(disk, &regions)).await
     }
 
+    async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
+        self.local(|world| world.changing(disk, from)).await
+    }
+
+    async fn mark(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+        self.local(|world| world.mark(disk, &regions)).await
+    }
+
     async fn suspect(&self, issued: u64) -> Result<model::Bytes, Problem> {
         self.local(|world| {
             world.suspect_all();
@@ -765,6 +791,10 @@ impl Link for Shared {
         let ask = ask.clone();
         self.remote(move |world| {
             world.receives()?;
+            if world.uncompared {
+                let problem = problem(Code::Invalid, "it cannot be compared");
+                return Err(LinkError::Refused(problem));
+            }
             Ok(world.on_compare(&ask))
         })
         .await?
@@ -853,6 +883,9 @@ async fn wait_for(running: &Running, what: &str, good: impl Fn(&LinkReport) -> b
 /// what they hold now.
 fn check_points(world: &World) {
     for (sequence, (held, root)) in &world.points {
+        if world.damaged.contains(sequence) {
+            continue;
+        }
         assert_eq!(held, &world.cuts[&root.0], "point {sequence}");
     }
     let (_, (last, _)) = world.points.last_key_value().expect("points");
@@ -930,6 +963,10 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
             86..89 => shared.world().paused = true,
             89..93 => shared.world().paused = false,
             93..96 => shared.reconfigure(&running),
+            96 | 97 => shared.world().rot(),
+            98 => {
+                let _ = running.commands.send(Command::Verify(action)).await;
+            }
             _ => {}
         }
         let report = running.reports.borrow().clone();
@@ -952,6 +989,8 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
             .is_some_and(|point| point.sequence > last + 1)
     })
     .await;
+    shared.world().rot();
+    verify::until_whole(&shared, &running).await;
     let _ = running.commands.send(Command::Stop).await;
     running.task.await.expect("ends without a panic");
     let world = shared.world();
@@ -996,6 +1035,7 @@ fn a_source_that_breaks_its_promises_is_found_out() {
         Lie::Persist,
         Lie::PowerCut,
         Lie::Compared,
+        Lie::Mark,
         Lie::Sweep,
         Lie::Cut,
     ] {

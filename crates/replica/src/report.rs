@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::{Bytes, PointId, Problem, ReplicationState};
+use model::{Bytes, DiskId, PointId, Problem, ReplicationState};
 
 /// A segment on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,65 @@ pub struct Comparison {
     pub done: Bytes,
     /// To be compared, what was done included.
     pub total: Bytes,
+}
+
+/// The replica's newest point being verified against the disks, or how that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verification {
+    /// Which one: as [`Command::Verify`](crate::driver::Command::Verify) said.
+    pub number: u64,
+    /// Looked at.
+    pub done: Bytes,
+    /// To be looked at: all disks.
+    pub total: Bytes,
+    /// Of what was looked at, what had changed since the point and was left out: the next point
+    /// replaces it.
+    pub changed: Bytes,
+    /// What differs and had not changed.
+    pub damaged: Bytes,
+    /// Where, the first ranges.
+    pub damage: Vec<Damage>,
+    /// How many more ranges there are.
+    pub more: u64,
+    /// The point that holds again what was damaged; older ones do not.
+    pub repaired: Option<PointId>,
+    /// The newest point when all was looked at, or why not all was; none while it goes on.
+    pub outcome: Option<Result<PointId, Problem>>,
+}
+
+/// A range of a disk that the replica had otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its first byte.
+    pub at: u64,
+    /// How long it is.
+    pub len: Bytes,
+}
+
+impl Verification {
+    /// One that has looked at nothing yet.
+    #[must_use]
+    pub fn begin(number: u64, total: Bytes) -> Self {
+        Self {
+            number,
+            done: Bytes(0),
+            total,
+            changed: Bytes(0),
+            damaged: Bytes(0),
+            damage: Vec::new(),
+            more: 0,
+            repaired: None,
+            outcome: None,
+        }
+    }
+
+    /// Whether the replica's newest point is known to be damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damaged > Bytes(0) && self.repaired.is_none()
+    }
 }
 
 /// State and measures of one relationship, on the primary. Counters begin with the driver.
@@ -66,6 +125,8 @@ pub struct LinkReport {
     pub seeding: Option<crate::source::Position>,
     /// How far the comparison with the replica is, while one goes on.
     pub comparison: Option<Comparison>,
+    /// The last verification of the replica's newest point.
+    pub verification: Option<Verification>,
     /// Bytes of disks compared with the replica by hash.
     pub compared: Bytes,
     /// Of them, bytes that differed.
@@ -97,6 +158,7 @@ impl LinkReport {
             transfer: None,
             seeding: None,
             comparison: None,
+            verification: None,
             compared: Bytes(0),
             differed: Bytes(0),
         }

@@ -6,6 +6,8 @@
 //!      ^           ^      +--> Staging --> Recording? --> Offering --> Shipping --> Committing
 //!      |           |      +--> Recording --> Confirming <---------------------------+
 //!      |           |                             |
+//!      |           |                     Looking, Marking: if a person wants it verified
+//!      |           |                             |
 //!   Waiting: own failure, link lost,  <----------+ until the next point is due
 //!
 //!   Asking --> Configuring --> ...   the replica follows another configuration
@@ -33,6 +35,7 @@ mod contact;
 mod reception;
 mod resync;
 mod trouble;
+mod verify;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -44,7 +47,7 @@ use model::{Bytes, Code, Lineage, PointId, Problem, ReplicationState, Since};
 use crate::link::LinkError;
 use crate::report::LinkReport;
 use crate::source::{
-    ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
+    Changing, ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
 };
 use crate::wire::{
     Basis, CommitAnswer, CompareAnswer, Configuration, ConfigureAnswer, ContactAnswer, Digest,
@@ -52,6 +55,7 @@ use crate::wire::{
 };
 use contact::Contact;
 use resync::{At, Findings};
+use verify::{Looked, Repair, Verifying};
 
 pub use contact::{CONTACT, LONGEST_CONTACT};
 pub(crate) use reception::paused;
@@ -89,6 +93,10 @@ pub enum Event {
     Answered(Result<(Suspects, Result<CompareAnswer, LinkError>), Problem>),
     /// [`Output::Note`] ended.
     Noted(Result<(), Problem>),
+    /// [`Output::Look`] ended: what the regions hold, and the answer.
+    Looked(Result<(Changing, Result<CompareAnswer, LinkError>), Problem>),
+    /// [`Output::Mark`] ended.
+    Marked(Result<(), Problem>),
     /// [`Output::Suspect`] ended.
     Suspected(Result<Bytes, Problem>),
     /// [`Output::Persist`] ended.
@@ -115,6 +123,10 @@ pub enum Event {
     Suspend,
     /// A person wants it to go on; also out of [`ReplicationState::Error`].
     Resume,
+    /// A person wants the replica's newest point verified; nothing if that goes on already.
+    Verify(u64),
+    /// Nobody waits for that verification any more.
+    VerifyNoMore(u64),
 }
 
 /// What to do now. Each but `Abandon`, `Sleep`, `Put` and `Contact` ends with its event before
@@ -157,6 +169,24 @@ pub enum Output {
         /// Position of the disk in the plan.
         disk: usize,
         /// What the comparison told.
+        regions: Vec<ComparedRegion>,
+    },
+    /// Hash the next regions, then compare them with the replica.
+    Look {
+        /// Position of the disk in the plan.
+        disk: usize,
+        /// The first region to look at.
+        region: u64,
+        /// The replica's newest point.
+        tip: PointId,
+        /// The highest sequence number that may have been used.
+        issued: u64,
+    },
+    /// [`Source::mark`](crate::source::Source::mark).
+    Mark {
+        /// Position of the disk in the plan.
+        disk: usize,
+        /// What is damaged.
         regions: Vec<ComparedRegion>,
     },
     /// [`Source::suspect`](crate::source::Source::suspect).
@@ -202,6 +232,8 @@ enum State {
     Staging,
     Comparing(At),
     Noting(Findings),
+    Looking(At),
+    Marking(Looked),
     Suspecting {
         tip: PointId,
         issued: u64,
@@ -268,6 +300,8 @@ pub struct Sender {
     staged: Option<Staged>,
     /// How much is to be compared before the next cut.
     suspect: Bytes,
+    verifying: Option<Verifying>,
+    repair: Repair,
     /// How often the replica's tip could not be stood on.
     strange: u32,
     /// The last such tip.
@@ -310,6 +344,8 @@ impl Sender {
             progress,
             staged: None,
             suspect: Bytes(0),
+            verifying: None,
+            repair: Repair::Done,
             strange: 0,
             strange_tip: None,
             reserved: 0,
@@ -349,6 +385,8 @@ impl Sender {
         match event {
             Event::Contacted(answer) => self.contacted(now, answer, &mut outputs),
             Event::Changed(configuration) => self.changed(now, configuration, &mut outputs),
+            Event::Verify(number) => self.verify(now, number, &mut outputs),
+            Event::VerifyNoMore(number) => self.verify_no_more(number),
             event => self.step(now, event, &mut outputs),
         }
         self.keep_time(now, ticked, &mut outputs);
@@ -399,6 +437,8 @@ impl Sender {
                 self.answered(now, at, &ours, answer, out);
             }
             (State::Noting(findings), Event::Noted(Ok(()))) => self.noted(now, &findings, out),
+            (State::Looking(at), Event::Looked(found)) => self.looked(now, at, found, out),
+            (State::Marking(looked), Event::Marked(Ok(()))) => self.marked(now, looked, out),
             (State::Suspecting { tip, issued }, Event::Suspected(Ok(suspect))) => {
                 self.suspected(tip, issued, suspect, out);
             }
@@ -464,6 +504,7 @@ impl Sender {
     // -- What is next ---------------------------------------------------------------------
 
     fn track(&mut self, out: &mut Vec<Output>) {
+        self.keep_damage();
         if self.pause_now() {
             return;
         }
@@ -534,6 +575,17 @@ impl Sender {
         self.state = State::FoldingBack;
     }
 
+    /// Whether there is nothing to do until the next point is due.
+    fn is_resting(&self) -> bool {
+        matches!(
+            self.state,
+            State::Waiting {
+                wait: Wait::Due,
+                ..
+            }
+        )
+    }
+
     /// The replica has all that was sent and nothing is staged: the next part or point.
     fn go_on(&mut self, now: Now, out: &mut Vec<Output>) {
         if self.pause_now() {
@@ -548,6 +600,7 @@ impl Sender {
             Progress::Seeding { .. } => self.cut(now, out),
             Progress::Live { .. } if self.is_outdated(now) => self.ask(out),
             Progress::Live { .. } if self.suspect.0 > 0 => self.compare(now, out),
+            Progress::Live { .. } if self.may_look(now) => self.look(now, out),
             Progress::Live { .. } if now.since_start >= self.due || self.late => {
                 self.cut(now, out);
             }
@@ -562,6 +615,7 @@ impl Sender {
 
     fn cut(&mut self, now: Now, out: &mut Vec<Output>) {
         self.late = false;
+        self.cut_damage();
         self.due = now.since_start + self.frequency();
         let since = match self.progress {
             Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },
@@ -583,6 +637,9 @@ impl Sender {
                 | State::Error
                 | State::StoodDown
                 | State::Gating(_)
+                // One lot of regions is looked at when a point is due.
+                | State::Looking(_)
+                | State::Marking(_)
                 | State::Waiting {
                     wait: Wait::Due | Wait::Paused | Wait::Gate(_),
                     ..
@@ -616,6 +673,14 @@ impl Sender {
         };
         if self.suspect.0 == 0 {
             self.report.comparison = None;
+        }
+        if let State::Error | State::StoodDown | State::Gating(_) = self.state {
+            let ended = || {
+                let reason = "was verified in part: its replication stopped";
+                Problem::new(Code::Failed, &self.plan.thing, reason, "")
+            };
+            let why = self.report.last_error.clone().unwrap_or_else(ended);
+            self.end_verification(Err(why));
         }
         self.report.state = match (&self.state, self.progress) {
             (State::StoodDown | State::Gating(_), _)

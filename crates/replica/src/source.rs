@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use journal::compare::Blocks;
+use journal::compare::{BlockHashes, Blocks};
 use journal::{Header, Root};
 use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,29 @@ pub struct Suspects {
     pub next: Option<u64>,
 }
 
+/// What some regions of a disk hold, and what of it is on its way to the replica anyway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changing {
+    /// Size of the disk.
+    pub size: model::Bytes,
+    /// At most [`MAX_COMPARED`](crate::wire::MAX_COMPARED), rising.
+    pub regions: Vec<ChangingRegion>,
+    /// The region from which to go on; none at the end of the disk.
+    pub next: Option<u64>,
+}
+
+/// What a region holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangingRegion {
+    /// Its number.
+    pub region: u64,
+    /// Of every block of it.
+    pub hashes: BlockHashes,
+    /// The blocks, rising, of which somebody may have changed the content since the last confirmed
+    /// point. Whatever was being written while the region was read is among them.
+    pub changed: Vec<Blocks>,
+}
+
 /// A region that was compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComparedRegion {
@@ -223,6 +246,22 @@ pub trait Source: Send + Sync + 'static {
     /// These regions of a disk were compared with the replica: what differs is marked, and they are
     /// not suspect any more. A region that is not suspect is passed over.
     fn compared(
+        &self,
+        disk: usize,
+        regions: Vec<ComparedRegion>,
+    ) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// What the next regions of a disk hold, from this one on. Only reads: may be dropped at any time.
+    /// No segment is staged or confirmed meanwhile.
+    fn changing(
+        &self,
+        disk: usize,
+        from: u64,
+    ) -> impl Future<Output = Result<Changing, Problem>> + Send;
+
+    /// The replica has these blocks otherwise, though they did not change: the next segment is to hold
+    /// them.
+    fn mark(
         &self,
         disk: usize,
         regions: Vec<ComparedRegion>,

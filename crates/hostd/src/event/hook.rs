@@ -29,10 +29,15 @@ const MAX_SAID: u64 = 1024;
 /// Whether the hook is told of `kind`.
 pub(crate) fn is_told(kind: EventKind) -> bool {
     match kind {
-        EventKind::Health | EventKind::Error | EventKind::FailedOver | EventKind::StoodDown => true,
+        EventKind::Health
+        | EventKind::Error
+        | EventKind::Damaged
+        | EventKind::FailedOver
+        | EventKind::StoodDown => true,
         EventKind::Enabled
         | EventKind::Removed
         | EventKind::State
+        | EventKind::Repaired
         | EventKind::PointsMissed
         | EventKind::PointsOnTime
         | EventKind::TestBegan

@@ -5,6 +5,7 @@
 //! | state | at once |
 //! | health | once it has lasted ten seconds |
 //! | error | at once; the same kind again only when five minutes have passed |
+//! | damage of the twin | when the verification that found it ends; when it is repaired |
 //! | points missed | at once; again only after five minutes without a missed one, which are told too |
 //!
 //! What was told last of state and health is kept with the measures, so that a restart of polluxd
@@ -12,7 +13,7 @@
 
 use api::{EventKind, HealthMessage, Severity};
 use jiff::{SignedDuration, Timestamp};
-use model::{Code, Health, Problem, ReplicationState, VmId};
+use model::{Code, Health, PointId, Problem, ReplicationState, VmId};
 
 use super::Draft;
 
@@ -45,6 +46,18 @@ pub(crate) struct Related<'a> {
     pub(crate) error: Option<&'a Problem>,
     /// Points missed, in the monitoring interval.
     pub(crate) missed: u64,
+    /// The last verification of the twin, if it ended.
+    pub(crate) verified: Option<Verified>,
+}
+
+/// How a verification of the twin's newest point ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) number: u64,
+    /// What is damaged, in words.
+    pub(crate) damage: Option<String>,
+    /// The point that holds it again.
+    pub(crate) repaired: Option<PointId>,
 }
 
 /// What was told, and what may have to be.
@@ -59,6 +72,8 @@ pub(crate) struct Notices {
     error: Option<(Code, Timestamp)>,
     missed: u64,
     missing: Option<Missing>,
+    /// The verification of which damage was told, and whether its repair was.
+    damage: Option<(u64, bool)>,
 }
 
 /// Points that are being missed.
@@ -119,6 +134,7 @@ impl Notices {
                 }
                 self.of_state(related, &mut told);
                 self.of_error(now, related, &mut told);
+                self.of_damage(related, &mut told);
                 self.of_points(now, related, &mut told);
                 self.of_health(now, related, &mut told);
             }
@@ -185,6 +201,36 @@ impl Notices {
                 &[],
             ));
         }
+    }
+
+    fn of_damage<'a>(&mut self, related: &Related<'a>, told: &mut Vec<Told<'a>>) {
+        let Some(verified) = &related.verified else {
+            return;
+        };
+        let Some(damage) = &verified.damage else {
+            return;
+        };
+        let known = self.damage.filter(|(number, _)| *number == verified.number);
+        if known.is_none() {
+            let what = format!("the newest point of the twin is not what the disks hold: {damage}");
+            let way_out = format!(
+                "it is sent again with the next point; see to the storage of host `{}`",
+                related.peer
+            );
+            let (kind, severity) = (EventKind::Damaged, Severity::Error);
+            told.push((kind, severity, what, way_out, &[]));
+        }
+        let repaired = verified
+            .repaired
+            .filter(|_| known.is_none_or(|(_, told)| !told));
+        if let Some(point) = repaired {
+            let what = format!(
+                "point {point} of the twin holds again what was damaged; older points do not"
+            );
+            let (kind, severity) = (EventKind::Repaired, Severity::Info);
+            told.push((kind, severity, what, String::new(), &[]));
+        }
+        self.damage = Some((verified.number, verified.repaired.is_some()));
     }
 
     fn of_points<'a>(&mut self, now: Timestamp, related: &Related<'a>, told: &mut Vec<Told<'a>>) {

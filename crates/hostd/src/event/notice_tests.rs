@@ -13,6 +13,7 @@ fn related() -> Related<'static> {
         messages: &[],
         error: None,
         missed: 0,
+        verified: None,
     }
 }
 
@@ -153,4 +154,34 @@ fn missed_points_are_told_at_their_beginning_and_their_end() {
     assert_eq!(drafts[0].kind, EventKind::PointsOnTime);
     assert!(drafts[0].what.contains("7 were missed"), "{drafts:?}");
     assert_eq!(kinds(&mut notices, 601, missed(0)), []);
+}
+
+#[test]
+fn damage_of_the_twin_is_told_once_and_so_is_its_repair() {
+    let mut notices = settled();
+    let point = PointId {
+        term: model::TermId::random(),
+        sequence: 9,
+    };
+    let verified = |number, damaged: bool, repaired| {
+        Some(Related {
+            verified: Some(Verified {
+                number,
+                damage: damaged.then(|| "4 KiB at 1 MiB of disk 0".to_owned()),
+                repaired,
+            }),
+            ..related()
+        })
+    };
+    let (damaged, repaired) = (EventKind::Damaged, EventKind::Repaired);
+    assert_eq!(kinds(&mut notices, 0, verified(1, false, None)), []);
+    assert_eq!(kinds(&mut notices, 1, verified(2, true, None)), [damaged]);
+    assert_eq!(kinds(&mut notices, 2, verified(2, true, None)), []);
+    let told = kinds(&mut notices, 3, verified(2, true, Some(point)));
+    assert_eq!(told, [repaired]);
+    let told = kinds(&mut notices, 4, verified(2, true, Some(point)));
+    assert_eq!(told, []);
+    // Found and repaired between two looks.
+    let told = kinds(&mut notices, 5, verified(3, true, Some(point)));
+    assert_eq!(told, [damaged, repaired]);
 }

@@ -12,6 +12,7 @@ mod points;
 mod replication;
 mod server;
 mod tracking;
+mod verification;
 mod vms;
 
 use std::sync::Arc;
@@ -107,6 +108,7 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/replication/health", get(measures::health))
         .route("/v1/vms/{vm}/tracking", get(tracking::show))
         .route("/v1/vms/{vm}/replication/verify", post(points::verify))
+        .route("/v1/vms/{vm}/replication/compare", post(verification::run))
         .route("/v1/vms/{vm}/points", get(points::list))
         .route(
             "/v1/vms/{vm}/points/{point}/open",

@@ -98,6 +98,11 @@ pub(crate) enum Message {
     GoOn,
     /// What serves the disks cannot be asked.
     DisksLost,
+    /// Compare the replica's newest point with the disks, under this number; answered when that is
+    /// wanted of what sends.
+    Verify { number: u64, answer: Answer },
+    /// Nobody waits for that any more.
+    VerifyNoMore { number: u64 },
     /// Send or receive nothing, or go on.
     Suspend { suspended: bool, answer: Answer },
     /// Start the twin; answered when the guest runs.

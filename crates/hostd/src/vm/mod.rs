@@ -28,5 +28,6 @@ pub(crate) mod supervisor;
 pub(crate) mod takeover;
 mod tracking;
 pub(crate) mod unsent;
+pub(crate) mod verification;
 
 pub(crate) use handle::{Home, Message, View, Vm};

@@ -16,7 +16,7 @@ use std::time::Duration;
 use api::{HealthMessage, Progress};
 use jiff::{SignedDuration, Timestamp};
 use model::{Bytes, Health, Mode, Problem, ReplicationState, VmId};
-use replica::report::LinkReport;
+use replica::report::{LinkReport, Verification};
 use replica::source::Position;
 use replica::standing::Role;
 use tokio::sync::watch;
@@ -24,7 +24,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::handle::View;
 use super::relation::Relation;
-use crate::event::notice::{Facts, Notices, Related};
+use super::verification;
+use crate::event::notice::{Facts, Notices, Related, Verified};
 use crate::event::{Draft, Events};
 use crate::health::{self, Look, Onset};
 use crate::host::Host;
@@ -76,6 +77,8 @@ pub(crate) struct Seen {
     pub(crate) per_second: Option<u64>,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<Problem>,
+    /// The last comparison of the replica's newest point with the disks.
+    pub(crate) verification: Option<Verification>,
 }
 
 impl Observed {
@@ -116,7 +119,12 @@ impl Observed {
             .and_then(|report| copying(view, relation, report));
         let done = copying.as_ref().map(|copying| copying.done.0);
         let per_second = inner.pace.note(now, done);
-        let error = report.and_then(|report| report.last_error);
+        let (error, verification) = match report {
+            Some(report) => (report.last_error, report.verification),
+            None => (None, None),
+        };
+        let damage = verification.as_ref().filter(|last| last.is_damaged());
+        let damage = damage.map(|last| verification::damage(last, &view.home.spec));
         let away = view.home.place.away();
         let mut messages = health::messages(&Look {
             now,
@@ -133,6 +141,7 @@ impl Observed {
             enabled: measured.enabled,
             last_success: measured.last_success,
             latency_average_ms: measured.latency_average_ms(),
+            damage: damage.as_deref(),
         });
         inner.onset.note(now, &messages);
         inner.onset.date(&mut messages);
@@ -145,6 +154,7 @@ impl Observed {
             copying,
             per_second,
             error,
+            verification,
         })
     }
 
@@ -165,6 +175,15 @@ impl Observed {
             messages: &seen.messages,
             error: seen.error.as_ref(),
             missed: seen.measured.now.missed,
+            verified: seen.verification.as_ref().and_then(|last| {
+                last.outcome.as_ref()?;
+                Some(Verified {
+                    number: last.number,
+                    damage: (last.damaged.0 > 0)
+                        .then(|| verification::damage(last, &view.home.spec)),
+                    repaired: last.repaired,
+                })
+            }),
         });
         let drafts = inner.notices.notice(
             now,

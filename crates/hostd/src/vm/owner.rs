@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{CheckpointId, Problem, VmId, VmState};
+use replica::driver::Command;
 use replica::run::Evidence;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -324,6 +325,10 @@ impl Owner {
             Message::GoOn => self.merge(),
             Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
             Message::DisksLost => {}
+            Message::Verify { number, answer } => {
+                let _ = answer.send(self.verify(number));
+            }
+            Message::VerifyNoMore { number } => self.command(Command::VerifyNoMore(number)),
             Message::Suspend { suspended, answer } => {
                 let _ = answer.send(self.suspend(suspended));
             }

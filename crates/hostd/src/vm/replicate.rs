@@ -316,18 +316,64 @@ impl Owner {
         } else {
             Command::Resume
         };
-        if let Some(driver) = &self.driver {
-            driver.commands.try_send(command).map_err(|_full| {
-                let reason = "is busy with earlier commands of this kind";
-                Problem::new(
-                    Code::Conflict,
-                    view.thing(),
-                    reason,
-                    "Try again in a moment",
-                )
-            })?;
+        match &self.driver {
+            Some(driver) => tell(&view, driver, command),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Compares the replica's newest point with the disks, beside the sending.
+    pub(super) fn verify(&mut self, number: u64) -> Result<(), Problem> {
+        let view = self.view();
+        let refuse = |reason: String, way_out: &str| {
+            let thing = format!("the twin of {}", view.thing());
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        if let Some(relation) = &view.relation {
+            if view.standing.role != Role::Primary {
+                let reason = "is compared with its primary on the primary only".to_owned();
+                let name = view.home.spec.name.as_str();
+                let way_out = format!(
+                    "on host `{}`: `pollux replica verify {name} --against-primary`",
+                    relation.partner
+                );
+                return refuse(reason, &way_out);
+            }
+        }
+        let relation = self.sending(&view)?;
+        let Some(driver) = &self.driver else {
+            let reason = "is not sent to now".to_owned();
+            return refuse(reason, "`pollux replica health` tells why");
+        };
+        let (state, goes_on) = {
+            let report = driver.report.borrow();
+            let last = report.verification.as_ref();
+            (
+                report.state,
+                last.is_some_and(|last| last.outcome.is_none()),
+            )
+        };
+        if relation.suspended || state != ReplicationState::Replicating {
+            let state = if relation.suspended {
+                ReplicationState::Suspended
+            } else {
+                state
+            };
+            let reason = format!("can be compared while it is Replicating; now it is {state}");
+            return refuse(reason, "`pollux replica health` tells why, and what to do");
+        }
+        if goes_on {
+            let reason = "is being compared already".to_owned();
+            return refuse(reason, "Wait for that");
+        }
+        tell(&view, driver, Command::Verify(number))
+    }
+
+    /// Tells the driver, if there is one. A mailbox that is full of commands is no harm.
+    pub(super) fn command(&self, command: Command) {
+        if let Some(driver) = &self.driver {
+            let _ = driver.commands.try_send(command);
+        }
     }
 
     /// Replicates in another way from now on.
@@ -546,6 +592,18 @@ impl Owner {
         self.show(|view| view.relation = None);
         Ok(())
     }
+}
+
+fn tell(view: &View, driver: &Driver, command: Command) -> Result<(), Problem> {
+    driver.commands.try_send(command).map_err(|_full| {
+        let reason = "is busy with earlier commands of this kind";
+        Problem::new(
+            Code::Conflict,
+            view.thing(),
+            reason,
+            "Try again in a moment",
+        )
+    })
 }
 
 /// Refuses what no relationship can keep up.

@@ -26,7 +26,8 @@ use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
 use replica::outbox;
 use replica::source::{
-    ComparedRegion, Position, Progress, SeedPart, Source, Staged, StagedPart, Suspects, Tracking,
+    Changing, ChangingRegion, ComparedRegion, Position, Progress, SeedPart, Source, Staged,
+    StagedPart, Suspects, Tracking,
 };
 use replica::wire::{Configuration, MAX_COMPARED, Offer, RegionHashes};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -38,6 +39,9 @@ use crate::measure::StagedSums;
 
 /// How much content a part of an initial replication holds.
 const PART: Bytes = Bytes(64 << 20);
+/// Regions that are looked at between two points, at least: a point that is due waits while both hosts
+/// read them.
+const AT_ONCE_COMPARED: u64 = 16;
 /// How long diskd may take for what it does at once.
 const AT_ONCE: Duration = Duration::from_secs(30);
 /// How long diskd may take for what it makes durable.
@@ -396,6 +400,40 @@ impl Source for DiskdSource {
             differ: compared.differ,
         });
         let request = Request::Compared {
+            disk: self.disk(disk)?.id,
+            regions: regions.collect(),
+        };
+        self.ask(&request, DURABLE).await.map(drop)
+    }
+
+    async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
+        let DiskExtent { id, size, .. } = self.disk(disk)?;
+        let request = Request::Regions {
+            disk: id,
+            from,
+            limit: AT_ONCE_COMPARED,
+        };
+        let Reply::Regions { regions, next } = self.ask(&request, STAGING).await? else {
+            return Err(self.confused());
+        };
+        let regions = regions.into_iter().map(|found| ChangingRegion {
+            region: found.region,
+            hashes: found.hashes,
+            changed: found.changed,
+        });
+        Ok(Changing {
+            size,
+            regions: regions.collect(),
+            next,
+        })
+    }
+
+    async fn mark(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+        let regions = regions.into_iter().map(|compared| Compared {
+            region: compared.region,
+            differ: compared.differ,
+        });
+        let request = Request::Mark {
             disk: self.disk(disk)?.id,
             regions: regions.collect(),
         };

@@ -1,8 +1,9 @@
 //! The primary's tracking and the replica's comparison, as diskd and the receiver would do them.
 
-use journal::compare::BlockHashes;
+use journal::compare::{BlockHashes, Blocks};
 
 use super::*;
+use crate::source::ChangingRegion;
 use crate::wire::{Basis, RegionHashes};
 
 /// Blocks of a region here.
@@ -12,6 +13,12 @@ const AT_ONCE: usize = 2;
 
 pub(super) fn region_of((disk, block): (usize, u64)) -> Region {
     (disk, block / REGION)
+}
+
+/// The block that has this number in regions of their true size.
+pub(super) fn block_of(block: u64) -> u64 {
+    let whole = journal::compare::REGION_BLOCKS;
+    block / whole * REGION + block % whole
 }
 
 /// The hashes of a region of disks with this content.
@@ -38,6 +45,7 @@ pub(super) struct Replica {
     tip: Tip,
     points: BTreeMap<u64, (Disks, Root)>,
     received: Disks,
+    rotten: BTreeSet<(usize, u64)>,
 }
 
 impl World {
@@ -117,11 +125,73 @@ impl World {
             if !self.suspect.remove(&(disk, compared.region)) || self.lie == Some(Lie::Compared) {
                 continue;
             }
-            for run in &compared.differ {
-                let first = compared.region * REGION + run.first;
-                let blocks = first..first + run.count;
-                self.marks.extend(blocks.map(|block| (disk, block)));
+            self.mark_runs(disk, compared);
+        }
+    }
+
+    fn mark_runs(&mut self, disk: usize, compared: &ComparedRegion) {
+        for run in &compared.differ {
+            let first = compared.region * REGION + run.first;
+            let blocks = first..first + run.count;
+            self.marks.extend(blocks.map(|block| (disk, block)));
+        }
+    }
+
+    pub(super) fn changing(&self, disk: usize, from: u64) -> Changing {
+        let end = BLOCKS / REGION;
+        let until = (from + AT_ONCE as u64).min(end);
+        let region = |region: u64| {
+            let all = Blocks {
+                first: 0,
+                count: REGION,
+            };
+            let unknown = self.suspect.contains(&(disk, region))
+                || self.unconfirmed.contains(&(disk, region));
+            let marked = self
+                .marks
+                .range((disk, region * REGION)..(disk, (region + 1) * REGION))
+                .map(|(_, block)| Blocks {
+                    first: block - region * REGION,
+                    count: 1,
+                });
+            let changed = if unknown { vec![all] } else { marked.collect() };
+            ChangingRegion {
+                region,
+                hashes: hashes(&self.content, (disk, region)),
+                changed: if self.lie == Some(Lie::Changing) {
+                    Vec::new()
+                } else {
+                    changed
+                },
             }
+        };
+        Changing {
+            size: model::Bytes(BLOCKS * 4096),
+            regions: (from..until).map(region).collect(),
+            next: (until < end).then_some(until),
+        }
+    }
+
+    pub(super) fn mark(&mut self, disk: usize, regions: &[ComparedRegion]) {
+        if self.lie == Some(Lie::Mark) {
+            return;
+        }
+        for compared in regions {
+            self.armed.insert((disk, compared.region));
+            self.mark_runs(disk, compared);
+        }
+    }
+
+    /// A block of the replica's newest point is not what it was any more, if there is one.
+    pub(super) fn rot(&mut self) {
+        if !matches!(self.tip, Tip::Point { .. }) {
+            return;
+        }
+        let at = usize::try_from(self.chance.below(self.received.len() as u64)).expect("small");
+        if let Some((key, value)) = self.received.iter_mut().nth(at) {
+            // No write has such a value.
+            *value |= 1 << 60;
+            self.rotten.insert(*key);
         }
     }
 
@@ -185,6 +255,7 @@ impl World {
             tip: self.tip,
             points: self.points.clone(),
             received: self.received.clone(),
+            rotten: self.rotten.clone(),
         })
     }
 
@@ -194,6 +265,7 @@ impl World {
         self.tip = copy.tip;
         self.points = copy.points;
         self.received = copy.received;
+        self.rotten = copy.rotten;
     }
 
     pub(super) fn on_compare(&mut self, ask: &Compare) -> CompareAnswer {

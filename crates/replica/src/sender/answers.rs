@@ -278,6 +278,7 @@ impl Sender {
         self.report.last_error = None;
         let size = self.report.transfer.take().map(|transfer| transfer.total);
         if let Some((point, cut)) = point {
+            self.repaired(point);
             if let Some(size) = size {
                 self.report.last_size = size;
                 self.report.sizes.0 = self.report.sizes.0.saturating_add(size.0);

@@ -162,6 +162,7 @@ impl Sender {
             State::Asking
                 | State::Configuring(_)
                 | State::Comparing(_)
+                | State::Looking(_)
                 | State::Offering
                 | State::Shipping { .. }
                 | State::Committing

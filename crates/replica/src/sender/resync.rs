@@ -255,7 +255,7 @@ impl Sender {
     }
 
     /// The tip is not the one that was named: a segment of before arrived, or a host was restored.
-    fn moved(&mut self, now: Now, tip: Tip, out: &mut Vec<Output>) {
+    pub(super) fn moved(&mut self, now: Now, tip: Tip, out: &mut Vec<Output>) {
         self.contradictions += 1;
         if self.contradictions > CONTRADICTIONS {
             return self.give_up("has another newest point whenever it is compared");

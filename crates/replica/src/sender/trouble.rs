@@ -26,6 +26,7 @@ pub(super) fn trouble(state: &State, event: Event) -> Option<Trouble> {
         | (State::Staging, Event::SeedStaged(Err(problem)) | Event::CutStaged(Err(problem)))
         | (State::Comparing(_), Event::Answered(Err(problem)))
         | (State::Noting(_), Event::Noted(Err(problem)))
+        | (State::Marking(_), Event::Marked(Err(problem)))
         | (State::Suspecting { .. }, Event::Suspected(Err(problem)))
         | (State::Recording { .. }, Event::Persisted(Err(problem)))
         | (State::Offering, Event::Offered(Err(problem)))
@@ -166,6 +167,7 @@ impl Sender {
             State::Starting
             | State::Staging
             | State::Noting(_)
+            | State::Marking(_)
             | State::Suspecting { .. }
             | State::Recording { .. }
             | State::Confirming
@@ -176,6 +178,7 @@ impl Sender {
             State::Asking
             | State::Configuring(_)
             | State::Comparing(_)
+            | State::Looking(_)
             | State::Offering
             | State::Shipping { .. }
             | State::Committing => {
