@@ -25,6 +25,7 @@ use std::time::Duration;
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, VmId};
 use ring::Sender;
 
+use crate::coarse::MOST_RUNS;
 use crate::config::Config;
 use crate::control::{DiskStatus, Reply, StoreKind};
 use crate::owner::Order;
@@ -63,6 +64,8 @@ pub struct Engine {
     disks: Vec<Disk>,
     /// How long an owner may take to answer what it answers at once; then it is stuck.
     patience: Duration,
+    /// Runs of marks that an epoch may have.
+    most_runs: u64,
     /// Held while marks move: one epoch at a time.
     epoch: Mutex<()>,
     /// Held while stacks change: one reload or step of a merge at a time.
@@ -87,6 +90,7 @@ impl Engine {
             lacking,
             disks,
             patience: ANSWER,
+            most_runs: MOST_RUNS,
             epoch: Mutex::new(()),
             stacks: Mutex::new(()),
             instant: Mutex::new(()),

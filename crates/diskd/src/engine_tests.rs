@@ -176,6 +176,11 @@ async fn own(
                 staged.wait();
                 sink = Some(stage.deliveries);
             }
+            Order::Coarsen(most, answer) => {
+                assert_eq!(most, MOST_RUNS / 2);
+                told.push("coarsen");
+                let _ = answer.send(());
+            }
             Order::Abandon => told.push("abandon"),
             Order::End(whole, answer) => {
                 told.push(if whole { "whole" } else { "fold back" });
@@ -201,6 +206,21 @@ fn a_whole_segment_is_no_error_though_an_owner_does_not_hear_that_it_is() {
     assert_eq!(scene.outbox(), ["1.delta"]);
     assert!(SegmentReader::open(&file(&scene.folder)).is_ok());
     assert_eq!(scene.told(), [vec!["whole"], vec!["whole"]]);
+}
+
+#[test]
+fn what_a_segment_has_no_room_for_is_coarsened_on_every_disk_before_any_is_held_up() {
+    let scene = Scene::new([Manner::Good, Manner::Good]);
+    for (disk, marked) in scene.engine.disks.iter().zip([MOST_RUNS, 1]) {
+        disk.stats
+            .dirty
+            .store(marked, std::sync::atomic::Ordering::Relaxed);
+    }
+    scene.cut().expect("whole");
+    assert_eq!(
+        scene.told(),
+        [vec!["coarsen", "whole"], vec!["coarsen", "whole"]]
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@
 #[cfg(test)]
 mod arming_tests;
 mod assemble;
+mod coarse;
 pub mod config;
 pub mod control;
 pub mod cut;

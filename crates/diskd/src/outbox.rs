@@ -1,7 +1,8 @@
 //! A segment file on its way into the outbox: `<file>.part`, renamed when it is whole.
 //!
 //! The outbox is a cache: nothing is synced, and after an unclean boot it is dropped. Blocks that
-//! come in ones and twos share frames of 64 KiB; blocks of zeroes cost an index entry.
+//! come in ones and twos share frames of 64 KiB; blocks of zeroes cost an index entry. Once half of the
+//! index is used up, those between others are content like them.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -17,6 +18,8 @@ use crate::flow::Piece;
 
 /// Content of a full frame, in bytes.
 const FRAME: usize = journal::segment::MAX_CONTENT;
+/// Runs of an index from which on it is saved.
+const SAVED: usize = journal::segment::MAX_RUNS as usize / 2;
 /// A block, in bytes.
 const BLOCK: usize = FRAME / 16;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
@@ -48,6 +51,13 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
+    /// The folder of the file that could not be made.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        let (Self::Exists(path) | Self::Io { path, .. } | Self::Segment { path, .. }) = self;
+        path.parent().unwrap_or(path)
+    }
+
     /// Whether there is no space left for it.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -178,6 +188,8 @@ pub struct Filler<W: Write = File> {
     extents: Vec<Extent>,
     /// Disk, first block and number of the zero blocks seen last.
     zeroes: (u16, u64, u64),
+    /// See [`SAVED`].
+    saved_from: usize,
 }
 
 impl<W: Write> Filler<W> {
@@ -192,6 +204,7 @@ impl<W: Write> Filler<W> {
             content: Vec::with_capacity(FRAME),
             extents: Vec::new(),
             zeroes: (0, 0, 0),
+            saved_from: SAVED,
         })
     }
 
@@ -201,8 +214,9 @@ impl<W: Write> Filler<W> {
     /// [`OutboxError::Segment`]
     pub fn push(&mut self, piece: &Piece) -> Result<(), OutboxError> {
         let bytes = piece.content.to_vec();
+        let split = self.writer.runs() < self.saved_from || is_zero(&bytes);
         for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
-            if is_zero(content) {
+            if split && is_zero(content) {
                 let (disk, first, count) = self.zeroes;
                 if (disk, first + count) == (piece.disk, block) {
                     self.zeroes.2 += 1;
@@ -295,14 +309,13 @@ mod tests {
         }
     }
 
-    /// Writes a segment of 64 blocks that cannot be compressed.
-    fn fill(space: usize) -> Result<Summary, OutboxError> {
-        let header = Header {
+    fn header(blocks: u64) -> Header {
+        Header {
             vm: VmId::random(),
             disks: vec![DiskExtent {
                 joining: false,
                 id: DiskId::random(),
-                size: Bytes(64 * BLOCK_SIZE),
+                size: Bytes(blocks * BLOCK_SIZE),
             }],
             lineage: Lineage::begin("host-a"),
             content: Content::Seed {
@@ -311,19 +324,66 @@ mod tests {
             },
             time: jiff::Timestamp::UNIX_EPOCH,
             consistency: Consistency::Crash,
-        };
-        let mut filler = Filler::begin(Path::new("1.seed"), Full(space), &header)?;
+        }
+    }
+
+    fn staged(block: u64, content: &[u8]) -> Piece {
+        Piece {
+            disk: 0,
+            block,
+            content: Buffer::from_slice(content),
+            cause: Cause::Staged,
+            permit: Arc::new(Flow::default()).take(Cause::Staged, content.len() as u64),
+        }
+    }
+
+    /// Writes a segment of 64 blocks that cannot be compressed.
+    fn fill(space: usize) -> Result<Summary, OutboxError> {
+        let mut filler = Filler::begin(Path::new("1.seed"), Full(space), &header(64))?;
         let mut rng = testkit::Rng::new(1);
         for block in 0..64 {
-            filler.push(&Piece {
-                disk: 0,
-                block,
-                content: Buffer::from_slice(&rng.bytes(BLOCK)),
-                cause: Cause::Staged,
-                permit: Arc::new(Flow::default()).take(Cause::Staged, BLOCK_SIZE),
-            })?;
+            filler.push(&staged(block, &rng.bytes(BLOCK)))?;
         }
         filler.finish()
+    }
+
+    #[test]
+    fn blocks_of_zeroes_between_others_cost_no_entries_once_half_of_the_index_is_used_up() {
+        let (folder, blocks) = (tempfile::tempdir().expect("a folder"), 640);
+        let path = folder.path().join("1.seed");
+        let made = File::create(&path).expect("made");
+        let header = header(blocks);
+        let mut filler = Filler::begin(&path, made, &header).expect("begun");
+        filler.saved_from = 100;
+        // Zeroes and noise by turns, and 16 blocks of zeroes at the end.
+        let mut rng = testkit::Rng::new(1);
+        let mut content = vec![0; usize::try_from(blocks * BLOCK_SIZE).expect("small")];
+        for block in content.chunks_mut(2 * BLOCK).take(312) {
+            block[BLOCK..].copy_from_slice(&rng.bytes(BLOCK));
+        }
+        for (number, piece) in (0..).zip(content.chunks(FRAME)) {
+            filler.push(&staged(number * 16, piece)).expect("room");
+        }
+        let summary = filler.finish().expect("whole");
+        assert!((100..150).contains(&summary.runs), "{}", summary.runs);
+        assert_eq!(summary.content.0, blocks * BLOCK_SIZE);
+        let reader = journal::SegmentReader::open(&path).expect("a segment");
+        let mut read = vec![7; content.len()];
+        for run in reader.runs() {
+            let run = run.expect("read");
+            let at = usize::try_from(run.block).expect("small") * BLOCK;
+            let len = run.count as usize * BLOCK;
+            let into = &mut read[at..at + len];
+            match run.source {
+                journal::Source::Zero => into.fill(0),
+                journal::Source::Frame { frame, skip } => {
+                    let frame = reader.read_frame(frame).expect("read");
+                    let skip = usize::from(skip) * BLOCK;
+                    into.copy_from_slice(&frame[skip..skip + len]);
+                }
+            }
+        }
+        assert!(read == content);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use futures_util::future::{Either, select};
 use model::{BootId, Bytes, CheckpointId};
 use ring::{Kind, Mailbox, Ring};
 
+use crate::coarse::coarsen;
 use crate::config::DiskConfig;
 use crate::control::StoreKind;
 use crate::cut::Cut;
@@ -132,6 +133,12 @@ impl Owner {
             | Order::ReadSuspects { .. }
             | Order::ReadChanging { .. }
             | Order::Compared(..) => self.relate(order),
+            Order::Coarsen(most, answer) => {
+                let pause = async || self.ring.yield_now().await;
+                coarsen(tracker.state(), most, pause).await;
+                tracker.publish();
+                let _ = answer.send(());
+            }
             Order::Cut(cut, stage) => cut_epoch(&self.ring, tracker, &cut, stage).await,
             Order::Seed { from, limit, stage } => {
                 let outcome = tracker

@@ -9,6 +9,7 @@ use model::{BootId, DiskId, RelationshipId};
 use testkit::{PowerCutStore, Rng, Schedule};
 
 use super::*;
+use crate::coarse::coarsen;
 use crate::flow::Flow;
 use crate::staging::Abandoned;
 use crate::state::Marks;
@@ -224,6 +225,10 @@ impl World {
                     apply(&replica, &pieces);
                     tracker.end(true);
                     continue;
+                }
+                if rng.once_in(3) {
+                    coarsen(tracker.state(), 1 + rng.below(6), async || pause().await).await;
+                    tracker.publish();
                 }
                 tracker.park();
                 for _ in 0..rng.below(10) {

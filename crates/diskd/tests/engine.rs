@@ -521,6 +521,10 @@ fn an_outbox_that_takes_no_more_refuses_the_epoch_and_neither_guest_nor_mark_is_
             Reply::Refused { problem } => {
                 assert_eq!(problem.code, Code::Full, "{problem}");
                 assert!(problem.way_out.contains("stay marked"), "{problem}");
+                let outbox = vm.path("outbox").display().to_string();
+                for part in ["are to be written", "are free in", &outbox] {
+                    assert!(problem.reason.contains(part), "{problem}");
+                }
             }
             other => panic!("{other:?}"),
         }

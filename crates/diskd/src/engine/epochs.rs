@@ -60,6 +60,7 @@ impl Engine {
         }
         let disks = self.disks_of(&header)?;
         let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        self.coarsen(&disks)?;
         let cut = Arc::new(Cut::new(disks.len()));
         let (deliveries, delivered) = mpsc::channel();
         let mut epoch = Underway::new(self, &disks, delivered);
@@ -82,6 +83,20 @@ impl Engine {
         }
         let filler = Filler::begin(file, opened, &header);
         self.finish(epoch, draft, filler)
+    }
+
+    /// Lets what is marked on `disks` fit into one segment.
+    fn coarsen(&self, disks: &[&Disk]) -> Result<(), Problem> {
+        let marked: u64 = disks
+            .iter()
+            .map(|disk| disk.stats.dirty.load(Relaxed))
+            .sum();
+        if marked <= self.most_runs {
+            return Ok(());
+        }
+        let most = self.most_runs / (disks.len() as u64).max(1);
+        let done = self.ask_at_length(disks, |answer| Order::Coarsen(most, answer));
+        done.map(drop)
     }
 
     /// Stages a part of an initial replication.
@@ -145,12 +160,15 @@ impl Engine {
             Err(error) => {
                 epoch.give_up();
                 self.tally().folded_back(chain(&error));
+                drop(draft);
                 return Err(self.outbox(&error));
             }
         };
         if let Err(fault) = epoch.write(&mut filler) {
             epoch.give_up();
             self.count(&fault);
+            // What it took is free again, before it is told how much is.
+            drop((filler, draft));
             return Err(self.unfinished(&fault));
         }
         let published: Result<Summary, OutboxError> = filler.finish().and_then(|summary| {
@@ -206,11 +224,35 @@ impl Engine {
     }
 
     fn outbox(&self, error: &OutboxError) -> Problem {
-        let (code, way_out) = match error {
-            OutboxError::Exists(_) => (Code::Conflict, "fold it back or remove it"),
-            error if error.is_full() => (Code::Full, "the changes stay marked; make room"),
-            _ => (Code::Failed, "the changes stay marked; ask again"),
-        };
-        self.problem(code, chain(error), way_out)
+        match error {
+            OutboxError::Exists(_) => {
+                self.problem(Code::Conflict, chain(error), "fold it back or remove it")
+            }
+            error if error.is_full() => {
+                let way_out = "the changes stay marked; make room";
+                self.problem(Code::Full, self.lack(error), way_out)
+            }
+            _ => {
+                let way_out = "the changes stay marked; ask again";
+                self.problem(Code::Failed, chain(error), way_out)
+            }
+        }
+    }
+
+    /// What does not fit, and how much room there is.
+    fn lack(&self, error: &OutboxError) -> String {
+        let marked = self.disks.iter().map(|disk| disk.stats.dirty.load(Relaxed));
+        let marked = Bytes(marked.sum::<u64>().saturating_mul(BLOCK_SIZE));
+        let folder = error.folder();
+        let free = rustix::fs::statvfs(folder)
+            .map(|space| Bytes(space.f_bavail.saturating_mul(space.f_frsize)));
+        match free {
+            Ok(free) => format!(
+                "{}; {marked} are to be written, before compression, and {free} are free in {}",
+                chain(error),
+                folder.display()
+            ),
+            Err(_) => chain(error),
+        }
     }
 }

@@ -59,6 +59,9 @@ pub enum Order {
     },
     /// Regions were compared: blocks of them that differ.
     Compared(Vec<(u64, Vec<Range<u64>>)>, mpsc::Sender<Result<(), Fault>>),
+    /// Mark blocks between marked ones until so many runs are left at most: what is cut next then fits
+    /// into a segment.
+    Coarsen(u64, mpsc::Sender<()>),
     /// Take part in a cut, then stage.
     Cut(Arc<Cut>, StageOrder),
     /// Stage about so many marked blocks from a block on.

@@ -61,9 +61,9 @@ pub const MAX_CONTENT: usize = 64 * 1024;
 /// memory (192 MiB at most), and 2 bytes each of a reader's while it opens a segment.
 pub const MAX_FRAMES: u32 = 1 << 22;
 
-/// Most runs in a segment. They take 2 to 7 bytes each of a writer's memory, when they are spread evenly
-/// over a disk of 1 TiB.
-pub const MAX_RUNS: u32 = 1 << 22;
+/// Most runs in a segment: of a delta of up to 64 GiB each block may be one. They take 2 to 7 bytes each of a
+/// writer's memory, when they are spread evenly over a disk of 1 TiB.
+pub const MAX_RUNS: u32 = 1 << 24;
 
 const BLOCK: usize = 4096;
 const BLOCK_BYTES: u32 = 4096;

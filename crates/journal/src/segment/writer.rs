@@ -160,6 +160,12 @@ impl<W: Write> SegmentWriter<W> {
         Ok(())
     }
 
+    /// Runs named so far.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Bytes of payload written so far.
     #[must_use]
     pub fn payload(&self) -> Bytes {
