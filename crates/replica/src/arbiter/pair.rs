@@ -98,6 +98,8 @@ pub(super) struct Host {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lives {
     pub(super) says: PartnerStanding,
+    /// It is under an override that the partner has not learnt of.
+    pub(super) overridden: bool,
     /// Wants an answer.
     pub(super) question: bool,
     /// Asks for a lease, by the clock of who asks.

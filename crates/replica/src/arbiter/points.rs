@@ -66,13 +66,15 @@ impl Arbiter {
             runs: true,
             stood_down: None,
         };
-        self.meet(&mut next, x, &theirs);
+        // It may have been cut before an override in the same term.
+        self.meet(&mut next, x, &theirs, true);
         if next.hosts[x].standing().role != Role::Replica && self.on(Rule::OnlyReplicaTakes) {
             let says = Self::tell(&next, x);
             next.send(
                 1 - x,
                 Say::Lives(Lives {
                     says,
+                    overridden: next.unsettled[x],
                     question: false,
                     asks: None,
                     grants: None,

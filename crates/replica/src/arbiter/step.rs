@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::pair::{Bounds, Disk, Guest, Lives, Pair, Say, fence};
 use super::rule::Rule;
-use crate::run::{Evidence, must_hold};
-use crate::standing::{Override, Role, Standing};
+use crate::run::{Evidence, Rank, must_hold, rank};
+use crate::standing::{Override, Role, Standing, Warrant};
 use crate::wire::PartnerStanding;
 
 pub(super) const VM: &str = "VM `web`";
@@ -106,8 +106,8 @@ impl Arbiter {
 
     // -- Contact ------------------------------------------------------------------------
 
-    /// `x` learns how the partner stands.
-    pub(super) fn meet(&self, pair: &mut Pair, x: usize, theirs: &PartnerStanding) {
+    /// `x` learns how the partner stands, or stood before its last override.
+    pub(super) fn meet(&self, pair: &mut Pair, x: usize, theirs: &PartnerStanding, before: bool) {
         let y = 1 - x;
         let ours = pair.hosts[x].standing();
         let told = theirs.stood_down.as_ref();
@@ -117,11 +117,17 @@ impl Arbiter {
         let related = ours.lineage.current().id == theirs.lineage.current().id
             || ours.lineage.succeeds(&theirs.lineage)
             || theirs.lineage.succeeds(&ours.lineage);
-        // The override of the partner is known here once its lineage is, as it stands now.
+        // The override of the partner is known here once its lineage is, as it stands now. If this
+        // host outranks it, or counts on its lease, it runs until it hears of this host.
+        let outranks = rank(&ours.lineage, &theirs.lineage) == Some(Rank::Ours);
         if theirs.lineage == pair.hosts[y].standing().lineage {
-            pair.unsettled[y] = false;
+            let leased = pair.hosts[y].standing().fence.is_some();
+            pair.unsettled[y] &= before || outranks || leased;
             pair.stale[x] = false;
         }
+        let overridden = |standing: &Standing| standing.warrant == Some(Warrant::Override);
+        let ended = overridden(ours) && !overridden(&met.standing) && !outranks;
+        pair.unsettled[x] &= !(met.gate || ended);
         if !related && !self.on(Rule::OneRank) {
             return;
         }
@@ -142,6 +148,7 @@ impl Arbiter {
         let asks = standing.role == Role::Primary && standing.stood_down.is_none();
         Lives {
             says: Self::tell(pair, x),
+            overridden: pair.unsettled[x],
             question: true,
             asks: standing
                 .fence
@@ -153,7 +160,7 @@ impl Arbiter {
 
     /// `x` heeds a question or an answer; the answer to a question.
     pub(super) fn heed(&self, pair: &mut Pair, x: usize, lives: &Lives) -> Option<Lives> {
-        self.meet(pair, x, &lives.says);
+        self.meet(pair, x, &lives.says, !lives.overridden);
         let grants = lives
             .asks
             .filter(|(_, fence)| self.promise(pair, x, &lives.says.lineage, *fence));
@@ -162,6 +169,7 @@ impl Arbiter {
         }
         lives.question.then(|| Lives {
             says: Self::tell(pair, x),
+            overridden: pair.unsettled[x],
             question: false,
             asks: None,
             grants,
@@ -523,7 +531,7 @@ impl Arbiter {
         let mut met = pair.clone();
         for x in [0, 1, 0] {
             let told = Self::tell(&met, 1 - x);
-            self.meet(&mut met, x, &told);
+            self.meet(&mut met, x, &told, false);
         }
         !met.both_run()
     }
