@@ -1,5 +1,6 @@
 //! The driver over a simulated network, a source and a replica in memory, with injected chance
-//! and paused time. A seed that fails prints itself; `POLLUX_SEEDS` raises their number.
+//! and paused time. A seed that fails prints itself, and `POLLUX_SEED` repeats it; `POLLUX_SEEDS` raises
+//! their number.
 //!
 //! The primary's disks have what the guest sees and what a power cut leaves; everything that
 //! was written since the last flush is there or lost, block by block. The regions that differ,
@@ -11,6 +12,8 @@ mod reception;
 mod resync;
 #[path = "driver_tests/seeding.rs"]
 mod seeding;
+#[path = "driver_tests/steps.rs"]
+mod steps;
 #[path = "driver_tests/tracking.rs"]
 mod tracking;
 #[path = "driver_tests/verify.rs"]
@@ -24,6 +27,8 @@ use bytes::Bytes;
 use journal::{Consistency, Content, DiskExtent, Header, Root};
 use model::{Code, DiskId, Lineage, PointId, Problem, ReplicationState, SeedId, Since, VmId};
 use tokio::task::JoinHandle;
+
+use steps::{Faults, Seen, Step, When};
 
 use super::*;
 use crate::link::LinkError;
@@ -199,6 +204,9 @@ struct World {
     unasked: u64,
     puts: u64,
     asked: BTreeSet<(Root2, u64)>,
+    /// What a test does at a step, and what chance did.
+    faults: Faults,
+    seen: Seen,
 }
 
 /// A root as a key.
@@ -264,6 +272,8 @@ impl World {
             unasked: 0,
             puts: 0,
             asked: BTreeSet::new(),
+            faults: Faults::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -339,8 +349,25 @@ impl World {
         }
     }
 
+    /// From now on much goes wrong.
+    fn bad_weather(&mut self) {
+        let bad = |world: &mut Self, most| world.chance.below(most);
+        self.weather = Weather {
+            lost: bad(self, 30),
+            unanswered: bad(self, 30),
+            repeated: bad(self, 30),
+            late: bad(self, 30),
+            failing: bad(self, 15),
+            cut: self.chance.percent(30),
+        };
+        if self.weather.cut {
+            self.happened("network cut");
+        }
+    }
+
     /// The replica is killed: what it held in memory is gone, and some of what it had not synced.
     fn replica_restart(&mut self) {
+        self.happened("replica killed");
         self.pending = None;
         self.issued = 0;
         self.round = 0;
@@ -520,19 +547,23 @@ impl Shared {
 
     /// Does `work` at one instant, with a pause on either side where it may be killed, and
     /// sometimes reports a failure before or after.
-    async fn local<T>(&self, work: impl FnOnce(&mut World) -> T) -> Result<T, Problem> {
+    async fn local<T>(&self, step: Step, work: impl FnOnce(&mut World) -> T) -> Result<T, Problem> {
         self.pause(20).await;
+        self.at(step, When::Before).await?;
         let (before, after) = {
             let mut world = self.world();
             let percent = world.weather.failing;
             (world.chance.percent(percent), world.chance.percent(percent))
         };
         if before {
+            self.world().happened("failed step");
             return Err(problem(Code::Failed, "failed before"));
         }
         let result = work(&mut self.world());
         self.pause(20).await;
+        self.at(step, When::After).await?;
         if after {
+            self.world().happened("failed step");
             return Err(problem(Code::Failed, "failed after"));
         }
         Ok(result)
@@ -541,6 +572,7 @@ impl Shared {
     /// A request that may get lost, come late, come twice.
     async fn remote<T: Send + 'static>(
         &self,
+        step: Step,
         work: impl Fn(&mut World) -> T + Send + Clone + 'static,
     ) -> Result<T, LinkError> {
         let lost = || LinkError::Lost(problem(Code::Unreachable, "lost"));
@@ -556,9 +588,25 @@ impl Shared {
             )
         };
         self.pause(200).await;
+        {
+            let mut world = self.world();
+            for (kind, it) in [
+                ("lost request", gone),
+                ("lost answer", mute && !gone && !late),
+                ("repeated request", twice && !gone),
+                ("late request", late && !gone),
+            ] {
+                if it {
+                    world.happened(kind);
+                }
+            }
+        }
         if gone {
             return Err(lost());
         }
+        self.at(step, When::Before)
+            .await
+            .map_err(LinkError::Refused)?;
         if twice || late {
             let (shared, work) = (self.clone(), work.clone());
             tokio::spawn(async move {
@@ -585,7 +633,17 @@ impl Shared {
             result
         });
         match running.await {
-            Ok(Some(result)) if !mute => Ok(result),
+            Ok(Some(result)) if !mute => {
+                self.at(step, When::After)
+                    .await
+                    .map_err(LinkError::Refused)?;
+                // What kills the replica then takes its answer along.
+                if self.world().life == life {
+                    Ok(result)
+                } else {
+                    Err(lost())
+                }
+            }
             _ => Err(lost()),
         }
     }
@@ -593,11 +651,11 @@ impl Shared {
 
 impl Source for Shared {
     async fn track(&self) -> Result<Tracking, Problem> {
-        self.local(World::track).await
+        self.local(Step::Track, World::track).await
     }
 
     async fn reserve_sequence(&self, above: u64) -> Result<u64, Problem> {
-        self.local(|world| {
+        self.local(Step::Reserve, |world| {
             world.sequence = world.sequence.max(above) + 1;
             world.reserving = true;
             world.sequence
@@ -606,7 +664,7 @@ impl Source for Shared {
     }
 
     async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
-        self.local(|world| {
+        self.local(Step::Seed, |world| {
             if !world.suspect.is_empty() {
                 return Err(problem(Code::Conflict, "something is suspect"));
             }
@@ -628,7 +686,7 @@ impl Source for Shared {
     async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
         let staging = self.world().staging;
         tokio::time::sleep(staging).await;
-        self.local(|world| {
+        self.local(Step::Cut, |world| {
             world.reserving = false;
             if !world.suspect.is_empty() {
                 return Err(problem(Code::Conflict, "something is suspect"));
@@ -642,6 +700,7 @@ impl Source for Shared {
     }
 
     async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
+        self.at(Step::ReadOffer, When::Before).await?;
         let world = self.world();
         let file = world.outbox.as_ref().filter(|file| file.staged == *staged);
         let file = file.ok_or_else(|| problem(Code::Failed, "no such file"))?;
@@ -656,6 +715,7 @@ impl Source for Shared {
     }
 
     async fn chunk(&self, staged: &Staged, n: u64) -> Result<Bytes, Problem> {
+        self.at(Step::ReadChunk, When::Before).await?;
         let world = self.world();
         let file = world.outbox.as_ref().filter(|file| file.staged == *staged);
         Ok(encode(
@@ -665,7 +725,7 @@ impl Source for Shared {
     }
 
     async fn confirm(&self, staged: &Staged) -> Result<(), Problem> {
-        self.local(|world| {
+        self.local(Step::Confirm, |world| {
             if world
                 .outbox
                 .take_if(|file| file.staged == *staged)
@@ -678,11 +738,13 @@ impl Source for Shared {
     }
 
     async fn hashes(&self, disk: usize, from: u64) -> Result<Suspects, Problem> {
-        self.local(|world| world.hashes(disk, from)).await
+        self.local(Step::Hashes, |world| world.hashes(disk, from))
+            .await
     }
 
     async fn compared(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
-        self.local(|world| world.note(disk, &regions)).await
+        self.local(Step::Compared, |world| world.note(disk, &regions))
+            .await
     }
 
     async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
@@ -694,7 +756,7 @@ impl Source for Shared {
     }
 
     async fn suspect(&self, issued: u64) -> Result<model::Bytes, Problem> {
-        self.local(|world| {
+        self.local(Step::Suspect, |world| {
             world.suspect_all();
             world.sequence = world.sequence.max(issued);
             world.suspected()
@@ -703,7 +765,7 @@ impl Source for Shared {
     }
 
     async fn fold_back(&self, staged: &Staged) -> Result<(), Problem> {
-        self.local(|world| {
+        self.local(Step::FoldBack, |world| {
             if let Some(file) = world.outbox.take_if(|file| file.staged == *staged) {
                 let held = file.content.iter().map(|(key, _)| *key);
                 if file.damaged && world.unreadable {
@@ -719,7 +781,7 @@ impl Source for Shared {
     }
 
     async fn persist(&self, progress: Progress) -> Result<(), Problem> {
-        self.local(|world| {
+        self.local(Step::Persist, |world| {
             if world.lie != Some(Lie::Persist) {
                 world.progress = progress;
             }
@@ -729,7 +791,8 @@ impl Source for Shared {
 
     async fn gate(&self, lineage: &Lineage) -> Result<(), Problem> {
         let lineage = lineage.clone();
-        self.local(|world| world.gated = Some(lineage)).await
+        self.local(Step::Gate, |world| world.gated = Some(lineage))
+            .await
     }
 }
 
@@ -745,7 +808,7 @@ fn encode(file: &File, n: u64) -> Bytes {
 
 impl Link for Shared {
     async fn contact(&self, _: &Lineage) -> Result<ContactAnswer, LinkError> {
-        self.remote(|world| {
+        self.remote(Step::Contact, |world| {
             world.known()?;
             world.contacts += 1;
             let (role, lineage) = match world.taken_over.clone() {
@@ -768,12 +831,12 @@ impl Link for Shared {
 
     async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
         let configure = configure.clone();
-        self.remote(move |world| world.on_configure(&configure))
+        self.remote(Step::Configure, move |world| world.on_configure(&configure))
             .await?
     }
 
     async fn tip(&self, _: &Lineage) -> Result<TipAnswer, LinkError> {
-        self.remote(|world| {
+        self.remote(Step::Tip, |world| {
             world.known()?;
             Ok(match world.taken_over.clone() {
                 Some(lineage) => TipAnswer::Superseded { lineage },
@@ -789,7 +852,7 @@ impl Link for Shared {
 
     async fn compare(&self, ask: &Compare) -> Result<CompareAnswer, LinkError> {
         let ask = ask.clone();
-        self.remote(move |world| {
+        self.remote(Step::Compare, move |world| {
             world.receives()?;
             if world.uncompared {
                 let problem = problem(Code::Invalid, "it cannot be compared");
@@ -802,7 +865,7 @@ impl Link for Shared {
 
     async fn offer(&self, offer: &Offer) -> Result<OfferAnswer, LinkError> {
         let offer = offer.clone();
-        self.remote(move |world| {
+        self.remote(Step::Offer, move |world| {
             world.receives()?;
             Ok(world.on_offer(&offer))
         })
@@ -810,12 +873,12 @@ impl Link for Shared {
     }
 
     async fn put(&self, root: Root, n: u64, chunk: Bytes) -> Result<(), LinkError> {
-        self.remote(move |world| world.on_put(root, n, &chunk))
+        self.remote(Step::Put, move |world| world.on_put(root, n, &chunk))
             .await?
     }
 
     async fn commit(&self, root: Root) -> Result<CommitAnswer, LinkError> {
-        self.remote(move |world| {
+        self.remote(Step::Commit, move |world| {
             world.receives()?;
             world.on_commit(root)
         })
@@ -892,7 +955,27 @@ fn check_points(world: &World) {
     assert_eq!(last, &world.content, "the newest point");
 }
 
-async fn live_through(seed: u64, lie: Option<Lie>) {
+/// What must have happened in many lives.
+const LIVES: [&str; 15] = [
+    "lost request",
+    "lost answer",
+    "repeated request",
+    "late request",
+    "failed step",
+    "network cut",
+    "primary killed",
+    "primary lost power",
+    "replica killed",
+    "primary restored",
+    "replica restored",
+    "paused on the replica",
+    "another configuration",
+    "regions compared",
+    "points",
+];
+
+/// What happened.
+async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
     let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
     shared.world().lie = lie;
     let mut running = start(&shared);
@@ -909,23 +992,13 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
             shared.world().write();
         }
         match action {
-            0..20 => {
-                let mut world = shared.world();
-                let bad = |world: &mut World, most| world.chance.below(most);
-                world.weather = Weather {
-                    lost: bad(&mut world, 30),
-                    unanswered: bad(&mut world, 30),
-                    repeated: bad(&mut world, 30),
-                    late: bad(&mut world, 30),
-                    failing: bad(&mut world, 15),
-                    cut: world.chance.percent(30),
-                };
-            }
+            0..20 => shared.world().bad_weather(),
             20..33 => shared.world().weather = CALM,
             33..47 => {
                 // Killed at whatever it was doing; nothing that it had begun goes on.
                 running.task.abort();
                 let _ = running.task.await;
+                shared.world().happened("primary killed");
                 if action >= 39 {
                     shared.world().power_cut();
                 }
@@ -960,7 +1033,10 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
                     shared.world().restore_replica(copy);
                 }
             }
-            86..89 => shared.world().paused = true,
+            86..89 => {
+                shared.world().happened("paused on the replica");
+                shared.world().paused = true;
+            }
             89..93 => shared.world().paused = false,
             93..96 => shared.reconfigure(&running),
             96 | 97 => shared.world().rot(),
@@ -993,16 +1069,41 @@ async fn live_through(seed: u64, lie: Option<Lie>) {
     verify::until_whole(&shared, &running).await;
     let _ = running.commands.send(Command::Stop).await;
     running.task.await.expect("ends without a panic");
-    let world = shared.world();
+    let mut world = shared.world();
     assert_eq!(world.followed.as_ref(), Some(&world.configuration));
     check_points(&world);
+    world.sum_up()
 }
 
+/// How many seeds are tried: as many as `POLLUX_SEEDS` says.
 fn seeds() -> u64 {
-    std::env::var("POLLUX_SEEDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(100)
+    told("POLLUX_SEEDS").unwrap_or(100)
+}
+
+fn told(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// The first `count` seeds, or the one that `POLLUX_SEED` names.
+fn chosen(count: u64) -> std::ops::Range<u64> {
+    match told("POLLUX_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 1..count + 1,
+    }
+}
+
+/// Tries the first `count` seeds; says which one failed, and what happened in all of them.
+fn try_seeds(count: u64, life: impl Fn(u64) -> Seen) -> Seen {
+    let mut all = Seen::default();
+    for seed in chosen(count) {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| life(seed)));
+        match outcome {
+            Ok(seen) => all.merge(&seen),
+            Err(_) => panic!("seed {seed} failed; POLLUX_SEED={seed} repeats it"),
+        }
+    }
+    println!("{} seeds: {:?}", chosen(count).count(), all.0);
+    all
 }
 
 fn paused() -> tokio::runtime::Runtime {
@@ -1015,16 +1116,13 @@ fn paused() -> tokio::runtime::Runtime {
 
 #[test]
 fn through_cuts_losses_repeats_and_restarts_the_replica_ends_equal_and_no_point_is_lost() {
-    let first = std::env::var("POLLUX_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let range = first.map_or(1..seeds() + 1, |seed: u64| seed..seed + 1);
-    for seed in range {
-        let outcome = std::panic::catch_unwind(|| paused().block_on(live_through(seed, None)));
-        assert!(
-            outcome.is_ok(),
-            "seed {seed} failed; POLLUX_SEED={seed} repeats it"
-        );
+    let seen = try_seeds(seeds(), |seed| paused().block_on(live_through(seed, None)));
+    // The test must come to the places that it is about.
+    if chosen(seeds()).count() >= 100 {
+        let rare = LIVES
+            .iter()
+            .find(|kind| seen.0.get(*kind).is_none_or(|count| *count < 10));
+        assert_eq!(rare, None, "{:?}", seen.0);
     }
 }
 

@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use journal::Root;
 use model::{Bytes, Code, Lineage, PointId, Problem, ReplicationState, Since};
 
 use crate::link::LinkError;
@@ -298,6 +299,8 @@ pub struct Sender {
     state: State,
     progress: Progress,
     staged: Option<Staged>,
+    /// The staged segment that is to be folded back, whatever else is tried meanwhile.
+    condemned: Option<Root>,
     /// How much is to be compared before the next cut.
     suspect: Bytes,
     verifying: Option<Verifying>,
@@ -343,6 +346,7 @@ impl Sender {
             state: State::Suspended,
             progress,
             staged: None,
+            condemned: None,
             suspect: Bytes(0),
             verifying: None,
             repair: Repair::Done,
@@ -485,7 +489,7 @@ impl Sender {
                 self.go_on(now, out);
             }
             (State::FoldingBack, Event::FoldedBack(Ok(()))) => {
-                self.staged = None;
+                (self.staged, self.condemned) = (None, None);
                 // What it held may be suspect now.
                 self.track(out);
             }
@@ -533,6 +537,7 @@ impl Sender {
             return;
         }
         match self.staged.clone() {
+            Some(staged) if self.condemned == Some(staged.root) => self.fold_back(staged, out),
             Some(staged) => {
                 let round = match self.progress {
                     Progress::Seeding { round, .. } => round,
@@ -571,6 +576,7 @@ impl Sender {
     }
 
     fn fold_back(&mut self, staged: Staged, out: &mut Vec<Output>) {
+        self.condemned = Some(staged.root);
         out.push(Output::FoldBack(staged));
         self.state = State::FoldingBack;
     }

@@ -90,6 +90,7 @@ impl World {
 impl Shared {
     /// A person changes the VM or the relationship.
     pub(super) fn reconfigure(&self, running: &Running) {
+        self.world().happened("another configuration");
         let mut world = self.world();
         let mut next = (*world.configuration).clone();
         match world.chance.below(3) {

@@ -198,6 +198,7 @@ impl World {
     /// The primary loses power: what is in memory is gone, and of every block what was not flushed may
     /// be; what was recorded is there.
     pub(super) fn power_cut(&mut self) {
+        self.happened("primary lost power");
         self.outbox = None;
         self.exact = false;
         self.marks.clear();
@@ -236,6 +237,7 @@ impl World {
 
     pub(super) fn restore_primary(&mut self, copy: Primary) {
         self.power_cut();
+        self.happened("primary restored");
         self.content = copy.content;
         self.flush();
         self.armed = copy.armed;
@@ -261,6 +263,7 @@ impl World {
 
     pub(super) fn restore_replica(&mut self, copy: Replica) {
         self.replica_restart();
+        self.happened("replica restored");
         self.store.clear();
         self.tip = copy.tip;
         self.points = copy.points;

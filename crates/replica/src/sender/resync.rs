@@ -223,7 +223,6 @@ impl Sender {
             CompareAnswer::Late { round } => return self.late(now, round, out),
             CompareAnswer::Superseded { lineage } => return self.gate(lineage, out),
         };
-        self.attempt = 0;
         let Some(findings) = Findings::new(at, ours, &theirs) else {
             return self.give_up("answers a comparison with what it was not asked about");
         };
@@ -272,6 +271,8 @@ impl Sender {
     }
 
     pub(super) fn noted(&mut self, now: Now, findings: &Findings, out: &mut Vec<Output>) {
+        // Not before: an answer that cannot be noted is asked for again, and not without a pause.
+        self.attempt = 0;
         let regions = &findings.regions;
         let done = REGION_SIZE.saturating_mul(regions.len() as u64);
         let runs = regions.iter().flat_map(|region| &region.differ);
