@@ -34,6 +34,7 @@ use hyper::{HeaderMap, StatusCode};
 use journal::Root;
 use model::{Code, Problem, RelationshipId, VmId};
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use compare::{Comparison, Issued, Round};
 
@@ -50,6 +51,9 @@ use crate::wire::{
 
 /// After this long a body that has not come whole is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Offers and chunks of one peer that are in memory at one time, in MiB; more wait, and are not read.
+const BODIES: usize = 128;
+const MIB: usize = 1 << 20;
 
 /// What a refusal is about that is about no VM.
 pub(crate) const REQUEST: &str = "the request";
@@ -90,6 +94,8 @@ struct Receiving {
 struct Receiver<H> {
     host: Arc<H>,
     lanes: Mutex<HashMap<VmId, Lane>>,
+    /// Room for what comes from each peer.
+    bodies: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 type Here<H> = State<Arc<Receiver<H>>>;
@@ -100,6 +106,7 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
     let receiver = Arc::new(Receiver {
         host,
         lanes: Mutex::default(),
+        bodies: Mutex::default(),
     });
     let fills = Router::new()
         .route("/tip", post(tip::<H>))
@@ -454,7 +461,10 @@ async fn offer<H: ReplicaHost>(
     Extension(bound): Extension<Bound>,
     body: Body,
 ) -> Answer<Json<OfferAnswer>> {
-    let offer: Offer = read_json(body, MAX_OFFER_BODY).await?;
+    let offer: Offer = {
+        let _room = receiver.room(&bound, MAX_OFFER_BODY).await?;
+        read_json(body, MAX_OFFER_BODY).await?
+    };
     check_offer(&bound, &offer)?;
     let lane = receiver.lane(bound.vm);
     let mut receiving = lane.lock().await;
@@ -532,6 +542,7 @@ async fn chunk<H: ReplicaHost>(
         .await
         .ok_or_else(|| not_offered(&root))?;
     let limit = usize::try_from(CHUNK).unwrap_or(usize::MAX);
+    let _room = receiver.room(&bound, limit).await?;
     let bytes = read(body, limit).await?;
     let storing = incoming.clone();
     let stored = blocking(move || storing.store(n, &bytes)).await;
@@ -636,6 +647,20 @@ impl<H: ReplicaHost> Receiver<H> {
     fn lane(&self, vm: VmId) -> Lane {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.entry(vm).or_default().clone()
+    }
+
+    /// Waits until there is room for a body of at most `limit` bytes of this peer.
+    async fn room(&self, bound: &Bound, limit: usize) -> Answer<OwnedSemaphorePermit> {
+        let of_peer = {
+            let mut bodies = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_peer = bodies.entry(bound.relation.partner.clone());
+            of_peer
+                .or_insert_with(|| Arc::new(Semaphore::new(BODIES)))
+                .clone()
+        };
+        let mib = u32::try_from(limit.div_ceil(MIB)).unwrap_or(u32::MAX);
+        let room = of_peer.acquire_many_owned(mib).await;
+        room.map_err(|error| Refusal(Problem::failed("the request", &error)))
     }
 
     /// Drops an incoming file that cannot be written, unless another took its place.

@@ -7,6 +7,7 @@
 //! Sessions are never resumed, so that whoever is trusted no longer is refused at once: on its
 //! next connection by the handshake, on an open one with its next request.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -50,6 +51,8 @@ pub struct Limits {
     pub handshakes: usize,
     /// Connections of trusted peers at one time; more wait for a place until the handshake limit.
     pub connections: usize,
+    /// Of these, those of one peer: one that keeps all that it gets takes no place from others.
+    pub of_one_peer: usize,
     /// Longest handshake, including the wait for a place.
     pub handshake: Duration,
     /// Longest wait for a request's head on an open connection.
@@ -63,6 +66,7 @@ impl Default for Limits {
         Self {
             handshakes: 64,
             connections: 1024,
+            of_one_peer: 512,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(300),
             drain: Duration::from_secs(10),
@@ -282,7 +286,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Places::new(limits));
     let (closing, closed) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -328,12 +332,44 @@ pub async fn serve(
     }
 }
 
+/// Places for connections of trusted peers.
+struct Places {
+    all: Arc<Semaphore>,
+    of_one_peer: usize,
+    of: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// Held while the connection is.
+type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Places {
+    fn new(limits: Limits) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(limits.connections)),
+            of_one_peer: limits.of_one_peer,
+            of: Mutex::default(),
+        }
+    }
+
+    /// Waits for a place of `peer`, then for one of all.
+    async fn take(&self, peer: &str) -> Result<Place, AcquireError> {
+        let own = {
+            let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = of.entry(peer.to_owned());
+            own.or_insert_with(|| Arc::new(Semaphore::new(self.of_one_peer)))
+                .clone()
+        };
+        let own = own.acquire_owned().await?;
+        Ok((own, self.all.clone().acquire_owned().await?))
+    }
+}
+
 struct Connection {
     acceptor: TlsAcceptor,
     trust: Arc<Trust>,
     router: Router,
     limits: Limits,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     closed: watch::Receiver<bool>,
 }
 
@@ -349,16 +385,28 @@ impl Connection {
                     return Err(error);
                 }
             };
-            let place = self.places.clone().acquire_owned().await;
-            Ok::<_, std::io::Error>((stream, place))
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let peer = chain
+                .split_first()
+                .and_then(|(leaf, rest)| self.trust.identify(leaf, rest, UnixTime::now()).ok());
+            let shown: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
+            let entered = match peer {
+                Some(peer) => {
+                    let place = self.places.take(&peer.name).await;
+                    place.ok().map(|place| (peer, shown, place))
+                }
+                // Trusted when its certificate was verified, and no longer.
+                None => None,
+            };
+            Ok::<_, std::io::Error>((stream, entered))
         };
         let entered = tokio::select! {
             entered = tokio::time::timeout(self.limits.handshake, handshake) => entered,
             _ = self.closed.changed() => return,
         };
-        let (stream, _place) = match entered {
-            Ok(Ok((stream, Ok(place)))) => (stream, place),
-            Ok(Ok((_, Err(_)))) => return,
+        let (stream, peer, shown, _place) = match entered {
+            Ok(Ok((stream, Some((peer, shown, place))))) => (stream, peer, shown, place),
+            Ok(Ok((_, None))) => return,
             Ok(Err(error)) => {
                 tracing::info!(?address, %error, "a connection was refused");
                 return;
@@ -372,15 +420,6 @@ impl Connection {
             }
         };
         drop(shaking);
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = chain
-            .split_first()
-            .and_then(|(leaf, rest)| self.trust.identify(leaf, rest, UnixTime::now()).ok());
-        let shown: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
-        let Some(peer) = peer else {
-            // Trusted when its certificate was verified, and no longer.
-            return;
-        };
         let (trust, router) = (self.trust.clone(), self.router.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let known = still(&trust, &peer.name, &shown);

@@ -7,6 +7,8 @@ mod builds;
 mod compare;
 #[path = "two_hosts/reception.rs"]
 mod reception;
+#[path = "two_hosts/slow.rs"]
+mod slow;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::Router;
 use bytes::Bytes;
 use jiff::Timestamp;
 use journal::{
@@ -87,26 +90,19 @@ struct Serving {
 
 impl Serving {
     async fn start(host: &Host, replicas: Arc<Replicas>, at: Option<SocketAddr>) -> Self {
-        Self::serve(host, router(replicas), at).await
+        Self::serve(host, router(replicas), at, Limits::default()).await
     }
 
-    async fn serve(host: &Host, router: axum::Router, at: Option<SocketAddr>) -> Self {
+    async fn serve(host: &Host, router: Router, at: Option<SocketAddr>, limits: Limits) -> Self {
         let at = at.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
         let listener = TcpListener::bind(at).await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = tls::server_config(&host.identity, host.trust.clone()).unwrap();
         let (stop, stopped) = oneshot::channel();
         let trust = host.trust.clone();
-        let task = tokio::spawn(tls::serve(
-            listener,
-            config,
-            trust,
-            router,
-            Limits::default(),
-            async {
-                let _ = stopped.await;
-            },
-        ));
+        let task = tokio::spawn(tls::serve(listener, config, trust, router, limits, async {
+            let _ = stopped.await;
+        }));
         let stop = Some(stop);
         Self {
             address,

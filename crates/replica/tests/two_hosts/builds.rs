@@ -29,7 +29,7 @@ fn of_the_request(code: Code) -> Problem {
 /// How such a host's refusals of a question, and of a configuration, are told.
 async fn asked(problem: Problem, build: Option<String>) -> [Problem; 2] {
     let (a, b) = (Host::new("host-a"), Host::new("host-b"));
-    let serving = Serving::serve(&b, refuses(problem, build), None).await;
+    let serving = Serving::serve(&b, refuses(problem, build), None, Limits::default()).await;
     a.trusts(&b, "host-b", serving.address);
     b.trusts(&a, "host-a", "127.0.0.1:1".parse().unwrap());
     let spec = spec();
