@@ -43,10 +43,30 @@ impl OsFileSystem {
     /// The one that `path` is on. Made before anything is written there: it tells of what failed since.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// What the operating system says; `Unsupported` if it does not tell that a write failed.
     pub fn of(path: &Path) -> io::Result<Self> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        if !tells_of_failures(&release) {
+            let reason = format!(
+                "Linux {} does not tell of failed writes when a file system is flushed; {}.{} does",
+                release.trim(),
+                TELLS.0,
+                TELLS.1
+            );
+            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+        }
         fs::File::open(path).map(Self)
     }
+}
+
+/// The first Linux of which syncfs(2) tells that a write failed.
+const TELLS: (u32, u32) = (5, 8);
+
+/// Of `release`, such as `6.1.0-13-amd64`. Not if it cannot be told.
+fn tells_of_failures(release: &str) -> bool {
+    let mut numbers = release.split(|it: char| !it.is_ascii_digit());
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    next().zip(next()).is_some_and(|version| version >= TELLS)
 }
 
 impl FileSystem for OsFileSystem {
@@ -351,6 +371,16 @@ mod tests {
             let outcomes = outcomes.collect();
             (outcomes, group.flushed())
         })
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_tell_of_failed_writes_flushes_no_whole_file_system() {
+        for good in ["5.8", "5.10.0-26-amd64", "6.1.0-13-amd64\n", "10.0-rc1"] {
+            assert!(tells_of_failures(good), "{good}");
+        }
+        for bad in ["5.7.19", "4.19.0-25-amd64", "3.10", "", "Linux", "6", "6.x"] {
+            assert!(!tells_of_failures(bad), "{bad}");
+        }
     }
 
     #[test]
