@@ -9,11 +9,12 @@
 //! Every byte of the segments is read and compared with its hash; a segment of which the index is
 //! damaged hurts its point and all newer ones, which cannot be opened. The base has no hashes: it is
 //! read, and what cannot be read is damage. (Whether it is right is asked of the primary:
-//! [`PointImage::digests`](crate::PointImage::digests).)
+//! [`PointImage::region_hashes`](crate::PointImage::region_hashes).)
 //!
 //! It borrows nothing, so that points are taken, merged and put together meanwhile: what is gone
 //! from the index when its file is missed is passed over.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Verify {
     oldest: Option<Entry>,
     entries: Vec<Entry>,
     sets: Vec<ChangeSet>,
+    /// What was there when it was looked for last: a long verification misses many files.
+    now: RefCell<Option<Index>>,
 }
 
 /// How far it is.
@@ -86,6 +89,7 @@ impl Journal {
             oldest: self.index.in_base().cloned(),
             entries: self.index.segments.iter().cloned().collect(),
             sets: self.index.changes.values().copied().collect(),
+            now: RefCell::new(None),
         }
     }
 }
@@ -126,20 +130,32 @@ impl Verify {
             Ok(file) => return Ok(Some(file)),
             Err(error) => error,
         };
-        match &error {
-            JournalError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {}
-            _ => return Err(error),
+        if !is_absent(&error) {
+            return Err(error);
         }
-        match Index::load(&*self.folder)?.find(entry.point) {
-            // It lies elsewhere now.
-            Some((Some(_), now)) if now.stored == entry.stored && now.place != entry.place => {
-                now.open(&*self.folder).map(Some)
+        // What goes never comes back: only what an earlier look knew may be otherwise by now.
+        for again in [false, true] {
+            let known = self.now.take().filter(|_| !again);
+            let index = match known {
+                Some(index) => index,
+                None => Index::load(&*self.folder)?,
+            };
+            let found = match index.find(entry.point) {
+                Some((Some(_), now)) if now.stored == entry.stored => Some(now.clone()),
+                _ => None,
+            };
+            self.now.replace(Some(index));
+            match found {
+                None => return Ok(None),
+                // It lies elsewhere now.
+                Some(now) if now.place != entry.place => match now.open(&*self.folder) {
+                    Err(error) if is_absent(&error) && !again => {}
+                    opened => return opened.map(Some),
+                },
+                Some(_) => {}
             }
-            Some((Some(_), now)) if now.stored == entry.stored => {
-                Err(JournalError::Missing(entry.file()))
-            }
-            _ => Ok(None),
         }
+        Err(JournalError::Missing(entry.file()))
     }
 
     /// The points that read any of `blocks` of the disk `id` from what lies below segment
@@ -410,6 +426,10 @@ impl Walk<'_> {
             });
         }
     }
+}
+
+fn is_absent(error: &JournalError) -> bool {
+    matches!(error, JournalError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// The blocks of the disk `id` that a segment holds.
