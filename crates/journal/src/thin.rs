@@ -14,6 +14,10 @@
 //! Whoever reads a point reads the segments up to it, whose files would be gone. So nothing at or
 //! below a point that is pinned or open is touched, and `finish` does nothing if one was pinned
 //! or opened meanwhile. A lock only keeps its own point.
+//!
+//! However long a point is open, segments do not pile up below it: none comes there any more. Those at or
+//! below it are at most what the policy left when it was opened; what comes later lies above, and is
+//! thinned as ever. What is below is thinned once the point is closed.
 
 use std::io::{self, Write};
 use std::sync::Arc;

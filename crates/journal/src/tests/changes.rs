@@ -1,5 +1,7 @@
 //! What differs between two points is known after they went, until every peer has passed them.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -17,6 +19,85 @@ fn all_known(journal: &Journal, points: &[Known], from: u64) -> (u32, u32) {
         }
     }
     (known, unknown)
+}
+
+/// The blocks of a disk that `newer` has otherwise than `older`. Each write is another content: these are
+/// the blocks that were shipped for `newer`, if it is the next point.
+fn shipped(id: DiskId, older: &Known, newer: &Known) -> BTreeSet<u64> {
+    let of = |known: &Known| {
+        let at = known.ids.iter().position(|other| *other == id);
+        at.map(|at| known.disks[at].clone()).unwrap_or_default()
+    };
+    let (older, newer) = (of(older), of(newer));
+    let zeroes = [0; BLOCK];
+    let block = |disk: &[u8], at: usize| -> [u8; BLOCK] {
+        let found = disk.get(at * BLOCK..(at + 1) * BLOCK);
+        found.map_or(zeroes, |found| found.try_into().expect("a block"))
+    };
+    let all = 0..older.len().max(newer.len()) / BLOCK;
+    let differ = all.filter(|at| block(&older, *at) != block(&newer, *at));
+    differ.map(|at| at as u64).collect()
+}
+
+/// No difference is told to be more than was shipped for the points from the last one at or before both, of
+/// which the journal knows where a change begins, to the first at or after both where one ends.
+fn bounded(journal: &Journal, points: &[Known]) {
+    let number = |since: Since| match since {
+        Since::Point(point) => point.sequence,
+        Since::Seed { .. } => 0,
+    };
+    let sets = journal.index.changes.values();
+    let sets = sets.map(|set| (number(set.since), set.point.sequence));
+    let segments = journal.index.segments.iter();
+    let segments = segments.map(|entry| (number(entry.since), entry.point.sequence));
+    let ends: BTreeSet<u64> = sets
+        .chain(segments)
+        .flat_map(|(since, point)| [since, point])
+        .collect();
+    for (at, x) in points.iter().enumerate() {
+        for y in &points[at + 1..] {
+            let Some(told) = journal.changes_between(x.id, y.id).expect("read") else {
+                continue;
+            };
+            let from = ends.range(..=x.id.sequence).next_back().copied();
+            let to = ends.range(y.id.sequence..).next().copied();
+            let (from, to) = (from.expect("one"), to.expect("one"));
+            for disk in told {
+                let steps = points.windows(2).filter(|pair| {
+                    let (older, newer) = (pair[0].id.sequence, pair[1].id.sequence);
+                    from <= older && newer <= to
+                });
+                let most: BTreeSet<u64> = steps
+                    .flat_map(|pair| shipped(disk.id, &pair[0], &pair[1]))
+                    .collect();
+                let told: BTreeSet<u64> = disk.extents().flatten().collect();
+                assert!(told.is_subset(&most), "{} to {}: {told:?}", x.id, y.id);
+            }
+        }
+    }
+}
+
+#[test]
+fn points_that_were_put_into_newer_ones_cost_no_comparison_and_little_more_than_their_difference() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 12);
+    let now = at(primary.sequence);
+    let (_, thinned) = journal.retain(&keep("2s:all,60s:5s"), now).expect("done");
+    assert!(thinned > 0);
+    let gone = points
+        .iter()
+        .filter(|point| journal.point(point.id).is_none());
+    assert!(gone.count() > 4);
+    // Also of those that are gone: whoever was at one of them gets the difference.
+    assert_eq!(all_known(&journal, &points, 0).1, 0);
+    bounded(&journal, &points);
+    // And so when what they were put into is merged.
+    for _ in 0..2 {
+        journal.merge_oldest(at(primary.sequence)).expect("merged");
+    }
+    assert_eq!(all_known(&journal, &points, 0).1, 0);
+    bounded(&journal, &points);
 }
 
 proptest! {
@@ -49,6 +130,7 @@ proptest! {
                 _ => journal = reopen(&folder).expect("opened"),
             }
             all_known(&journal, &points, released);
+            bounded(&journal, &points);
             let sets = folder.list("changes").expect("listed").len();
             prop_assert!(sets <= 5 && sets == journal.index.changes.len());
         }

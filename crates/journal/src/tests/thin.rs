@@ -225,3 +225,43 @@ fn a_damaged_segment_is_never_put_into_another_one() {
     journal.retain(&policy, at(24)).expect("repaired");
     assert_points(&journal, &points, "repaired");
 }
+
+/// A point that is open for as long as one likes holds what was there when it was opened, and no more.
+#[test]
+fn under_an_open_point_nothing_piles_up_and_what_comes_above_it_is_thinned() {
+    for pinned in [false, true] {
+        let (folder, mut primary) = (CutFolder::new(), Primary::new());
+        let (mut journal, mut points) = seeded(&folder, &mut primary);
+        let policy = keep("3s:all,1000s:20s");
+        more(&mut journal, &folder, &mut primary, &mut points, 10);
+        let open = points[10].clone();
+        let reader = (!pinned).then(|| journal.open_point(open.id).expect("opened"));
+        if pinned {
+            journal.pin(open.id, "a test").expect("pinned");
+        }
+        let mut most = 0;
+        for _ in 0..40 {
+            more(&mut journal, &folder, &mut primary, &mut points, 5);
+            let now = at(primary.sequence);
+            journal.retain(&policy, now).expect("done");
+            let (below, above): (Vec<_>, Vec<_>) = journal
+                .points()
+                .into_iter()
+                .partition(|point| point.id.sequence <= open.id.sequence);
+            assert!(below.len() <= 11, "{}", below.len());
+            most = most.max(above.len());
+        }
+        // Of 200: one of each 20 s, and the newest.
+        assert!(most < 25, "{most}");
+        assert_points(&journal, &points, "open");
+        drop(reader);
+        if pinned {
+            journal.unpin(open.id, "a test").expect("unpinned");
+        }
+        journal.retain(&policy, at(primary.sequence)).expect("done");
+        let below = journal.points().into_iter();
+        let below = below.filter(|point| point.id.sequence <= open.id.sequence);
+        assert!(below.count() <= 3, "thinned once it is closed");
+        assert_points(&journal, &points, "closed");
+    }
+}
