@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   index                   the root: what it does not name does not exist
+//!   .index.new              keeps the space for writing it anew on a full disk
 //!   base-<disk>.raw         one sparse file per disk: the seed, later the oldest point
 //!   segments/<root>.seg     immutable, one per point above the base
 //!   packs/<number>.pack     or many small ones in one file
@@ -40,16 +41,13 @@ use crate::bases::make_bases;
 use crate::doubt;
 use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
-    Prepared, RUNS, SEGMENTS,
+    Prepared, RUNS, SEGMENTS, reserve,
 };
 use crate::packs::Packs;
 use crate::rules::{Rule, hold};
 use crate::runs::Tended;
 use crate::thin::Unfit;
 use crate::{Consistency, DiskExtent, JournalError, PointReader, Root};
-
-/// What an interrupted process may have left half written.
-const UNFINISHED: [&str; 2] = [crate::index::NEW_INDEX, crate::thin::NEW];
 
 /// A disk's base, and its file.
 pub(crate) type BaseFile = (BaseDisk, Arc<dyn File>);
@@ -78,6 +76,8 @@ pub struct Journal {
     pub(crate) passed: Option<PointId>,
     /// A change could not be made durable: the file may say more than `index`.
     stale: bool,
+    /// The space for writing the index anew is taken.
+    reserved: bool,
 }
 
 /// What a journal has, durably.
@@ -187,9 +187,11 @@ impl Journal {
     /// # Errors
     /// The index cannot be replaced.
     pub fn reload(&mut self) -> Result<(), JournalError> {
+        self.reserved = false;
         self.log = Some(Log::replace(&self.folder, &self.index, &self.group)?);
         self.stale = false;
         self.remove_strays()?;
+        self.reserve();
         // Nothing is appended to a file whose flush failed.
         self.packs.close();
         Ok(())
@@ -221,7 +223,9 @@ impl Journal {
         let index = Index::new(vm, seed, disks);
         let group = Arc::<Group>::default();
         let log = Log::replace(&folder, &index, &group)?;
-        Self::with(folder, lock, index, Some(log), group)
+        let mut journal = Self::with(folder, lock, index, Some(log), group)?;
+        journal.reserve();
+        Ok(journal)
     }
 
     pub(crate) fn open_in(
@@ -243,12 +247,12 @@ impl Journal {
                 .map_err(|source| JournalError::io("sync", name, source))?;
         }
         // Never named, and perhaps the space that the next step needs.
-        for name in UNFINISHED {
-            let _ = folder.remove(name);
-        }
+        let _ = folder.remove(crate::thin::NEW);
+        crate::runs::folder::remove_unfinished(&*folder);
         let (index, log) = doubt::open(&folder, &group)?;
         let mut journal = Self::with(folder, lock, index, log, group)?;
         journal.remove_strays()?;
+        journal.reserve();
         for disk in &journal.index.disks {
             let name = disk.file();
             let len = journal.folder.open(&name).and_then(|file| file.size());
@@ -283,6 +287,7 @@ impl Journal {
             tended: Tended::default(),
             passed: None,
             stale: false,
+            reserved: false,
         })
     }
 
@@ -433,7 +438,17 @@ impl Journal {
             Some(log) => log,
             none => none.insert(Log::replace(&self.folder, &self.index, &self.group)?),
         };
-        log.append(&changes)?;
+        let log = match log.append(&changes) {
+            Ok(()) => log,
+            Err(error) if error.is_full() => {
+                tracing::debug!(%error, "the journal's index is written anew for room");
+                self.rewrite()?;
+                let log = self.log.as_mut().ok_or(error)?;
+                log.append(&changes)?;
+                log
+            }
+            Err(error) => return Err(error),
+        };
         needs.push(Need::Content(log.file().clone()));
         if !hold(Rule::FlushBeforeAcknowledgement) {
             needs.clear();
@@ -464,23 +479,50 @@ impl Journal {
 
     /// Writes the file anew if its records outgrew the snapshot.
     fn shorten(&mut self) {
-        let Some(log) = self.log.as_mut().filter(|log| log.is_long()) else {
+        if !self.log.as_ref().is_some_and(Log::is_long) {
+            return self.reserve();
+        }
+        if let Err(error) = self.rewrite() {
+            if self.stale {
+                tracing::warn!(%error, "the journal's index is written again with the next change");
+            } else {
+                tracing::warn!(%error, "the journal's index stays as long as it is");
+                if let Some(log) = &mut self.log {
+                    log.put_off();
+                }
+            }
+        }
+    }
+
+    /// Writes the file anew, in the space that is kept for that.
+    ///
+    /// # Errors
+    /// It is as it was, unless `stale` is set.
+    fn rewrite(&mut self) -> Result<(), JournalError> {
+        self.reserved = false;
+        let prepared = Prepared::write(&*self.folder, &self.index, &self.group)?;
+        match prepared.publish(&self.folder, &self.group) {
+            Ok(fresh) => {
+                self.log = Some(fresh);
+                self.reserve();
+                Ok(())
+            }
+            Err(error) => {
+                self.stale = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the space for writing the file anew, if there is so much; tried again with each change.
+    fn reserve(&mut self) {
+        let wanted = !self.reserved && hold(Rule::ReserveIndex);
+        let Some(log) = self.log.as_ref().filter(|_| wanted) else {
             return;
         };
-        let replaced = match Prepared::write(&*self.folder, &self.index, &self.group) {
-            Ok(prepared) => prepared.publish(&self.folder, &self.group),
-            Err(error) => {
-                tracing::warn!(%error, "the journal's index stays as long as it is");
-                log.put_off();
-                return;
-            }
-        };
-        match replaced {
-            Ok(fresh) => *log = fresh,
-            Err(error) => {
-                tracing::warn!(%error, "the journal's index is written again with the next change");
-                self.stale = true;
-            }
+        match reserve(&*self.folder, log) {
+            Ok(()) => self.reserved = true,
+            Err(error) => tracing::debug!(%error, "no space is kept for the journal's index"),
         }
     }
 

@@ -7,6 +7,8 @@ pub(crate) enum Rule {
     FlushBeforeAcknowledgement,
     /// What is in doubt after a crash counts only if it verifies.
     VerifyDoubts,
+    /// Space is kept for writing the index anew.
+    ReserveIndex,
 }
 
 /// Whether `rule` is kept: always, but in tests that break it.

@@ -25,10 +25,14 @@ pub struct CutFolder {
 struct State {
     /// Changing calls that still succeed, then none; `None` when the power is safe.
     left: Option<u64>,
-    /// Changing calls until one fails, once.
+    /// Changing calls until one fails.
     fault: Option<u64>,
+    /// So many after it fail too.
+    more_faults: u64,
     /// What it says to have left; everything is written all the same.
     free: Option<u64>,
+    /// Bytes by which files can become longer; holes count as taken.
+    room: Option<u64>,
     calls: u64,
     nodes: Vec<Node>,
     seen: Names,
@@ -193,12 +197,26 @@ impl CutFolder {
     /// The changing call after the next `calls` ones changes nothing and fails for want of space;
     /// later ones work again.
     pub fn fail_after(&self, calls: u64) {
-        self.lock().fault = Some(calls);
+        self.fail_in_a_row(calls, 1);
+    }
+
+    /// The same of `count` calls in a row.
+    pub fn fail_in_a_row(&self, calls: u64, count: u64) {
+        let mut state = self.lock();
+        state.fault = Some(calls);
+        state.more_faults = count.saturating_sub(1);
     }
 
     /// From now on it says that it has this many bytes left; nothing fails for that.
     pub fn say_free(&self, bytes: u64) {
         self.lock().free = Some(bytes);
+    }
+
+    /// From now on files can become longer by this many bytes together, and by those of what is removed
+    /// or cut; what would take more changes nothing and fails for want of space. What is there is
+    /// written over all the same, holes too. Without `room`: no limit any more.
+    pub fn limit(&self, room: Option<u64>) {
+        self.lock().room = room;
     }
 
     /// Number of changing calls so far.
@@ -277,6 +295,14 @@ impl CutFolder {
         let mut state = self.lock();
         state.begin()?;
         let change = make(&mut state)?;
+        let gone = match &change {
+            NameChange::Unlink { name } | NameChange::Rename { to: name, .. } => {
+                state.seen.files.get(name).copied()
+            }
+            _ => None,
+        };
+        let freed = gone.map_or(0, |node| state.nodes[node].seen.len());
+        state.give_back(freed);
         state.seen.apply(&change);
         state.pending.push(change);
         state.spend()
@@ -301,7 +327,8 @@ impl State {
         match self.fault {
             None => Ok(()),
             Some(0) => {
-                self.fault = None;
+                self.fault = (self.more_faults > 0).then_some(0);
+                self.more_faults = self.more_faults.saturating_sub(1);
                 Err(io::ErrorKind::StorageFull.into())
             }
             Some(left) => {
@@ -321,6 +348,32 @@ impl State {
             Some(left) => self.left = Some(left - 1),
         }
         self.powered()
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        if let Some(room) = &mut self.room {
+            *room = room.saturating_add(bytes as u64);
+        }
+    }
+
+    /// Takes the space for a file to become as long as `change` makes it.
+    fn take_room(&mut self, node: usize, change: &Change) -> io::Result<()> {
+        let before = self.nodes[node].seen.len();
+        let after = match change {
+            Change::Write { at, bytes } => before.max(at + bytes.len()),
+            Change::Zero { .. } => before,
+            Change::Len(len) => *len,
+        };
+        self.give_back(before.saturating_sub(after));
+        let more = after.saturating_sub(before) as u64;
+        match &mut self.room {
+            Some(room) if *room < more => Err(io::ErrorKind::StorageFull.into()),
+            Some(room) => {
+                *room -= more;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn has_folder(&self, name: &str) -> io::Result<()> {
@@ -457,6 +510,7 @@ impl CutFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut state = self.folder.lock();
         state.begin()?;
+        state.take_room(self.node, &change)?;
         let node = &mut state.nodes[self.node];
         change.apply(&mut node.seen);
         node.pending.push(change);

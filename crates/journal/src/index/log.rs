@@ -1,7 +1,7 @@
 //! The file of the index: a snapshot, and records that are appended.
 //!
 //! ```text
-//!   | header | snapshot: records | record | record | record | rest of one that was torn
+//!   | header | snapshot: records | record | record | record | zeroes, or the rest of one that was torn
 //!                                ^ log_at          ^ flushed ^ end
 //! ```
 //!
@@ -11,6 +11,11 @@
 //! - the first record after it that does not verify ends the log: it was torn, unless an
 //!   intact one further on says that the file was durable beyond it;
 //! - records past what the last one says to be durable are in doubt.
+//!
+//! On a disk that is full to the last block records go on being appended, or nothing would ever be given
+//! up: a file that is written anew ends with zeroes, in which the next records have room, and the
+//! space for writing it anew is taken beforehand ([`reserve`]): by the file of zeroes that it is written
+//! into. (Where a file system writes elsewhere what is written over, that space is given back first.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +28,7 @@ use super::{Change, Entry, INDEX, Index, first};
 use crate::JournalError;
 use crate::packs::Memory;
 
-/// What it is called while it is written.
+/// What it is called while it is written, and before: then it keeps the space.
 pub(crate) const NEW_INDEX: &str = ".index.new";
 
 const MAGIC: &[u8; 8] = b"POLLUXJN";
@@ -43,6 +48,8 @@ const MAX_PAYLOAD: usize = 4 << 20;
 const MAX_INDEX: u64 = 1 << 30;
 /// A log shorter than this is not worth a new snapshot.
 const MIN_LOG: u64 = 64 << 10;
+/// Zeroes at the end of a file that is written anew.
+const ROOM: usize = 16 << 10;
 /// Bytes read at once.
 const WINDOW: usize = 256 << 10;
 /// Most places after a torn record that are looked at.
@@ -146,9 +153,10 @@ impl Prepared {
         index: &Index,
         group: &Group,
     ) -> Result<Self, JournalError> {
-        let (bytes, tables, last) = fresh(index)?;
-        let made = folder.create(NEW_INDEX).and_then(|file| {
-            file.write_at(0, &bytes)?;
+        let (mut bytes, tables, last) = fresh(index)?;
+        let end = bytes.len() as u64;
+        bytes.resize(bytes.len() + ROOM, 0);
+        let made = into_reserve(folder, &bytes).and_then(|file| {
             group.flush(vec![Need::Content(file.clone())])?;
             Ok(file)
         });
@@ -157,7 +165,6 @@ impl Prepared {
             let _ = folder.remove(NEW_INDEX);
             JournalError::io("write", NEW_INDEX, source)
         })?;
-        let end = bytes.len() as u64;
         Ok(Self(Log {
             file,
             tables,
@@ -183,6 +190,49 @@ impl Prepared {
             .map_err(|source| JournalError::io("replace", INDEX, source))?;
         Ok(self.0)
     }
+}
+
+/// A file that holds `bytes`: the one that keeps the space for it, if that is there.
+fn into_reserve(folder: &dyn Folder, bytes: &[u8]) -> std::io::Result<Arc<dyn File>> {
+    let kept = folder.open(NEW_INDEX).and_then(|file| {
+        file.write_at(0, bytes)?;
+        if file.size()? > bytes.len() as u64 {
+            file.set_len(bytes.len() as u64)?;
+        }
+        Ok(file)
+    });
+    kept.or_else(|_absent_or_too_short| {
+        let _ = folder.remove(NEW_INDEX);
+        let file = folder.create(NEW_INDEX)?;
+        file.write_at(0, bytes)?;
+        Ok(file)
+    })
+}
+
+/// Takes the space for writing the file anew once more, if it is not taken. Not durably: a crash may
+/// cost it, and opening takes it again.
+///
+/// # Errors
+/// What the operating system says; then nothing is taken.
+pub(crate) fn reserve(folder: &dyn Folder, log: &Log) -> std::io::Result<()> {
+    let len = log.limit.max(log.end).saturating_add(ROOM as u64);
+    let take = || {
+        let file = match folder.open(NEW_INDEX) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => folder.create(NEW_INDEX),
+            other => other,
+        }?;
+        let zeroes = vec![0; WINDOW];
+        let mut at = file.size()?;
+        while at < len {
+            let part = usize::try_from(len - at).map_or(WINDOW, |left| left.min(WINDOW));
+            file.write_at(at, &zeroes[..part])?;
+            at += part as u64;
+        }
+        Ok(())
+    };
+    take().inspect_err(|_: &std::io::Error| {
+        let _ = folder.remove(NEW_INDEX);
+    })
 }
 
 impl Log {
@@ -324,9 +374,7 @@ pub(super) fn read(
         }
         at = next;
     }
-    if cut.is_none() && at < len {
-        check_torn(&*file, at, len)?;
-    }
+    let is_torn = at < len && (cut.is_some() || check_torn(&*file, at, len)?);
     let (index, tables) = reading.finish()?;
     let log = Log {
         file,
@@ -340,7 +388,7 @@ pub(super) fn read(
         index,
         log: Some(log),
         doubts: doubts.into_iter().map(|(_, doubt)| doubt).collect(),
-        is_torn: at < len,
+        is_torn,
     })
 }
 
@@ -369,9 +417,9 @@ fn header(bytes: Option<&[u8]>, len: u64) -> Result<(u64, Chain), JournalError> 
     Ok((log_at, first_link(&hash)))
 }
 
-/// What follows the last record at `at` is the rest of one that was torn, unless a record further
-/// on knows better.
-fn check_torn(file: &dyn File, at: u64, len: u64) -> Result<(), JournalError> {
+/// Whether what follows the last record at `at` is the rest of one that was torn, unless a record
+/// further on knows better; zeroes are nothing.
+fn check_torn(file: &dyn File, at: u64, len: u64) -> Result<bool, JournalError> {
     let tail = usize::try_from(len - at).map_err(|_long| damaged("is too long"))?;
     let mut bytes = vec![0; tail];
     file.read_at(at, &mut bytes).map_err(failed)?;
@@ -393,7 +441,7 @@ fn check_torn(file: &dyn File, at: u64, len: u64) -> Result<(), JournalError> {
             break;
         }
     }
-    Ok(())
+    Ok(bytes.iter().any(|byte| *byte != 0))
 }
 
 fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

@@ -26,7 +26,7 @@ use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, MAX_DISKS, PointId, SeedId, Sinc
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::change::{Change, Note};
-pub(crate) use self::log::{Log, NEW_INDEX, Prepared, bytes_of, forge, open, read_bytes};
+pub(crate) use self::log::{Log, Prepared, bytes_of, forge, open, read_bytes, reserve};
 use crate::packs::aligned;
 use crate::{Consistency, DiskExtent, JournalError, Root};
 

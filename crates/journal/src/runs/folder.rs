@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use durable::{File, Folder};
 
@@ -11,8 +12,9 @@ use crate::index::RUNS;
 
 /// How the name of a run file ends.
 const SUFFIX: &str = ".run";
-/// A file that is being written. There is one at a time.
-const UNFINISHED: &str = "runs/.new";
+/// How the names of files that are being written begin. Each has its own: a journal that is opened again
+/// may be tidied while what its predecessor began goes on.
+const UNFINISHED: &str = ".new";
 /// How often the folder is listed again because a file went meanwhile.
 const ATTEMPTS: u32 = 16;
 
@@ -84,25 +86,45 @@ pub(crate) fn publish(
     folder: &dyn Folder,
     fill: impl FnOnce(Appended) -> Result<(blake3::Hash, Appended), RunError>,
 ) -> Result<String, JournalError> {
-    let failed = |source| JournalError::io("write", UNFINISHED, source);
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let new = format!("{RUNS}/{UNFINISHED}-{number}");
+    let failed = |source| JournalError::io("write", &new, source);
     if folder.list(RUNS).is_err() {
         folder
             .create_folder(RUNS)
             .and_then(|()| folder.sync(""))
             .map_err(|source| JournalError::io("create", RUNS, source))?;
     }
-    let file = folder.create(UNFINISHED).map_err(failed)?;
+    let file = folder.create(&new).map_err(failed)?;
     let appended = Appended {
         file: file.clone(),
         at: 0,
     };
-    let (hash, _) = fill(appended).map_err(|source| JournalError::run(UNFINISHED, source))?;
-    let name = name_of(&hash);
-    file.sync()
-        .and_then(|()| folder.rename(UNFINISHED, &name))
-        .and_then(|()| folder.sync(RUNS))
-        .map_err(failed)?;
-    Ok(name)
+    let filled = fill(appended).map_err(|source| JournalError::run(&new, source));
+    let published = filled.and_then(|(hash, _)| {
+        let name = name_of(&hash);
+        file.sync()
+            .and_then(|()| folder.rename(&new, &name))
+            .and_then(|()| folder.sync(RUNS))
+            .map_err(failed)?;
+        Ok(name)
+    });
+    if published.is_err() {
+        // If it cannot be removed, opening the journal removes it.
+        let _ = folder.remove(&new);
+    }
+    published
+}
+
+/// Removes what an interrupted process has left half written.
+pub(crate) fn remove_unfinished(folder: &dyn Folder) {
+    for name in folder.list(RUNS).unwrap_or_default() {
+        if name.starts_with(UNFINISHED) {
+            // Only its space is lost.
+            let _ = folder.remove(&format!("{RUNS}/{name}"));
+        }
+    }
 }
 
 /// A file that is written from front to back.

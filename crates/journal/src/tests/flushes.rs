@@ -134,8 +134,8 @@ fn the_name_of_a_pack_counts_from_its_own_flush_on() {
     let before = twin.points[1].clone();
     let (known, bytes) = twin.primary.cut(Since::Point(before.id), &before.disks);
     let name = receive(&twin.folder, &bytes).expect("received");
-    // The new pack is made and written; its record fails.
-    twin.folder.fail_after(2);
+    // The new pack is made and written; its record fails, and writing the index anew for it as well.
+    twin.folder.fail_in_a_row(2, 4);
     twin.journal
         .commit(name, known.root)
         .expect_err("no record");

@@ -3,6 +3,7 @@
 mod bases;
 mod changes;
 mod flushes;
+mod full;
 mod power;
 mod readers;
 mod receive;

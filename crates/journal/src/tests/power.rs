@@ -27,6 +27,8 @@ struct Seen {
     faults: u64,
     merging_when_cut: u64,
     read_while_open: u64,
+    /// Steps on a disk without space.
+    full: u64,
     in_packs: u64,
     in_files: u64,
     repacked: u64,
@@ -111,6 +113,7 @@ fn trial(seed: u64, seen: &mut Seen) {
         if trial.chance.below(4) == 0 {
             // What it wrote is there, and may be torn later.
             trial.folder.cut_after(u64::MAX - 1);
+            trial.folder.limit(None);
             trial.seen.kills += 1;
         } else {
             trial.folder = trial.folder.cut(seed * ROUNDS + round);
@@ -136,6 +139,7 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
         let rare = [seen.cuts, seen.kills, seen.faults, seen.merging_when_cut];
         let more = [seen.read_while_open, seen.in_packs, seen.in_files];
         let last = [seen.repacked, seen.rewritten, seen.locked, seen.thinned];
+        assert!(seen.full > count, "{seen:?}");
         let disks = [
             seen.joining,
             seen.joined,
@@ -229,14 +233,23 @@ impl Trial {
                 journal.shorten_soon();
                 self.seen.rewritten += 1;
             }
+            let full = self.chance.below(6) == 0;
+            if full {
+                self.folder.limit(Some(self.chance.below(2) * 4096));
+                self.seen.full += 1;
+            }
             let outcome = self.step(&mut journal);
             if fault {
                 self.folder.fail_after(u64::MAX);
+                self.folder.limit(None);
             }
             match outcome {
-                Err(error) if fault && error.is_full() => self.after_fault(&mut journal)?,
+                Err(error) if (fault || full) && error.is_full() => {
+                    self.after_fault(&mut journal)?;
+                }
                 other => other?,
             }
+            self.folder.limit(None);
             assert!(ids(&journal) == self.allowed[0], "{}", self.context);
             self.read_open();
         }
