@@ -22,7 +22,7 @@ use virtio_driver::{
     VirtioFeatureFlags,
 };
 
-use crate::load::{Client, Load, Pace, Pattern, xorshift};
+use crate::load::{self, Client, Load, Pace, Pattern, xorshift};
 
 /// Entries of the queue; a request takes three.
 const QUEUE: u16 = 128;
@@ -58,7 +58,8 @@ impl VhostUserClient {
         memory.set_len((load.depth * load.pattern.block()) as u64)?;
         let buffers = memmap2::MmapRaw::map_raw(&memory)?;
         let address = buffers.as_mut_ptr();
-        let mut random = 1;
+        // Other content with each connection: a block that is written again changes.
+        let mut random = load::seed();
         for at in 0..buffers.len() {
             // Half of each block can be compressed, as much of what guests write; none is zeroes, so
             // that no server can take a short cut.

@@ -88,6 +88,11 @@ pub(crate) fn xorshift(state: &mut u64) -> u64 {
     *state
 }
 
+/// Another one with each call. Odd, for [`xorshift`] never leaves zero.
+pub(crate) fn seed() -> u64 {
+    SEED.fetch_add(0x632b_e59b_d9b4_e01a, Ordering::Relaxed) | 1
+}
+
 /// The offsets of a run, and its end.
 pub(crate) struct Pace {
     start: Instant,
@@ -123,8 +128,7 @@ impl Pace {
 
     fn new(load: Load, end: End) -> Self {
         let block = load.pattern.block() as u64;
-        // Odd, for xorshift never leaves zero.
-        let mut seed = SEED.fetch_add(0x632b_e59b_d9b4_e01a, Ordering::Relaxed) | 1;
+        let mut seed = seed();
         let order = match load.pattern {
             Pattern::SeqRead | Pattern::SeqWrite => Order::Sequential,
             Pattern::RandRead | Pattern::RandWrite | Pattern::Discard => Order::Random(seed),

@@ -1,5 +1,8 @@
 //! One replica host with a thousand twins: each gets a point of 2 MB every few minutes, and what its
 //! policy does not keep goes into its base. The primaries are played by this program.
+//!
+//! First every twin gets two points, as fast as it goes; then one more in its turn, spread over the time
+//! from one to the next, and behind each of these is a merge. Only that is measured.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header, SegmentWriter};
 use model::{
@@ -36,9 +40,16 @@ const CHANGED: u64 = 2_000_000 / BLOCK_SIZE * BLOCK_SIZE;
 const DISK: Bytes = Bytes(64 << 20);
 /// From one point of a twin to its next.
 const FREQUENCY: Duration = Duration::from_secs(300);
-/// Points of each twin. The policy keeps two, so that from the third on each commit has a merge behind it.
-const CYCLES: u64 = 4;
+/// Points of each twin before it is measured. The policy keeps two, so that each later commit has a merge
+/// behind it.
+const BEFORE: u64 = 2;
+/// Points of each twin that are measured.
+const CYCLES: u64 = 1;
 const KEPT: &str = "2:all";
+/// Twins that get their first points at one time.
+const AT_ONCE: usize = 4;
+/// Longest time that a segment may take to come, measured or not.
+const LIMIT: Duration = Duration::from_secs(120);
 /// Segments that are written at once: the primaries are other hosts, and take no more of this one's cores.
 const WRITERS: usize = 1;
 
@@ -53,11 +64,13 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     eprintln!("enrolling {TWINS} twins");
     let members = runtime.block_on(fleet.enrol())?;
+    eprintln!("{BEFORE} points of each");
+    let members = runtime.block_on(fleet.fill(members))?;
     let daemon = pollux.daemon_id().context("polluxd runs")?;
     let (cpu, begin) = (cpu_time(daemon)?, Instant::now());
     eprintln!(
-        "{CYCLES} points of each, one every {} s",
-        FREQUENCY.as_secs()
+        "{CYCLES} more of each within {} s",
+        FREQUENCY.as_secs() * CYCLES
     );
     let run = runtime.block_on(fleet.replicate(members))?;
     let spent = cpu_time(daemon)?.saturating_sub(cpu);
@@ -180,6 +193,21 @@ impl Fleet {
         Ok(members)
     }
 
+    /// Sends the points before those that are measured.
+    async fn fill(&self, members: Vec<Member>) -> Result<Vec<Member>> {
+        let filled = stream::iter(members).map(|member| async move {
+            for sequence in 1..=BEFORE {
+                let staged = member.stage(sequence)?;
+                member.ship(&staged).await?;
+            }
+            if (member.number + 1) % (TWINS / 10) == 0 {
+                eprintln!("  {} twins have theirs", member.number + 1);
+            }
+            Ok(member)
+        });
+        filled.buffer_unordered(AT_ONCE).try_collect().await
+    }
+
     async fn replicate(&self, members: Vec<Member>) -> Result<Arc<Outcome>> {
         let outcome = Arc::new(Outcome::default());
         let writers = Arc::new(Semaphore::new(WRITERS));
@@ -189,8 +217,13 @@ impl Fleet {
             let (outcome, writers) = (outcome.clone(), writers.clone());
             all.spawn(async move { member.replicate(begin, &writers, &outcome).await });
         }
-        while let Some(ended) = all.join_next().await {
-            ended??;
+        let mut ended = 0;
+        while let Some(member) = all.join_next().await {
+            member??;
+            ended += 1;
+            if ended % (TWINS / 10) == 0 {
+                eprintln!("  {ended} twins are done");
+            }
         }
         Ok(outcome)
     }
@@ -201,8 +234,9 @@ impl Member {
         // Spread over the time from one point to the next, as hosts spread them.
         let first = begin + FREQUENCY.mul_f64(number(self.number) / number(TWINS));
         let member = Arc::new(self);
-        for sequence in 1..=CYCLES {
-            let due = first + FREQUENCY * u32::try_from(sequence - 1)?;
+        for cycle in 0..CYCLES {
+            let due = first + FREQUENCY * u32::try_from(cycle)?;
+            let sequence = BEFORE + 1 + cycle;
             sleep_until(due).await;
             let writing = writers.acquire().await?;
             let writer = member.clone();
@@ -261,6 +295,11 @@ impl Member {
     }
 
     async fn ship(&self, staged: &Staged) -> Result<()> {
+        let sent = tokio::time::timeout(LIMIT, self.send(staged)).await;
+        sent.with_context(|| format!("twin {} did not take a point in time", self.number))?
+    }
+
+    async fn send(&self, staged: &Staged) -> Result<()> {
         let offer = outbox::offer(staged).await?;
         let wrong = |error: LinkError| anyhow::anyhow!("twin {}: {error}", self.number);
         let missing = match self.link.offer(&offer).await.map_err(wrong)? {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use pollux_tests::{Host, json_u64, text, until};
@@ -12,8 +12,11 @@ use serde_json::Value;
 use crate::client::VhostUserClient;
 use crate::load::Load;
 
-/// Longest wait for whatever the hosts do.
-const LIMIT: Duration = Duration::from_secs(1800);
+/// Longest wait for whatever the hosts do: several times what it takes on a machine that does nothing
+/// else.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Between two lines about a wait.
+const PROGRESS: Duration = Duration::from_secs(5);
 /// A segment that holds nothing is not longer than this, and may be on its way at any time.
 const EMPTY: u64 = 16 << 10;
 /// The VM.
@@ -82,7 +85,7 @@ impl Pair {
 
     /// Waits until the twin has a point that is none of `before`.
     pub(super) fn wait_for_new_point(&self, before: &[Value]) -> Result<()> {
-        until(LIMIT, "the twin has a new point", || {
+        self.wait("the twin has a new point", || {
             let points = self.points()?;
             let newest = points.last().map(|point| &point["id"]);
             let known = before.last().map(|point| &point["id"]);
@@ -95,11 +98,28 @@ impl Pair {
         let acknowledged = |status: &Value| json_u64(status, "/latest/sequence").unwrap_or(0);
         // The one on its way may have been cut before the last write, the next one is later.
         let enough = acknowledged(&self.status()?) + 2;
-        until(LIMIT, "nothing waits to be sent", || {
+        self.wait("nothing waits to be sent", || {
             let status = self.status()?;
             let nothing = bytes(&status, "/pending").is_ok_and(|pending| pending <= EMPTY);
             let sent = status["state"] == "replicating" && nothing;
             Ok((sent && acknowledged(&status) >= enough).then_some(()))
+        })
+    }
+
+    /// Waits, and says now and then how the relationship stands; so does the error of a wait in vain.
+    fn wait(&self, what: &str, mut look: impl FnMut() -> Result<Option<()>>) -> Result<()> {
+        let mut told = Instant::now();
+        let waited = until(LIMIT, what, || {
+            let found = look()?;
+            if found.is_none() && told.elapsed() >= PROGRESS {
+                told = Instant::now();
+                eprintln!("  until {what}: {}", brief(&self.status()?));
+            }
+            Ok(found)
+        });
+        waited.with_context(|| match self.status() {
+            Ok(status) => format!("the relationship is: {}", brief(&status)),
+            Err(error) => format!("the relationship cannot be told: {error:#}"),
         })
     }
 
@@ -120,6 +140,17 @@ impl Pair {
         let replicas = self.pollux.state().join("replicas");
         replicas.join(&self.id).join("journal")
     }
+}
+
+/// State, progress and last error of a relationship.
+fn brief(status: &Value) -> String {
+    let fields = ["state", "initial", "comparison", "pending", "last_error"];
+    let told = fields.map(|field| (field, &status[field]));
+    let told = told.iter().filter(|(_, value)| !value.is_null());
+    let told: Vec<String> = told
+        .map(|(field, value)| format!("{field} {value}"))
+        .collect();
+    told.join(", ")
 }
 
 /// Bytes of a size as the command line prints it for programs.

@@ -15,6 +15,8 @@ use rcgen::{
 };
 
 const START: Duration = Duration::from_secs(20);
+/// Longest time for a copy.
+const COPY: Duration = Duration::from_secs(300);
 const NAME: &str = "localhost";
 
 /// How it copies.
@@ -106,12 +108,21 @@ impl Server {
         if order == Order::Any {
             command.args(["-m", "16", "-W"]);
         }
-        let status = command
+        let mut copying = command
             .args(["--image-opts", "-O", "raw", &source])
             .arg(to)
             .stdin(Stdio::null())
-            .status()
+            .spawn()
             .context("cannot run qemu-img: `apt-get install qemu-utils` brings it")?;
+        let ended = until(COPY, "qemu-img convert has copied the disk", || {
+            Ok(copying.try_wait()?)
+        });
+        if ended.is_err() {
+            // It may have ended at this moment.
+            let _ = copying.kill();
+            let _ = copying.wait();
+        }
+        let status = ended?;
         ensure!(status.success(), "qemu-img convert ended with {status}");
         File::open(to)?.sync_all()?;
         Ok(())

@@ -1,15 +1,19 @@
-//! What is shipped after the primary lost its power, over what the twin lacked.
+//! What is shipped after the primary lost its power, over what the twin lacked; and how much had to be read
+//! and hashed to find that out.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 
 use anyhow::{Context, Result};
 use model::BLOCK_SIZE;
+use pollux_tests::json_u64;
+use serde_json::Value;
 
 use super::pair::{Pair, VM, bytes};
 use crate::figures::{Goal, Rows, number};
 use crate::load::{Client, Load, Pace, Pattern};
 
+/// Bytes of the disk, of which only what the guest writes to takes space.
 const DISK: u64 = 4 << 30;
 /// The guest writes to this much of its disk.
 const LOAD: Load = Load {
@@ -28,7 +32,7 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
     }
     let mut pair = Pair::new("resync")?;
     let disk = pair.folder().join("disk.raw");
-    crate::side::fill(&disk, DISK)?;
+    File::create(&disk)?.set_len(DISK)?;
     pair.create(&disk)?;
     pair.enable("1s")?;
     pair.wait_for_new_point(&[])?;
@@ -45,14 +49,13 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
         let changed = blocks.len() as u64 * BLOCK_SIZE;
         pair.castor.kill_everything()?;
         pair.castor.lose_memory()?;
-        let before = received(&pair)?;
-        pair.castor.start_daemon()?;
         let points = pair.points()?;
+        pair.castor.start_daemon()?;
         pair.castor.pollux(&["replica", "resume", VM])?;
         pair.wait_for_new_point(&points)?;
         pair.wait_until_sent()?;
-        let shipped = received(&pair)? - before;
         let status = pair.status()?;
+        let shipped = shipped(&pair, &points)?;
         ratios.push(number(shipped) / number(changed));
         read.push(number(bytes(&status, "/compared")?) / number(changed));
     }
@@ -63,13 +66,19 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Content of all points that the twin took in, before compression.
-fn received(pair: &Pair) -> Result<u64> {
+/// Content, before compression, of the points that came after those `before`. Those that hold next to
+/// nothing lie in packs, and are not counted.
+fn shipped(pair: &Pair, before: &[Value]) -> Result<u64> {
+    let newest = before.last().context("the twin has no point")?;
+    let newest = json_u64(newest, "/id/sequence")?;
     let folder = pair.journal().join("segments");
     let mut content = 0;
     for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
         let reader = journal::SegmentReader::open(&entry?.path())?;
-        content += reader.summary().content.0;
+        let point = reader.header().point();
+        if point.is_some_and(|point| point.sequence > newest) {
+            content += reader.summary().content.0;
+        }
     }
     Ok(content)
 }
