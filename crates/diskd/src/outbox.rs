@@ -1,8 +1,8 @@
 //! A segment file on its way into the outbox: `<file>.part`, renamed when it is whole.
 //!
 //! The outbox is a cache: nothing is synced, and after an unclean boot it is dropped. Blocks that
-//! come in ones and twos share frames of 64 KiB; blocks of zeroes cost an index entry. Once half of the
-//! index is used up, those between others are content like them.
+//! come in ones and twos share frames of 16 KiB, neighbours such of 64 KiB; blocks of zeroes cost an
+//! index entry. Once half of the index is used up, those between others are content like them.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +20,10 @@ use crate::flow::Piece;
 const FRAME: usize = journal::segment::MAX_CONTENT;
 /// Runs of an index from which on it is saved.
 const SAVED: usize = journal::segment::MAX_RUNS as usize / 2;
+/// Content from which on a frame takes in no more blocks but neighbours. Whoever reads one block reads,
+/// checks and decompresses its whole frame; and what lies far apart on a disk has little in common
+/// that would compress it better together.
+const SCATTERED: usize = FRAME / 4;
 /// A block, in bytes.
 const BLOCK: usize = FRAME / 16;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
@@ -190,6 +194,8 @@ pub struct Filler<W: Write = File> {
     zeroes: (u16, u64, u64),
     /// See [`SAVED`].
     saved_from: usize,
+    /// The piece that is being added; kept for its capacity.
+    piece: Vec<u8>,
 }
 
 impl<W: Write> Filler<W> {
@@ -205,6 +211,7 @@ impl<W: Write> Filler<W> {
             extents: Vec::new(),
             zeroes: (0, 0, 0),
             saved_from: SAVED,
+            piece: Vec::with_capacity(FRAME),
         })
     }
 
@@ -213,7 +220,9 @@ impl<W: Write> Filler<W> {
     /// # Errors
     /// [`OutboxError::Segment`]
     pub fn push(&mut self, piece: &Piece) -> Result<(), OutboxError> {
-        let bytes = piece.content.to_vec();
+        let mut bytes = std::mem::take(&mut self.piece);
+        bytes.resize(piece.content.len(), 0);
+        piece.content.copy_to_slice(0, &mut bytes);
         let split = self.writer.runs() < self.saved_from || is_zero(&bytes);
         for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
             if split && is_zero(content) {
@@ -226,23 +235,28 @@ impl<W: Write> Filler<W> {
                 }
                 continue;
             }
-            self.content.extend_from_slice(content);
-            match self.extents.last_mut() {
-                Some(last)
-                    if last.disk == piece.disk && last.block + u64::from(last.count) == block =>
-                {
-                    last.count += 1;
+            let follows = |last: &&mut Extent| {
+                last.disk == piece.disk && last.block + u64::from(last.count) == block
+            };
+            match self.extents.last_mut().filter(follows) {
+                Some(last) => last.count += 1,
+                None => {
+                    if self.content.len() >= SCATTERED {
+                        self.frame()?;
+                    }
+                    self.extents.push(Extent {
+                        disk: piece.disk,
+                        block,
+                        count: 1,
+                    });
                 }
-                _ => self.extents.push(Extent {
-                    disk: piece.disk,
-                    block,
-                    count: 1,
-                }),
             }
+            self.content.extend_from_slice(content);
             if self.content.len() == FRAME {
                 self.frame()?;
             }
         }
+        self.piece = bytes;
         Ok(())
     }
 
@@ -345,6 +359,30 @@ mod tests {
             filler.push(&staged(block, &rng.bytes(BLOCK)))?;
         }
         filler.finish()
+    }
+
+    #[test]
+    fn scattered_blocks_share_frames_of_four_and_neighbours_such_of_sixteen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("1.seed");
+        let made = File::create(&path).expect("made");
+        let mut filler = Filler::begin(&path, made, &header(256)).expect("begun");
+        let mut rng = testkit::Rng::new(1);
+        // Ten on their own, twenty neighbours, two on their own.
+        let alone = |first: u64, count: u64| (0..count).map(move |n| (first + 2 * n, 1));
+        for (block, count) in alone(0, 10)
+            .chain([(100, 16), (116, 4)])
+            .chain(alone(200, 2))
+        {
+            let content = rng.bytes(usize::try_from(count).expect("few") * BLOCK);
+            filler.push(&staged(block, &content)).expect("room");
+        }
+        filler.finish().expect("whole");
+        let reader = journal::SegmentReader::open(&path).expect("a segment");
+        let frames = (0..reader.summary().frames).map(|n| reader.read_frame(n).expect("read"));
+        let blocks: Vec<usize> = frames.map(|frame| frame.len() / BLOCK).collect();
+        // Two of the ten share theirs with the neighbours, of which six are left for the last one.
+        assert_eq!(blocks, [4, 4, 16, 6, 2]);
     }
 
     #[test]
