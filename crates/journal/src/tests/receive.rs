@@ -205,6 +205,46 @@ fn a_damaged_segment_is_refused_and_nothing_changes() {
 }
 
 #[test]
+fn a_damaged_part_of_a_seed_is_refused_and_a_good_one_takes_its_place() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made");
+    let empty: Disks = primary
+        .disks
+        .iter()
+        .map(|disk| vec![0; disk.len()])
+        .collect();
+    for seed in 1..4 {
+        primary.write(&mut Chance::new(seed));
+    }
+    let seed = primary.seed;
+    let header = primary.header(Content::Seed { seed, part: 0 });
+    let (bytes, root) = primary.segment(&header, &empty);
+    let before = journal.tip();
+    for at in (0..bytes.len()).step_by(37) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        let refused = take(&mut journal, &folder, &damaged, root);
+        assert!(refused.is_err(), "byte {at}");
+        assert_eq!(journal.tip(), before, "byte {at}");
+    }
+    // Cut again, with what was written meanwhile where the other had it too.
+    for disk in &mut primary.disks {
+        for block in disk
+            .chunks_mut(BLOCK)
+            .filter(|block| !crate::segment::is_zero(block))
+        {
+            fill(block, 1000);
+        }
+    }
+    let (bytes, root) = primary.segment(&header, &empty);
+    take(&mut journal, &folder, &bytes, root).expect("undamaged");
+    let since = primary.seeded(1);
+    let before = primary.disks.clone();
+    let known = follow(&mut journal, &folder, &mut primary, since, &before);
+    assert_points(&journal, &[known], "after damage");
+}
+
+#[test]
 fn a_disk_that_grew_has_its_size_at_each_point() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
