@@ -138,9 +138,35 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     assert!(refused.message.contains(said), "{}", refused.message);
     assert!(refused.message.contains("--force"), "{}", refused.message);
 
-    // They go out; the primary stands down for the twin.
+    // A planned failover needs the replica to answer.
+    let refused = castor.refused(&["failover", "prepare", "web"])?;
+    assert_eq!(refused.exit, 6, "{}", refused.message);
+
+    // They go out while it is prepared; until that is cancelled it does not start here.
     pair.wire.mend();
+    let prepared = until(2 * MINUTE, "the planned failover is prepared", || {
+        Ok(castor.json(&["failover", "prepare", "web"]).ok())
+    })?;
+    assert_eq!(text(&prepared, "/replica_host")?, "pollux", "{prepared}");
     nothing_pending(castor, "web")?;
+    let refused = castor.refused(&["vm", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    assert!(
+        refused.message.contains("failover cancel web"),
+        "{}",
+        refused.message
+    );
+    castor.pollux(&["failover", "cancel", "web"])?;
+    let before = castor.serial_log("web")?.len();
+    castor.pollux(&["vm", "start", "web"])?;
+    castor.serial_line("web", before, "pollux-workload: flushed", FIRST_WRITE)?;
+    let written = writes_on(castor, "web", 100, MINUTE)?.max(written);
+    // It is shut down, and its last changes are sent without waiting for the next cycle.
+    castor.pollux(&["replica", "set", "web", "--frequency", "15m"])?;
+    castor.pollux(&["failover", "prepare", "web"])?;
+    let written = flushed(&castor.serial_log("web")?)
+        .unwrap_or(0)
+        .max(written);
     let latest = until(2 * MINUTE, "what was written last is at the twin", || {
         let latest = pair.points("web").last().cloned().context("a point")?;
         Ok((committed(&pair, &latest)? >= written).then_some(latest))

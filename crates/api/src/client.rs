@@ -19,9 +19,10 @@ use crate::{
     ComparedReplica, CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication,
     EndedReplication, Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate,
     HostStatus, Identity, JobLine, LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint,
-    OpenedPoint, Peer, Point, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk,
-    ResizedDisk, Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover,
-    Tracking, TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
+    OpenedPoint, Peer, Point, PrepareFailover, PreparedFailover, Progress, ReplicaServer,
+    Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked, SetReplication,
+    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, VerifiedReplica, Vm,
+    VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -472,6 +473,23 @@ impl Client {
     /// Starts the twin because the primary is lost.
     pub async fn failover(&self, vm: &str, failover: &StartFailover) -> Result<VmDetails, Problem> {
         self.call(Method::POST, &path(vm, "/failover"), Some(failover))
+            .await
+    }
+
+    /// Shuts the VM down, locks it and sends its last changes.
+    pub async fn prepare_failover(
+        &self,
+        vm: &str,
+        prepare: &PrepareFailover,
+        progress: impl FnMut(Progress),
+    ) -> Result<PreparedFailover, Problem> {
+        let path = path(vm, "/planned-failover");
+        self.job(Method::POST, &path, Some(prepare), progress).await
+    }
+
+    /// Gives it free again.
+    pub async fn cancel_failover(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::DELETE, &path(vm, "/planned-failover"), None::<&()>)
             .await
     }
 

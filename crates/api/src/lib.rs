@@ -64,6 +64,8 @@
 //!   PUT    /v1/vms/{vm}/points/{point}/lock         LockPoint   -> Point
 //!   POST   /v1/vms/{vm}/points/{point}/export       ExportPoint -> job: [ExportedDisk]
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
+//!   POST   /v1/vms/{vm}/planned-failover            PrepareFailover -> a job, PreparedFailover
+//!   DELETE /v1/vms/{vm}/planned-failover
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
 //!   DELETE /v1/vms/{vm}/test-failover
 //! ```
@@ -101,7 +103,8 @@ pub use point::{
     OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, EndedReplication, Replication, SetReplication, StartFailover, TestFailover,
+    EnableReplication, EndedReplication, FailoverStep, PrepareFailover, PreparedFailover,
+    Replication, SetReplication, StartFailover, TestFailover,
 };
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,

@@ -130,6 +130,34 @@ pub struct StartFailover {
     pub because: Option<String>,
 }
 
+/// Shut the VM down and send the last changes, for the twin to take over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrepareFailover {
+    /// Seconds that the guest has to shut down.
+    pub timeout_s: u64,
+}
+
+/// A VM that is off and locked, and whose twin has everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreparedFailover {
+    /// What was done, in order.
+    pub steps: Vec<FailoverStep>,
+    /// The host that can take over now.
+    pub replica_host: String,
+}
+
+/// A step of a planned failover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverStep {
+    /// What it is.
+    pub step: String,
+    /// What came of it.
+    pub result: String,
+}
+
 /// Start a copy of the twin beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -160,10 +160,7 @@ const ALIASES: &[Alias] = &[
         parameters: &[
             VM_NAME,
             parameter("AsTest", To::Instead(&["failover", "test"])),
-            parameter(
-                "Prepare",
-                To::Not("Shut the VM down, wait until nothing is pending, and fail over there"),
-            ),
+            parameter("Prepare", To::Instead(&["failover", "prepare"])),
             parameter(
                 "VMRecoverySnapshot",
                 To::Not("Name the point: `pollux failover start VM --point POINT`"),
@@ -608,6 +605,10 @@ mod tests {
                 "Start-VMFailover web -AsTest:$false",
                 "--wide failover start -- web",
             ),
+            (
+                "Start-VMFailover -Prepare -VMName web",
+                "--wide failover prepare -- web",
+            ),
             ("Stop-VMFailover web", "--wide failover stop-test -- web"),
             ("Get-VMReplicationServer", "--wide replica server show"),
             (
@@ -735,10 +736,6 @@ mod tests {
             (
                 "Enable-VMReplication web -ReplicaServerName p -AuthenticationType Kerberos",
                 "is always Certificate here, and not Kerberos",
-            ),
-            (
-                "Start-VMFailover web -Prepare",
-                "`-Prepare` of Start-VMFailover",
             ),
             (
                 "Set-VMReplicationServer -ReplicationEnabled yes",

@@ -482,7 +482,20 @@ pub(crate) enum FailoverVerb {
         /// The copy, or the VM whose copies all go
         vm: String,
     },
-    /// Start the twin because the primary is lost
+    /// Shut the VM down on its own host, lock it and send its last changes, for a planned failover
+    Prepare {
+        /// The VM
+        vm: String,
+        /// Seconds that the guest has to shut down
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
+    /// Give a VM free again that was prepared for a planned failover
+    Cancel {
+        /// The VM
+        vm: String,
+    },
+    /// Start the twin: because the primary is lost, or was prepared for it
     Start {
         /// The VM
         vm: String,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
     EnableReplication, EventQuery, ExportDisk, ExportPoint, GiveCertificate, LockPoint,
-    MakeCheckpoint, NewDisk, OpenPoint, Progress, ResizeDisk, Revoke, SetReplication,
-    StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
+    MakeCheckpoint, NewDisk, OpenPoint, PrepareFailover, Progress, ResizeDisk, Revoke,
+    SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -498,6 +498,26 @@ impl Command {
             FailoverVerb::StopTest { vm } => {
                 client.stop_test_failover(&vm).await?;
                 self.say(&format!("no test failover of VM `{vm}` is left"))
+            }
+            FailoverVerb::Prepare { vm, timeout } => {
+                let prepare = PrepareFailover { timeout_s: timeout };
+                let bar = Bar::new(self.format);
+                let show = |progress| bar.show(&progress);
+                let prepared = client.prepare_failover(&vm, &prepare, show).await?;
+                drop(bar);
+                self.print(&prepared)?;
+                if self.format == Format::Json {
+                    return Ok(());
+                }
+                self.say(&format!(
+                    "next, on host `{}`: `pollux failover start {vm}`; or here, to go back: \
+                     `pollux failover cancel {vm}`",
+                    prepared.replica_host
+                ))
+            }
+            FailoverVerb::Cancel { vm } => {
+                client.cancel_failover(&vm).await?;
+                self.say(&format!("VM `{vm}` can be started here again"))
             }
             FailoverVerb::Start { vm, point, force } => {
                 let start = StartFailover {

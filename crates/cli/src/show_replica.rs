@@ -1,6 +1,8 @@
 //! Relationships for people: how they are, what was measured, why they are not healthy.
 
-use api::{Authorization, HealthMessage, Measures, Replication, ReplicationHealth};
+use api::{
+    Authorization, HealthMessage, Measures, PreparedFailover, Replication, ReplicationHealth,
+};
 use comfy_table::ContentArrangement;
 use jiff::Timestamp;
 use model::{Bytes, Mode, ReplicationState};
@@ -403,6 +405,16 @@ fn fields(one: &Measures) -> Vec<(&'static str, String)> {
         ("pause_p99_us", or_none(one.pause_p99_us)),
         ("pause_longest_us", or_none(one.pause_longest_us)),
     ]
+}
+
+impl Shown for PreparedFailover {
+    fn table(&self) -> String {
+        let mut table = columns(&["Step", "Result"]);
+        for step in &self.steps {
+            table.add_row([step.step.clone(), step.result.clone()]);
+        }
+        finish(&table)
+    }
 }
 
 #[cfg(test)]

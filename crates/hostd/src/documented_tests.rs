@@ -51,6 +51,7 @@ fn every_state_is_documented() {
         State::Resynchronizing,
         State::Suspended,
         State::Error,
+        State::PreparedForFailover,
         State::FailedOver,
         State::StoodDown,
     ];
@@ -62,6 +63,7 @@ fn every_state_is_documented() {
         | State::Resynchronizing
         | State::Suspended
         | State::Error
+        | State::PreparedForFailover
         | State::FailedOver
         | State::StoodDown => state.to_string(),
     };

@@ -95,8 +95,8 @@ pub(crate) fn level(mode: Mode, messages: &[HealthMessage]) -> Health {
 
 fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     use ReplicationState::{
-        Error, FailedOver, InitialReplicationInProgress, ReadyForInitialReplication, Replicating,
-        Resynchronizing, StoodDown, Suspended,
+        Error, FailedOver, InitialReplicationInProgress, PreparedForFailover,
+        ReadyForInitialReplication, Replicating, Resynchronizing, StoodDown, Suspended,
     };
     let (vm, peer) = (name(look.vm), look.peer);
     Some(match look.state {
@@ -138,6 +138,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             }),
         ),
         Replicating
+        | PreparedForFailover
         | Resynchronizing
         | InitialReplicationInProgress
         | ReadyForInitialReplication
@@ -171,7 +172,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             format!("it was failed over to this host, and nothing is replicated back to `{peer}`"),
             format!("The VM has no twin until then: keep a copy with `pollux disk export {vm}`"),
         ),
-        Replicating => return None,
+        Replicating | PreparedForFailover => return None,
     })
 }
 

@@ -135,6 +135,7 @@ fn every_state_has_its_level_and_reason() {
         State::Resynchronizing,
         State::Suspended,
         State::Error,
+        State::PreparedForFailover,
         State::FailedOver,
         State::StoodDown,
     ];
@@ -151,7 +152,7 @@ fn every_state_has_its_level_and_reason() {
                     (State::Suspended, _, true) => (Health::Warning, Some(Why::CannotWriteLog)),
                     (State::Suspended, _, false) => (Health::Warning, Some(Why::Paused)),
                     (_, _, true) => (Health::Critical, Some(Why::CannotSend)),
-                    (State::Replicating, ..) => (Health::Normal, None),
+                    (State::Replicating | State::PreparedForFailover, ..) => (Health::Normal, None),
                     (State::Resynchronizing, ..) => (Health::Warning, Some(Why::Resynchronizing)),
                     (
                         State::ReadyForInitialReplication | State::InitialReplicationInProgress,

@@ -74,6 +74,8 @@ pub enum ReplicationState {
     Suspended,
     /// It needs a person.
     Error,
+    /// The VM is off and locked, for its twin to take over as planned.
+    PreparedForFailover,
     /// The twin was started here.
     FailedOver,
     /// The partner took over; the VM may not run here.
@@ -107,7 +109,7 @@ macro_rules! shown {
 shown!(VmState: Off, Starting, Running, Paused, Stopping);
 shown!(Mode: Primary, Replica, TestReplica);
 shown!(Health: NotApplicable, Normal, Warning, Critical);
-shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, FailedOver, StoodDown);
+shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, PreparedForFailover, FailedOver, StoodDown);
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,8 @@ pub enum Command {
     FailoverOlder,
     /// The same, on a person's word.
     ForceFailoverOlder,
+    /// Give it free again, which was prepared for a planned failover.
+    CancelFailover,
     /// End the relationship.
     Remove,
     /// Make another VM from the disks.
@@ -28,7 +30,7 @@ pub enum Command {
 }
 
 /// All of them.
-pub const COMMANDS: [Command; 10] = [
+pub const COMMANDS: [Command; 11] = [
     Command::Start,
     Command::ForceStart,
     Command::Stop,
@@ -37,6 +39,7 @@ pub const COMMANDS: [Command; 10] = [
     Command::ForceFailover,
     Command::FailoverOlder,
     Command::ForceFailoverOlder,
+    Command::CancelFailover,
     Command::Remove,
     Command::Copy,
 ];
@@ -59,6 +62,7 @@ impl Command {
             Self::ForceFailoverOlder => {
                 "pollux failover start VM --point POINT --force --because STATEMENT"
             }
+            Self::CancelFailover => "pollux failover cancel VM",
             Self::Remove => "pollux replica remove VM",
             Self::Copy => "pollux vm create NAME --image FILE",
         }
@@ -84,6 +88,7 @@ impl Command {
             }
             Self::FailoverOlder => "starts it from an older point: what came later is passed over",
             Self::ForceFailoverOlder => "the same when the primary does not answer or give way",
+            Self::CancelFailover => "gives it free that was prepared for a planned failover",
             Self::Remove => {
                 "ends the relationship, on both hosts if the partner answers; the disks and points \
                  stay"

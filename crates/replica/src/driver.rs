@@ -35,6 +35,8 @@ pub enum Command {
     Verify(u64),
     /// Nobody waits for that verification any more.
     VerifyNoMore(u64),
+    /// Cut the next point now, whenever it is due.
+    Hurry,
     /// End the driver. A staged segment stays in the outbox.
     Stop,
 }
@@ -117,6 +119,7 @@ pub async fn run<S: Source, L: Link>(
                 Some(Command::Resume) => Event::Resume,
                 Some(Command::Verify(number)) => Event::Verify(number),
                 Some(Command::VerifyNoMore(number)) => Event::VerifyNoMore(number),
+                Some(Command::Hurry) => Event::Hurry,
                 Some(Command::Stop) | None => {
                     stopping = true;
                     Event::Suspend

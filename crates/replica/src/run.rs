@@ -174,6 +174,17 @@ pub fn may_start(
     let Some(partner) = standing.partner.as_deref() else {
         return Ok(None);
     };
+    if standing.prepared {
+        let (reason, name) = (
+            format!("is prepared for a planned failover to host `{partner}`"),
+            name(thing),
+        );
+        let way_out = format!(
+            "`pollux failover start {name}` there goes on with it, `pollux failover cancel {name}` \
+             here ends it"
+        );
+        return Err(refused(thing, reason, way_out));
+    }
     if standing.role == Role::Replica {
         let reason = format!("is the replica of the one on host `{partner}`");
         let way_out = format!("`pollux failover start {}` starts it here", name(thing));

@@ -120,6 +120,8 @@ pub enum Event {
     Configured(Result<ConfigureAnswer, LinkError>),
     /// From now on the replica is to follow this one.
     Changed(Arc<Configuration>),
+    /// The next point is wanted now, whenever it is due.
+    Hurry,
     /// A person wants it to stop for a while.
     Suspend,
     /// A person wants it to go on; also out of [`ReplicationState::Error`].
@@ -496,6 +498,7 @@ impl Sender {
             (State::Gating(lineage), Event::Gated(outcome)) => {
                 self.gated(now, lineage, outcome);
             }
+            (state, Event::Hurry) => self.hurry(now, state, out),
             (state, Event::Suspend) => self.suspend(state, out),
             (state, Event::Resume) => self.resume(now, state, out),
             (state, event) => match trouble::trouble(&state, event) {

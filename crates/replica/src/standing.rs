@@ -95,6 +95,10 @@ pub struct Standing {
     /// The partner's lineage that this host gave way to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stood_down: Option<Lineage>,
+    /// Whether everything was sent to the partner, or is being sent, for it to take over as planned: the
+    /// VM does not start here until that is cancelled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prepared: bool,
     /// The lineage that this host is about to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<Lineage>,
@@ -161,6 +165,7 @@ impl Standing {
             fence: None,
             lineage,
             stood_down: None,
+            prepared: false,
             attempt: None,
             overrides: Vec::new(),
         }
@@ -395,7 +400,51 @@ impl Standing {
         Ok(Self {
             warrant: None,
             stood_down: Some(stood_down),
+            prepared: false,
             attempt: None,
+            ..self.clone()
+        })
+    }
+
+    /// Locks the VM for a planned failover. Store the result before the last changes are sent.
+    /// `runs`: the guest runs here, or is being started.
+    ///
+    /// # Errors
+    /// [`Problem`] when it runs, or no partner could take over from here.
+    pub fn prepare_failover(&self, thing: &str, runs: bool) -> Result<Self, Problem> {
+        let name = crate::run::name(thing);
+        let refuse = |reason: &str, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        if self.role == Role::Replica {
+            let way_out = format!("`pollux failover prepare {name}` belongs on its own host");
+            return refuse("is received here", way_out);
+        }
+        if self.partner.is_none() || self.stood_down.is_some() {
+            let way_out = format!("`pollux replica enable {name}` makes one");
+            return refuse("has no replica that could take over", way_out);
+        }
+        if runs {
+            let way_out = format!("stop it first with `pollux vm stop {name}`");
+            return refuse("runs", way_out);
+        }
+        Ok(Self {
+            prepared: true,
+            ..self.clone()
+        })
+    }
+
+    /// Gives it free again.
+    ///
+    /// # Errors
+    /// [`Problem`] when it is not prepared.
+    pub fn cancel_failover(&self, thing: &str) -> Result<Self, Problem> {
+        if !self.prepared {
+            let reason = "is not prepared for a planned failover";
+            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+        }
+        Ok(Self {
+            prepared: false,
             ..self.clone()
         })
     }
@@ -454,6 +503,7 @@ impl Standing {
         }
         let mut next = Self {
             fence: None,
+            prepared: false,
             ..self.clone()
         };
         if self.role != Role::Replica {
@@ -485,6 +535,7 @@ impl Standing {
             Rank::Theirs => {
                 next.attempt = None;
                 next.warrant = None;
+                next.prepared = false;
                 if self.role == Role::Replica {
                     // The primary opened a new term; its segments will follow.
                     if theirs.descends_from(&self.lineage) {

@@ -262,6 +262,34 @@ fn a_refusal_by_a_partner_that_knows_only_the_id_names_the_vm() {
 }
 
 #[test]
+fn a_vm_that_is_prepared_for_a_planned_failover_does_not_start_until_that_is_cancelled() {
+    let (primary, replica) = pair();
+    let refusal = |made: Result<Standing, Problem>| made.expect_err("refused").to_string();
+    assert!(refusal(primary.prepare_failover(VM, true)).contains("vm stop web"));
+    assert!(refusal(replica.prepare_failover(VM, false)).contains("received here"));
+    assert!(refusal(primary.cancel_failover(VM)).contains("not prepared"));
+    let prepared = primary.prepare_failover(VM, false).expect("off");
+    let says = Evidence::Says(replica.tell(false));
+    for evidence in [&says, &Evidence::Override(word()), &Evidence::Unasked] {
+        let refused = refusal(prepared.start(VM, evidence));
+        assert!(refused.contains("failover cancel web"), "{refused}");
+    }
+    let free = prepared.cancel_failover(VM).expect("prepared");
+    assert_eq!(free, primary);
+    free.start(VM, &says).expect("as before");
+    // Its partner takes over; what was prepared is over then, also if it learns that late.
+    let ready = replica.prepare(VM, point(&replica.lineage, 3), "host-b");
+    let asked = ready.expect("on it").attempt.expect("an attempt");
+    let down = prepared.stand_down(VM, &asked, false).expect("off");
+    assert!(!down.prepared);
+    let met = prepared.superseded(VM, &asked).expect("of one history");
+    assert!(!met.standing.prepared);
+    // As is the relationship.
+    let alone = prepared.end(VM, true, None).expect("told");
+    assert!(!alone.prepared);
+}
+
+#[test]
 fn a_vm_without_a_common_first_term_is_refused() {
     let (primary, _) = pair();
     let other = Lineage::begin("host-b");

@@ -131,7 +131,11 @@ pub(super) async fn stop_test(
     let vm = host.find(&vm)?;
     let copies = tests_of(&host, &vm);
     if copies.is_empty() {
-        let way_out = "`pollux failover test` starts one";
+        let way_out = if vm.view().standing.prepared {
+            "`pollux failover cancel` ends the planned failover that it is prepared for"
+        } else {
+            "`pollux failover test` starts one"
+        };
         let reason = "has no test failover";
         return Err(Problem::new(Code::Conflict, vm.view().thing(), reason, way_out).into());
     }

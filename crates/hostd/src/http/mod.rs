@@ -8,6 +8,7 @@ mod failover;
 mod hosts;
 mod measures;
 mod metrics;
+mod planned;
 mod points;
 mod replication;
 mod server;
@@ -117,6 +118,10 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/points/{point}/lock", put(points::lock))
         .route("/v1/vms/{vm}/points/{point}/export", post(points::export))
         .route("/v1/vms/{vm}/failover", post(failover::start))
+        .route(
+            "/v1/vms/{vm}/planned-failover",
+            post(planned::prepare).delete(planned::cancel),
+        )
         .route(
             "/v1/vms/{vm}/test-failover",
             post(failover::test).delete(failover::stop_test),

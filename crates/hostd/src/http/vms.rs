@@ -104,18 +104,22 @@ pub(super) async fn stop(
     Body(stop): Body<StopVm>,
 ) -> Answered<VmDetails> {
     let vm = host.find(&vm)?;
-    if stop.timeout_s == 0 || stop.timeout_s > MAX_STOP {
-        let problem = Problem::new(
-            Code::Invalid,
-            "timeout",
-            format!("is {} s", stop.timeout_s),
-            format!("It must be 1 to {MAX_STOP} seconds"),
-        );
-        return Err(problem.into());
-    }
-    let timeout = Duration::from_secs(stop.timeout_s);
+    let timeout = stop_limit(stop.timeout_s)?;
     vm.ask(|answer| Message::Stop { timeout, answer }).await?;
     details(&vm).await
+}
+
+/// How long a guest has to shut down.
+pub(super) fn stop_limit(seconds: u64) -> Result<Duration, Problem> {
+    if seconds == 0 || seconds > MAX_STOP {
+        return Err(Problem::new(
+            Code::Invalid,
+            "timeout",
+            format!("is {seconds} s"),
+            format!("It must be 1 to {MAX_STOP} seconds"),
+        ));
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 pub(super) async fn kill(

@@ -105,6 +105,10 @@ pub(crate) enum Message {
     VerifyNoMore { number: u64 },
     /// Send or receive nothing, or go on.
     Suspend { suspended: bool, answer: Answer },
+    /// Lock it for a planned failover and send its last changes; answered when that is durable.
+    PrepareFailover { answer: Answer },
+    /// Give it free again.
+    CancelFailover { answer: Answer },
     /// Start the twin; answered when the guest runs.
     Failover {
         point: PointId,

@@ -16,7 +16,7 @@ pub(crate) mod observe;
 pub(crate) mod opened;
 mod owner;
 mod power;
-mod progress;
+pub(crate) mod progress;
 pub(crate) mod relation;
 pub(crate) mod reload;
 mod replicate;

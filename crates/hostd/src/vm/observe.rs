@@ -325,6 +325,7 @@ pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> Repli
     match view.standing.role {
         Role::FailedOver => ReplicationState::FailedOver,
         Role::Primary if view.standing.stood_down.is_some() => ReplicationState::StoodDown,
+        Role::Primary if view.standing.prepared => ReplicationState::PreparedForFailover,
         _ if relation.suspended => ReplicationState::Suspended,
         Role::Replica if view.home.place.away().is_some() => ReplicationState::Suspended,
         Role::Primary => {

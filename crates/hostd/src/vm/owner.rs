@@ -332,6 +332,12 @@ impl Owner {
             Message::Suspend { suspended, answer } => {
                 let _ = answer.send(self.suspend(suspended));
             }
+            Message::PrepareFailover { answer } => {
+                let _ = answer.send(self.prepare_failover());
+            }
+            Message::CancelFailover { answer } => {
+                let _ = answer.send(self.cancel_failover());
+            }
             Message::Failover {
                 point,
                 newest,

@@ -68,6 +68,12 @@ impl DriverHandle {
         let _ = self.commands.try_send(Command::Stop);
     }
 
+    /// Cuts the next point now.
+    pub(super) fn hurry(&self) {
+        // One that is full of commands is waited for all the same, until its next point is due.
+        let _ = self.commands.try_send(Command::Hurry);
+    }
+
     /// Waits until it has come further, or ended.
     pub(super) async fn moved(&mut self) {
         // An error means that the reporter is gone, and nothing more comes.

@@ -207,6 +207,22 @@ impl Owner {
         Ok(())
     }
 
+    /// Locks the VM, which is off, for its partner to take over as planned, and sends the last changes.
+    pub(super) fn prepare_failover(&self) -> Result<(), Problem> {
+        let view = self.view();
+        let runs = view.state != VmState::Off;
+        self.store(view.standing.prepare_failover(&view.thing(), runs)?)?;
+        if let Some(driver) = &self.driver {
+            driver.handle().hurry();
+        }
+        Ok(())
+    }
+
+    pub(super) fn cancel_failover(&self) -> Result<(), Problem> {
+        let view = self.view();
+        self.store(view.standing.cancel_failover(&view.thing())?)
+    }
+
     /// Whether the partner may not know yet that this host took over.
     pub(super) fn must_tell(&self) -> bool {
         let view = self.seen.borrow();

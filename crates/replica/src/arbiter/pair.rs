@@ -140,6 +140,8 @@ pub(super) struct Bounds {
     pub(super) backups: u8,
     pub(super) restores: u8,
     pub(super) removals: u8,
+    /// A person locks the primary for a planned failover.
+    pub(super) plans: u8,
     /// Seconds that pass; none: there is no lease.
     pub(super) seconds: u8,
     /// How often a clock gains on the other one.

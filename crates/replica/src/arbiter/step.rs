@@ -33,6 +33,8 @@ pub(super) enum Step {
         older: bool,
     },
     AskToStandDown(usize),
+    /// The primary is locked for a planned failover.
+    Plan(usize),
     /// A person overrides.
     Force(usize),
     HostCrashes(usize),
@@ -465,6 +467,13 @@ impl Arbiter {
                 let attempt = pair.hosts[x].standing().attempt.clone()?;
                 next.send(1 - x, Say::Ask(attempt));
             }
+            Step::Plan(x) => {
+                let host = &pair.hosts[x];
+                let runs = host.guest != Guest::Off;
+                let ready = host.standing().prepare_failover(VM, runs).ok()?;
+                next.keep_standing(x, ready, true);
+                next.left.plans -= 1;
+            }
             Step::Force(x) => {
                 next = self.force(pair, x)?;
                 next.left.forces -= 1;
@@ -570,6 +579,9 @@ impl Arbiter {
             for older in [false, true] {
                 steps.push(Step::Prepare { host: x, older });
             }
+        }
+        if left.plans > 0 && off {
+            steps.push(Step::Plan(x));
         }
         if left.forces > 0 && off {
             steps.push(Step::Force(x));

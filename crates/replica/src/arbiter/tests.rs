@@ -18,6 +18,7 @@ const NONE: Bounds = Bounds {
     backups: 0,
     restores: 0,
     removals: 0,
+    plans: 0,
     seconds: 0,
     drifts: 0,
     unfenced: false,
@@ -57,7 +58,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 14] = [
+const SEARCHES: [(&str, Bounds); 15] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -68,6 +69,13 @@ const SEARCHES: [(&str, Bounds); 14] = [
             backups: 1,
             restores: 1,
             ..rights(1, 1, 0, 2)
+        },
+    ),
+    (
+        "planned",
+        Bounds {
+            plans: 1,
+            ..rights(1, 1, 1, 2)
         },
     ),
     (

@@ -160,6 +160,11 @@ impl Arbiter {
                 next.hosts[x].guest = Guest::Off;
                 Ok(Some(next))
             }
+            Command::CancelFailover if host.standing().prepared => {
+                let free = host.standing().cancel_failover(VM)?;
+                next.keep_standing(x, free, true);
+                Ok(Some(next))
+            }
             Command::Remove if host.memory.linked => Ok(self.remove(pair, x, lost.is_none())),
             _ => Ok(None),
         }

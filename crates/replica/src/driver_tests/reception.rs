@@ -257,3 +257,27 @@ fn a_relationship_that_ended_on_the_replica_is_told_to_a_person_within_seconds()
         });
     }
 }
+
+#[test]
+fn a_point_that_is_wanted_now_is_cut_now_and_counts_as_no_missed_one() {
+    for seed in 1..20 {
+        paused().block_on(async move {
+            let shared = world(seed);
+            shared.world().every(3600);
+            let running = start(&shared);
+            one_point(&running).await;
+            if seed % 2 == 0 {
+                // Or the one before is still on its way.
+                shared.pause(60_000).await;
+            }
+            let cycles = running.reports.borrow().cycles;
+            shared.world().write_all();
+            let before = tokio::time::Instant::now();
+            let _ = running.commands.send(Command::Hurry).await;
+            wait_for(&running, "all is sent", |report| report.cycles > cycles).await;
+            assert!(before.elapsed() < Duration::from_secs(600));
+            assert_eq!(running.reports.borrow().missed, 0);
+            check_points(&shared.world());
+        });
+    }
+}

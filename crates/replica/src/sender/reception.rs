@@ -39,6 +39,17 @@ impl Sender {
         self.late = true;
     }
 
+    /// The next point is cut as soon as what is under way is done.
+    pub(super) fn hurry(&mut self, now: Now, state: State, out: &mut Vec<Output>) {
+        self.due_now(now);
+        match state {
+            State::Waiting {
+                wait: Wait::Due, ..
+            } => self.go_on(now, out),
+            other => self.state = other,
+        }
+    }
+
     /// Whether the replica follows another configuration than it is to, and would take it.
     pub(super) fn is_outdated(&self, now: Now) -> bool {
         let refused = self.refused.is_some_and(|until| now.since_start < until);

@@ -1,0 +1,208 @@
+//! Routes of planned failovers: what is done on the primary, before the twin takes over.
+//!
+//! ```text
+//!   replicated, partner answers --> guest shut down --> locked --> last changes sent --> prepared
+//!        |                              |                  |             |
+//!        refused, nothing changed       it goes on         <- unlocked --+ fails, or whoever asked
+//!                                                                          went away
+//! ```
+//!
+//! Then the twin is failed over to on its host, which this one stands down for at once; or it is
+//! cancelled here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{FailoverStep, JobLine, PrepareFailover, PreparedFailover, Progress};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use model::{Bytes, Code, PointId, Problem, ReplicationState, VmState};
+use replica::report::LinkReport;
+use replica::run::Evidence;
+use replica::standing::Role;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::body::{Json as Body, lines};
+use super::replication::not_replicated;
+use super::vms::stop_limit;
+use super::{Answered, Refusal};
+use crate::host::Host;
+use crate::partner;
+use crate::vm::{Message, Vm, observe, progress, unsent};
+
+/// How much is left is looked at again after this long, if the driver tells nothing.
+const LOOK: Duration = Duration::from_millis(500);
+
+type Told = mpsc::Sender<JobLine<PreparedFailover>>;
+
+pub(super) async fn prepare(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(wanted): Body<PrepareFailover>,
+) -> Result<Response, Refusal> {
+    let vm = host.find(&vm)?;
+    let limit = stop_limit(wanted.timeout_s)?;
+    let (told, progress) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let line = match run(&host, &vm, limit, &told).await {
+            Ok(prepared) => JobLine::Done(prepared),
+            Err(problem) => JobLine::Failed(problem),
+        };
+        // Fails only when whoever asked went away.
+        let _ = told.send(line).await;
+    });
+    Ok(lines(progress))
+}
+
+pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+    let vm = host.find(&vm)?;
+    vm.ask(|answer| Message::CancelFailover { answer }).await?;
+    Ok(Json(()))
+}
+
+async fn run(
+    host: &Arc<Host>,
+    vm: &Vm,
+    limit: Duration,
+    told: &Told,
+) -> Result<PreparedFailover, Problem> {
+    let mut steps = Vec::new();
+    let mut done = |step: &str, result: String| {
+        let step = step.to_owned();
+        steps.push(FailoverStep { step, result });
+    };
+    let replica_host = check(vm)?;
+    done("Replication is in order", "yes".to_owned());
+    ask(host, vm, &replica_host).await?;
+    done("The replica answers", replica_host.clone());
+
+    say(told, "shutting the guest down", 0, 0).await?;
+    let result = if vm.view().state == VmState::Off {
+        "was off".to_owned()
+    } else {
+        let timeout = limit;
+        vm.ask(|answer| Message::Stop { timeout, answer }).await?;
+        "shut down".to_owned()
+    };
+    done("The guest is off", result);
+
+    vm.ask(|answer| Message::PrepareFailover { answer }).await?;
+    done("The VM is locked", "does not start here".to_owned());
+    let sent = async {
+        // Whatever was begun before may lack what was written last.
+        let begun = progress::reserved(&vm.view().home.path)?;
+        send_last(vm, begun, told).await
+    };
+    let result = match sent.await {
+        Ok(point) => format!("point {point} holds all"),
+        Err(problem) => {
+            // It was locked a moment ago; that it is not any more is what is wanted.
+            let _ = vm.ask(|answer| Message::CancelFailover { answer }).await;
+            return Err(problem);
+        }
+    };
+    done("The twin has everything", result);
+    Ok(PreparedFailover {
+        steps,
+        replica_host,
+    })
+}
+
+/// Refuses unless deltas flow; the replica's name.
+fn check(vm: &Vm) -> Result<String, Problem> {
+    let view = vm.view();
+    let relation = view.relation.clone().ok_or_else(|| not_replicated(&view))?;
+    let refuse = |reason: String, way_out: String| {
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
+    };
+    let name = view.home.spec.name.as_str();
+    if view.standing.role == Role::Replica {
+        let reason = format!("is received here from host `{}`", relation.partner);
+        let way_out = format!("`pollux failover prepare {name}` belongs there");
+        return refuse(reason, way_out);
+    }
+    match observe::state(&view, &relation, true) {
+        ReplicationState::Replicating | ReplicationState::PreparedForFailover => {
+            Ok(relation.partner)
+        }
+        state => {
+            let reason = format!("cannot be failed over as planned: its replication is {state}");
+            let way_out = format!("`pollux replica health {name}` tells what to do about that");
+            refuse(reason, way_out)
+        }
+    }
+}
+
+/// Refuses unless the partner answers, as the replica.
+async fn ask(host: &Host, vm: &Vm, partner: &str) -> Result<(), Problem> {
+    let view = vm.view();
+    let refuse = |code, reason: String| {
+        let way_out = "Nothing was changed; try again when it is mended";
+        Err(Problem::new(code, view.thing(), reason, way_out))
+    };
+    match partner::evidence(host, &view, None).await {
+        Evidence::Says(says) if says.role == Role::Replica && !says.runs => Ok(()),
+        Evidence::Says(_) => refuse(
+            Code::Conflict,
+            format!("is not received on host `{partner}` any more"),
+        ),
+        Evidence::Refused(problem) => Err(problem),
+        Evidence::Unreachable(why) => refuse(
+            Code::Unreachable,
+            format!("has its twin on host `{partner}`, which does not answer: {why}"),
+        ),
+        _ => refuse(Code::Conflict, format!("is unknown on host `{partner}`")),
+    }
+}
+
+/// Waits until the twin has a point that was begun after the sequence number `begun`, and nothing
+/// waits to be sent; that point.
+async fn send_last(vm: &Vm, begun: u64, told: &Told) -> Result<PointId, Problem> {
+    let mut most = 0;
+    loop {
+        let view = vm.view();
+        check(vm)?;
+        if !view.standing.prepared {
+            let reason = "was given free while its last changes were sent";
+            return Err(Problem::new(Code::Conflict, view.thing(), reason, ""));
+        }
+        let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
+        let report = view.report.as_ref().map(|report| report.borrow().clone());
+        let acknowledged = report.and_then(|report| report.acknowledged);
+        match (pending, acknowledged) {
+            (Some(Bytes(0)), Some(point)) if point.sequence > begun => return Ok(point),
+            (Some(Bytes(left)), _) => {
+                most = most.max(left);
+                say(told, "sending the last changes", most - left, most).await?;
+            }
+            (None, _) => {}
+        }
+        // What comes of it is looked at in any case.
+        let _ = timeout(LOOK, moved(view.report)).await;
+    }
+}
+
+/// Waits until the driver has come further; for ever when there is none at this moment.
+async fn moved(report: Option<watch::Receiver<LinkReport>>) {
+    if let Some(mut report) = report {
+        if report.changed().await.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Fails when whoever asked went away.
+async fn say(told: &Told, what: &str, done: u64, total: u64) -> Result<(), Problem> {
+    let line = JobLine::Progress(Progress {
+        what: what.to_owned(),
+        done: Bytes(done),
+        total: Bytes(total),
+    });
+    told.send(line).await.map_err(|_gone| {
+        let reason = "was given up by whoever asked for it";
+        Problem::new(Code::Conflict, "the planned failover", reason, "")
+    })
+}
