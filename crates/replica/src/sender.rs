@@ -580,6 +580,8 @@ impl Sender {
 
     fn fold_back(&mut self, staged: Staged, out: &mut Vec<Output>) {
         self.condemned = Some(staged.root);
+        // What it held is to come with another point, now.
+        self.late = true;
         out.push(Output::FoldBack(staged));
         self.state = State::FoldingBack;
     }

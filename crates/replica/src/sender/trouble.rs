@@ -48,6 +48,8 @@ impl Sender {
         if matches!(state, State::Shipping { .. }) {
             out.push(Output::Abandon);
         }
+        // A point that could not be cut is wanted all the same, not only when the next one is due.
+        self.late |= matches!(state, State::Staging);
         self.report.transfer = None;
         match trouble {
             Trouble::Link(LinkError::Lost(problem)) => {
