@@ -57,6 +57,22 @@ fn judge(look: &Look<'_>) -> (Health, Vec<HealthReason>) {
 }
 
 #[test]
+fn a_clock_that_was_set_back_for_hours_makes_no_message() {
+    for mode in [Mode::Primary, Mode::Replica] {
+        for hours in [1, 5, 24 * 400] {
+            let ahead = at(NOW + hours * 3600);
+            let look = Look {
+                since: ahead,
+                enabled: ahead,
+                last_success: Some(ahead),
+                ..well(mode)
+            };
+            assert_eq!(judge(&look), (Health::Normal, vec![]), "{mode:?} {hours}");
+        }
+    }
+}
+
+#[test]
 fn at_every_bound_both_sides_are_normal() {
     for mode in [Mode::Primary, Mode::Replica] {
         assert_eq!(judge(&well(mode)), (Health::Normal, Vec::new()), "{mode}");
