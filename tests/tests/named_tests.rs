@@ -6,7 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-const PAGES: [(&str, &str); 1] = [("docs/tracking.md", include_str!("../../docs/tracking.md"))];
+const PAGES: [(&str, &str); 2] = [
+    ("docs/tracking.md", include_str!("../../docs/tracking.md")),
+    (
+        "docs/hostile-peers.md",
+        include_str!("../../docs/hostile-peers.md"),
+    ),
+];
 
 /// Names in backticks of as many words as only tests have.
 fn named(page: &str) -> BTreeSet<&str> {

@@ -121,7 +121,7 @@ const SEARCHES: [(&str, Bounds); 15] = [
     ),
 ];
 
-/// Searched too with `POLLUX_MODEL=large`: three million states, in some minutes.
+/// Searched too with `POLLUX_MODEL=large`: one and a half million states, in some minutes.
 const LARGE: [(&str, Bounds); 8] = [
     ("stand-down, large", rights(0, 3, 1, 6)),
     ("override, large", rights(1, 1, 1, 4)),
