@@ -269,22 +269,6 @@ impl PointImage {
     }
 }
 
-impl PointImage {
-    /// The digest of each region of this disk as it would be at `size`, from the first on: to be
-    /// compared with those of another host's disk, which need not send it then. See
-    /// [`PointImage::region_hashes`], which tells which blocks of a region differ.
-    pub fn digests(
-        &self,
-        size: Bytes,
-    ) -> impl Iterator<Item = Result<[u8; 32], JournalError>> + '_ {
-        let regions = size.0.div_ceil(REGION_SIZE);
-        (0..regions).map(move |number| {
-            let hashes = self.region_hashes(number, size)?;
-            Ok(hashes.digest())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

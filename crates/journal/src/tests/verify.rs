@@ -155,3 +155,49 @@ fn it_goes_on_while_the_journal_changes_and_stops_when_it_is_asked_to() {
     let stopped = stopped.expect("read");
     assert!(!stopped.finished && calls == 3);
 }
+
+/// So that the primary, which compares, sends exactly that again.
+#[test]
+fn what_is_damaged_of_a_point_is_unlike_anything_and_the_rest_is_compared() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 9);
+    let tip = points.last().expect("there is one").clone();
+    let mut damaged = 0;
+    for entry in journal.index.segments.clone() {
+        let name = entry.file();
+        let bytes = folder.content(&name).expect("there");
+        let file = folder.open(&name).expect("opened");
+        for at in (0..bytes.len()).step_by(61) {
+            file.write_at(at as u64, &[bytes[at] ^ 4]).expect("damaged");
+            // Without its index a segment tells nothing.
+            if let Ok(reader) = journal.open_point(tip.id) {
+                for (id, content) in tip.ids.iter().zip(&tip.disks) {
+                    let (image, size) = (reader.image(*id).expect("has it"), content.len());
+                    let hashes = image.region_hashes(0, Bytes(size as u64)).expect("told");
+                    let differ = hashes.differ(&crate::compare::BlockHashes::of(content));
+                    let differ = differ
+                        .iter()
+                        .flat_map(|run| run.first..run.first + run.count);
+                    let is_bad = |block: &u64| {
+                        let mut read = vec![0; BLOCK];
+                        reader
+                            .read_at(*id, block * BLOCK as u64, &mut read)
+                            .is_err()
+                    };
+                    let bad: Vec<u64> = (0..size.div_ceil(BLOCK) as u64).filter(is_bad).collect();
+                    // A piece that is read at once is told as a whole.
+                    let differ: Vec<u64> = differ.collect();
+                    assert!(
+                        bad.iter().all(|block| differ.contains(block)),
+                        "{at} of {name}"
+                    );
+                    assert_eq!(bad.is_empty(), differ.is_empty(), "{at} of {name}");
+                    damaged += bad.len();
+                }
+            }
+            file.write_at(at as u64, &[bytes[at]]).expect("repaired");
+        }
+    }
+    assert!(damaged > 0);
+}
