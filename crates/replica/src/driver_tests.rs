@@ -748,11 +748,13 @@ impl Source for Shared {
     }
 
     async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
-        self.local(|world| world.changing(disk, from)).await
+        self.local(Step::Changing, |world| world.changing(disk, from))
+            .await
     }
 
     async fn mark(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
-        self.local(|world| world.mark(disk, &regions)).await
+        self.local(Step::Mark, |world| world.mark(disk, &regions))
+            .await
     }
 
     async fn suspect(&self, issued: u64) -> Result<model::Bytes, Problem> {

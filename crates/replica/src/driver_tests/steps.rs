@@ -17,6 +17,8 @@ pub(super) enum Step {
     Confirm,
     Hashes,
     Compared,
+    Changing,
+    Mark,
     Suspect,
     FoldBack,
     Persist,
