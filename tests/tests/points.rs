@@ -421,6 +421,16 @@ fn a_point_that_is_locked_stays_and_so_does_its_twin() -> Result<()> {
     Ok(())
 }
 
+/// Whether the health of the twin is what a verification that found damage makes it.
+fn says_damaged(pair: &Pair) -> Result<bool> {
+    let all = pair.pollux.json(&["replica", "health", "web"])?;
+    let messages = all[0]["messages"].as_array().context("messages")?;
+    Ok(all[0]["health"] == "critical"
+        && messages
+            .iter()
+            .any(|one| one["reason"] == "journal-damaged"))
+}
+
 #[test]
 fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Result<()> {
     let mut pair = Pair::new("verified-twin")?;
@@ -464,9 +474,11 @@ fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Resu
             .context("a list")?
             .is_empty()
     );
+    ensure!(says_damaged(&pair)?, "the health of the twin says so");
     content[middle] ^= 1;
     fs::write(&file, &content)?;
     pair.pollux.pollux(&verify)?;
+    ensure!(!says_damaged(&pair)?, "it was mended");
     Ok(())
 }
 

@@ -106,5 +106,22 @@ fn a_store_that_is_taken_away_suspends_its_twins_until_it_is_back() -> Result<()
     let refused = pair.pollux.refused(&["failover", "start", "web"])?;
     ensure!(refused.message.contains(&name), "{}", refused.message);
     fs::rename(&aside, &store)?;
+    goes_on(&pair, before)?;
+
+    // It is there, and nothing more may come.
+    let before = newest(&pair)?;
+    let authorize = ["replica", "authorize", "castor", "--store", &name];
+    pair.pollux
+        .pollux(&[&authorize[..], &["--limit", "4KiB"]].concat())?;
+    until(MINUTE, "both sides say that it is full", || {
+        let there = health(&pair.pollux)?.to_string().contains("store-full");
+        let here = health(&pair.castor)?.to_string().contains("--limit");
+        Ok((there && here).then_some(()))
+    })?;
+    for host in [&pair.castor, &pair.pollux] {
+        let status = host.json(&["replica", "status", "web"])?;
+        ensure!(text(&status, "/0/state")? == "suspended", "{status}");
+    }
+    pair.pollux.pollux(&authorize)?;
     goes_on(&pair, before)
 }

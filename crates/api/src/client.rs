@@ -172,6 +172,12 @@ impl Client {
         self.call(Method::DELETE, &path(vm, ""), None::<&()>).await
     }
 
+    /// Forgets a twin whose replica store is lost; what lies there is not touched.
+    pub async fn delete_lost(&self, vm: &str) -> Result<(), Problem> {
+        let path = path(vm, "?store=lost");
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
     /// Starts the diskd of a running VM anew, from the program that is installed now.
     pub async fn upgrade(&self, vm: &str) -> Result<VmDetails, Problem> {
         self.call(Method::POST, &path(vm, "/upgrade"), None::<&()>)

@@ -21,7 +21,7 @@
 //!   GET    /v1/vms                                  [Vm]
 //!   POST   /v1/vms                                  CreateVm    -> job: VmDetails
 //!   GET    /v1/vms/{vm}                             VmDetails
-//!   DELETE /v1/vms/{vm}
+//!   DELETE /v1/vms/{vm}                             ?store=lost: without what lies in its store
 //!   POST   /v1/vms/{vm}/start                       StartVm     -> VmDetails
 //!   POST   /v1/vms/{vm}/stop                        StopVm      -> VmDetails
 //!   POST   /v1/vms/{vm}/kill                                    -> VmDetails

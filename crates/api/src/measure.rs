@@ -140,6 +140,12 @@ reasons! {
     StoodDown = "stood-down",
     /// The replica store that the twin lies in is not mounted.
     StoreAway = "store-away",
+    /// A verification found damage in the journal of the twin.
+    JournalDamaged = "journal-damaged",
+    /// Nothing more fits into the replica store.
+    StoreFull = "store-full",
+    /// A certificate on which the relationship rests ends soon, or has ended.
+    Certificate = "certificate",
     /// Paused on the replica.
     PausedAtReplica = "paused-at-replica",
     /// Paused on the primary.

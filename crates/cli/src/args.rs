@@ -126,6 +126,9 @@ pub(crate) enum VmVerb {
     Delete {
         /// The VM
         vm: String,
+        /// Of a twin: give it up although the replica store that it lies in is lost
+        #[arg(long)]
+        store_lost: bool,
     },
     /// Start the disk server of a running VM anew, from the program that is installed now; the
     /// guest does not notice

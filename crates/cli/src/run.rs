@@ -109,8 +109,11 @@ impl Command {
                 self.print(&vec![client.stop(&vm, &stop).await?.vm])
             }
             VmVerb::Kill { vm } => self.print(&vec![client.kill(&vm).await?.vm]),
-            VmVerb::Delete { vm } => {
-                client.delete(&vm).await?;
+            VmVerb::Delete { vm, store_lost } => {
+                match store_lost {
+                    true => client.delete_lost(&vm).await?,
+                    false => client.delete(&vm).await?,
+                }
                 self.say(&format!("VM `{vm}` is deleted"))
             }
             VmVerb::Upgrade { vm: Some(vm), .. } => {

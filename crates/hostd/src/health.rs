@@ -16,6 +16,8 @@ use api::{HealthMessage, HealthReason};
 use jiff::{SignedDuration, Timestamp};
 use model::{Health, Mode, Problem, ReplicationState};
 
+use crate::stores::Trouble;
+
 /// More than this part of the points missed is a warning, in percent.
 const MISSED: u128 = 20;
 /// So long without success is a warning.
@@ -39,6 +41,10 @@ pub(crate) struct Look<'a> {
     pub(crate) error: Option<&'a Problem>,
     /// Why what the twin holds cannot be had, if it is here.
     pub(crate) away: Option<&'a Problem>,
+    /// What else is wrong with what the twin holds, if it is here.
+    pub(crate) trouble: &'a Trouble,
+    /// What ends soon, or has ended, of the certificates on which the relationship rests.
+    pub(crate) certificates: &'a [Problem],
     /// Points that the twin got in the interval.
     pub(crate) successful: u64,
     /// Points missed in it.
@@ -66,7 +72,29 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
             way_out(Some(problem), String::new),
         )
     });
-    let mut all: Vec<HealthMessage> = away.into_iter().chain(of_state(look)).collect();
+    let damage = look.trouble.damage.as_ref().map(|problem| {
+        critical(
+            HealthReason::JournalDamaged,
+            because("the twin cannot be relied on", Some(problem)),
+            way_out(Some(problem), String::new),
+        )
+    });
+    let full = look.trouble.full.as_ref().map(|problem| {
+        warning(
+            HealthReason::StoreFull,
+            because("nothing more is taken in", Some(problem)),
+            way_out(Some(problem), String::new),
+        )
+    });
+    let certificate = look.certificates.first().map(|problem| {
+        warning(
+            HealthReason::Certificate,
+            because("a certificate needs to be replaced", Some(problem)),
+            way_out(Some(problem), String::new),
+        )
+    });
+    let here = away.into_iter().chain(damage).chain(full);
+    let mut all: Vec<HealthMessage> = here.chain(of_state(look)).chain(certificate).collect();
     if matches!(
         look.state,
         ReplicationState::StoodDown | ReplicationState::FailedOver
@@ -93,6 +121,11 @@ pub(crate) fn level(mode: Mode, messages: &[HealthMessage]) -> Health {
     all.max().unwrap_or(none)
 }
 
+/// Whether something but a person keeps the twin from taking anything in.
+fn hindered(look: &Look<'_>) -> bool {
+    look.away.is_some() || look.trouble.full.is_some()
+}
+
 fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     use ReplicationState::{
         Error, FailedOver, InitialReplicationInProgress, PreparedForFailover,
@@ -113,7 +146,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             }),
         ),
         // Why is told beside it.
-        Suspended if look.away.is_some() && !look.paused => return None,
+        Suspended if look.mode == Mode::Replica && !look.paused && hindered(look) => return None,
         Suspended if look.mode == Mode::Replica => critical(
             HealthReason::PausedAtReplica,
             "it is paused on this host, the replica: nothing is taken in".to_owned(),

@@ -4,6 +4,11 @@ use model::Code;
 
 use super::*;
 
+const SOUND: Trouble = Trouble {
+    full: None,
+    damage: None,
+};
+
 const NOW: i64 = 1_000_000;
 
 fn at(second: i64) -> Timestamp {
@@ -21,6 +26,8 @@ fn well(mode: Mode) -> Look<'static> {
         paused: false,
         error: None,
         away: None,
+        trouble: &SOUND,
+        certificates: &[],
         successful: 80,
         missed: 20,
         since: at(NOW - 40_000),
@@ -314,4 +321,52 @@ fn damage_of_the_newest_point_is_critical_and_says_where() {
     let found = (Health::Critical, vec![HealthReason::TwinDamaged]);
     assert_eq!(judge(&look), found);
     assert!(messages(&look)[0].what.contains("at 1 MiB of disk 0"));
+}
+
+#[test]
+fn a_full_store_damage_and_a_certificate_that_ends_are_told_with_their_way_out() {
+    use ReplicationState::{Replicating, Suspended};
+    let because = |code| Problem::new(code, "VM `web`", "has a reason", "do something");
+    let (full, damage) = (because(Code::Full), because(Code::Failed));
+    let certificates = [because(Code::Conflict)];
+    let trouble = |full: Option<&Problem>, damage: Option<&Problem>| Trouble {
+        full: full.cloned(),
+        damage: damage.cloned(),
+    };
+    for (state, trouble, certificates, level, reasons) in [
+        (
+            Suspended,
+            trouble(Some(&full), None),
+            &[][..],
+            Health::Warning,
+            vec![HealthReason::StoreFull],
+        ),
+        (
+            Replicating,
+            trouble(None, Some(&damage)),
+            &certificates[..],
+            Health::Critical,
+            vec![HealthReason::JournalDamaged, HealthReason::Certificate],
+        ),
+        (
+            Suspended,
+            trouble(Some(&full), Some(&damage)),
+            &[][..],
+            Health::Critical,
+            vec![HealthReason::JournalDamaged, HealthReason::StoreFull],
+        ),
+    ] {
+        let look = Look {
+            state,
+            trouble: &trouble,
+            certificates,
+            ..well(Mode::Replica)
+        };
+        assert_eq!(judge(&look), (level, reasons));
+        let all = messages(&look);
+        assert!(
+            all.iter().all(|one| one.way_out == "Do something"),
+            "{all:?}"
+        );
+    }
 }

@@ -226,6 +226,7 @@ impl ReplicaHost for Twins {
             .collect();
         let reserve = self.0.settings.store_reserve;
         let name = self.0.name().to_owned();
+        let place = view.home.place.clone();
         let checked = tokio::task::spawn_blocking(move || {
             let limit = limit.map(|limit| remaining(limit, &others)).transpose()?;
             let limit = limit.map(|limit| Bytes(limit.0.saturating_sub(held)));
@@ -241,9 +242,12 @@ impl ReplicaHost for Twins {
                 })
             })
         });
-        checked
+        let checked = checked
             .await
-            .map_err(|error| Problem::failed("polluxd", &error))?
+            .map_err(|error| Problem::failed("polluxd", &error))?;
+        let full = checked.as_ref().err().cloned();
+        place.note_trouble(|noted| noted.full = full.filter(|one| one.code == Code::Full));
+        checked
     }
 
     async fn shelf(&self, vm: VmId) -> Result<Shelf<Journal>, Problem> {

@@ -195,6 +195,16 @@ impl Stores {
 pub(crate) struct Place {
     folder: PathBuf,
     volume: Option<Arc<Volume>>,
+    trouble: Arc<Mutex<Trouble>>,
+}
+
+/// What is wrong with a journal that can be had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// Why nothing more was taken in when something was offered last.
+    pub(crate) full: Option<Problem>,
+    /// What was found when it was verified last.
+    pub(crate) damage: Option<Problem>,
 }
 
 impl Place {
@@ -203,6 +213,7 @@ impl Place {
         Self {
             folder: home.to_owned(),
             volume: None,
+            trouble: Arc::default(),
         }
     }
 
@@ -211,7 +222,23 @@ impl Place {
         Self {
             folder: volume.path().join(id.to_string()),
             volume: Some(volume),
+            trouble: Arc::default(),
         }
+    }
+
+    /// What is wrong with the journal, as far as anybody noted it.
+    pub(crate) fn trouble(&self) -> Trouble {
+        self.noted().clone()
+    }
+
+    /// Notes what is wrong with the journal.
+    pub(crate) fn note_trouble(&self, change: impl FnOnce(&mut Trouble)) {
+        change(&mut self.noted());
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Trouble> {
+        // Each change replaces one field.
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As the note in the home of the twin `id` says.
@@ -427,6 +454,25 @@ pub(crate) fn remove(home: &Path, stores: &Stores) -> Result<(), Problem> {
     let _alone = stores.alone();
     let name = home.file_name().unwrap_or_default().to_string_lossy();
     let doomed = home.with_file_name(format!("{REMOVED}{name}"));
+    clear(&doomed, stores)?;
+    publish(home, &doomed).map_err(failed)?;
+    if let Err(problem) = clear(&doomed, stores) {
+        tracing::warn!(%problem, "is removed later");
+    }
+    Ok(())
+}
+
+/// Removes the home of a twin whose store is lost, durably. Should the store turn up again, what lies
+/// there is as it was. Blocking.
+///
+/// # Errors
+/// The twin is as it was.
+pub(crate) fn forget(home: &Path, stores: &Stores) -> Result<(), Problem> {
+    let failed = |error: io::Error| Problem::failed(home.display().to_string(), &error);
+    let _alone = stores.alone();
+    let name = home.file_name().unwrap_or_default().to_string_lossy();
+    // No name by which anybody looks for what the note leads to.
+    let doomed = home.with_file_name(format!(".lost-{name}"));
     clear(&doomed, stores)?;
     publish(home, &doomed).map_err(failed)?;
     if let Err(problem) = clear(&doomed, stores) {

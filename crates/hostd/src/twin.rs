@@ -225,6 +225,11 @@ impl Store {
         &self.thing
     }
 
+    /// Where it lies.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The journal's folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder

@@ -228,3 +228,40 @@ async fn a_twin_whose_store_is_not_mounted_is_known_said_to_be_away_and_goes_on_
     replicate(&castor, "db").await.expect("agreed");
     assert_eq!(names(&one).len(), 2);
 }
+
+#[tokio::test]
+async fn a_twin_of_a_lost_store_is_given_up_and_what_turns_up_again_is_left_alone() {
+    let (castor, pollux, disks) = pair().await;
+    let (one, aside) = (store(&disks, "one"), store(&disks, "aside"));
+    let made = authorize("castor", Some(&one));
+    let client = &pollux.client;
+    client.authorize(&made).await.expect("authorized");
+    replicate(&castor, "web").await.expect("agreed");
+    refused(
+        client.delete_lost("web").await,
+        Code::Conflict,
+        "replicated",
+    );
+    client.disable_replication("web").await.expect("ended");
+    refused(
+        client.delete_lost("web").await,
+        Code::Conflict,
+        "--store-lost",
+    );
+    fs::rename(&one, &aside).expect("lost");
+    // It may hold a locked point.
+    refused(client.delete("web").await, Code::Failed, "is away");
+    client.delete_lost("web").await.expect("given up");
+    assert!(client.vms().await.expect("listed").is_empty());
+    assert!(names(&pollux.path().join("state/replicas")).is_empty());
+    fs::rename(&aside, &one).expect("it turns up");
+    let pollux = pollux.restarted("pollux").await;
+    assert_eq!(names(&one).len(), 1);
+    // Its primary knows nothing of a twin any more, or is told so; a new one takes no other's place.
+    let _ = castor.client.disable_replication("web").await;
+    let id = names(&one).remove(0);
+    refused(replicate(&castor, "web").await, Code::Conflict, &id);
+    fs::rename(one.join(&id), one.join("old")).expect("moved away");
+    replicate(&castor, "web").await.expect("agreed");
+    drop(pollux);
+}

@@ -180,7 +180,11 @@ pub(super) async fn end_test(host: &Host, copy: &Vm) -> Result<(), Problem> {
         }
     }
     let machine = copy.view().home.machine;
-    copy.ask(|answer| Message::Delete { answer }).await?;
+    copy.ask(|answer| Message::Delete {
+        lost: false,
+        answer,
+    })
+    .await?;
     let Some((folder, origin)) = machine.and_then(|folder| Some((folder.path, folder.origin?)))
     else {
         return Ok(());

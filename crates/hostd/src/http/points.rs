@@ -249,7 +249,26 @@ fn run_verify(
     if !verified.damage.is_empty() {
         tracing::error!(twin = store.thing(), damage = ?verified.damage, "damaged");
     }
+    let damage = damaged(store.thing(), &verified.damage);
+    store.place().note_trouble(|noted| noted.damage = damage);
     Ok(verified)
+}
+
+/// Damage as the health of the twin tells it.
+fn damaged(twin: &str, damage: &[DamagedFile]) -> Option<Problem> {
+    let first = damage.first()?;
+    let more = match damage.len() {
+        1 => String::new(),
+        n => format!(", and {} more files", n - 1),
+    };
+    let file = first.file.display();
+    Some(Problem::new(
+        Code::Failed,
+        twin,
+        format!("has a damaged journal: {file}: {}{more}", first.what),
+        "`pollux replica verify` tells which points are hit; look at the disk that it lies on, and \
+         verify again",
+    ))
 }
 
 /// All files get their names when all are whole.

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use api::{CreateVm, DiskContentFrom, JobLine, Processes, StartVm, StopVm, Vm, VmDetails};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use diskd::control::StoreKind;
 use jiff::Timestamp;
 use model::{Code, Mode, Problem};
 use replica::standing::{Override, Role};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::body::{Json as Body, lines};
@@ -131,7 +133,29 @@ pub(super) async fn kill(
     details(&vm).await
 }
 
-pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+/// How a VM is deleted.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Deleting {
+    /// That the store of the twin is lost.
+    store: Option<Lost>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Lost {
+    Lost,
+}
+
+pub(super) async fn delete(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    how: Result<Query<Deleting>, QueryRejection>,
+) -> Answered<()> {
+    let Query(how) = how.map_err(|error| {
+        let way_out = "`?store=lost` is all that may be said";
+        Problem::new(Code::Invalid, "the request", error.body_text(), way_out)
+    })?;
     let vm = host.find(&vm)?;
     if let Some(copy) = super::failover::tests_of(&host, &vm).first() {
         let reason = if copy.id == vm.id {
@@ -142,7 +166,8 @@ pub(super) async fn delete(State(host): State<Arc<Host>>, Path(vm): Path<String>
         let way_out = "End that with `pollux failover stop-test`";
         return Err(Problem::new(Code::Conflict, vm.view().thing(), reason, way_out).into());
     }
-    vm.ask(|answer| Message::Delete { answer }).await?;
+    let lost = matches!(how.store, Some(Lost::Lost));
+    vm.ask(|answer| Message::Delete { lost, answer }).await?;
     Ok(Json(()))
 }
 

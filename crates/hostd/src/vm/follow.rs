@@ -88,7 +88,7 @@ impl Owner {
                 // Not in its folder, which goes in one step: a kill before that leaves what the
                 // primary cancels again.
                 self.show(|view| view.relation = None);
-                let ended = self.delete(answer).await;
+                let ended = self.delete(false, answer).await;
                 if !ended {
                     self.show(|seen| seen.relation.clone_from(&view.relation));
                 }

@@ -45,7 +45,11 @@ pub(crate) enum Message {
     /// End the guest; answered when the VM is off.
     Kill { answer: Answer },
     /// Remove the folder and end the owner.
-    Delete { answer: Answer },
+    Delete {
+        /// Whether the store of the twin is lost, so that what lies there is left alone.
+        lost: bool,
+        answer: Answer,
+    },
     /// The partner told its lineage.
     Contact {
         theirs: Lineage,

@@ -25,6 +25,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::handle::View;
 use super::relation::Relation;
 use super::verification;
+use crate::certificates;
 use crate::event::notice::{Facts, Notices, Related, Verified};
 use crate::event::{Draft, Events};
 use crate::health::{self, Look, Onset};
@@ -36,12 +37,15 @@ use crate::twin::Store;
 
 /// How often it looks when nothing happens, and writes what survives `kill -9`.
 const TICK: Duration = Duration::from_secs(10);
+/// How long what is known of certificates counts.
+const CERTIFICATES: SignedDuration = SignedDuration::from_mins(1);
 /// How often it writes what survives a power cut.
 const DURABLE: SignedDuration = SignedDuration::from_mins(5);
 
 /// Measures and health of the relationship of one VM, if it has one.
 #[derive(Debug)]
 pub(crate) struct Observed {
+    host: Arc<Host>,
     files: Files,
     monitoring: Monitoring,
     inner: Mutex<Inner>,
@@ -56,6 +60,8 @@ struct Inner {
     onset: Onset,
     pace: Pace,
     notices: Notices,
+    /// What is to be known of certificates, and when that was looked at.
+    certificates: Option<(Timestamp, Vec<Problem>)>,
     /// How often it was written.
     serial: u64,
     /// What was written last.
@@ -83,7 +89,7 @@ pub(crate) struct Seen {
 
 impl Observed {
     /// Of the VM `id`; reads what was measured before. Blocking, for a small file.
-    pub(crate) fn open(host: &Host, id: VmId, view: &View) -> Self {
+    pub(crate) fn open(host: &Arc<Host>, id: VmId, view: &View) -> Self {
         let files = Files::new(&view.home.path, &host.layout.run, id);
         let mut inner = Inner::default();
         let relation = view.relation.as_ref();
@@ -94,6 +100,7 @@ impl Observed {
             inner.serial = serial;
         }
         Self {
+            host: Arc::clone(host),
             files,
             monitoring: host.settings.monitoring_interval,
             inner: Mutex::new(inner),
@@ -125,7 +132,8 @@ impl Observed {
         };
         let damage = verification.as_ref().filter(|last| last.is_damaged());
         let damage = damage.map(|last| verification::damage(last, &view.home.spec));
-        let away = view.home.place.away();
+        let (away, trouble) = (view.home.place.away(), view.home.place.trouble());
+        let certificates = inner.certificates(&self.host, &relation.partner, now);
         let mut messages = health::messages(&Look {
             now,
             vm: view.home.spec.name.as_str(),
@@ -135,6 +143,8 @@ impl Observed {
             paused: relation.suspended,
             error: error.as_ref(),
             away: away.as_ref(),
+            trouble: &trouble,
+            certificates: &certificates,
             successful: measured.now.successful,
             missed: measured.now.missed,
             since: measured.since,
@@ -276,6 +286,19 @@ impl Observed {
 }
 
 impl Inner {
+    /// What ends soon of what the relationship with `partner` rests on.
+    fn certificates(&mut self, host: &Host, partner: &str, now: Timestamp) -> Vec<Problem> {
+        let fresh = |at: Timestamp| now.duration_since(at).abs() < CERTIFICATES;
+        match &self.certificates {
+            Some((at, found)) if fresh(*at) => found.clone(),
+            _ => {
+                let found = certificates::of(&host.identity, &host.trust, partner, now);
+                self.certificates = Some((now, found.clone()));
+                found
+            }
+        }
+    }
+
     /// Brings the counters up to what is published.
     fn count(&mut self, view: &View, monitoring: Monitoring, now: Timestamp) {
         let Some(relation) = &view.relation else {
@@ -327,7 +350,7 @@ pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> Repli
         Role::Primary if view.standing.stood_down.is_some() => ReplicationState::StoodDown,
         Role::Primary if view.standing.prepared => ReplicationState::PreparedForFailover,
         _ if relation.suspended => ReplicationState::Suspended,
-        Role::Replica if view.home.place.away().is_some() => ReplicationState::Suspended,
+        Role::Replica if hindered(view) => ReplicationState::Suspended,
         Role::Primary => {
             let ready = ReplicationState::ReadyForInitialReplication;
             let report = view.report.as_ref();
@@ -336,6 +359,12 @@ pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> Repli
         Role::Replica if has_points => ReplicationState::Replicating,
         Role::Replica => ReplicationState::InitialReplicationInProgress,
     }
+}
+
+/// Whether something but a person keeps the twin from taking anything in.
+fn hindered(view: &View) -> bool {
+    let place = &view.home.place;
+    place.away().is_some() || place.trouble().full.is_some()
 }
 
 /// Observes until the owner has ended.

@@ -290,7 +290,7 @@ impl Owner {
             Message::Start { word, answer } => self.start(word, answer),
             Message::Stop { timeout, answer } => self.stop(timeout, answer).await,
             Message::Kill { answer } => self.kill(answer),
-            Message::Delete { answer } => return self.delete(answer).await,
+            Message::Delete { lost, answer } => return self.delete(lost, answer).await,
             Message::Contact { theirs, answer } => {
                 let _ = answer.send(self.contact(&theirs).await);
             }

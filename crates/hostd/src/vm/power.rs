@@ -260,8 +260,10 @@ impl Owner {
         self.end_guest();
     }
 
-    pub(super) async fn delete(&mut self, answer: Answer) -> bool {
-        if let Err(problem) = self.granted(Wish::Delete) {
+    /// Deletes the VM. True when the owner ends.
+    pub(super) async fn delete(&mut self, lost: bool, answer: Answer) -> bool {
+        let granted = self.granted(Wish::Delete);
+        if let Err(problem) = granted.and_then(|_| self.check_lost(lost)) {
             refuse(answer, problem);
             return false;
         }
@@ -281,7 +283,7 @@ impl Owner {
         });
         let store = self.store.clone();
         let (twin, stores) = (store.is_some(), Arc::clone(&self.host.stores));
-        if let Some(store) = &store {
+        if let Some(store) = store.as_ref().filter(|_| !lost) {
             if let Err(problem) = tokio::task::block_in_place(|| store.nothing_locked()) {
                 refuse(answer, problem);
                 return false;
@@ -290,6 +292,8 @@ impl Owner {
         let done = async {
             supervisor.shut_down().await?;
             let _closed = match &store {
+                // What was served of it cannot be read any more.
+                Some(store) if lost => store.opened.close_all(store).await.ok(),
                 Some(store) => Some(store.opened.close_all(store).await?),
                 None => None,
             };
@@ -304,6 +308,7 @@ impl Owner {
                     std::fs::remove_dir_all(&run).map_err(failed)?;
                 }
                 match twin {
+                    true if lost => stores::forget(&path, &stores),
                     true => stores::remove(&path, &stores),
                     false => create::remove(&path).map_err(failed),
                 }
@@ -319,6 +324,17 @@ impl Owner {
         }
         let _ = answer.send(done);
         ended
+    }
+
+    /// Refuses to give up what is not lost.
+    fn check_lost(&self, lost: bool) -> Result<(), Problem> {
+        let view = self.view();
+        if !lost || tokio::task::block_in_place(|| view.home.place.check()).is_err() {
+            return Ok(());
+        }
+        let reason = "lies in a replica store that is there";
+        let way_out = "Delete it without `--store-lost`";
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }
 
     pub(super) fn launched(&mut self, guest: Guest) {
