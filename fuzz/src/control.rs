@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use diskd::config::{Config, DiskConfig, Front, StackSpec};
-use diskd::control::{Compared, Reply, Request, Sent};
+use diskd::control::{Compared, Reply, Request, Sent, Slice};
 use diskd::fuzzing::{ID, control};
 use jiff::Timestamp;
 use journal::compare::Blocks;
@@ -77,26 +77,7 @@ pub fn run(data: &[u8]) {
 /// checkpoint.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
-    let config = Config {
-        vm: VmId::random(),
-        term: 1,
-        generation: 2,
-        disks: vec![DiskConfig {
-            id: DiskId::random(),
-            slot: 0,
-            front: Front::VhostUser,
-            size: Bytes(1 << 20),
-            stack: StackSpec::Overlay {
-                file: "/a".into(),
-                map: "/a.map".into(),
-                checkpoint: Some(CheckpointId::random()),
-                below: Box::new(StackSpec::Raw { file: "/b".into() }),
-            },
-            state: "/run/a".into(),
-            tracking: "/a/tracking".into(),
-        }],
-        copy_budget: Bytes(1 << 20),
-    };
+    let config = a_config();
     let relationship = RelationshipId::random();
     let (disk, checkpoint, limit) = (DiskId(ID), CheckpointId(ID), Bytes(1 << 20));
     let header = Header {
@@ -140,6 +121,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         },
         Request::Cut {
             header,
+            whole: vec![DiskId::random()],
+            slice: Some(a_slice()),
             file: "delta".into(),
         },
         Request::Confirm {
@@ -179,4 +162,35 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ];
     seeds.extend(lines);
     seeds
+}
+
+fn a_slice() -> Slice {
+    Slice {
+        disk: DiskId::random(),
+        from: 4096,
+        limit: Bytes(1 << 20),
+    }
+}
+
+fn a_config() -> Config {
+    Config {
+        vm: VmId::random(),
+        term: 1,
+        generation: 2,
+        disks: vec![DiskConfig {
+            id: DiskId::random(),
+            slot: 0,
+            front: Front::VhostUser,
+            size: Bytes(1 << 20),
+            stack: StackSpec::Overlay {
+                file: "/a".into(),
+                map: "/a.map".into(),
+                checkpoint: Some(CheckpointId::random()),
+                below: Box::new(StackSpec::Raw { file: "/b".into() }),
+            },
+            state: "/run/a".into(),
+            tracking: "/a/tracking".into(),
+        }],
+        copy_budget: Bytes(1 << 20),
+    }
 }

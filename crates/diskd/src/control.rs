@@ -58,11 +58,19 @@ pub enum Request {
         /// The segment file, in the outbox; it appears when it is whole.
         file: PathBuf,
     },
-    /// Cut an epoch on all disks at one instant and stage it. `header.time` is set to the
-    /// instant. Answered by [`Reply::Staged`].
+    /// Cut an epoch on all disks of the header at one instant and stage it. `header.time` is set to
+    /// the instant. Of disks that the header has as joining nothing is staged but a slice of one; a disk
+    /// that it does not name is tracked no longer. Answered by [`Reply::Staged`].
     Cut {
         /// Header of the segment.
         header: Header,
+        /// Disks that were joining, and are whole with this one: what is suspect of them is marked,
+        /// for there is nothing to compare it with.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        whole: Vec<DiskId>,
+        /// What is staged of a disk that is joining.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slice: Option<Slice>,
         /// The segment file, in the outbox; it appears when it is whole.
         file: PathBuf,
     },
@@ -147,6 +155,18 @@ pub struct Sent {
     pub to: u64,
 }
 
+/// Marked blocks of one disk, as of no one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slice {
+    /// The disk.
+    pub disk: DiskId,
+    /// First byte to look at, a multiple of 4 KiB.
+    pub from: u64,
+    /// Stop after about this much content.
+    pub limit: Bytes,
+}
+
 /// diskd's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
@@ -170,8 +190,8 @@ pub enum Reply {
     },
     /// To [`Request::Track`].
     Tracking {
-        /// Whether the marks of every disk are exact. If not, what nobody can tell is suspect, or
-        /// marked.
+        /// Whether the marks of every disk are exact, but for disks of which tracking began now beside
+        /// others. If not, what nobody can tell is suspect, or marked.
         exact: bool,
         /// Regions of all disks that must be compared with the replica before the next cut.
         suspect: Bytes,

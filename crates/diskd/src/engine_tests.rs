@@ -104,7 +104,7 @@ impl Scene {
         let (engine, header) = (Arc::clone(&self.engine), self.header.clone());
         let file = file(&self.folder);
         std::thread::spawn(move || {
-            let _ = answer.send(engine.cut(header, &file));
+            let _ = answer.send(engine.cut(header, &[], None, &file));
         });
         answered.recv_timeout(LIMIT).expect("it hangs")
     }

@@ -104,7 +104,8 @@ impl<'a> Underway<'a> {
                 match outcome {
                     Ok(next) => {
                         self.staging += 1;
-                        self.next = *next;
+                        // That of a slice, beside disks that are cut.
+                        self.next = self.next.or(*next);
                     }
                     Err(fault) => {
                         self.fault.get_or_insert(EpochFault::Seal(*fault));

@@ -537,6 +537,8 @@ impl Host {
         let header = self.header(content);
         let request = Request::Cut {
             header,
+            whole: Vec::new(),
+            slice: None,
             file: file.clone(),
         };
         if self.ship(request, &file) {

@@ -131,7 +131,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
     }
 
     /// What is suspect in the regions from byte `from` on is marked instead.
-    fn mark_suspects(&self, from: u64) {
+    pub(crate) fn mark_suspects(&self, from: u64) {
         let regions = self.state.regions();
         let from = from.div_ceil(REGION_SIZE).min(regions);
         while let Some(run) = self.state.next_suspect(from..regions) {

@@ -184,7 +184,12 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
             limit,
             file,
         } => engine.seed(&header, disk, from, limit, &file),
-        Request::Cut { header, file } => engine.cut(header, &file),
+        Request::Cut {
+            header,
+            whole,
+            slice,
+            file,
+        } => engine.cut(header, &whole, slice, &file),
         Request::Reload => engine.reload(),
         Request::Drain {
             disk,

@@ -4,6 +4,8 @@
 
 #[path = "engine/ends.rs"]
 mod ends;
+#[path = "engine/join.rs"]
+mod join;
 mod nbd_support;
 mod process;
 mod support;
@@ -156,6 +158,8 @@ impl Vm {
         });
         let request = Request::Cut {
             header,
+            whole: Vec::new(),
+            slice: None,
             file: file.clone(),
         };
         (request, file)

@@ -214,6 +214,8 @@ impl Vm {
         };
         let reply = self.process.ask(&Request::Cut {
             header,
+            whole: Vec::new(),
+            slice: None,
             file: file.clone(),
         });
         (reply, file)

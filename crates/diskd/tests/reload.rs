@@ -501,6 +501,8 @@ impl Vm {
         };
         let reply = self.process.ask(&Request::Cut {
             header,
+            whole: Vec::new(),
+            slice: None,
             file: file.clone(),
         });
         assert!(matches!(reply, Reply::Staged(_)), "{reply:?}");

@@ -345,6 +345,14 @@ impl Journal {
         Some(self.index.info(position, entry, pins))
     }
 
+    /// The disks of the newest recovery point.
+    #[must_use]
+    pub fn newest_disks(&self) -> Vec<DiskExtent> {
+        let newest = self.index.newest();
+        let disks = newest.into_iter().flat_map(|entry| entry.disks.iter());
+        disks.filter(|disk| !disk.joining).copied().collect()
+    }
+
     /// Number of recovery points.
     #[must_use]
     pub fn count(&self) -> usize {

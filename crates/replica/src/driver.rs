@@ -79,7 +79,6 @@ pub async fn run<S: Source, L: Link>(
     } = begin;
     let mut driver = Driver {
         lineage: Arc::new(plan.lineage.clone()),
-        disks: plan.disks.clone(),
         sender: Sender::new(plan, progress, chance),
         source,
         link,
@@ -151,7 +150,6 @@ struct Driver<S, L> {
     source: Arc<S>,
     link: Arc<L>,
     lineage: Arc<model::Lineage>,
-    disks: Vec<DiskId>,
     started: Instant,
     /// What the source does; never dropped.
     local: FuturesUnordered<Task>,
@@ -187,9 +185,13 @@ impl<S: Source, L: Link> Driver<S, L> {
             Output::Seed(part) => {
                 self.local(async move { Event::SeedStaged(source.seed(part).await) });
             }
-            Output::Cut { since, above } => self.local(async move {
+            Output::Cut {
+                since,
+                above,
+                disks,
+            } => self.local(async move {
                 Event::CutStaged(match source.reserve_sequence(above).await {
-                    Ok(sequence) => source.cut(since, sequence).await,
+                    Ok(sequence) => source.cut(since, sequence, disks).await,
                     Err(problem) => Err(problem),
                 })
             }),
@@ -255,15 +257,14 @@ impl<S: Source, L: Link> Driver<S, L> {
                 basis,
                 issued,
             } => {
-                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
+                let lineage = self.lineage.clone();
                 // Only reads: may be dropped at any time.
                 self.remote(async move {
                     Event::Answered(match source.hashes(disk, region).await {
                         Ok(ours) => {
                             let asked = ours.regions.iter();
                             let asked = asked.map(|ours| (ours.region, &ours.hashes));
-                            let ask =
-                                question(&lineage, basis, issued, id.zip(Some(ours.size)), asked);
+                            let ask = question(&lineage, basis, issued, (disk, ours.size), asked);
                             let answer = compare(&*link, ask).await;
                             Ok((ours, answer))
                         }
@@ -277,7 +278,7 @@ impl<S: Source, L: Link> Driver<S, L> {
                 tip,
                 issued,
             } => {
-                let (lineage, id) = (self.lineage.clone(), self.disks.get(disk).copied());
+                let lineage = self.lineage.clone();
                 // Only reads: may be dropped at any time.
                 self.remote(async move {
                     Event::Looked(match source.changing(disk, region).await {
@@ -288,7 +289,7 @@ impl<S: Source, L: Link> Driver<S, L> {
                                 &lineage,
                                 Basis::Point { point: tip },
                                 issued,
-                                id.zip(Some(ours.size)),
+                                (disk, ours.size),
                                 asked,
                             );
                             let answer = compare(&*link, ask).await;
@@ -357,7 +358,7 @@ fn question<'a>(
     lineage: &model::Lineage,
     basis: Basis,
     issued: u64,
-    disk: Option<(DiskId, model::Bytes)>,
+    (disk, size): (DiskId, model::Bytes),
     ours: impl Iterator<Item = (u64, &'a BlockHashes)>,
 ) -> Option<Compare> {
     let regions = ours.map(|(region, hashes)| RegionDigest {
@@ -365,7 +366,6 @@ fn question<'a>(
         digest: Digest(hashes.digest()),
     });
     let regions: Vec<RegionDigest> = regions.collect();
-    let (disk, size) = disk?;
     (!regions.is_empty()).then(|| Compare {
         lineage: lineage.clone(),
         basis,

@@ -6,6 +6,8 @@
 //! was written since the last flush is there or lost, block by block. The regions that differ,
 //! at most, survive it ([`tracking`]). Both hosts are also restored from older copies of themselves.
 
+#[path = "driver_tests/join.rs"]
+mod join;
 #[path = "driver_tests/reception.rs"]
 mod reception;
 #[path = "driver_tests/resync.rs"]
@@ -33,7 +35,9 @@ use steps::{Faults, Seen, Step, When};
 use super::*;
 use crate::link::LinkError;
 use crate::sender::LONGEST_CONTACT;
-use crate::source::{Changing, ComparedRegion, Position, SeedPart, StagedPart, Suspects, Tracking};
+use crate::source::{
+    Changing, ComparedRegion, CutDisk, Position, SeedPart, StagedPart, Suspects, Tracking,
+};
 use crate::standing::Role;
 use crate::wire::{
     CHUNK, CommitAnswer, ConfigureAnswer, ContactAnswer, OfferAnswer, PartnerStanding, Reception,
@@ -142,6 +146,8 @@ struct World {
     /// What a power cut leaves at least.
     durable: Disks,
     marks: BTreeSet<(usize, u64)>,
+    /// The disks of which changes are tracked.
+    tracked: BTreeSet<usize>,
     suspect: BTreeSet<Region>,
     /// Of the staged segment.
     unconfirmed: BTreeSet<Region>,
@@ -178,6 +184,8 @@ struct World {
     ended: bool,
     /// What the replica holds at each point, and the root that was committed.
     points: BTreeMap<u64, (Disks, Root)>,
+    /// The disks that each point has.
+    whole: BTreeMap<u64, Vec<DiskId>>,
     received: Disks,
     /// Blocks of it that are not what was received, and the points that held such.
     rotten: BTreeSet<(usize, u64)>,
@@ -232,6 +240,7 @@ impl World {
             content: blocks.clone().map(|key| (key, 1)).collect(),
             durable: blocks.clone().map(|key| (key, 1)).collect(),
             marks: blocks.clone().collect(),
+            tracked: (0..DISKS).collect(),
             suspect: BTreeSet::new(),
             unconfirmed: BTreeSet::new(),
             armed: blocks.map(tracking::region_of).collect(),
@@ -255,6 +264,7 @@ impl World {
             unfit: false,
             ended: false,
             points: BTreeMap::new(),
+            whole: BTreeMap::new(),
             received: Disks::new(),
             rotten: BTreeSet::new(),
             damaged: BTreeSet::new(),
@@ -285,7 +295,7 @@ impl World {
         };
         Header {
             vm: self.vm,
-            disks: self.disks.iter().map(extent).collect(),
+            disks: self.disks[..DISKS].iter().map(extent).collect(),
             lineage: self.lineage.clone(),
             content,
             time: Timestamp::UNIX_EPOCH,
@@ -295,6 +305,11 @@ impl World {
 
     /// Moves marks into a segment, in one step.
     fn stage(&mut self, content: Content, blocks: Vec<(usize, u64)>) -> Staged {
+        let header = self.header(content);
+        self.stage_as(header, blocks)
+    }
+
+    fn stage_as(&mut self, header: Header, blocks: Vec<(usize, u64)>) -> Staged {
         assert!(self.outbox.is_none(), "a second staged segment");
         let mut held: Vec<_> = blocks
             .into_iter()
@@ -308,11 +323,11 @@ impl World {
             .iter()
             .map(|(key, _)| tracking::region_of(*key))
             .collect();
-        let header = self.header(content);
         let number = self.chance.next();
         let root = Root(Digest::of(&number.to_le_bytes()).0);
         if header.point().is_some() {
-            self.cuts.insert(root.0, self.content.clone());
+            self.cuts
+                .insert(root.0, self.of_point(&header, &self.content));
         }
         let staged = Staged {
             file: format!("{number}.segment").into(),
@@ -330,15 +345,17 @@ impl World {
     }
 
     fn write(&mut self) {
-        let disk = usize::try_from(self.chance.below(DISKS as u64)).expect("small");
+        let disk = usize::try_from(self.chance.below(self.disks.len() as u64)).expect("small");
         let block = self.chance.below(BLOCKS);
         self.write_to((disk, block));
     }
 
     fn write_to(&mut self, key: (usize, u64)) {
         self.written += 1;
-        self.armed.insert(tracking::region_of(key));
-        self.marks.insert(key);
+        if self.tracked.contains(&key.0) {
+            self.armed.insert(tracking::region_of(key));
+            self.marks.insert(key);
+        }
         self.content.insert(key, self.written);
     }
 
@@ -516,7 +533,9 @@ impl World {
                 last: Some(root),
             },
             Content::Delta { sequence, .. } => {
-                let lost = self.points.insert(sequence, (self.received.clone(), root));
+                self.leave_out(&offer.header);
+                let held = self.of_point(&offer.header, &self.received);
+                let lost = self.points.insert(sequence, (held, root));
                 assert!(lost.is_none(), "a point was replaced");
                 if !self.rotten.is_empty() {
                     self.damaged.insert(sequence);
@@ -683,18 +702,17 @@ impl Source for Shared {
         .await?
     }
 
-    async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
+    async fn cut(
+        &self,
+        since: Since,
+        sequence: u64,
+        disks: Vec<CutDisk>,
+    ) -> Result<StagedPart, Problem> {
         let staging = self.world().staging;
         tokio::time::sleep(staging).await;
         self.local(Step::Cut, |world| {
             world.reserving = false;
-            if !world.suspect.is_empty() {
-                return Err(problem(Code::Conflict, "something is suspect"));
-            }
-            let blocks = world.marks.iter().copied().collect();
-            let new = world.used.insert(sequence);
-            assert!(new, "a sequence number was used twice");
-            Ok(world.stage(Content::Delta { sequence, since }, blocks))
+            world.cut(since, sequence, &disks)
         })
         .await?
     }
@@ -737,22 +755,22 @@ impl Source for Shared {
         .await
     }
 
-    async fn hashes(&self, disk: usize, from: u64) -> Result<Suspects, Problem> {
+    async fn hashes(&self, disk: DiskId, from: u64) -> Result<Suspects, Problem> {
         self.local(Step::Hashes, |world| world.hashes(disk, from))
             .await
     }
 
-    async fn compared(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+    async fn compared(&self, disk: DiskId, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
         self.local(Step::Compared, |world| world.note(disk, &regions))
             .await
     }
 
-    async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
+    async fn changing(&self, disk: DiskId, from: u64) -> Result<Changing, Problem> {
         self.local(Step::Changing, |world| world.changing(disk, from))
             .await
     }
 
-    async fn mark(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+    async fn mark(&self, disk: DiskId, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
         self.local(Step::Mark, |world| world.mark(disk, &regions))
             .await
     }
@@ -845,6 +863,7 @@ impl Link for Shared {
                 None => TipAnswer::At {
                     tip: world.tip,
                     issued: world.issued,
+                    disks: world.disks_of_tip(),
                     reception: world.reception(),
                 },
             })
@@ -901,7 +920,7 @@ fn start(shared: &Shared) -> Running {
         let plan = Plan {
             thing: "VM `web`".to_owned(),
             partner: "host-b".to_owned(),
-            disks: world.disks.clone(),
+            disks: world.disks[..DISKS].to_vec(),
             lineage: world.lineage.clone(),
             configuration: world.configuration.clone(),
         };
@@ -954,7 +973,10 @@ fn check_points(world: &World) {
         assert_eq!(held, &world.cuts[&root.0], "point {sequence}");
     }
     let (_, (last, _)) = world.points.last_key_value().expect("points");
-    assert_eq!(last, &world.content, "the newest point");
+    let disks = world.replicated();
+    let mut now = world.content.clone();
+    now.retain(|(disk, _), _| disks.contains(disk));
+    assert_eq!(last, &now, "the newest point");
 }
 
 /// What must have happened in many lives.
@@ -980,6 +1002,7 @@ const LIVES: [&str; 15] = [
 async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
     let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
     shared.world().lie = lie;
+    shared.world().add_disks();
     let mut running = start(&shared);
     let steps = 30 + shared.world().chance.below(60);
     let (mut primary, mut replica): (Option<tracking::Primary>, Option<tracking::Replica>) =
@@ -1012,7 +1035,7 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
                 shared.pause(20_000).await;
                 let _ = running.commands.send(Command::Resume).await;
             }
-            62..72 => shared.world().flush(),
+            62..69 => shared.world().flush(),
             // Reopened after a failed flush.
             72 => shared.world().suspect_all(),
             // A person cleans up.
@@ -1020,7 +1043,7 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
             74..78 => primary = shared.world().copy_primary(),
             78..82 => replica = shared.world().copy_replica(),
             // Each at most once, or it would be an error that asks for a person.
-            82 | 83 => {
+            69..72 | 82 | 83 => {
                 if let Some(copy) = primary.take() {
                     running.task.abort();
                     let _ = running.task.await;
@@ -1040,12 +1063,12 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
                 shared.world().paused = true;
             }
             89..93 => shared.world().paused = false,
-            93..96 => shared.reconfigure(&running),
-            96 | 97 => shared.world().rot(),
-            98 => {
+            93..95 => shared.reconfigure(&running),
+            95 => shared.world().rot(),
+            96 => {
                 let _ = running.commands.send(Command::Verify(action)).await;
             }
-            _ => {}
+            _ => shared.change_disks(&running),
         }
         let report = running.reports.borrow().clone();
         assert_ne!(report.state, ReplicationState::Error, "{report:?}");
@@ -1062,9 +1085,8 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
         }
     };
     wait_for(&running, "a point after the last write", |report| {
-        report
-            .acknowledged
-            .is_some_and(|point| point.sequence > last + 1)
+        let newest = report.acknowledged.map_or(0, |point| point.sequence);
+        newest > last + 1 && report.joining.is_empty()
     })
     .await;
     shared.world().rot();
@@ -1459,6 +1481,7 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
     let tip = TipAnswer::At {
         tip: Tip::Nothing,
         issued: 0,
+        disks: Vec::new(),
         reception: Reception {
             paused: false,
             revision: Some(configuration.revision()),

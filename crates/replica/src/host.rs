@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use journal::{
     Header, Journal, JournalError, PointReader, Refusal, Root, SeedReader, SegmentError,
 };
-use model::{Code, Lineage, PointId, Problem, RelationshipId, VmId};
+use model::{Code, DiskId, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
 use crate::wire::{Configure, Enrol, PartnerStanding, Reception, Tip};
@@ -145,6 +145,9 @@ pub trait Receipts: Send + 'static {
     /// What is there, durably.
     fn tip(&self) -> Tip;
 
+    /// The disks that the newest point has.
+    fn disks(&self) -> Vec<DiskId>;
+
     /// Whether the segment may come.
     fn check(&self, header: &Header, root: Root) -> Verdict;
 
@@ -184,6 +187,10 @@ impl Receipts for Journal {
             },
             journal::Tip::Point { point, root } => Tip::Point { point, root },
         }
+    }
+
+    fn disks(&self) -> Vec<DiskId> {
+        self.newest_disks().iter().map(|disk| disk.id).collect()
     }
 
     fn check(&self, header: &Header, root: Root) -> Verdict {

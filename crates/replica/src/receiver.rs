@@ -425,10 +425,11 @@ async fn tip<H: ReplicaHost>(
     let term = contact.lineage.current().id;
     let issued = receiver.lane(bound.vm).lock().await.issued(term);
     let reception = bound.relation.reception;
-    match on_shelf(shelf, |journal| Ok(journal.tip())).await? {
-        Some(tip) => Ok(Json(TipAnswer::At {
+    match on_shelf(shelf, |journal| Ok((journal.tip(), journal.disks()))).await? {
+        Some((tip, disks)) => Ok(Json(TipAnswer::At {
             tip,
             issued,
+            disks,
             reception,
         })),
         None => Err(Refusal(taken(&bound))),

@@ -82,6 +82,17 @@ impl Verification {
     }
 }
 
+/// A disk that was added, being copied beside the points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joining {
+    /// The disk.
+    pub disk: DiskId,
+    /// Bytes of it that were looked at.
+    pub done: Bytes,
+    /// Its size.
+    pub total: Bytes,
+}
+
 /// State and measures of one relationship, on the primary. Counters begin with the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkReport {
@@ -127,6 +138,8 @@ pub struct LinkReport {
     pub comparison: Option<Comparison>,
     /// The last verification of the replica's newest point.
     pub verification: Option<Verification>,
+    /// Disks that the replica's points do not have yet.
+    pub joining: Vec<Joining>,
     /// Bytes of disks compared with the replica by hash.
     pub compared: Bytes,
     /// Of them, bytes that differed.
@@ -159,6 +172,7 @@ impl LinkReport {
             seeding: None,
             comparison: None,
             verification: None,
+            joining: Vec::new(),
             compared: Bytes(0),
             differed: Bytes(0),
         }

@@ -32,6 +32,7 @@
 
 mod answers;
 mod contact;
+mod join;
 mod reception;
 mod resync;
 mod trouble;
@@ -43,18 +44,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use journal::Root;
-use model::{Bytes, Code, Lineage, PointId, Problem, ReplicationState, Since};
+use model::{Bytes, Code, DiskId, Lineage, PointId, Problem, ReplicationState, Since};
 
 use crate::link::LinkError;
 use crate::report::LinkReport;
 use crate::source::{
-    Changing, ComparedRegion, Plan, Progress, SeedPart, Staged, StagedPart, Suspects, Tracking,
+    Changing, ComparedRegion, CutDisk, Plan, Progress, SeedPart, Staged, StagedPart, Suspects,
+    Tracking,
 };
 use crate::wire::{
     Basis, CommitAnswer, CompareAnswer, Configuration, ConfigureAnswer, ContactAnswer, Digest,
     Offer, OfferAnswer, Tip, TipAnswer,
 };
 use contact::Contact;
+use join::Join;
 use resync::{At, Findings};
 use verify::{Looked, Repair, Verifying};
 
@@ -89,7 +92,7 @@ pub enum Event {
     /// [`Output::Seed`] ended.
     SeedStaged(Result<StagedPart, Problem>),
     /// [`Output::Cut`] ended.
-    CutStaged(Result<Staged, Problem>),
+    CutStaged(Result<StagedPart, Problem>),
     /// [`Output::Compare`] ended: what the regions hold, and the answer.
     Answered(Result<(Suspects, Result<CompareAnswer, LinkError>), Problem>),
     /// [`Output::Note`] ended.
@@ -155,11 +158,13 @@ pub enum Output {
         since: Since,
         /// The sequence number must be above this one.
         above: u64,
+        /// The disks that it is cut of.
+        disks: Vec<CutDisk>,
     },
     /// Hash the next suspect regions, then compare them with the replica.
     Compare {
-        /// Position of the disk in the plan.
-        disk: usize,
+        /// The disk.
+        disk: DiskId,
         /// The first region to look at.
         region: u64,
         /// What the replica holds.
@@ -169,15 +174,15 @@ pub enum Output {
     },
     /// [`Source::compared`](crate::source::Source::compared).
     Note {
-        /// Position of the disk in the plan.
-        disk: usize,
+        /// The disk.
+        disk: DiskId,
         /// What the comparison told.
         regions: Vec<ComparedRegion>,
     },
     /// Hash the next regions, then compare them with the replica.
     Look {
-        /// Position of the disk in the plan.
-        disk: usize,
+        /// The disk.
+        disk: DiskId,
         /// The first region to look at.
         region: u64,
         /// The replica's newest point.
@@ -187,8 +192,8 @@ pub enum Output {
     },
     /// [`Source::mark`](crate::source::Source::mark).
     Mark {
-        /// Position of the disk in the plan.
-        disk: usize,
+        /// The disk.
+        disk: DiskId,
         /// What is damaged.
         regions: Vec<ComparedRegion>,
     },
@@ -303,10 +308,16 @@ pub struct Sender {
     staged: Option<Staged>,
     /// The staged segment that is to be folded back, whatever else is tried meanwhile.
     condemned: Option<Root>,
+    /// Which disks the replica has, and which are being copied.
+    join: Join,
     /// How much is to be compared before the next cut.
     suspect: Bytes,
     verifying: Option<Verifying>,
+    /// The disks that are verified.
+    verified: Vec<DiskId>,
     repair: Repair,
+    /// Of these disks.
+    comparing: Vec<DiskId>,
     /// How often the replica's tip could not be stood on.
     strange: u32,
     /// The last such tip.
@@ -349,9 +360,12 @@ impl Sender {
             progress,
             staged: None,
             condemned: None,
+            join: Join::default(),
             suspect: Bytes(0),
             verifying: None,
+            verified: Vec::new(),
             repair: Repair::Done,
+            comparing: Vec::new(),
             strange: 0,
             strange_tip: None,
             reserved: 0,
@@ -415,10 +429,12 @@ impl Sender {
                 Event::Tip(Ok(TipAnswer::At {
                     tip,
                     issued,
+                    disks,
                     reception,
                 })),
             ) => {
                 self.above = self.above.max(issued);
+                self.join.told(tip, disks);
                 self.told(now, tip, reception, out);
             }
             (State::Configuring(tip), Event::Configured(answer)) => {
@@ -430,12 +446,7 @@ impl Sender {
                 self.gate(lineage, out);
             }
             (State::Staging, Event::SeedStaged(Ok(part))) => self.seed_staged(part, out),
-            (State::Staging, Event::CutStaged(Ok(staged))) => {
-                let point = staged.header.point();
-                self.reserved = self.reserved.max(point.map_or(0, |p| p.sequence));
-                self.staged = Some(staged);
-                self.offer(out);
-            }
+            (State::Staging, Event::CutStaged(Ok(part))) => self.cut_staged(part, out),
             (State::Recording { progress, then }, Event::Persisted(Ok(()))) => {
                 self.recorded(now, progress, then, out);
             }
@@ -492,6 +503,7 @@ impl Sender {
             }
             (State::FoldingBack, Event::FoldedBack(Ok(()))) => {
                 (self.staged, self.condemned) = (None, None);
+                self.join.begin_again();
                 // What it held may be suspect now.
                 self.track(out);
             }
@@ -524,6 +536,7 @@ impl Sender {
         self.reserved = found.reserved;
         self.staged = found.staged;
         self.suspect = found.suspect;
+        self.join.tracked();
         self.ask(out);
     }
 
@@ -610,9 +623,10 @@ impl Sender {
             }
             Progress::Seeding { .. } => self.cut(now, out),
             Progress::Live { .. } if self.is_outdated(now) => self.ask(out),
+            Progress::Live { .. } if self.join.is_outdated() => self.track(out),
             Progress::Live { .. } if self.suspect.0 > 0 => self.compare(now, out),
             Progress::Live { .. } if self.may_look(now) => self.look(now, out),
-            Progress::Live { .. } if now.since_start >= self.due || self.late => {
+            Progress::Live { .. } if now.since_start >= self.due || self.late || self.copies() => {
                 self.cut(now, out);
             }
             Progress::Live { .. } => {
@@ -624,6 +638,15 @@ impl Sender {
         }
     }
 
+    fn cut_staged(&mut self, cut: StagedPart, out: &mut Vec<Output>) {
+        let header = &cut.segment.header;
+        self.join.staged(header, cut.next);
+        let sequence = header.point().map_or(0, |point| point.sequence);
+        self.reserved = self.reserved.max(sequence);
+        self.staged = Some(cut.segment);
+        self.offer(out);
+    }
+
     fn cut(&mut self, now: Now, out: &mut Vec<Output>) {
         self.late = false;
         self.cut_damage();
@@ -632,9 +655,11 @@ impl Sender {
             Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },
             Progress::Live { acknowledged, .. } => Since::Point(acknowledged),
         };
+        let disks = self.disks_to_cut(now);
         out.push(Output::Cut {
             since,
             above: self.above,
+            disks,
         });
         self.state = State::Staging;
     }
@@ -693,6 +718,7 @@ impl Sender {
             let why = self.report.last_error.clone().unwrap_or_else(ended);
             self.end_verification(Err(why));
         }
+        self.report.joining = self.joining();
         self.report.state = match (&self.state, self.progress) {
             (State::StoodDown | State::Gating(_), _)
             | (

@@ -24,7 +24,7 @@ pub struct Staged {
     pub root: Root,
 }
 
-/// A staged part of an initial replication.
+/// A staged part of an initial replication, or a staged point with a part of a disk that joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StagedPart {
     /// The segment.
@@ -57,6 +57,35 @@ pub struct Position {
 impl Position {
     /// Nothing was looked at.
     pub const BEGIN: Self = Self { disk: 0, from: 0 };
+}
+
+/// A disk that a point is cut of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutDisk {
+    /// The disk.
+    pub id: DiskId,
+    /// How it takes part.
+    pub part: Part,
+}
+
+/// How a disk takes part in a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The point before has it.
+    Member,
+    /// The point before has it not, and this one does: all marks that are left are taken, and what is
+    /// suspect is marked before, for there is nothing to compare it with.
+    Joined,
+    /// It is being copied, and nothing of it comes with this point.
+    Joining,
+    /// It is being copied: about `limit` bytes of what is marked from byte `from` on come with this
+    /// point, as of no one instant.
+    Slice {
+        /// First byte to look at.
+        from: u64,
+        /// About how much is taken.
+        limit: model::Bytes,
+    },
 }
 
 /// What the primary must remember of a relationship over a restart.
@@ -197,11 +226,11 @@ pub struct ComparedRegion {
 /// relationship with the problem as its cause, and after a while everything begins again
 /// with [`track`](Source::track).
 pub trait Source: Send + Sync + 'static {
-    /// Lets diskd track for this relationship, and looks what the outbox holds. More than one
+    /// Lets diskd track the disks of the configuration for this relationship, and looks what the outbox holds. More than one
     /// segment there: all but the newest are folded back first. One that is not whole is as in
     /// [`fold_back`](Source::fold_back). Not exact: the outbox may be emptied, since its blocks are
     /// suspect or marked. While the initial replication goes on nothing is suspect that was [never
-    /// sent](Progress::sent): it is marked.
+    /// sent](Progress::sent): it is marked. A disk that was not tracked before is suspect.
     fn track(&self) -> impl Future<Output = Result<Tracking, Problem>> + Send;
 
     /// The next sequence number: above all before and above `above`, recorded durably before it is
@@ -212,13 +241,17 @@ pub trait Source: Send + Sync + 'static {
     /// suspect.
     fn seed(&self, part: SeedPart) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
 
-    /// Cuts all disks at one instant and stages what changed after `since`: every mark there is.
-    /// Refused while anything is suspect.
+    /// Cuts `disks` at one instant and stages what changed after `since`: every mark there is, but of
+    /// disks that are being copied ([`Part`]). One of them that is gone is left out. Of a disk that is
+    /// left out nothing is tracked any more: should it be tracked again, all of it is suspect. Refused
+    /// while anything of a member is suspect. Where to go on with the slice, if there was one and it did
+    /// not reach the end.
     fn cut(
         &self,
         since: Since,
         sequence: u64,
-    ) -> impl Future<Output = Result<Staged, Problem>> + Send;
+        disks: Vec<CutDisk>,
+    ) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
 
     /// What the segment file consists of; see [`crate::outbox::offer`]. Its round is not known here.
     fn offer(&self, staged: &Staged) -> impl Future<Output = Result<Offer, Problem>> + Send;
@@ -235,11 +268,11 @@ pub trait Source: Send + Sync + 'static {
     /// confirmed.
     fn fold_back(&self, staged: &Staged) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// What the next suspect regions of a disk (its position among the replicated ones) hold, from
-    /// this region on. Only reads: may be dropped at any time.
+    /// What the next suspect regions of a disk hold, from this region on. Only reads: may be dropped
+    /// at any time.
     fn hashes(
         &self,
-        disk: usize,
+        disk: DiskId,
         from: u64,
     ) -> impl Future<Output = Result<Suspects, Problem>> + Send;
 
@@ -247,7 +280,7 @@ pub trait Source: Send + Sync + 'static {
     /// not suspect any more. A region that is not suspect is passed over.
     fn compared(
         &self,
-        disk: usize,
+        disk: DiskId,
         regions: Vec<ComparedRegion>,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
@@ -255,7 +288,7 @@ pub trait Source: Send + Sync + 'static {
     /// No segment is staged or confirmed meanwhile.
     fn changing(
         &self,
-        disk: usize,
+        disk: DiskId,
         from: u64,
     ) -> impl Future<Output = Result<Changing, Problem>> + Send;
 
@@ -263,7 +296,7 @@ pub trait Source: Send + Sync + 'static {
     /// them.
     fn mark(
         &self,
-        disk: usize,
+        disk: DiskId,
         regions: Vec<ComparedRegion>,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
@@ -288,7 +321,7 @@ pub struct Plan {
     pub thing: String,
     /// Name of the replica host, for messages.
     pub partner: String,
-    /// The replicated disks, in the order of every segment's header.
+    /// The disks of the initial replication, in its order, while that goes on.
     pub disks: Vec<DiskId>,
     /// The primary's lineage; its current term is the one in which it cuts.
     pub lineage: Lineage,

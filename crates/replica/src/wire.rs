@@ -318,6 +318,9 @@ pub enum TipAnswer {
         /// In the caller's term it lets in sequence numbers above this one only: it was told in a
         /// [`Compare`] that no others will come.
         issued: u64,
+        /// The disks that its newest point has; others that are replicated are being copied.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        disks: Vec<DiskId>,
         /// How it receives.
         reception: Reception,
     },

@@ -154,6 +154,10 @@ impl Receipts for Paced {
         Receipts::tip(&self.journal)
     }
 
+    fn disks(&self) -> Vec<DiskId> {
+        Receipts::disks(&self.journal)
+    }
+
     fn check(&self, header: &Header, root: Root) -> Verdict {
         Receipts::check(&self.journal, header, root)
     }
@@ -350,6 +354,7 @@ fn at(tip: Tip) -> TipAnswer {
     TipAnswer::At {
         tip,
         issued: 0,
+        disks: Vec::new(),
         reception: Reception {
             paused: false,
             revision: Some(Digest::of(b"the first")),

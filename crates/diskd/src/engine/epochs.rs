@@ -10,7 +10,7 @@ use journal::{Content, Header, Summary};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem};
 
 use super::{Disk, Engine, chain};
-use crate::control::Reply;
+use crate::control::{Reply, Slice};
 use crate::cut::Cut;
 use crate::epoch::{EpochFault, Underway};
 use crate::outbox::{Draft, Filler, OutboxError};
@@ -49,32 +49,75 @@ impl Engine {
             .collect()
     }
 
-    /// Cuts an epoch on all disks of the header and writes its segment.
+    /// Cuts an epoch on all disks of the header and writes its segment, with a `slice` of a disk that
+    /// joins. Disks that are `whole` for the first time are told so.
     ///
     /// # Errors
     /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
-    pub fn cut(&self, mut header: Header, file: &Path) -> Result<Reply, Problem> {
+    pub fn cut(
+        &self,
+        mut header: Header,
+        whole: &[DiskId],
+        slice: Option<Slice>,
+        file: &Path,
+    ) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         if !matches!(header.content, Content::Delta { .. }) {
             return Err(self.invalid("a cut makes a delta, the header is of another kind"));
         }
-        let disks = self.disks_of(&header)?;
-        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
-        self.coarsen(&disks)?;
-        let cut = Arc::new(Cut::new(disks.len()));
+        let named = self.disks_of(&header)?;
+        let numbered = || (0_u16..).zip(header.disks.iter().zip(&named));
+        let of_slice = match &slice {
+            Some(slice) if slice.from % BLOCK_SIZE != 0 => {
+                let from = slice.from;
+                return Err(self.invalid(format!("byte {from} is not the first of a block")));
+            }
+            Some(slice) => {
+                let mut found = numbered().filter(|(_, (named, _))| named.joining);
+                let found = found.find(|(_, (named, _))| named.id == slice.disk);
+                let id = slice.disk;
+                let no_such = || self.invalid(format!("disk {id} joins not with this header"));
+                let (number, (_, disk)) = found.ok_or_else(no_such)?;
+                Some((number, *disk, slice))
+            }
+            None => None,
+        };
+        let cut_ones: Vec<_> = numbered()
+            .filter(|(_, (named, _))| !named.joining)
+            .collect();
+        let cut = Arc::new(Cut::new(cut_ones.len()));
+        let mut orders: Vec<_> = Vec::new();
         let (deliveries, delivered) = mpsc::channel();
+        for (number, (_, disk)) in cut_ones {
+            let mut stage = self.stage_order(number, &deliveries);
+            stage.whole = whole.contains(&disk.id);
+            orders.push((*disk, Order::Cut(Arc::clone(&cut), stage)));
+        }
+        // Not of the instant: it does not hold the others up, nor they it.
+        if let Some((number, disk, slice)) = of_slice {
+            let stage = self.stage_order(number, &deliveries);
+            let (from, limit) = (slice.from / BLOCK_SIZE, slice.limit.0.div_ceil(BLOCK_SIZE));
+            orders.push((disk, Order::Seed { from, limit, stage }));
+        }
+        drop(deliveries);
+        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
+        // Were it tracked on, it would be taken for one of which the replica has all that is not marked.
+        let mut others = self.all();
+        others.retain(|disk| named.iter().all(|named| named.id != disk.id));
+        self.leave_out(&others)?;
+        let disks: Vec<_> = orders.iter().map(|(disk, _)| *disk).collect();
+        self.coarsen(&disks)?;
         let mut epoch = Underway::new(self, &disks, delivered);
         let instant = self.one_instant();
-        for (number, disk) in (0..).zip(&disks) {
-            let stage = self.stage_order(number, &deliveries);
-            if let Err(problem) = self.order(disk, Order::Cut(Arc::clone(&cut), stage)) {
+        let mut orders = orders.into_iter();
+        while let Some((disk, order)) = orders.next() {
+            if let Err(problem) = self.order(disk, order) {
                 cut.abandon();
-                drop(deliveries);
+                drop(orders);
                 epoch.give_up();
                 return Err(problem);
             }
         }
-        drop(deliveries);
         epoch.await_seals(Some(&cut));
         drop(instant);
         if let Some(time) = cut.time() {
@@ -144,6 +187,7 @@ impl Engine {
         StageOrder {
             disk,
             budget: self.copy_budget.0,
+            whole: false,
             deliveries: deliveries.clone(),
         }
     }

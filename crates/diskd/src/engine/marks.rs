@@ -15,7 +15,7 @@ use std::path::Path;
 use block::Fault;
 use journal::compare::{BlockHashes, Blocks};
 use journal::{Run, SegmentError, SegmentReader};
-use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId};
+use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipId, VmId};
 
 use super::{Disk, Engine, chain};
 use crate::control::{
@@ -51,7 +51,15 @@ impl Engine {
         let (out, disks): (Vec<&Disk>, Vec<&Disk>) =
             self.disks.iter().partition(|disk| but.contains(&disk.id));
         self.leave_out(&out)?;
-        let exact = self.track_each(relationship, sent, &disks)?;
+        let known: Vec<bool> = (self.ask(&disks, Order::Look)?.iter())
+            .map(|look| look.tracking.as_ref().map(|known| known.relationship))
+            .map(|known| known == Some(relationship))
+            .collect();
+        let found = self.track_each(relationship, sent, &disks)?;
+        // One that is new beside others says nothing of what was staged.
+        let is_new = |known: bool| sent.is_none() && !known && found.len() > 1;
+        let mut both = known.iter().zip(&found);
+        let exact = known.contains(&true) && both.all(|(known, exact)| *exact || is_new(*known));
         if !exact {
             // Whoever asks may throw away all that was staged: nobody needs it any more then.
             let order = |answer| Order::FoldBack(None, answer);
@@ -66,14 +74,14 @@ impl Engine {
         Ok(Reply::Tracking { exact, suspect })
     }
 
-    /// Whether nothing was lost of any of them.
+    /// Whether nothing was lost, of each of them.
     fn track_each(
         &self,
         relationship: RelationshipId,
         sent: Option<&[Sent]>,
         disks: &[&Disk],
-    ) -> Result<bool, Problem> {
-        let mut exact = true;
+    ) -> Result<Vec<bool>, Problem> {
+        let mut all = Vec::new();
         for disk in disks {
             let begin = sent.map(|sent| {
                 let of_it = sent.iter().filter(|sent| sent.disk == disk.id);
@@ -84,9 +92,9 @@ impl Engine {
                 begin,
                 answer,
             })?;
-            exact &= found.iter().all(|exact| *exact);
+            all.extend(found);
         }
-        Ok(exact)
+        Ok(all)
     }
 
     /// Forgets all marks.
@@ -100,7 +108,7 @@ impl Engine {
     }
 
     /// Tracks nothing of these disks.
-    fn leave_out(&self, disks: &[&Disk]) -> Result<(), Problem> {
+    pub(super) fn leave_out(&self, disks: &[&Disk]) -> Result<(), Problem> {
         for (disk, outcome) in disks.iter().zip(self.ask(disks, Order::Untrack)?) {
             outcome.map_err(|why| {
                 let reason = format!(
@@ -322,13 +330,13 @@ impl Engine {
     /// unconfirmed is suspect.
     ///
     /// # Errors
-    /// When it is about other disks, or cannot be removed; asked again it goes on.
+    /// When it is another VM's, or cannot be removed; asked again it goes on.
     pub fn fold_back(&self, file: &Path) -> Result<Reply, Problem> {
         let _alone = self.alone()?;
         match self.mark_runs_of(file) {
             Ok(()) => {}
-            Err(Unmarked::OtherDisk(id)) => {
-                return Err(self.invalid(format!("there is no disk {id}")));
+            Err(Unmarked::OtherVm(vm)) => {
+                return Err(self.invalid(format!("the segment is one of VM {vm}")));
             }
             Err(Unmarked::Failed(problem)) => return Err(problem),
             Err(Unmarked::Unreadable(why)) => {
@@ -350,11 +358,14 @@ impl Engine {
     fn mark_runs_of(&self, file: &Path) -> Result<(), Unmarked> {
         let unreadable = |error: SegmentError| Unmarked::Unreadable(chain(&error));
         let segment = SegmentReader::open(file).map_err(unreadable)?;
-        let mut disks = Vec::new();
-        for named in &segment.header().disks {
-            let disk = self.disks.iter().find(|disk| disk.id == named.id);
-            disks.push(disk.ok_or(Unmarked::OtherDisk(named.id))?);
+        if segment.header().vm != self.vm {
+            return Err(Unmarked::OtherVm(segment.header().vm));
         }
+        // One that was taken away meanwhile has no marks any more.
+        let named = segment.header().disks.iter();
+        let disks: Vec<Option<&Disk>> = named
+            .map(|named| self.disks.iter().find(|disk| disk.id == named.id))
+            .collect();
         // They come disk by disk.
         let mut runs = segment.runs().peekable();
         while let Some(first) = runs.next().transpose().map_err(unreadable)? {
@@ -367,7 +378,7 @@ impl Engine {
                     _ => break,
                 }
             }
-            if let Some(disk) = disks.get(usize::from(first.disk)) {
+            if let Some(disk) = disks.get(usize::from(first.disk)).copied().flatten() {
                 let order = |answer| Order::FoldBack(Some(lot.clone()), answer);
                 let outcomes = self.ask_at_length(&[disk], order);
                 outcomes
@@ -385,7 +396,7 @@ fn blocks_of(run: &Run) -> std::ops::Range<u64> {
 
 /// Why what a segment holds is not marked.
 enum Unmarked {
-    OtherDisk(DiskId),
+    OtherVm(VmId),
     /// Nobody can tell what it is.
     Unreadable(String),
     Failed(Problem),

@@ -24,6 +24,9 @@ pub(super) async fn cut_epoch<D: Device + 'static, S: Store + 'static>(
     crate::lab::late(ring).await;
     let parked = Instant::now();
     tracker.park();
+    if stage.whole {
+        tracker.mark_suspects(0);
+    }
     let outcome = if cut.parked().await {
         let sealed = tracker.seal(epoch(&stage));
         sealed.map(|()| None).map_err(SealFault::Seal)

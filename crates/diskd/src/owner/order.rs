@@ -141,6 +141,8 @@ pub struct StageOrder {
     pub disk: u16,
     /// Most bytes of saved old content in memory.
     pub budget: u64,
+    /// There is nothing to compare with what is suspect: it is marked.
+    pub whole: bool,
     /// Where everything goes.
     pub deliveries: mpsc::Sender<Delivery>,
 }

@@ -20,14 +20,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes as Chunk;
-use diskd::control::{Compared, MAX_LINE, Reply, Request, Sent, Staged as DiskdStaged};
+use diskd::control::{Compared, MAX_LINE, Reply, Request, Sent, Slice, Staged as DiskdStaged};
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
 use replica::outbox;
 use replica::source::{
-    Changing, ChangingRegion, ComparedRegion, Position, Progress, SeedPart, Source, Staged,
-    StagedPart, Suspects, Tracking,
+    Changing, ChangingRegion, ComparedRegion, CutDisk, Part, Position, Progress, SeedPart, Source,
+    Staged, StagedPart, Suspects, Tracking,
 };
 use replica::wire::{Configuration, MAX_COMPARED, Offer, RegionHashes};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -221,6 +221,14 @@ impl DiskdSource {
         disk.ok_or_else(|| self.confused())
     }
 
+    fn disk_of(&self, id: DiskId) -> Result<DiskExtent, Problem> {
+        let found = self.disks().into_iter().find(|extent| extent.id == id);
+        found.ok_or_else(|| {
+            let reason = format!("has disk {id} no longer");
+            Problem::new(Code::Failed, &self.thing, reason, "")
+        })
+    }
+
     fn empty_outbox(&self) -> io::Result<()> {
         for entry in fs::read_dir(Self::outbox(&self.home))? {
             fs::remove_file(entry?.path())?;
@@ -332,11 +340,35 @@ impl Source for DiskdSource {
         })
     }
 
-    async fn cut(&self, since: Since, sequence: u64) -> Result<Staged, Problem> {
-        let header = self.header(Content::Delta { sequence, since });
+    async fn cut(
+        &self,
+        since: Since,
+        sequence: u64,
+        disks: Vec<CutDisk>,
+    ) -> Result<StagedPart, Problem> {
+        let mut header = self.header(Content::Delta { sequence, since });
+        let (mut whole, mut slice) = (Vec::new(), None);
+        header.disks.retain_mut(|extent| {
+            let Some(disk) = disks.iter().find(|disk| disk.id == extent.id) else {
+                return false;
+            };
+            match disk.part {
+                Part::Member => {}
+                Part::Joined => whole.push(disk.id),
+                Part::Joining => extent.joining = true,
+                Part::Slice { from, limit } => {
+                    extent.joining = true;
+                    let disk = disk.id;
+                    slice = Some(Slice { disk, from, limit });
+                }
+            }
+            true
+        });
         let file = Self::outbox(&self.home).join(format!("{sequence}.delta"));
         let request = Request::Cut {
             header,
+            whole,
+            slice,
             file: file.clone(),
         };
         let staged = self.stage(&request).await?;
@@ -351,7 +383,10 @@ impl Source for DiskdSource {
             saved = %staged.copied_before_write,
             "cut"
         );
-        outbox::read(&file)
+        Ok(StagedPart {
+            segment: outbox::read(&file)?,
+            next: staged.next,
+        })
     }
 
     async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
@@ -373,8 +408,8 @@ impl Source for DiskdSource {
         self.take_back(&staged.file).await
     }
 
-    async fn hashes(&self, disk: usize, from: u64) -> Result<Suspects, Problem> {
-        let DiskExtent { id, size, .. } = self.disk(disk)?;
+    async fn hashes(&self, disk: DiskId, from: u64) -> Result<Suspects, Problem> {
+        let DiskExtent { id, size, .. } = self.disk_of(disk)?;
         let request = Request::Hashes {
             disk: id,
             from,
@@ -394,20 +429,20 @@ impl Source for DiskdSource {
         })
     }
 
-    async fn compared(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+    async fn compared(&self, disk: DiskId, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
         let regions = regions.into_iter().map(|compared| Compared {
             region: compared.region,
             differ: compared.differ,
         });
         let request = Request::Compared {
-            disk: self.disk(disk)?.id,
+            disk,
             regions: regions.collect(),
         };
         self.ask(&request, DURABLE).await.map(drop)
     }
 
-    async fn changing(&self, disk: usize, from: u64) -> Result<Changing, Problem> {
-        let DiskExtent { id, size, .. } = self.disk(disk)?;
+    async fn changing(&self, disk: DiskId, from: u64) -> Result<Changing, Problem> {
+        let DiskExtent { id, size, .. } = self.disk_of(disk)?;
         let request = Request::Regions {
             disk: id,
             from,
@@ -428,13 +463,13 @@ impl Source for DiskdSource {
         })
     }
 
-    async fn mark(&self, disk: usize, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
+    async fn mark(&self, disk: DiskId, regions: Vec<ComparedRegion>) -> Result<(), Problem> {
         let regions = regions.into_iter().map(|compared| Compared {
             region: compared.region,
             differ: compared.differ,
         });
         let request = Request::Mark {
-            disk: self.disk(disk)?.id,
+            disk,
             regions: regions.collect(),
         };
         self.ask(&request, DURABLE).await.map(drop)

@@ -36,6 +36,7 @@ fn hashes(content: &Disks, (disk, region): Region) -> BlockHashes {
 pub(super) struct Primary {
     content: Disks,
     armed: BTreeSet<Region>,
+    tracked: BTreeSet<usize>,
     progress: Progress,
     sequence: u64,
 }
@@ -44,13 +45,18 @@ pub(super) struct Primary {
 pub(super) struct Replica {
     tip: Tip,
     points: BTreeMap<u64, (Disks, Root)>,
+    whole: BTreeMap<u64, Vec<DiskId>>,
     received: Disks,
     rotten: BTreeSet<(usize, u64)>,
 }
 
 impl World {
     fn all_regions(&self) -> BTreeSet<Region> {
-        self.content.keys().copied().map(region_of).collect()
+        let tracked = self
+            .content
+            .keys()
+            .filter(|key| self.tracked.contains(&key.0));
+        tracked.copied().map(region_of).collect()
     }
 
     pub(super) fn suspected(&self) -> model::Bytes {
@@ -83,6 +89,7 @@ impl World {
 
     pub(super) fn track(&mut self) -> Tracking {
         let exact = std::mem::replace(&mut self.exact, true);
+        self.track_disks();
         if self.outbox.is_none() {
             self.suspect.append(&mut self.unconfirmed);
         }
@@ -104,7 +111,8 @@ impl World {
         }
     }
 
-    pub(super) fn hashes(&self, disk: usize, from: u64) -> Suspects {
+    pub(super) fn hashes(&self, disk: DiskId, from: u64) -> Suspects {
+        let disk = self.index_of(disk);
         let mut left = self.suspect.range((disk, from)..(disk + 1, 0));
         let regions = left.by_ref().take(AT_ONCE).map(|(disk, region)| {
             let hashes = hashes(&self.content, (*disk, *region));
@@ -120,7 +128,8 @@ impl World {
         }
     }
 
-    pub(super) fn note(&mut self, disk: usize, regions: &[ComparedRegion]) {
+    pub(super) fn note(&mut self, disk: DiskId, regions: &[ComparedRegion]) {
+        let disk = self.index_of(disk);
         for compared in regions {
             if !self.suspect.remove(&(disk, compared.region)) || self.lie == Some(Lie::Compared) {
                 continue;
@@ -137,7 +146,8 @@ impl World {
         }
     }
 
-    pub(super) fn changing(&self, disk: usize, from: u64) -> Changing {
+    pub(super) fn changing(&self, disk: DiskId, from: u64) -> Changing {
+        let disk = self.index_of(disk);
         let end = BLOCKS / REGION;
         let until = (from + AT_ONCE as u64).min(end);
         let region = |region: u64| {
@@ -172,7 +182,8 @@ impl World {
         }
     }
 
-    pub(super) fn mark(&mut self, disk: usize, regions: &[ComparedRegion]) {
+    pub(super) fn mark(&mut self, disk: DiskId, regions: &[ComparedRegion]) {
+        let disk = self.index_of(disk);
         if self.lie == Some(Lie::Mark) {
             return;
         }
@@ -187,8 +198,11 @@ impl World {
         if !matches!(self.tip, Tip::Point { .. }) {
             return;
         }
+        let disks = self.disks_of_tip();
+        let disks: BTreeSet<_> = disks.iter().map(|disk| self.index_of(*disk)).collect();
         let at = usize::try_from(self.chance.below(self.received.len() as u64)).expect("small");
-        if let Some((key, value)) = self.received.iter_mut().nth(at) {
+        let mut held = self.received.iter_mut();
+        if let Some((key, value)) = held.nth(at).filter(|(key, _)| disks.contains(&key.0)) {
             // No write has such a value.
             *value |= 1 << 60;
             self.rotten.insert(*key);
@@ -230,6 +244,7 @@ impl World {
         (live && !self.reserving).then(|| Primary {
             content: self.content.clone(),
             armed: self.armed.clone(),
+            tracked: self.tracked.clone(),
             progress: self.progress,
             sequence: self.sequence,
         })
@@ -241,6 +256,7 @@ impl World {
         self.content = copy.content;
         self.flush();
         self.armed = copy.armed;
+        self.tracked = copy.tracked;
         self.suspect = self.armed.clone();
         self.progress = copy.progress;
         self.sequence = copy.sequence;
@@ -256,6 +272,7 @@ impl World {
         matches!(self.tip, Tip::Point { .. }).then(|| Replica {
             tip: self.tip,
             points: self.points.clone(),
+            whole: self.whole.clone(),
             received: self.received.clone(),
             rotten: self.rotten.clone(),
         })
@@ -267,6 +284,7 @@ impl World {
         self.store.clear();
         self.tip = copy.tip;
         self.points = copy.points;
+        self.whole = copy.whole;
         self.received = copy.received;
         self.rotten = copy.rotten;
     }
@@ -310,8 +328,9 @@ impl World {
         if !holds {
             return CompareAnswer::Moved { tip: self.tip };
         }
-        let disk = self.disks.iter().position(|disk| *disk == ask.disk);
-        let disk = disk.expect("a disk of the VM");
+        let has = self.disks_of_tip().contains(&ask.disk);
+        assert!(has || matches!(ask.basis, Basis::Seed { .. }), "a disk that the point lacks");
+        let disk = self.index_of(ask.disk);
         self.compared += ask.regions.len() as u64;
         let held = ask.regions.iter().map(|asked| {
             let hashes = hashes(&self.received, (disk, asked.region));

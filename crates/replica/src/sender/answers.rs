@@ -107,6 +107,13 @@ impl Sender {
         if !self.plan.lineage.contains(tip) {
             return self.give_up("has a point of another history than this host's");
         }
+        if let Some(staged) = self.staged.as_ref().filter(|staged| staged.root == root) {
+            self.join.has(tip, &staged.header);
+        }
+        if !self.join.knows(tip) {
+            // Which disks it has only the answer to that question tells.
+            return self.ask(out);
+        }
         let progress = match self.progress {
             Progress::Live { acknowledged, .. } if acknowledged == tip => self.progress,
             _ => Progress::Live {
@@ -283,6 +290,7 @@ impl Sender {
                 self.report.last_size = size;
                 self.report.sizes.0 = self.report.sizes.0.saturating_add(size.0);
             }
+            self.adapt(now);
             self.report.cycles += 1;
             self.report.acknowledged = Some(point);
             self.report.acknowledged_cut = Some(cut);

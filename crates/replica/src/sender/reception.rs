@@ -112,6 +112,8 @@ impl Sender {
         configuration: Arc<Configuration>,
         out: &mut Vec<Output>,
     ) {
+        self.join
+            .wanted(&self.plan.configuration.disks, &configuration.disks);
         self.plan.configuration = configuration;
         self.wanted = self.plan.configuration.revision();
         self.refused = None;

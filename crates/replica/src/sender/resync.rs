@@ -26,7 +26,7 @@
 //! that it has, and the next one holds the whole difference. A point of another history is not
 //! written over.
 
-use model::{Bytes, PointId, REGION_SIZE};
+use model::{Bytes, DiskId, PointId, REGION_SIZE};
 
 use super::{CONTRADICTIONS, Now, Output, Sender, State, Then};
 use crate::report::Comparison;
@@ -40,7 +40,7 @@ const GAP: u64 = 1024;
 /// Where a comparison goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At {
-    /// Position of the disk in the plan.
+    /// Position of the disk among those that are compared.
     pub(super) disk: usize,
     /// The first region to look at.
     pub(super) region: u64,
@@ -52,14 +52,14 @@ pub(super) const FIRST: At = At { disk: 0, region: 0 };
 /// What a comparison told, to be handed to the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Findings {
-    disk: usize,
+    disk: DiskId,
     regions: Vec<ComparedRegion>,
     next: At,
 }
 
 impl Findings {
     /// None if the answer does not belong to the question.
-    fn new(at: At, ours: &Suspects, theirs: &[RegionHashes]) -> Option<Self> {
+    fn new(disk: DiskId, at: At, ours: &Suspects, theirs: &[RegionHashes]) -> Option<Self> {
         let mut theirs = theirs.iter().peekable();
         let mut regions = Vec::with_capacity(ours.regions.len());
         for ours in &ours.regions {
@@ -83,7 +83,7 @@ impl Findings {
             },
         };
         theirs.next().is_none().then_some(Self {
-            disk: at.disk,
+            disk,
             regions,
             next,
         })
@@ -156,6 +156,10 @@ impl Sender {
             done: Bytes(done),
             total: Bytes(done.saturating_add(self.suspect.0)),
         });
+        self.comparing = match self.progress {
+            Progress::Seeding { .. } => self.plan.disks.clone(),
+            Progress::Live { .. } => self.members(),
+        };
         let Progress::Seeding {
             seed,
             part,
@@ -190,18 +194,18 @@ impl Sender {
                 round,
             },
         };
-        if at.disk >= self.plan.disks.len() {
+        let Some(disk) = self.comparing.get(at.disk).copied() else {
             self.suspect = Bytes(0);
             self.contradictions = 0;
             // Both sides were heard: what kept it is over, and the next point may be an hour away.
             self.report.last_error = None;
             return self.go_on(now, out);
-        }
+        };
         if self.pause_now() {
             return;
         }
         out.push(Output::Compare {
-            disk: at.disk,
+            disk,
             region: at.region,
             basis,
             issued: self.reserved.max(self.above),
@@ -223,7 +227,8 @@ impl Sender {
             CompareAnswer::Late { round } => return self.late(now, round, out),
             CompareAnswer::Superseded { lineage } => return self.gate(lineage, out),
         };
-        let Some(findings) = Findings::new(at, ours, &theirs) else {
+        let disk = self.comparing.get(at.disk).copied();
+        let Some(findings) = disk.and_then(|disk| Findings::new(disk, at, ours, &theirs)) else {
             return self.give_up("answers a comparison with what it was not asked about");
         };
         match self.progress {

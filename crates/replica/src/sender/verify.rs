@@ -108,7 +108,9 @@ impl Sender {
                 .find(|disk| disk.id == *id)
                 .map_or(0, |disk| disk.size.0)
         };
-        let total = self.plan.disks.iter().map(sizes).sum();
+        let verified = self.members();
+        let total = verified.iter().map(sizes).sum();
+        self.verified = verified;
         self.report.verification = Some(Verification::begin(number, Bytes(total)));
         self.verifying = Some(Verifying {
             at: FIRST,
@@ -149,15 +151,15 @@ impl Sender {
         };
         let at = verifying.at;
         verifying.looked = true;
-        if at.disk >= self.plan.disks.len() {
+        let Some(disk) = self.verified.get(at.disk).copied() else {
             self.end_verification(Ok(acknowledged));
             if self.repair == Repair::Marked {
                 self.late = true;
             }
             return self.go_on(now, out);
-        }
+        };
         out.push(Output::Look {
-            disk: at.disk,
+            disk,
             region: at.region,
             tip: acknowledged,
             issued: self.reserved.max(self.above),
@@ -197,8 +199,11 @@ impl Sender {
         if looked.damaged.is_empty() {
             return self.looked_at(now, looked, out);
         }
+        let Some(disk) = self.verified.get(looked.at.disk).copied() else {
+            return self.looked_at(now, looked, out);
+        };
         out.push(Output::Mark {
-            disk: looked.at.disk,
+            disk,
             regions: looked.damaged.clone(),
         });
         self.state = State::Marking(looked);
@@ -220,7 +225,7 @@ impl Sender {
             return self.go_on(now, out);
         };
         verifying.at = looked.next;
-        let disk = self.plan.disks.get(looked.at.disk).copied();
+        let disk = self.verified.get(looked.at.disk).copied();
         if let (Some(verification), Some(disk)) = (&mut self.report.verification, disk) {
             verification.done.0 = verification.done.0.saturating_add(looked.done.0);
             verification.changed.0 += looked.changed.0;
