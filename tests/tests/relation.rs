@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use pollux_tests::{Pair, json_u64, text, until};
+use anyhow::{Context, Result, ensure};
+use pollux_tests::{Pair, json_u64, point_name, text, until};
 use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -65,6 +65,26 @@ fn disks_policy_and_frequency_travel_and_either_host_pauses_and_ends_it() -> Res
             Ok((same("0") && same("1")).then_some(()))
         },
     )?;
+
+    // It is replicated from now on; then it is taken away, and stays in the points that have it.
+    castor.pollux(&["replica", "set", "db", "--disks", "all"])?;
+    until(MINUTE, "a point has the disk that was added", || {
+        Ok((exported(&pair, "1").ok() == Some(2 * MIB)).then_some(()))
+    })?;
+    pollux.pollux(&["point", "export", "db", "latest", "--disk", "1", &path])?;
+    std::fs::remove_file(&image)?;
+    let points = pair.points("db");
+    let with = point_name(points.last().context("a point")?)?;
+    castor.pollux(&["disk", "detach", "db", "1"])?;
+    until(MINUTE, "a point has it no longer", || {
+        Ok(exported(&pair, "1").is_err().then_some(()))
+    })?;
+    pollux.pollux(&["point", "export", "db", &with, "--disk", "1", &path])?;
+    ensure!(
+        std::fs::metadata(&image)?.len() == 2 * MIB,
+        "as it was then"
+    );
+    ensure!(exported(&pair, "0")? == 12 * MIB, "the other one goes on");
 
     castor.pollux(&[
         "replica",

@@ -142,6 +142,8 @@ impl Primary {
         let file = self.outbox.join(format!("{sequence}.seg"));
         let request = Request::Cut {
             header: self.header(Content::Delta { sequence, since }),
+            whole: Vec::new(),
+            slice: None,
             file: file.clone(),
         };
         let staged = staged(control.ask(&request)?)?;

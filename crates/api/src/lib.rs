@@ -103,8 +103,8 @@ pub use point::{
     OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, EndedReplication, FailoverStep, PrepareFailover, PreparedFailover,
-    Replication, SetReplication, StartFailover, TestFailover,
+    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, PrepareFailover,
+    PreparedFailover, Replication, SetReplication, StartFailover, TestFailover,
 };
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,

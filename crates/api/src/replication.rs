@@ -52,6 +52,12 @@ pub struct Replication {
     /// How far the comparison of what may differ from the twin is, while there is one.
     #[serde(default)]
     pub comparison: Option<Progress>,
+    /// Numbers of its disks that are not replicated; known at the primary.
+    #[serde(default)]
+    pub left_out: Vec<u8>,
+    /// Disks that were added and that no point of the twin has yet.
+    #[serde(default)]
+    pub joining: Vec<JoiningDisk>,
     /// Bytes of disks compared with the twin by hash since polluxd started.
     #[serde(default)]
     pub compared: Bytes,
@@ -80,6 +86,15 @@ impl Replication {
     pub fn progress(&self) -> Option<&Progress> {
         self.initial.as_ref().or(self.comparison.as_ref())
     }
+}
+
+/// A disk that is copied to the twin beside the points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoiningDisk {
+    /// Its number.
+    pub disk: u8,
+    /// How far that is.
+    pub progress: Progress,
 }
 
 /// A relationship that was ended.
@@ -112,6 +127,9 @@ pub struct SetReplication {
     /// Cut a point every so many seconds, 1 to 3600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_s: Option<u64>,
+    /// Which disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskChoice>,
     /// Which recovery points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,

@@ -312,7 +312,8 @@ pub(crate) enum ReplicaVerb {
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
         frequency: u64,
         /// Which disks: `all`, by number such as `0,2`, or `all-but:1`. One that is left out, such as
-        /// that of a page file, is not there when the twin is started
+        /// that of a page file, is not there when the twin is started. Disks that are attached later are
+        /// replicated as well with `all` and `all-but`, not when numbers are named
         #[arg(long, value_name = "DISKS", default_value = "all")]
         disks: DiskChoice,
         /// Which recovery points are kept, such as `1h:all,24h:hourly`
@@ -337,6 +338,10 @@ pub(crate) enum ReplicaVerb {
         /// Time from one point to the next, such as 30s or 5min
         #[arg(long, value_name = "TIME", value_parser = seconds, group = "what")]
         frequency: Option<u64>,
+        /// Which disks: `all`, by number such as `0,2`, or `all-but:1`. One that is added is copied
+        /// beside the points; one that is taken away stays in the points that have it
+        #[arg(long, value_name = "DISKS", group = "what")]
+        disks: Option<DiskChoice>,
         /// Which recovery points are kept, such as `1h:all,24h:hourly`
         #[arg(long, value_name = "POLICY", group = "what")]
         keep: Option<Keep>,

@@ -270,10 +270,12 @@ impl Command {
             ReplicaVerb::Set {
                 vm,
                 frequency,
+                disks,
                 keep,
             } => {
                 let set = SetReplication {
                     every_s: frequency,
+                    disks,
                     keep,
                 };
                 self.print_relationships(vec![client.set_replication(&vm, &set).await?])

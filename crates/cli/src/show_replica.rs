@@ -1,7 +1,8 @@
 //! Relationships for people: how they are, what was measured, why they are not healthy.
 
 use api::{
-    Authorization, HealthMessage, Measures, PreparedFailover, Replication, ReplicationHealth,
+    Authorization, HealthMessage, Measures, PreparedFailover, Progress, Replication,
+    ReplicationHealth,
 };
 use comfy_table::ContentArrangement;
 use jiff::Timestamp;
@@ -73,6 +74,9 @@ impl Shown for Vec<Replication> {
             ]);
             // Below, for a sentence in a narrow column cannot be read.
             let name = one.name.as_str();
+            for line in disks(one) {
+                below.push_str(&format!("\n\n{name}: {line}"));
+            }
             for message in &one.messages {
                 below.push_str(&format!("\n\n{name}: {}", sentence(message)));
             }
@@ -82,6 +86,28 @@ impl Shown for Vec<Replication> {
         }
         finish(&table) + &below
     }
+}
+
+/// Its disks that are in no point, or not in the newest.
+fn disks(one: &Replication) -> Vec<String> {
+    let joining = one.joining.iter().map(|joining| {
+        let Progress { done, total, .. } = &joining.progress;
+        let disk = joining.disk;
+        format!("disk {disk} is being copied to its twin, {done} of {total}")
+    });
+    let mut lines: Vec<_> = joining.collect();
+    if !one.left_out.is_empty() {
+        let numbers: Vec<_> = one.left_out.iter().map(u8::to_string).collect();
+        let (disks, are) = match numbers.len() {
+            1 => ("disk", "is"),
+            _ => ("disks", "are"),
+        };
+        lines.push(format!(
+            "{disks} {} {are} not replicated",
+            numbers.join(", ")
+        ));
+    }
+    lines
 }
 
 /// The longest states are too long for a terminal of 80 columns.
@@ -420,6 +446,22 @@ impl Shown for PreparedFailover {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_that_are_not_in_the_points_are_told() {
+        let shown = vec![relationship(|value| {
+            value["left_out"] = serde_json::json!([1, 3]);
+            value["joining"] = serde_json::json!([{
+                "disk": 2, "progress": {"what": "copy", "done": "1 GiB", "total": "4 GiB"}
+            }]);
+        })]
+        .table();
+        assert!(
+            shown.contains("web: disk 2 is being copied to its twin, 1 GiB of 4 GiB")
+                && shown.contains("web: disks 1, 3 are not replicated"),
+            "{shown}"
+        );
+    }
 
     fn relationship(change: impl FnOnce(&mut serde_json::Value)) -> Replication {
         let mut value = serde_json::json!({

@@ -155,7 +155,7 @@ pub struct Sent {
     pub to: u64,
 }
 
-/// Marked blocks of one disk, as of no one instant.
+/// Marked blocks of one disk, as of no one instant. The first block stays marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slice {

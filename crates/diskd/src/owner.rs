@@ -140,10 +140,24 @@ impl Owner {
                 let _ = answer.send(());
             }
             Order::Cut(cut, stage) => cut_epoch(&self.ring, tracker, &cut, stage).await,
-            Order::Seed { from, limit, stage } => {
+            Order::Seed {
+                from,
+                limit,
+                joins,
+                stage,
+            } => {
+                if joins {
+                    // There is nothing to compare it with.
+                    tracker.mark_suspects(0);
+                }
                 let outcome = tracker
                     .seal_part(epoch(&stage), from, limit)
                     .map_err(SealFault::Seal);
+                if joins {
+                    if let Err(fault) = tracker.mark(0..1).await {
+                        tracing::warn!(%fault, "nothing of a disk that joins stays marked");
+                    }
+                }
                 sealed(&self.ring, tracker, stage, outcome, Duration::ZERO);
             }
             Order::Abandon => tracker.abandon(Abandoned::Elsewhere),

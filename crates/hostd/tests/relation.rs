@@ -44,6 +44,7 @@ async fn a_relationship_is_made_as_a_person_says_and_what_cannot_be_is_refused()
     assert!(pollux.client.vms().await.expect("listed").is_empty());
     let set = SetReplication {
         every_s: Some(60),
+        disks: None,
         keep: None,
     };
     let unset = castor.client.set_replication("web", &set).await;
@@ -57,6 +58,7 @@ async fn a_relationship_is_made_as_a_person_says_and_what_cannot_be_is_refused()
     assert_eq!(set.expect("set").every_s, Some(60));
     let never = SetReplication {
         every_s: Some(1 << 40),
+        disks: None,
         keep: None,
     };
     let never = castor.client.set_replication("web", &never).await;
@@ -137,6 +139,7 @@ async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
     let meanwhile = async {
         let set = SetReplication {
             every_s: Some(60),
+            disks: None,
             keep: None,
         };
         let mut refusal = None;

@@ -97,7 +97,16 @@ impl Engine {
         if let Some((number, disk, slice)) = of_slice {
             let stage = self.stage_order(number, &deliveries);
             let (from, limit) = (slice.from / BLOCK_SIZE, slice.limit.0.div_ceil(BLOCK_SIZE));
-            orders.push((disk, Order::Seed { from, limit, stage }));
+            let joins = true;
+            orders.push((
+                disk,
+                Order::Seed {
+                    from,
+                    limit,
+                    joins,
+                    stage,
+                },
+            ));
         }
         drop(deliveries);
         let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
@@ -174,6 +183,7 @@ impl Engine {
         let order = Order::Seed {
             from: from / BLOCK_SIZE,
             limit: limit.0.div_ceil(BLOCK_SIZE),
+            joins: false,
             stage,
         };
         self.order(disk, order)?;

@@ -70,6 +70,9 @@ pub enum Order {
         from: u64,
         /// About how many.
         limit: u64,
+        /// The disk is not whole with them: something of it stays marked, so that nobody takes all of
+        /// it for sent.
+        joins: bool,
         /// How to stage them.
         stage: StageOrder,
     },

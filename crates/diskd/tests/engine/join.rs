@@ -8,10 +8,10 @@ use super::*;
 impl Vm {
     /// Tracks on, which began, all disks but some.
     fn track_on(&self, relationship: RelationshipId, but: Vec<DiskId>) -> (bool, Bytes) {
-        let begin = false;
         match self.process.ask(&Request::Track {
             relationship,
-            begin,
+            begin: false,
+            sent: Vec::new(),
             but,
         }) {
             Reply::Tracking { exact, suspect } => (exact, suspect),
@@ -64,6 +64,7 @@ fn an_added_disk_comes_in_slices_and_is_equal_with_the_point_that_has_it_whole()
     let request = Request::Track {
         relationship,
         begin: true,
+        sent: Vec::new(),
         but: vec![ids[1]],
     };
     assert!(matches!(vm.process.ask(&request), Reply::Tracking { .. }));

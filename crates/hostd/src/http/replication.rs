@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::{EnableReplication, EndedReplication, Replication, SetReplication};
+use api::{
+    EnableReplication, EndedReplication, JoiningDisk, Progress, Replication, SetReplication,
+};
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
@@ -78,6 +80,7 @@ pub(super) async fn set(
     let vm = host.find(&vm)?;
     vm.ask(|answer| Message::Set {
         every_s: wanted.every_s.map(seconds),
+        choice: wanted.disks,
         keep: wanted.keep,
         answer,
     })
@@ -169,10 +172,13 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
     let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
     let peer = host.trust.get(&relation.partner).ok();
     let address = peer.map(|trusted| trusted.address());
+    let (left_out, joining) = apart(view, &relation, &report);
     // Why nothing comes there says more than why its name is not as it should be.
     let error = seen.error.clone().or(report.unconfigured);
     Replication {
         pending,
+        left_out,
+        joining,
         longest_pause_us: view.pause_us.load(Ordering::Relaxed),
         initial: seen.copying.clone().filter(|_| report.comparison.is_none()),
         comparison: seen.copying.clone().filter(|_| report.comparison.is_some()),
@@ -215,6 +221,8 @@ fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
         comparison: None,
         per_second: None,
         left_s: None,
+        left_out: Vec::new(),
+        joining: Vec::new(),
         compared: Bytes(0),
         differed: Bytes(0),
         last_error: seen.error.as_ref().map(ToString::to_string),
@@ -223,6 +231,26 @@ fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
         replica_host: String::new(),
         replica_port: None,
     }
+}
+
+/// The disks that are not replicated, and those that no point has yet.
+fn apart(view: &View, relation: &Relation, report: &LinkReport) -> (Vec<u8>, Vec<JoiningDisk>) {
+    let disks = &view.home.spec.disks;
+    let out = disks
+        .iter()
+        .filter(|disk| !relation.disks.contains(&disk.id));
+    let joining = report.joining.iter().filter_map(|joining| {
+        let disk = disks.iter().find(|disk| disk.id == joining.disk)?;
+        Some(JoiningDisk {
+            disk: disk.slot,
+            progress: Progress {
+                what: "copy of the disk".to_owned(),
+                done: joining.done,
+                total: joining.total,
+            },
+        })
+    });
+    (out.map(|disk| disk.slot).collect(), joining.collect())
 }
 
 /// The port of an address such as `pollux:8443`.

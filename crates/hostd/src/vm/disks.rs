@@ -90,14 +90,11 @@ impl Owner {
             );
         }
         if change.changes_hardware() {
-            if let Some(relation) = view.relation.as_ref().filter(|one| !one.follows(change)) {
-                let reason = format!(
-                    "is replicated with host `{}`, and its twin would not follow yet",
-                    relation.partner
-                );
-                let way_out = "End that first with `pollux replica remove`, and enable it \
-                               again afterwards; a disk that `--disks` leaves out may come and go";
-                return refuse(&reason, way_out);
+            if let Some(relation) = &view.relation {
+                let seeding = self.is_seeding()?;
+                if let Some((reason, way_out)) = relation.refuses(change, seeding) {
+                    return refuse(reason, way_out);
+                }
             }
             if machine.origin.is_some() {
                 let reason = "lies above a recovery point, which has its disks as they are";

@@ -6,7 +6,7 @@
 //!
 //! Killed between the two files, it still tells the revision of before and is sent the same again.
 
-use model::{Code, Problem};
+use model::{Code, DiskId, DiskSpec, Problem, VmSpec};
 use replica::standing::Role;
 use replica::wire::{Configuration, Configure};
 
@@ -49,6 +49,12 @@ impl Owner {
             spec,
             origin: None,
         };
+        let former = self.former(&relation, &view.home.spec, &folder.spec)?;
+        let relation = Relation { former, ..relation };
+        if view.relation.as_ref() != Some(&relation) {
+            // Before the disks that are gone leave vm.toml.
+            self.relate(relation.clone())?;
+        }
         folder
             .write()
             .map_err(|error| no_space_or(&thing, &error))?;
@@ -62,6 +68,26 @@ impl Owner {
         })?;
         tracing::info!(vm = %self.id, "follows what was changed on its primary host");
         Ok(())
+    }
+
+    /// The disks that are gone with `next`, and that points have.
+    fn former(
+        &self,
+        relation: &Relation,
+        before: &VmSpec,
+        next: &VmSpec,
+    ) -> Result<Vec<DiskSpec>, Problem> {
+        let stays = |disk: &DiskSpec| next.disks.iter().any(|other| other.id == disk.id);
+        if relation.former.is_empty() && before.disks.iter().all(stays) {
+            return Ok(Vec::new());
+        }
+        let points = match &self.store {
+            Some(store) => tokio::task::block_in_place(|| store.points())?,
+            None => Vec::new(),
+        };
+        let held = points.iter().flat_map(|point| &point.disks);
+        let held: Vec<DiskId> = held.map(|disk| disk.id).collect();
+        Ok(relation.former(before, next, &held))
     }
 
     /// The primary gave its initial replication up. True when the owner ends.

@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use model::{
-    CheckpointSpec, Code, DiskId, Keep, Lineage, PointId, Problem, VmId, VmName, VmSpec, VmState,
+    CheckpointSpec, Code, DiskChoice, DiskId, Keep, Lineage, PointId, Problem, VmId, VmName,
+    VmSpec, VmState,
 };
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing, StandingError};
@@ -68,6 +69,7 @@ pub(crate) enum Message {
     /// Replicate in another way from now on.
     Set {
         every_s: Option<u32>,
+        choice: Option<DiskChoice>,
         keep: Option<Keep>,
         answer: Answer,
     },

@@ -305,10 +305,11 @@ impl Owner {
             } => self.enable(&peer, terms, answer),
             Message::Set {
                 every_s,
+                choice,
                 keep,
                 answer,
             } => {
-                let _ = answer.send(self.set(every_s, keep));
+                let _ = answer.send(self.set(every_s, choice, keep));
             }
             Message::Cancel { answer } => self.cancel(answer),
             Message::Cancelled { answer } => return self.cancelled_there(answer).await,
@@ -322,7 +323,10 @@ impl Owner {
             Message::ExportPoint { checkpoint, answer } => self.export_point(checkpoint, answer),
             Message::ExportEnds => self.export_ends(),
             Message::LetGo(disk) => self.let_go(disk),
-            Message::GoOn => self.merge(),
+            Message::GoOn => {
+                self.merge();
+                self.drive();
+            }
             Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
             Message::DisksLost => {}
             Message::Verify { number, answer } => {

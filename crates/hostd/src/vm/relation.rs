@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use model::{Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, SeedId, VmSpec};
+use model::{Code, DiskChoice, DiskId, DiskSpec, Keep, Problem, RelationshipId, SeedId, VmSpec};
 use replica::wire::{Configuration, Digest};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub(crate) struct Relation {
     /// The primary's configuration that is followed; at the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revision: Option<Digest>,
+    /// Disks that the VM has no longer, and points have still; at the replica.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former: Vec<DiskSpec>,
 }
 
 fn all() -> DiskChoice {
@@ -77,17 +80,56 @@ impl Relation {
             choice: DiskChoice::All,
             keep: None,
             revision: None,
+            former: Vec::new(),
         }
     }
 
-    /// Whether the twin follows such a change of the VM's disks: it grows with its disk, and has
-    /// nothing to do with one that is left out.
-    pub(crate) fn follows(&self, change: &Change) -> bool {
+    /// Why the twin cannot follow such a change of the VM's disks yet, and the way out. It can, but for
+    /// the disks of an initial replication that goes on (`seeding`), and for the last one.
+    pub(crate) fn refuses(
+        &self,
+        change: &Change,
+        seeding: bool,
+    ) -> Option<(&'static str, &'static str)> {
         match change {
-            Change::Add(disk) => !self.choice.contains(disk.slot),
-            Change::Remove(id) => !self.disks.contains(id),
-            _ => true,
+            Change::Remove(id) if !self.disks.contains(id) => None,
+            Change::Remove(_) if seeding => Some((
+                "has its disks copied to its twin for the first time",
+                "Wait until that is done, or give it up with `pollux replica cancel`",
+            )),
+            Change::Remove(_) if self.disks.len() == 1 => Some((
+                "would have no disk left that is replicated",
+                "End that first with `pollux replica remove`, or have another disk replicated with \
+                 `pollux replica set --disks`",
+            )),
+            _ => None,
         }
+    }
+
+    /// The disks of a VM of this specification that a person wants to be replicated; as they were if
+    /// that is none.
+    pub(crate) fn wanted(&self, spec: &VmSpec) -> Vec<DiskId> {
+        let wanted = spec
+            .disks
+            .iter()
+            .filter(|disk| self.choice.contains(disk.slot));
+        let wanted: Vec<DiskId> = wanted.map(|disk| disk.id).collect();
+        match wanted.is_empty() {
+            true => self.disks.clone(),
+            false => wanted,
+        }
+    }
+
+    /// The disks that the VM had before and `spec` has not, of which points may be left.
+    pub(crate) fn former(&self, before: &VmSpec, spec: &VmSpec, held: &[DiskId]) -> Vec<DiskSpec> {
+        let mut former: Vec<DiskSpec> = Vec::new();
+        for disk in before.disks.iter().chain(&self.former) {
+            let known = |disks: &[DiskSpec]| disks.iter().any(|other| other.id == disk.id);
+            if held.contains(&disk.id) && !known(&spec.disks) && !known(&former) {
+                former.push(disk.clone());
+            }
+        }
+        former
     }
 
     /// What the replica of a VM of this specification is to follow.
@@ -146,30 +188,59 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_grows_while_it_is_replicated_and_only_one_that_is_left_out_comes_and_goes() {
+    fn disks_come_and_go_but_for_the_first_copy_and_the_last_disk() {
         let disk = |slot: u8| {
             let file = format!("disk{slot}.raw").into();
             DiskSpec::new(file, Bytes(1 << 20), Bus::Virtio, slot)
         };
-        let (sent, out, new) = (disk(0), disk(1), disk(2));
-        let relation = |choice: &str| Relation {
-            choice: choice.parse().expect("a choice"),
+        let (sent, other, out, new) = (disk(0), disk(3), disk(1), disk(2));
+        let mut relation = Relation {
+            choice: "all-but:1".parse().expect("a choice"),
             ..Relation::new(
                 RelationshipId::random(),
                 "host-b",
                 30,
                 SeedId::random(),
-                vec![sent.id],
+                vec![sent.id, other.id],
             )
         };
-        for (choice, follows_new) in [("0", true), ("all-but:1", false), ("all", false)] {
-            let relation = relation(choice);
-            let new = Change::Add(new.clone());
-            assert_eq!(relation.follows(&new), follows_new, "{choice}");
-            assert!(relation.follows(&Change::Resize(sent.id, Bytes(2 << 20))));
-            assert!(relation.follows(&Change::Drop(CheckpointId::random())));
-            assert!(!relation.follows(&Change::Remove(sent.id)), "{choice}");
-            assert!(relation.follows(&Change::Remove(out.id)), "{choice}");
+        let refused = |relation: &Relation, change: Change, seeding| {
+            let refused = relation.refuses(&change, seeding);
+            refused.map(|(reason, _)| reason)
+        };
+        for seeding in [true, false] {
+            let refused = |change| refused(&relation, change, seeding);
+            assert_eq!(refused(Change::Add(new.clone())), None);
+            assert_eq!(refused(Change::Resize(sent.id, Bytes(2 << 20))), None);
+            assert_eq!(refused(Change::Drop(CheckpointId::random())), None);
+            assert_eq!(refused(Change::Remove(out.id)), None);
+            assert_eq!(refused(Change::Remove(sent.id)).is_some(), seeding);
         }
+        relation.disks.pop();
+        let last = refused(&relation, Change::Remove(sent.id), false);
+        assert!(last.is_some_and(|reason| reason.contains("no disk left")));
+
+        let name = "web".parse().expect("a name");
+        let spec = |disks: Vec<DiskSpec>| {
+            let (name, memory) = (Clone::clone(&name), Bytes(64 << 20));
+            VmSpec::new(name, model::Generation::Two, 1, memory, false, None, disks).expect("a VM")
+        };
+        let all = spec(vec![sent.clone(), out.clone(), new.clone()]);
+        assert_eq!(relation.wanted(&all), [sent.id, new.id]);
+        assert_eq!(
+            relation.wanted(&spec(vec![out.clone()])),
+            [sent.id],
+            "as it was"
+        );
+        // At the replica: what points have is known until none has it.
+        let left = spec(vec![sent.clone()]);
+        relation.former = relation.former(&all, &left, &[sent.id, new.id]);
+        assert_eq!(
+            relation.former(&left, &left, &[sent.id, new.id]),
+            relation.former
+        );
+        assert_eq!(relation.former, [new]);
+        assert_eq!(relation.former(&left, &all, &[sent.id]), []);
+        assert_eq!(relation.former(&left, &left, &[sent.id]), []);
     }
 }

@@ -203,6 +203,13 @@ impl Owner {
             // The partner took over, and a person took it back: in another term.
             self.stop_driver();
         }
+        let relation = match self.choose(relation) {
+            Ok(relation) => relation,
+            Err(problem) => {
+                tracing::error!(vm = %self.id, %problem, "its disks are replicated as before");
+                return self.show(|view| view.trouble = Some(problem.to_string()));
+            }
+        };
         if self.driver.is_some() {
             return self.reconfigure();
         }
@@ -231,6 +238,25 @@ impl Owner {
                 self.show(|view| view.trouble = Some(problem.to_string()));
             }
         }
+    }
+
+    /// The relationship with the disks that are wanted now, recorded durably. Those of an initial
+    /// replication stay until it is complete.
+    fn choose(&mut self, relation: Relation) -> Result<Relation, Problem> {
+        let disks = relation.wanted(&self.view().home.spec);
+        if disks == relation.disks || self.is_seeding()? {
+            return Ok(relation);
+        }
+        tracing::info!(vm = %self.id, ?disks, "other disks are replicated from now on");
+        let relation = Relation { disks, ..relation };
+        self.relate(relation.clone())?;
+        Ok(relation)
+    }
+
+    /// Whether its initial replication, if it is replicated, is not complete.
+    pub(super) fn is_seeding(&self) -> Result<bool, Problem> {
+        let recorded = progress::read(&self.view().home.path)?;
+        Ok(!matches!(recorded, Some(Progress::Live { .. })))
     }
 
     /// Tells the driver, if there is one, what the replica is to follow now.
@@ -383,7 +409,12 @@ impl Owner {
     }
 
     /// Replicates in another way from now on.
-    pub(super) fn set(&mut self, every_s: Option<u32>, keep: Option<Keep>) -> Result<(), Problem> {
+    pub(super) fn set(
+        &mut self,
+        every_s: Option<u32>,
+        choice: Option<DiskChoice>,
+        keep: Option<Keep>,
+    ) -> Result<(), Problem> {
         let view = self.view();
         let mut relation = self.sending(&view)?;
         if let Some(every_s) = every_s {
@@ -391,6 +422,18 @@ impl Owner {
             relation.every_s = every_s;
         }
         relation.keep = keep.or(relation.keep);
+        if let Some(choice) = choice {
+            let disks = chosen(&view.home.spec, &choice)?;
+            if disks != relation.disks && self.is_seeding()? {
+                return Err(Problem::new(
+                    Code::Conflict,
+                    view.thing(),
+                    "has its disks copied to its twin for the first time",
+                    "Wait until that is done, or give it up with `pollux replica cancel`",
+                ));
+            }
+            (relation.choice, relation.disks) = (choice, disks);
+        }
         self.relate(relation)?;
         self.drive();
         Ok(())

@@ -490,7 +490,13 @@ impl Source for DiskdSource {
     async fn persist(&self, progress: Progress) -> Result<(), Problem> {
         let mut record = self.record.lock().await;
         tokio::task::block_in_place(|| progress::write(&self.home, progress))?;
+        let was_seeding = matches!(record.progress, Progress::Seeding { .. });
         record.progress = progress;
+        if was_seeding && matches!(progress, Progress::Live { .. }) {
+            // Disks that were added meanwhile can join now. A full mailbox is of an owner that comes to
+            // that by itself.
+            let _ = self.owner.try_send(Message::GoOn);
+        }
         Ok(())
     }
 

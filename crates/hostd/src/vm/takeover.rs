@@ -24,7 +24,7 @@ use replica::standing::{self, Override, Role, Standing};
 
 use super::create::{no_space_or, publish, remove};
 use super::folder::{Made, Origin, VmFolder};
-use super::handle::Answer;
+use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use crate::partner;
 use crate::twin::{Store, not_a_twin};
@@ -76,7 +76,7 @@ impl Owner {
         let reserve = self.host.settings.memory_reserve;
         let spec = VmSpec {
             generation_id: GenerationId::random(),
-            disks: overlays(&view.home.spec, &store, point)?,
+            disks: overlays(&view, &store, point)?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -160,7 +160,7 @@ impl Owner {
             id: VmId::random(),
             name,
             generation_id: GenerationId::random(),
-            disks: overlays(&view.home.spec, &store, point)?,
+            disks: overlays(&view, &store, point)?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -181,14 +181,17 @@ impl Owner {
 /// The disks that the point has, as large as they were then, each with a file for what is written
 /// above it. One that is not replicated is left out, as Hyper-V does: an empty one in its place would
 /// pass for one that lost its content.
-fn overlays(spec: &VmSpec, store: &Store, point: PointId) -> Result<Vec<DiskSpec>, Problem> {
+fn overlays(view: &View, store: &Store, point: PointId) -> Result<Vec<DiskSpec>, Problem> {
     let held = tokio::task::block_in_place(|| store.disks(point))?;
-    Ok(above(spec, &held))
+    let former = view.relation.as_ref().map(|relation| &relation.former[..]);
+    Ok(above(&view.home.spec, former.unwrap_or_default(), &held))
 }
 
-fn above(spec: &VmSpec, held: &[(DiskId, Bytes)]) -> Vec<DiskSpec> {
+/// `former`: disks that the VM has no longer.
+fn above(spec: &VmSpec, former: &[DiskSpec], held: &[(DiskId, Bytes)]) -> Vec<DiskSpec> {
     let size_of = |id| held.iter().find(|(held, _)| *held == id);
-    let disks = spec.disks.iter().enumerate().filter_map(|(n, disk)| {
+    let known = spec.disks.iter().chain(former);
+    let disks = known.enumerate().filter_map(|(n, disk)| {
         let (_, size) = size_of(disk.id)?;
         Some(DiskSpec {
             file: format!("disk{n}.overlay").into(),
@@ -387,9 +390,19 @@ mod tests {
             (spec.disks[2].id, Bytes(8 << 20)),
             (spec.disks[0].id, Bytes(4 << 20)),
         ];
-        let above = above(&spec, &held);
+        let above = above(&spec, &[], &held);
         let found: Vec<(u8, u64)> = above.iter().map(|disk| (disk.slot, disk.size.0)).collect();
         assert_eq!(found, [(0, 4 << 20), (2, 8 << 20)]);
         assert_eq!(above[1].file, Path::new("disk2.overlay"));
+        // One that was taken away since is there as well, under the number that it had.
+        let gone = disk(1);
+        let held = [
+            (spec.disks[0].id, Bytes(4 << 20)),
+            (gone.id, Bytes(1 << 20)),
+        ];
+        let above = super::above(&spec, std::slice::from_ref(&gone), &held);
+        let found: Vec<(u8, u64)> = above.iter().map(|disk| (disk.slot, disk.size.0)).collect();
+        assert_eq!(found, [(0, 4 << 20), (1, 1 << 20)]);
+        assert_eq!(above[1].file, Path::new("disk3.overlay"));
     }
 }

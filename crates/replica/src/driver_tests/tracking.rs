@@ -329,7 +329,10 @@ impl World {
             return CompareAnswer::Moved { tip: self.tip };
         }
         let has = self.disks_of_tip().contains(&ask.disk);
-        assert!(has || matches!(ask.basis, Basis::Seed { .. }), "a disk that the point lacks");
+        assert!(
+            has || matches!(ask.basis, Basis::Seed { .. }),
+            "a disk that the point lacks"
+        );
         let disk = self.index_of(ask.disk);
         self.compared += ask.regions.len() as u64;
         let held = ask.regions.iter().map(|asked| {
