@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use model::Bytes;
 use pollux_tests::{Pair, json_u64, point_name, text, until};
 use serde_json::Value;
 
@@ -117,5 +118,68 @@ fn disks_policy_and_frequency_travel_and_either_host_pauses_and_ends_it() -> Res
 
     pollux.pollux(&["replica", "remove", "db"])?;
     castor.refused(&["replica", "status", "db"])?;
+    Ok(())
+}
+
+/// Content that does not compress.
+fn noise(len: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words
+        .take(usize::try_from(len / 8).unwrap_or(0))
+        .flatten()
+        .collect()
+}
+
+#[test]
+fn a_twin_that_is_seeded_from_a_copy_is_sent_only_the_blocks_that_differ() -> Result<()> {
+    let pair = Pair::new("seeded")?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+    let (old, mut new) = (noise(16 * MIB), noise(16 * MIB));
+    let differ = [0, 5, 6, 3000, 4095];
+    for block in differ {
+        new[block * 4096 + 7] ^= 1;
+    }
+    let image = |name: &str| pair.scratch.state().join(name);
+    for (host, name, content) in [(castor, "db", &new), (pollux, "db-old", &old)] {
+        let file = image(name);
+        std::fs::write(&file, content)?;
+        let path = file.display().to_string();
+        host.pollux(&["vm", "create", name, "--image", &path])?;
+        std::fs::remove_file(&file)?;
+    }
+    let enable = [
+        "replica",
+        "enable",
+        "db",
+        "--to",
+        "pollux",
+        "--frequency",
+        "1s",
+    ];
+    let enable = [&enable[..], &["--seed-from", "db-old"]].concat();
+    castor.refused(&enable)?;
+    pollux.pollux(&["replica", "authorize", "castor", "--copy", "db-old"])?;
+    castor.pollux(&enable)?;
+    pair.wait_for_points("db", 1)?;
+    let told = status(&pair, false)?;
+    let bytes = |key: &str| -> Result<u64> { Ok(text(&told, key)?.parse::<Bytes>()?.0) };
+    ensure!(bytes("/compared")? == 16 * MIB, "{told}");
+    ensure!(bytes("/differed")? == 4096 * differ.len() as u64, "{told}");
+    ensure!(
+        bytes("/shipped")? < 4096 * (differ.len() as u64 + 8),
+        "{told}"
+    );
+    let file = image("exported.raw");
+    let path = file.display().to_string();
+    pollux.pollux(&["point", "export", "db", "latest", "--disk", "0", &path])?;
+    ensure!(std::fs::read(&file)? == new, "the twin is the VM");
+    // The copy is a VM like any other again.
+    pollux.pollux(&["vm", "delete", "db-old"])?;
     Ok(())
 }

@@ -175,6 +175,7 @@ impl Fleet {
                 frequency_s: configuration.frequency_s,
                 keep: configuration.keep,
                 seed,
+                seed_from: None,
                 lineage: lineage.clone(),
             };
             let vm = enrol.spec.id;

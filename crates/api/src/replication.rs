@@ -118,6 +118,9 @@ pub struct EnableReplication {
     /// Which recovery points are kept; as the other host keeps them when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
+    /// A VM of that host, off, from which the twin is filled first: only what differs is sent then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_from: Option<VmName>,
 }
 
 /// Replicate a VM in another way from now on; what is absent stays.

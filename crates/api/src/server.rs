@@ -93,6 +93,9 @@ pub struct Authorization {
     pub group: Option<String>,
     /// Most space that the twins of one of them may take; none: what the peer's limit says.
     pub limit: Option<Bytes>,
+    /// VMs of this host from which they may have their twins filled.
+    #[serde(default)]
+    pub copies: Vec<VmName>,
 }
 
 /// Let primaries make twins on this host.
@@ -110,4 +113,8 @@ pub struct Authorize {
     /// Store of their new twins; none: the server's.
     #[serde(default)]
     pub store: Option<PathBuf>,
+    /// VMs of this host from which they may have their twins filled. By comparing they can find out what
+    /// those hold.
+    #[serde(default)]
+    pub copies: Vec<VmName>,
 }

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use model::{Bus, Bytes, DiskChoice, Keep};
+use model::{Bus, Bytes, DiskChoice, Keep, VmName};
 
 use crate::replica_server::{AuthorizeArgs, ServerVerb};
 use crate::show_event::since;
@@ -319,6 +319,11 @@ pub(crate) enum ReplicaVerb {
         /// Which recovery points are kept, such as `1h:all,24h:hourly`
         #[arg(long, value_name = "POLICY")]
         keep: Option<Keep>,
+        /// A VM of that host that holds about the same, such as one restored from a backup, and is off:
+        /// the twin is filled from it first, and only what differs is sent. That host allows it with
+        /// `pollux replica authorize --copy`
+        #[arg(long, value_name = "VM")]
+        seed_from: Option<VmName>,
     },
     /// Read everything that a twin on this host has, and compare it with its hashes; says what is
     /// damaged, and which recovery points are hurt

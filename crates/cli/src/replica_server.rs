@@ -7,7 +7,7 @@ use api::{
     Unreceived,
 };
 use clap::{Args, Subcommand};
-use model::{Bytes, Problem};
+use model::{Bytes, Problem, VmName};
 
 use crate::show::{Shown, columns, finish, list, or_dash};
 
@@ -48,6 +48,10 @@ pub(crate) struct AuthorizeArgs {
     /// `pollux replica server enable --store`
     #[arg(long, value_name = "FOLDER")]
     store: Option<PathBuf>,
+    /// A VM of this host from which such a host may have its twins filled (`pollux replica enable
+    /// --seed-from`). By comparing it can find out what that VM holds. May be given several times
+    #[arg(long = "copy", value_name = "VM")]
+    copies: Vec<VmName>,
 }
 
 /// Carries out `pollux replica server`.
@@ -80,12 +84,14 @@ pub(crate) async fn authorize(
         group,
         limit,
         store,
+        copies,
     } = args;
     let authorize = Authorize {
         pattern,
         group,
         limit,
         store,
+        copies,
     };
     client.authorize(&authorize).await
 }
@@ -149,16 +155,20 @@ fn store(store: &ReplicaStore) -> String {
     format!("{}: {twins}, {space}{default}", store.path.display())
 }
 
-/// Get-VMReplicationAuthorizationEntry's columns, and the limit.
+/// Get-VMReplicationAuthorizationEntry's columns, and what it does not know.
 impl Shown for Vec<Authorization> {
     fn table(&self) -> String {
-        let mut table = columns(&["AllowedPS", "StorageLoc", "TrustGroup", "Limit"]);
+        let mut table = columns(&["AllowedPS", "StorageLoc", "TrustGroup", "Limit", "Copies"]);
         for one in self {
             table.add_row([
                 one.pattern.clone(),
                 one.store.display().to_string(),
                 or_dash(one.group.clone()),
                 or_dash(one.limit),
+                or_dash((!one.copies.is_empty()).then(|| {
+                    let names = one.copies.iter().map(ToString::to_string);
+                    names.collect::<Vec<_>>().join(", ")
+                })),
             ]);
         }
         finish(&table)

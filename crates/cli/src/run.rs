@@ -258,12 +258,14 @@ impl Command {
                 frequency,
                 disks,
                 keep,
+                seed_from,
             } => {
                 let enable = EnableReplication {
                     peer: to,
                     every_s: frequency,
                     disks: Some(disks),
                     keep,
+                    seed_from,
                 };
                 self.print_relationships(vec![client.enable_replication(&vm, &enable).await?])
             }

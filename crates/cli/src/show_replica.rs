@@ -600,6 +600,7 @@ mod tests {
             store: "/replicas".into(),
             group: None,
             limit: Some(Bytes(1)),
+            copies: Vec::new(),
         }]);
         assert_eq!(
             words(&text),

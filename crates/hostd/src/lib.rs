@@ -20,6 +20,7 @@ mod certificates;
 mod documented_tests;
 mod endpoint;
 mod event;
+mod filling;
 mod flushes;
 mod health;
 pub mod host;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use api::{EventKind, Severity};
 use jiff::Timestamp;
 use journal::{Header, Journal, Room};
-use model::{Bytes, Code, Lineage, Problem, RelationshipId, VmId};
+use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, VmId, VmState};
+use replica::authorization::Content;
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
 use replica::tls::ServerConfig;
@@ -16,6 +17,7 @@ use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
 use tokio::net::TcpListener;
 
 use crate::event::Draft;
+use crate::filling::Copy;
 use crate::host::Host;
 use crate::measure::Receipt;
 use crate::twin;
@@ -90,6 +92,84 @@ impl Twins {
         ))
     }
 
+    /// What the twin is to be filled from, if the primary `asks` for that and may.
+    fn copy(&self, asks: &str, enrol: &Enrol) -> Result<Option<Copy>, Problem> {
+        let Some(name) = &enrol.seed_from else {
+            return Ok(None);
+        };
+        let (host, thing) = (&self.0, format!("VM `{name}`"));
+        let allowed = host
+            .server
+            .rules(|rules| rules.may_read(asks, Content::Own(name)));
+        let found = host
+            .vms()
+            .into_iter()
+            .find(|vm| vm.view().home.spec.name == *name);
+        // Whoever may not read it is not told whether it is there.
+        let Some(vm) = found.filter(|_| allowed) else {
+            let reason = format!(
+                "is no VM of host `{}` from which twins of host `{asks}` may be filled",
+                host.name()
+            );
+            let way_out = format!(
+                "If it is there, `pollux replica authorize {asks} --copy {name}` there allows it"
+            );
+            return Err(Problem::new(Code::Forbidden, thing, reason, way_out));
+        };
+        let view = vm.view();
+        let refuse = |reason: &str, way_out: &str| {
+            let reason = format!("{reason} on host `{}`", host.name());
+            Err(Problem::new(Code::Conflict, &thing, reason, way_out))
+        };
+        let machine = match &view.home.machine {
+            Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
+                machine
+            }
+            _ => {
+                let way_out = "`pollux point export` makes disks of one of its points there, and \
+                               `pollux vm create --image` a VM of those";
+                return refuse("is a twin, or lies above a point of one,", way_out);
+            }
+        };
+        if let Some(relation) = &view.relation {
+            let reason = format!("is replicated with host `{}`", relation.partner);
+            return refuse(&reason, "End that there first with `pollux replica remove`");
+        }
+        if view.state != VmState::Off {
+            return refuse("runs", "Stop it there first with `pollux vm stop`");
+        }
+        if !machine.spec.checkpoints.is_empty() {
+            return refuse("has checkpoints", "Delete or apply them there first");
+        }
+        let of_id = |id: &DiskId| enrol.spec.disks.iter().find(|disk| disk.id == *id).cloned();
+        let wanted: Vec<_> = enrol.disks.iter().filter_map(of_id).collect();
+        match Copy::of(name, &machine.path, &machine.spec.disks, &wanted) {
+            Ok(copy) => Ok(Some(copy)),
+            Err(disk) => {
+                let file = wanted.iter().find(|one| one.id == disk);
+                let file = file.map(|one| one.file.display().to_string());
+                let reason = format!(
+                    "has no disk that would be the copy of `{}`: none of that name, and not as many",
+                    file.unwrap_or_default()
+                );
+                refuse(&reason, "Choose other ones with `--disks`, or another copy")
+            }
+        }
+    }
+
+    /// The journals of the twins of `partner` but `this` one's.
+    fn stores_of(&self, partner: Option<&str>, this: Option<VmId>) -> Vec<twin::Store> {
+        let others = self.0.vms().into_iter();
+        others
+            .filter(|other| Some(other.id) != this)
+            .filter(|other| {
+                let relation = other.view().relation;
+                relation.map(|relation| relation.partner).as_deref() == partner
+            })
+            .filter_map(|other| other.store)
+            .collect()
+    }
+
     fn store(&self, id: VmId) -> Result<(Vm, twin::Store), Problem> {
         let vm = self.vm(id)?;
         match vm.store.clone() {
@@ -131,6 +211,11 @@ impl ReplicaHost for Twins {
         let Some(_reserved) = host.reserve_twin(vm, &enrol.spec.name)? else {
             return self.enrolled_already(principal, vm, &enrol);
         };
+        let copy = self.copy(&principal.name, &enrol)?;
+        let (limit, others) = (
+            self.limit(&principal.name),
+            self.stores_of(Some(&principal.name), None),
+        );
         let spec = enrol.spec.clone();
         let (making, partner) = (Arc::clone(host), principal.name.clone());
         let made = tokio::task::spawn_blocking(move || {
@@ -139,7 +224,13 @@ impl ReplicaHost for Twins {
                 stores: &making.stores,
                 volume: making.server.store(&partner, &making.stores)?,
             };
-            twin::make(&into, &partner, &enrol)
+            if let Some(copy) = &copy {
+                let said = limit.map(|limit| (partner.clone(), limit));
+                let volume = into.volume.as_ref().map(|volume| volume.path());
+                let folder = volume.unwrap_or(into.replicas).to_owned();
+                admit_copy(&making, copy, said.as_ref(), &others, &folder)?;
+            }
+            twin::make(&into, &partner, &enrol, copy.as_ref())
         });
         let (path, place) = made
             .await
@@ -173,10 +264,11 @@ impl ReplicaHost for Twins {
     }
 
     async fn relation(&self, vm: VmId) -> Option<Relation> {
-        let view = self.0.vm(vm)?.view();
+        let vm = self.0.vm(vm)?;
+        let view = vm.view();
         let thing = view.thing();
         let relation = view.relation?;
-        let reception = received(&relation);
+        let reception = received(&vm, &relation);
         Some(Relation {
             id: relation.id,
             thing,
@@ -188,8 +280,9 @@ impl ReplicaHost for Twins {
     }
 
     fn reception(&self, vm: VmId, id: RelationshipId) -> Option<Reception> {
-        let relation = self.0.vm(vm)?.view().relation?;
-        (relation.id == id).then(|| received(&relation))
+        let vm = self.0.vm(vm)?;
+        let relation = vm.view().relation?;
+        (relation.id == id).then(|| received(&vm, &relation))
     }
 
     async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
@@ -213,17 +306,7 @@ impl ReplicaHost for Twins {
             .map(|relation| relation.partner.clone());
         let limit = partner.as_ref().and_then(|partner| self.limit(partner));
         let said = partner.clone().zip(limit);
-        let others: Vec<twin::Store> = self
-            .0
-            .vms()
-            .into_iter()
-            .filter(|other| other.id != vm.id)
-            .filter(|other| {
-                let relation = other.view().relation;
-                relation.map(|relation| relation.partner) == partner
-            })
-            .filter_map(|other| other.store)
-            .collect();
+        let others = self.stores_of(partner.as_deref(), Some(vm.id));
         let reserve = self.0.settings.store_reserve;
         let name = self.0.name().to_owned();
         let place = view.home.place.clone();
@@ -290,6 +373,33 @@ impl ReplicaHost for Twins {
     }
 }
 
+/// Whether there is room in `folder` for a twin that is filled from `copy`, beside the `others` of its
+/// primary; `said` is what that one's twins may take. Blocking.
+fn admit_copy(
+    host: &Host,
+    copy: &Copy,
+    said: Option<&(String, Bytes)>,
+    others: &[twin::Store],
+    folder: &Path,
+) -> Result<(), Problem> {
+    let thing = format!("VM `{}`", copy.from);
+    let failed = |error: io::Error| Problem::failed(&thing, &error);
+    let needed = Bytes(copy.allocated().map_err(failed)?);
+    let left = said
+        .map(|(_, limit)| remaining(*limit, others))
+        .transpose()?;
+    let stat = rustix::fs::statvfs(folder).map_err(|errno| failed(errno.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let free = free.saturating_sub(host.settings.store_reserve.0);
+    let room = left.map_or(free, |left| left.0.min(free));
+    if needed.0 > room {
+        let reason = format!("holds {needed}, and there is room for {}", Bytes(room));
+        let way_out = no_room(host.name(), said);
+        return Err(Problem::new(Code::Full, &thing, reason, way_out));
+    }
+    Ok(())
+}
+
 /// What to do where nothing more fits on host `name`; `said` is whose twins are limited there, and to
 /// what.
 fn no_room(name: &str, said: Option<&(String, Bytes)>) -> String {
@@ -303,10 +413,11 @@ fn no_room(name: &str, said: Option<&(String, Bytes)>) -> String {
     }
 }
 
-fn received(relation: &vm::relation::Relation) -> Reception {
+fn received(vm: &Vm, relation: &vm::relation::Relation) -> Reception {
     Reception {
         paused: relation.suspended,
         revision: relation.revision,
+        filling: vm.store.as_ref().and_then(|store| store.filling.now()),
     }
 }
 

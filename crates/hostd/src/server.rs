@@ -188,6 +188,7 @@ mod tests {
             group: None,
             limit: None,
             store: None,
+            copies: Vec::new(),
         }
     }
 

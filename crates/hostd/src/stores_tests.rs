@@ -57,7 +57,7 @@ impl Scratch {
             stores: &self.stores,
             volume: Some(Arc::clone(volume)),
         };
-        twin::make(&into, "castor", enrol)
+        twin::make(&into, "castor", enrol, None)
     }
 }
 
@@ -80,6 +80,7 @@ fn enrol() -> Enrol {
         frequency_s: 30,
         keep: None,
         seed: SeedId::random(),
+        seed_from: None,
         lineage: Lineage::begin("castor"),
     }
 }

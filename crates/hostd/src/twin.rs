@@ -4,6 +4,7 @@
 //!   replicas/UUID/
 //!     vm.toml            as received
 //!     standing.toml replication.toml
+//!     copy.toml          while it is filled from another VM ([`crate::filling`])
 //!     journal/           base, segments, index; or store.toml: where they are (`stores`)
 //!     failover/  test/   VMs above a pinned point
 //!     open-ID/           a pinned point that is open for reading (`vm::opened`)
@@ -23,6 +24,7 @@ use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
 use replica::wire::Enrol;
 
+use crate::filling::{Copy, Filling};
 use crate::flushes::Flushes;
 use crate::stores::{self, Place, Stores, Volume};
 use crate::vm::View;
@@ -46,6 +48,7 @@ pub(crate) fn make(
     into: &Into<'_>,
     partner: &str,
     enrol: &Enrol,
+    copy: Option<&Copy>,
 ) -> Result<(PathBuf, Place), Problem> {
     let spec = &enrol.spec;
     let thing = thing(spec.name.as_str());
@@ -92,6 +95,9 @@ pub(crate) fn make(
             }
         };
         fill(&temporary, partner, enrol)?;
+        if let Some(copy) = copy {
+            copy.write(&temporary).map_err(failed)?;
+        }
         publish(&temporary, &home).map_err(failed)?;
         Ok(place)
     };
@@ -201,6 +207,8 @@ pub(crate) struct Store {
     took: Arc<AtomicU64>,
     /// Points that are served to whoever asked for them.
     pub(crate) opened: Openings,
+    /// Before anything is received.
+    pub(crate) filling: Filling,
 }
 
 impl Store {
@@ -209,6 +217,7 @@ impl Store {
         Self {
             folder: place.journal(),
             place,
+            filling: Filling::none(),
             thing,
             shelf: Shelf::default(),
             leases: Leases::default(),
@@ -218,6 +227,13 @@ impl Store {
             took: Arc::default(),
             opened: Openings::default(),
         }
+    }
+
+    /// The same, of the twin whose home is `home`: it is filled first, if that is to be done.
+    pub(crate) fn filled(mut self, home: &Path) -> Self {
+        self.filling = Filling::of(home, &self.thing);
+        self.filling.begin(self.folder.clone());
+        self
     }
 
     /// For messages: ``VM `web` ``.

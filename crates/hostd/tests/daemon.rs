@@ -318,6 +318,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     let enabled = client.enable_replication("web", &enable).await;
     refused(enabled, Code::NotFound, "host `pollux`");
@@ -388,6 +389,7 @@ async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
@@ -489,6 +491,7 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     let enabled = host.client.enable_replication("web", &enable).await;
     refused(enabled, Code::Forbidden, "does not trust this host");

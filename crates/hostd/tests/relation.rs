@@ -3,9 +3,10 @@
 mod support;
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use api::{EnableReplication, SetReplication};
+use api::{Authorize, DiskContentFrom, EnableReplication, NewDisk, SetReplication};
 use model::{Code, ReplicationState};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
@@ -26,6 +27,7 @@ fn to_pollux(disks: &str) -> EnableReplication {
         every_s: 30,
         disks: Some(disks.parse().expect("a choice")),
         keep: Some("1h:all,24h:hourly".parse().expect("a policy")),
+        seed_from: None,
     }
 }
 
@@ -120,6 +122,90 @@ async fn a_relationship_ends_on_either_host_for_both_and_a_cancelled_one_leaves_
     let ended = castor.client.disable_replication("web").await;
     let untold = ended.expect("ended here").untold.expect("nobody there");
     assert_eq!(untold.code, Code::Unreachable, "{untold}");
+}
+
+/// The folder of the only twin of a host.
+fn twin_of(host: &Host) -> PathBuf {
+    let replicas = fs::read_dir(host.path().join("state/replicas")).expect("listed");
+    let twins: Vec<_> = replicas.map(|one| one.expect("listed").path()).collect();
+    assert_eq!(twins.len(), 1, "{twins:?}");
+    twins[0].clone()
+}
+
+#[tokio::test]
+async fn a_twin_is_filled_from_a_copy_that_its_host_allows_and_from_no_other() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(6 << 20)])
+        .await
+        .expect("made");
+    let mut content = vec![0; 5 << 20];
+    for (number, block) in content.chunks_mut(4096).enumerate().step_by(3) {
+        block.fill(u8::try_from(number % 251).expect("small") + 1);
+    }
+    let image = pollux.path().join("restored.raw");
+    fs::write(&image, &content).expect("written");
+    let restored = NewDisk {
+        from: DiskContentFrom::Image(image),
+        size: None,
+        bus: None,
+    };
+    pollux
+        .create("web-old", vec![restored])
+        .await
+        .expect("made");
+    pollux.create("bare", vec![]).await.expect("made");
+    let from = |copy: &str| {
+        let wanted = EnableReplication {
+            seed_from: Some(copy.parse().expect("a name")),
+            ..to_pollux("all")
+        };
+        let client = &castor.client;
+        async move { client.enable_replication("web", &wanted).await }
+    };
+    // Whether a VM is there is told to nobody who may not read it.
+    for name in ["web-old", "absent"] {
+        let says = format!("pollux replica authorize castor --copy {name}");
+        refused(from(name).await, Code::Forbidden, &says);
+    }
+    let authorize = Authorize {
+        pattern: "castor".to_owned(),
+        group: None,
+        limit: None,
+        store: None,
+        copies: ["web-old", "bare"]
+            .map(|name| name.parse().expect("a name"))
+            .into(),
+    };
+    let server = pollux.client.authorize(&authorize).await;
+    assert_eq!(server.expect("authorized").authorizations, 1);
+    let listed = pollux.client.authorizations().await.expect("listed");
+    assert_eq!(listed[0].copies, authorize.copies);
+    refused(from("absent").await, Code::Forbidden, "`absent`");
+    refused(from("bare").await, Code::Conflict, "disk");
+    let ended = castor.client.replication("web").await;
+    refused(ended, Code::Conflict, "not replicated");
+
+    from("web-old").await.expect("made");
+    let twin = twin_of(&pollux);
+    let filled = Instant::now() + Duration::from_secs(60);
+    while twin.join("copy.toml").exists() {
+        assert!(Instant::now() < filled, "it is never filled");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let base = fs::read_dir(twin.join("journal")).expect("listed");
+    let mut base = base.map(|one| one.expect("listed").path()).filter(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        name.is_some_and(|name| name.starts_with("base-"))
+    });
+    content.resize(6 << 20, 0);
+    let base = fs::read(base.next().expect("a base")).expect("read");
+    assert!(base == content, "the base is the copy");
+    // It is a VM like any other afterwards.
+    pollux.client.delete("web-old").await.expect("deleted");
+    let pollux = pollux.restarted("pollux").await;
+    let shown = pollux.client.replication("web").await.expect("shown");
+    assert_eq!(shown.initial, None);
 }
 
 #[tokio::test]

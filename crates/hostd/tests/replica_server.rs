@@ -19,6 +19,7 @@ async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Probl
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     host.client.enable_replication(vm, &enable).await
 }
@@ -29,6 +30,7 @@ fn authorize(pattern: &str) -> Authorize {
         group: None,
         limit: None,
         store: None,
+        copies: Vec::new(),
     }
 }
 

@@ -21,6 +21,7 @@ async fn replicate(host: &Host, vm: &str) -> Result<Replication, Problem> {
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     host.client.enable_replication(vm, &enable).await
 }
@@ -30,6 +31,7 @@ fn authorize(pattern: &str, store: Option<&Path>) -> Authorize {
         pattern: pattern.to_owned(),
         group: None,
         limit: None,
+        copies: Vec::new(),
         store: store.map(Path::to_owned),
     }
 }

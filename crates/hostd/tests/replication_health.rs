@@ -30,6 +30,7 @@ async fn enable(castor: &Host) {
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
@@ -288,6 +289,7 @@ async fn a_host_that_may_not_replicate_here_is_told_of() {
         group: None,
         limit: None,
         store: None,
+        copies: Vec::new(),
     };
     pollux
         .client
@@ -303,6 +305,7 @@ async fn a_host_that_may_not_replicate_here_is_told_of() {
         every_s: 30,
         disks: None,
         keep: None,
+        seed_from: None,
     };
     for _ in 0..2 {
         let enabled = castor.client.enable_replication("web", &wanted).await;

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use durable::{File, Folder, Group, Lock, Need, OsFolder};
 use jiff::Timestamp;
-use model::{BLOCK_SIZE, Bytes, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
+use model::{BLOCK_SIZE, Bytes, DiskId, Lineage, MAX_DISKS, PointId, SeedId, Since, VmId};
 
 use crate::bases::make_bases;
 use crate::doubt;
@@ -133,6 +133,14 @@ impl Journal {
     /// them from here. The journal never removes what is in it.
     pub const INCOMING: &str = "incoming";
     const LOCK: &str = "lock";
+
+    /// Name of the base file of a disk, in the journal's folder. Before anything of an initial
+    /// replication came, and while nobody else works on it, a copy may be put there: what
+    /// [`Journal::open_seed`] reads is what the file holds.
+    #[must_use]
+    pub fn base_file(disk: DiskId) -> String {
+        BaseDisk::new(disk, Bytes(0)).file()
+    }
 
     /// Makes the journal of a VM with these disks in the folder `path`, which is made if it is
     /// absent, for the initial replication `seed`.

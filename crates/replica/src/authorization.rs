@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use model::{Bytes, Code, Problem};
+use model::{Bytes, Code, Problem, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::check_host_name;
@@ -154,6 +154,10 @@ pub struct Entry {
     /// are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
+    /// VMs of this host from which they may have their twins filled. By comparing they can find out what
+    /// those hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<VmName>,
 }
 
 /// Who is let in while the server is on.
@@ -197,8 +201,8 @@ pub enum Denied {
 pub enum Content<'a> {
     /// A twin's that this primary made.
     TwinOf(&'a str),
-    /// That of a VM that is at home here.
-    Own,
+    /// That of a VM of this name that is at home here.
+    Own(&'a VmName),
 }
 
 impl Rules {
@@ -238,12 +242,15 @@ impl Rules {
     /// Whether the primary `asks` may read `content`, be it only by comparing hashes: whoever may ask
     /// what a block holds can find out. This is the one place where that is decided. Its own is its
     /// own; a host of the same group may as well, for a VM may move among those; a VM that is at home
-    /// on this host belongs to none of them.
+    /// on this host belongs to none of them, but to whom the entry that counts names it as a copy.
     #[must_use]
     pub fn may_read(&self, asks: &str, content: Content<'_>) -> bool {
         match content {
             Content::TwinOf(primary) => self.may_continue(primary, asks),
-            Content::Own => false,
+            Content::Own(name) => {
+                let entry = self.admit(asks).ok().flatten();
+                entry.is_some_and(|entry| entry.copies.contains(name))
+            }
         }
     }
 
@@ -293,6 +300,7 @@ mod tests {
             group: group.map(|group| group.parse().expect("a group")),
             limit: None,
             store: None,
+            copies: Vec::new(),
         }
     }
 
@@ -446,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_read_within_its_trust_group_only_and_what_is_at_home_here_by_nobody() {
+    fn content_is_read_within_its_trust_group_only_and_what_is_at_home_here_where_it_is_named() {
         let all = rules(vec![
             entry("castor", Some("one")),
             entry("leda", Some("one")),
@@ -471,9 +479,28 @@ mod tests {
         };
         assert!(any.may_read("hera", Content::TwinOf("hera")));
         assert!(!any.may_read("leda", Content::TwinOf("castor")));
+        let name = |name: &str| name.parse::<VmName>().expect("a name");
+        let (web, mail) = (name("web"), name("mail"));
         for asks in ["castor", "hera", "stranger"] {
-            assert!(!all.may_read(asks, Content::Own), "{asks}");
+            assert!(!all.may_read(asks, Content::Own(&web)), "{asks}");
         }
+        // But to whom the entry that counts names it.
+        let mut named = all;
+        let entry = |pattern: &str| Entry {
+            copies: vec![web.clone()],
+            ..entry(pattern, None)
+        };
+        named.entries.push(entry("*.example.com"));
+        assert!(named.may_read("argo.example.com", Content::Own(&web)));
+        assert!(!named.may_read("argo.example.com", Content::Own(&mail)));
+        assert!(!named.may_read("castor", Content::Own(&web)));
+        let any = Rules {
+            admits: Admits::Any,
+            ..named.clone()
+        };
+        assert!(!any.may_read("argo.example.com", Content::Own(&web)));
+        named.enabled = false;
+        assert!(!named.may_read("argo.example.com", Content::Own(&web)));
     }
 
     #[test]

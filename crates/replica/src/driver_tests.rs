@@ -177,6 +177,10 @@ struct World {
     // -- replica
     tip: Tip,
     paused: bool,
+    /// So much was copied to what it is filled from.
+    filling: Option<u64>,
+    /// How often something was asked of it before it was filled.
+    too_early: u64,
     followed: Option<Arc<Configuration>>,
     /// Its name is taken there.
     unfit: bool,
@@ -260,6 +264,8 @@ impl World {
             gated: None,
             tip: Tip::Nothing,
             paused: false,
+            filling: None,
+            too_early: 0,
             followed: None,
             unfit: false,
             ended: false,
@@ -1485,6 +1491,7 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
         reception: Reception {
             paused: false,
             revision: Some(configuration.revision()),
+            filling: None,
         },
     };
     let outputs = sender.apply(now, Event::Tip(Ok(tip)));

@@ -41,7 +41,7 @@ use compare::{Comparison, Issued, Round};
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::Incoming;
 use crate::run::{Rank, anew, rank};
-use crate::sender::paused;
+use crate::sender::{filled, paused};
 use crate::standing::Role;
 use crate::wire::{
     self, CHUNK, CommitAnswer, Configuration, Configure, ConfigureAnswer, Contact, ContactAnswer,
@@ -363,7 +363,7 @@ async fn standing<H: ReplicaHost>(
     let contact: Contact = read_json(body, MAX_BODY).await?;
     let standing = receiver.host.contact(bound.vm, &contact.lineage).await?;
     let receives = standing.role == Role::Replica;
-    let reception = receives.then_some(bound.relation.reception);
+    let reception = receives.then_some(bound.relation.reception.clone());
     Ok(Json(ContactAnswer {
         standing,
         reception,
@@ -424,7 +424,7 @@ async fn tip<H: ReplicaHost>(
     let shelf = receiver.host.shelf(bound.vm).await?;
     let term = contact.lineage.current().id;
     let issued = receiver.lane(bound.vm).lock().await.issued(term);
-    let reception = bound.relation.reception;
+    let reception = bound.relation.reception.clone();
     match on_shelf(shelf, |journal| Ok((journal.tip(), journal.disks()))).await? {
         Some((tip, disks)) => Ok(Json(TipAnswer::At {
             tip,
@@ -436,13 +436,14 @@ async fn tip<H: ReplicaHost>(
     }
 }
 
-/// Refuses what would change the twin while a person wants that nothing is received, or when the
-/// relationship ended since the request was let in: it may have waited for another.
+/// Refuses what would change or read the twin while a person wants that nothing is received, while it
+/// is filled from a copy, or when the relationship ended since the request was let in: it may have waited for another.
 fn check_receives<H: ReplicaHost>(host: &H, bound: &Bound) -> Result<(), Problem> {
     let Relation { id, thing, .. } = &bound.relation;
     match host.reception(bound.vm, *id) {
-        Some(reception) if !reception.paused => Ok(()),
-        Some(_) => Err(paused(thing, host.name())),
+        Some(reception) if reception.paused => Err(paused(thing, host.name())),
+        Some(reception) if reception.filling.is_some() => Err(filled(thing, host.name())),
+        Some(_) => Ok(()),
         None => Err(not_related(
             Some(bound.vm),
             &bound.relation.partner,

@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use model::{Bytes, DiskId, PointId, Problem, ReplicationState};
 
+use crate::wire::Filling;
+
 /// A segment on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
@@ -132,6 +134,8 @@ pub struct LinkReport {
     pub last_size: Bytes,
     /// The segment on its way, if any.
     pub transfer: Option<Transfer>,
+    /// How far the replica is filled from a copy, before anything is sent.
+    pub filling: Option<Filling>,
     /// How far the initial replication is: bytes of disks looked at, while it goes on.
     pub seeding: Option<crate::source::Position>,
     /// How far the comparison with the replica is, while one goes on.
@@ -169,6 +173,7 @@ impl LinkReport {
             last_latency: None,
             last_size: Bytes(0),
             transfer: None,
+            filling: None,
             seeding: None,
             comparison: None,
             verification: None,

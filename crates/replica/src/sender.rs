@@ -11,7 +11,7 @@
 //!   Waiting: own failure, link lost,  <----------+ until the next point is due
 //!
 //!   Asking --> Configuring --> ...   the replica follows another configuration
-//!   Asking, anything remote --> Waiting   it is paused there, until it is not
+//!   Asking, anything remote --> Waiting   it is paused there, or filled from a copy, until it is not
 //!
 //!   any answer may say that the replica took over: Gating --> StoodDown
 //! ```
@@ -62,7 +62,7 @@ use resync::{At, Findings};
 use verify::{Looked, Repair, Verifying};
 
 pub use contact::{CONTACT, LONGEST_CONTACT};
-pub(crate) use reception::paused;
+pub(crate) use reception::{filled, paused};
 
 /// Chunks on their way at one time.
 pub const WINDOW: usize = 4;
@@ -287,6 +287,8 @@ enum Wait {
     Link,
     /// Asking whether it is paused there still.
     Paused,
+    /// Asking whether it is filled from a copy still.
+    Filling,
     /// Tracking again.
     Source,
     /// Stopping the guest again.
@@ -419,7 +421,7 @@ impl Sender {
             (State::Waiting { until, wait }, Event::Tick) if now.since_start >= until => match wait
             {
                 Wait::Due => self.go_on(now, out),
-                Wait::Link | Wait::Paused => self.ask(out),
+                Wait::Link | Wait::Paused | Wait::Filling => self.ask(out),
                 Wait::Source => self.track(out),
                 Wait::Gate(lineage) => self.gate(lineage, out),
             },

@@ -29,7 +29,9 @@ use std::time::Duration;
 
 use journal::compare::BlockHashes;
 use journal::{Header, Root};
-use model::{Bytes, DiskId, Keep, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmSpec};
+use model::{
+    Bytes, DiskId, Keep, Lineage, PointId, Problem, RelationshipId, SeedId, VmId, VmName, VmSpec,
+};
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol that this build speaks.
@@ -161,6 +163,10 @@ pub struct Enrol {
     pub revision: Digest,
     /// The initial replication that will follow.
     pub seed: SeedId,
+    /// Name of a VM of that host from which the twin is filled first: what then differs is sent. None:
+    /// everything is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_from: Option<VmName>,
     /// The primary's lineage.
     pub lineage: Lineage,
 }
@@ -208,13 +214,29 @@ pub struct ContactAnswer {
 }
 
 /// How a replica receives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reception {
     /// Whether a person there wants nothing to be received for a while.
     pub paused: bool,
     /// [`Configuration::revision`] of what it holds; none when that cannot be told.
     pub revision: Option<Digest>,
+    /// The twin is being filled from a copy: nothing is received until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<Filling>,
+}
+
+/// How far a twin is filled from a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filling {
+    /// Bytes of disks that were copied.
+    pub done: Bytes,
+    /// Bytes that are to be.
+    pub total: Bytes,
+    /// Why it does not go on, though it tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
 }
 
 /// What a VM is and how it is replicated: the primary's word, which the replica follows.

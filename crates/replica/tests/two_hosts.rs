@@ -240,6 +240,7 @@ impl ReplicaHost for Replicas {
                 reception: Reception {
                     paused: false,
                     revision: Some(enrol.revision),
+                    filling: None,
                 },
                 incoming: self.path.join(Journal::INCOMING),
             },
@@ -345,6 +346,7 @@ fn enrol(spec: &VmSpec) -> Enrol {
         keep: None,
         revision: Digest::of(b"the first"),
         seed: SeedId::random(),
+        seed_from: None,
         lineage: Lineage::begin("host-a"),
     }
 }
@@ -358,6 +360,7 @@ fn at(tip: Tip) -> TipAnswer {
         reception: Reception {
             paused: false,
             revision: Some(Digest::of(b"the first")),
+            filling: None,
         },
     }
 }

@@ -18,7 +18,7 @@ use super::Answered;
 use super::body::Json as Body;
 use crate::host::Host;
 use crate::measure::pace::left_s;
-use crate::vm::observe::Seen;
+use crate::vm::observe::{self, Seen};
 use crate::vm::relation::{Relation, Terms};
 use crate::vm::{Message, View, Vm, unsent};
 
@@ -57,6 +57,7 @@ pub(super) async fn enable(
         every_s: seconds(wanted.every_s),
         choice: wanted.disks.unwrap_or(DiskChoice::All),
         keep: wanted.keep,
+        seed_from: wanted.seed_from,
     };
     vm.ask(|answer| Message::Enable {
         peer,
@@ -285,9 +286,11 @@ async fn twin(
         points => points?,
     };
     let latest = points.last();
+    let filling = vm.store.as_ref().and_then(|store| store.filling.now());
     Ok(Replication {
         lag_s: seconds_since(latest.map(|point| point.time)),
         latest: latest.map(|point| point.id),
+        initial: filling.as_ref().map(observe::filling),
         points: u64::try_from(points.len()).unwrap_or(u64::MAX),
         primary_host: relation.partner.clone(),
         replica_host: host.name().to_owned(),

@@ -92,6 +92,7 @@ pub(super) async fn authorize(
         group,
         limit: wanted.limit,
         store: None,
+        copies: wanted.copies,
     };
     let store = match wanted.store {
         Some(path) => found_or_made(&host, path).await?,
@@ -236,6 +237,7 @@ fn authorization(host: &Host, entry: Entry) -> Authorization {
             .unwrap_or_else(|| host.layout.replicas()),
         group: entry.group.map(|group| group.to_string()),
         limit: entry.limit,
+        copies: entry.copies,
     }
 }
 

@@ -255,8 +255,9 @@ impl Vm {
         let standing = with_partner(standing, relation.as_ref(), &home.path)
             .map_err(|error| failed(&error))?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
-        let store = (standing.role != Role::Primary)
-            .then(|| Store::new(home.place.clone(), thing, host.flushes.clone()));
+        let store = (standing.role != Role::Primary).then(|| {
+            Store::new(home.place.clone(), thing, host.flushes.clone()).filled(&home.path)
+        });
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {
             home,

@@ -19,6 +19,7 @@ use model::{Bytes, Health, Mode, Problem, ReplicationState, VmId};
 use replica::report::{LinkReport, Verification};
 use replica::source::Position;
 use replica::standing::Role;
+use replica::wire::Filling;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -456,10 +457,20 @@ fn copying(view: &View, relation: &Relation, report: &LinkReport) -> Option<Prog
         total: so_far.total,
     });
     // Before the initial replication goes on, what came of it may be compared.
-    comparison.or_else(|| {
+    let before = report.filling.as_ref().map(filling).or(comparison);
+    before.or_else(|| {
         let position = report.seeding?;
         Some(seeding(view, relation, position))
     })
+}
+
+/// How far a twin is filled from a copy.
+pub(crate) fn filling(filling: &Filling) -> Progress {
+    Progress {
+        what: "copying at the replica".to_owned(),
+        done: filling.done,
+        total: filling.total,
+    }
 }
 
 /// How far an initial replication is that has come to `position`.

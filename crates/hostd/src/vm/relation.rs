@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 
-use model::{Code, DiskChoice, DiskId, DiskSpec, Keep, Problem, RelationshipId, SeedId, VmSpec};
+use model::{
+    Code, DiskChoice, DiskId, DiskSpec, Keep, Problem, RelationshipId, SeedId, VmName, VmSpec,
+};
 use replica::wire::{Configuration, Digest};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +60,8 @@ pub(crate) struct Terms {
     pub(crate) choice: DiskChoice,
     /// Which points are kept; none: as the replica host keeps them.
     pub(crate) keep: Option<Keep>,
+    /// The VM of the replica host from which the twin is filled first.
+    pub(crate) seed_from: Option<VmName>,
 }
 
 impl Relation {

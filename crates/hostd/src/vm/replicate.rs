@@ -91,6 +91,7 @@ impl DriverHandle {
 
 impl Owner {
     pub(super) fn enable(&mut self, peer: &str, terms: Terms, answer: Answer) {
+        let seed_from = terms.seed_from.clone();
         let relation = match self.agree(peer, terms) {
             Ok(relation) => relation,
             Err(problem) => return refuse(answer, problem),
@@ -107,6 +108,7 @@ impl Owner {
             frequency_s: configuration.frequency_s,
             keep: configuration.keep,
             seed: relation.seed,
+            seed_from,
             lineage: view.standing.lineage.clone(),
         };
         let vm = self.id;
@@ -156,7 +158,11 @@ impl Owner {
             ..Relation::new(id, peer, terms.every_s, seed, disks)
         };
         let home = &view.home.path;
-        progress::write(home, Progress::begin(seed))?;
+        let begin = match terms.seed_from {
+            Some(_) => Progress::from_copy(seed, relation.disks.len()),
+            None => Progress::begin(seed),
+        };
+        progress::write(home, begin)?;
         relation
             .write(home)
             .map_err(|error| super::create::no_space_or(&thing, &error))?;

@@ -61,6 +61,53 @@ fn parts_of_a_seed_come_in_order_and_a_repeated_one_is_success() {
 }
 
 #[test]
+fn what_is_read_of_an_initial_replication_is_found_after_a_power_cut() {
+    for seed in 0..40 {
+        for calls in [0, 1, 3, 6, 9, 12, 100] {
+            let (folder, mut primary) = (CutFolder::new(), Primary::new());
+            let mut journal = primary.create(&folder).expect("made");
+            primary.write(&mut Chance::new(seed));
+            let empty: Disks = primary
+                .disks
+                .iter()
+                .map(|disk| vec![0; disk.len()])
+                .collect();
+            let part = Content::Seed {
+                seed: primary.seed,
+                part: 0,
+            };
+            let (bytes, root) = primary.segment(&primary.header(part), &empty);
+            let name = receive(&folder, &bytes).expect("received");
+            // It may end anywhere, and the process with it: what was written may be in no part.
+            folder.fail_after(calls);
+            let _ = journal.commit(name, root);
+            drop(journal);
+            folder.fail_after(u64::MAX);
+            let read = |folder: &CutFolder| {
+                let journal = reopen(folder).expect("whole");
+                let reader = journal.open_seed().expect("it goes on");
+                let disks = reader.disks().collect::<Vec<_>>();
+                assert_eq!(disks.len(), primary.ids.len());
+                let hashes = |(id, size)| reader.region_hashes(id, 0, size).expect("read");
+                disks.into_iter().map(hashes).collect::<Vec<_>>()
+            };
+            let before = read(&folder);
+            assert_eq!(
+                read(&folder.cut(seed)),
+                before,
+                "seed {seed}, {calls} calls"
+            );
+        }
+    }
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (journal, points) = seeded(&folder, &mut primary);
+    let error = journal.open_seed().expect_err("it is complete");
+    let complete =
+        |error| matches!(error, JournalError::Refused(Refusal::Complete(at)) if at == points[0].id);
+    assert!(complete(error));
+}
+
+#[test]
 fn a_point_is_accepted_only_above_what_it_builds_on() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);

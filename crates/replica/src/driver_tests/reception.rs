@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use model::{Bus, DiskSpec, Generation, VmSpec};
 
 use super::*;
-use crate::wire::Digest;
+use crate::wire::{Digest, Filling};
 
 pub(super) fn configuration(vm: VmId, disks: &[DiskId], frequency_s: u32) -> Configuration {
     let slots = disks.iter().zip(0_u8..);
@@ -50,6 +50,11 @@ impl World {
         Reception {
             paused: self.paused,
             revision: followed.map(|followed| followed.revision()),
+            filling: self.filling.map(|done| Filling {
+                done: model::Bytes(done),
+                total: model::Bytes(seeding::COPY),
+                problem: None,
+            }),
         }
     }
 
@@ -63,10 +68,15 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn receives(&self) -> Result<(), LinkError> {
+    pub(super) fn receives(&mut self) -> Result<(), LinkError> {
         self.known()?;
         if self.paused {
             let problem = crate::sender::paused("VM `web`", "host-b");
+            return Err(LinkError::Refused(problem));
+        }
+        if self.filling.is_some() {
+            self.too_early += 1;
+            let problem = crate::sender::filled("VM `web`", "host-b");
             return Err(LinkError::Refused(problem));
         }
         Ok(())

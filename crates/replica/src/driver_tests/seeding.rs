@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What is copied to fill a twin.
+pub(super) const COPY: u64 = 20;
+
 impl World {
     /// The twin was filled from a copy of the disks, which differs in these blocks.
     fn copied(seed: u64, differ: &[(usize, u64)]) -> Self {
@@ -18,6 +21,23 @@ impl World {
         world.exact = false;
         world.suspect_all();
         world
+    }
+
+    /// The copying begins.
+    fn fill(&mut self) {
+        self.filling = Some(0);
+        self.received.clear();
+    }
+
+    /// It goes on; killed, it begins again.
+    fn filled(&mut self, by: u64, copy: &Disks) {
+        self.filling = self
+            .filling
+            .map(|done| done + by)
+            .filter(|done| *done < COPY);
+        if self.filling.is_none() {
+            self.received = copy.clone();
+        }
     }
 
     fn storm(&mut self) {
@@ -97,6 +117,7 @@ fn through_power_cuts_what_the_twin_has_of_an_initial_replication_is_not_sent_ag
             cuts
         });
     }
+    println!("{} seeds, {cuts} power cuts", seeds());
     assert!(cuts > seeds(), "{cuts} power cuts");
 }
 
@@ -121,6 +142,55 @@ fn of_a_twin_that_was_filled_from_a_copy_only_the_blocks_that_differ_are_sent() 
             survive(&shared, false).await;
             let world = shared.world();
             assert_eq!(world.resent, 0, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn while_a_twin_is_filled_from_a_copy_nothing_is_sent_and_how_far_it_is_is_told() {
+    let differ = [(0, 7), (1, 8)];
+    for seed in 1..50 {
+        paused().block_on(async {
+            let shared = Shared(Arc::new(Mutex::new(World::copied(seed, &differ))));
+            let copy = shared.world().received.clone();
+            shared.world().fill();
+            let mut running = start(&shared);
+            for step in 0..COPY {
+                shared.pause(4000).await;
+                let cut = {
+                    let mut world = shared.world();
+                    if world.filling.is_none() {
+                        break;
+                    }
+                    assert_eq!((world.puts, world.compared), (0, 0), "seed {seed}");
+                    if world.chance.percent(20) {
+                        world.replica_restart();
+                        world.fill();
+                    } else {
+                        world.filled(1 + step / 4, &copy);
+                    }
+                    world.chance.percent(20)
+                };
+                if cut {
+                    running.task.abort();
+                    let _ = running.task.await;
+                    shared.world().power_cut();
+                    running = start(&shared);
+                }
+            }
+            let state = ReplicationState::InitialReplicationInProgress;
+            if shared.world().filling.is_some() {
+                wait_for(&running, "what is told", |report| {
+                    report.filling.is_some() && report.state == state
+                })
+                .await;
+                shared.world().filled(COPY, &copy);
+            }
+            wait_for(&running, "a point", |report| report.cycles >= 1).await;
+            assert_eq!(running.reports.borrow().filling, None);
+            let world = shared.world();
+            assert_eq!((world.too_early, world.resent), (0, 0), "seed {seed}");
+            check_points(&world);
         });
     }
 }

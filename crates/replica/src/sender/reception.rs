@@ -12,10 +12,17 @@ use crate::link::LinkError;
 use crate::run;
 use crate::wire::{Configuration, ConfigureAnswer, Reception, Tip};
 
-/// From one question to the next while it is paused there; contact tells sooner that it is not.
+/// From one question to the next while it is paused or filled there; contact tells sooner that it is
+/// not.
 const PAUSED: Duration = Duration::from_secs(5);
 /// A configuration that the replica refused is sent again after this long.
 const REFUSED: Duration = Duration::from_secs(60);
+
+/// The twin of `thing` is being filled on `host`.
+pub(crate) fn filled(thing: &str, host: &str) -> Problem {
+    let reason = format!("is being filled from a copy on `{host}`");
+    Problem::new(Code::Failed, thing, reason, "")
+}
 
 /// A person paused `thing` on `host`, its replica.
 pub(crate) fn paused(thing: &str, host: &str) -> Problem {
@@ -58,9 +65,11 @@ impl Sender {
 
     /// The replica told what it has and how it receives.
     pub(super) fn told(&mut self, now: Now, tip: Tip, reception: Reception, out: &mut Vec<Output>) {
-        self.note_reception(now, reception);
+        self.note_reception(now, &reception);
         if reception.paused {
             self.hold(now);
+        } else if reception.filling.is_some() {
+            self.await_copy(now);
         } else if self.is_outdated(now) {
             out.push(Output::Configure {
                 configuration: self.plan.configuration.clone(),
@@ -135,11 +144,19 @@ impl Sender {
 
     /// How the replica receives, told by a contact beside everything else.
     pub(super) fn received(&mut self, now: Now, reception: Reception, out: &mut Vec<Output>) {
-        self.note_reception(now, reception);
+        self.note_reception(now, &reception);
         match self.state {
             State::Waiting {
                 wait: Wait::Paused, ..
             } if !reception.paused => self.ask(out),
+            State::Waiting {
+                wait: Wait::Filling,
+                ..
+            } if reception.paused => self.hold(now),
+            State::Waiting {
+                wait: Wait::Filling,
+                ..
+            } if reception.filling.is_none() => self.ask(out),
             State::Waiting {
                 wait: Wait::Due, ..
             } if !reception.paused && self.is_outdated(now) => self.ask(out),
@@ -160,7 +177,7 @@ impl Sender {
     /// next question, asked now, finds out.
     pub(super) fn ended_there(&mut self, out: &mut Vec<Output>) {
         if let State::Waiting {
-            wait: Wait::Due | Wait::Paused,
+            wait: Wait::Due | Wait::Paused | Wait::Filling,
             ..
         } = self.state
         {
@@ -182,14 +199,33 @@ impl Sender {
         )
     }
 
-    fn note_reception(&mut self, now: Now, reception: Reception) {
+    fn note_reception(&mut self, now: Now, reception: &Reception) {
         self.followed = reception.revision;
+        let filling = reception.filling.clone();
+        match filling.as_ref().map(|filling| &filling.problem) {
+            Some(Some(problem)) => self.report.last_error = Some(problem.clone()),
+            _ if self.report.filling.is_some() => self.report.last_error = None,
+            _ => {}
+        }
+        self.report.filling = filling;
         if self.report.paused_there && !reception.paused {
             self.report.last_error = None;
             // What was not sent for a person's sake was not missed.
             self.due_now(now);
         }
         self.report.paused_there = reception.paused;
+    }
+
+    /// Sends nothing until the twin was filled.
+    fn await_copy(&mut self, now: Now) {
+        if self.pause_now() {
+            return;
+        }
+        let until = now.since_start + PAUSED;
+        self.state = State::Waiting {
+            until,
+            wait: Wait::Filling,
+        };
     }
 
     /// Sends nothing until the replica receives again.

@@ -218,7 +218,7 @@ impl Sender {
             }
             // Whoever resumes it wants it now.
             State::Waiting {
-                wait: Wait::Link | Wait::Paused,
+                wait: Wait::Link | Wait::Paused | Wait::Filling,
                 ..
             } => self.ask(out),
             State::Waiting {
