@@ -52,6 +52,8 @@ const MIN_LOG: u64 = 64 << 10;
 const ROOM: usize = 16 << 10;
 /// Bytes read at once.
 const WINDOW: usize = 256 << 10;
+/// How often a file that seems damaged is read by who does not write it.
+const ATTEMPTS: u32 = 16;
 /// Most places after a torn record that are looked at.
 const MAX_TRIED: u32 = 4096;
 
@@ -309,9 +311,17 @@ pub(crate) fn open(folder: &dyn Folder, cut: Option<u64>) -> Result<Opened, Jour
     read(folder.open(INDEX), cut)
 }
 
-/// Reads the file.
+/// Reads the file, to which another process may be appending.
 pub(super) fn load(folder: &dyn Folder) -> Result<Opened, JournalError> {
-    read(folder.open_read(INDEX), None)
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match read(folder.open_read(INDEX), None) {
+            // Or records came while it was read, where there were zeroes or half of one before.
+            Err(JournalError::IndexDamaged(_)) if attempt < ATTEMPTS => {}
+            other => return other,
+        }
+    }
 }
 
 fn failed(source: std::io::Error) -> JournalError {
