@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Which segment is the newest that holds a block is looked up in the run files
-//! ([`runs`](crate::runs)) when the block is read: a [`View`] has these open, and one that it makes in
-//! memory for the few segments that no file covers yet. So opening reads the index, the lists of segments
+//! ([`runs`](crate::runs)) when the block is read, for its neighbours as well: a [`View`] has these files
+//! open, and one that it makes in memory for the few segments that no file covers yet. So opening reads the index, the lists of segments
 //! in the run files, and those few segments; and what a reader holds is bounded but for 56 bytes a
 //! segment. Segments that a run file covers were checked when it was made; here their frames are
 //! checked when they are read.

@@ -130,26 +130,6 @@ impl Stack {
         Ok(())
     }
 
-    /// The newest of one block of a disk of the point.
-    ///
-    /// # Errors
-    /// A damaged run file, a failed read.
-    pub(crate) fn newest(&self, disk: usize, block: u64) -> Result<Option<Found>, JournalError> {
-        let mut newest: Option<Found> = None;
-        if block >= MAX_BLOCKS {
-            return Ok(None);
-        }
-        for mut track in self.tracks(disk, block) {
-            let key = Key::of(track.level, track.disk, block);
-            let found = track.newest(&self.pages, key)?;
-            let is_newer = |found: &Found| newest.is_none_or(|best| best.segment < found.segment);
-            if let Some(found) = found.filter(is_newer) {
-                newest = Some(found.from(block - key.start()));
-            }
-        }
-        Ok(newest)
-    }
-
     /// Calls `visit` with consecutive parts that together are `blocks`, and the newest of each; none where
     /// no segment holds it. Neighbours may be of one kind.
     ///
@@ -209,7 +189,7 @@ impl Stack {
 
 impl Found {
     /// The same, `blocks` later.
-    fn from(mut self, blocks: u64) -> Self {
+    pub(crate) fn from(mut self, blocks: u64) -> Self {
         if let Source::Frame { skip, .. } = &mut self.source {
             // A piece of content has 16 blocks at most.
             *skip = skip.saturating_add(u8::try_from(blocks).unwrap_or(u8::MAX));

@@ -409,9 +409,13 @@ fn assert_content(reader: &Arc<PointReader>, known: &Known, context: &str) {
         );
         let mut read = vec![0xaa; content.len()];
         reader.read_at(id, 0, &mut read).expect("read");
+        // All at once, and each on its own: these are looked up in another way.
         for (block, (read, content)) in read.chunks(BLOCK).zip(content.chunks(BLOCK)).enumerate() {
+            let mut alone = vec![0xaa; content.len()];
+            let at = (block * BLOCK) as u64;
+            reader.read_at(id, at, &mut alone).expect("read");
             assert!(
-                read == content,
+                read == content && alone == content,
                 "{context}: block {block} of {id} at {}",
                 known.id
             );
