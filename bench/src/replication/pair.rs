@@ -14,7 +14,7 @@ use crate::load::Load;
 
 /// Longest wait for whatever the hosts do: several times what it takes on a machine that does nothing
 /// else.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 /// Between two lines about a wait.
 const PROGRESS: Duration = Duration::from_secs(5);
 /// A segment that holds nothing is not longer than this, and may be on its way at any time.
