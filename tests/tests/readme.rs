@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::{Host, Scratch, json_u64, nothing_pending, text, until};
+use pollux_tests::{Host, Scratch, json_u64, text, until};
 use testkit::guest::{GuestImages, ROOT_UP};
 
 const README: &str = include_str!("../../README.md");
@@ -63,7 +63,6 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
         // What a reader sees happen before the next command.
         match words[..] {
             ["vm", "start", vm] => drop(host.serial_line(vm, 0, ROOT_UP, LIMIT)?),
-            ["vm", "stop", vm] => nothing_pending(host, vm)?,
             ["replica", "enable", ..] => until(LIMIT, "there is a point", || {
                 let points = pollux.json(&["point", "list", "web"]);
                 Ok(points
@@ -108,7 +107,12 @@ fn every_command_of_the_page_about_disks_works_in_its_order() -> Result<()> {
 #[test]
 fn every_command_of_the_page_about_receiving_works_in_its_order() -> Result<()> {
     let scratch = Scratch::new("system/receiving-page")?;
+    let castor = Host::start("castor", &scratch)?;
     let pollux = Host::start("pollux", &scratch)?;
+    castor.trust_each_other(&pollux, &format!("127.0.0.1:{}", pollux.port()))?;
+    castor.pollux(&[
+        "vm", "create", "web", "--memory", "64MiB", "--disk", "64MiB",
+    ])?;
     let all = commands(RECEIVING);
     ensure!(all.len() >= 10, "the page has only {} commands", all.len());
     // Folders of the page: disks that are mounted.
@@ -120,14 +124,19 @@ fn every_command_of_the_page_about_receiving_works_in_its_order() -> Result<()> 
     for (_, folder) in &stores {
         std::fs::create_dir(folder)?;
     }
+    let copy = state.join("web.raw");
+    File::create(&copy)?.set_len(64 << 20)?;
+    let copy = ("/backup/web.raw", copy.display().to_string());
+    let files: Vec<_> = stores.iter().chain([&copy]).collect();
     for (name, words) in all {
-        assert_eq!(pollux.name(), name, "the page has one host");
+        let host = if name == "castor" { &castor } else { &pollux };
+        assert_eq!(host.name(), name, "the page has two hosts");
         let words = words.iter().map(|word| {
-            let store = stores.iter().find(|(named, _)| named == word);
-            store.map_or_else(|| word.trim_matches('\''), |(_, folder)| folder)
+            let file = files.iter().find(|(named, _)| named == word);
+            file.map_or_else(|| word.trim_matches('\''), |(_, file)| file)
         });
         let words: Vec<&str> = words.collect();
-        let said = pollux.pollux(&words)?;
+        let said = host.pollux(&words)?;
         println!("{name}$ pollux {}\n{said}", words.join(" "));
     }
     let server = pollux.json(&["replica", "server", "show"])?;
