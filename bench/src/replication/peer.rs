@@ -51,7 +51,11 @@ impl Credentials {
         ] {
             let key = KeyPair::generate()?;
             let mut params = CertificateParams::new(vec![NAME.to_owned()])?;
-            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            // QEMU wants the second one as well, though the keys are not of RSA.
+            params.key_usages = vec![
+                KeyUsagePurpose::DigitalSignature,
+                KeyUsagePurpose::KeyEncipherment,
+            ];
             params.extended_key_usages = vec![purpose];
             params.distinguished_name.push(DnType::CommonName, who);
             let certificate = params.signed_by(&key, &authority)?;
