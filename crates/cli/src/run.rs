@@ -296,25 +296,8 @@ impl Command {
             ReplicaVerb::Health { vm: None } => self.print(&client.all_health().await?),
             ReplicaVerb::Verify {
                 vm,
-                against_primary: true,
-            } => {
-                let bar = Bar::new(self.format);
-                let compared = client
-                    .compare_replica(&vm, |progress| bar.show(&progress))
-                    .await?;
-                drop(bar);
-                self.print(&compared)?;
-                show_point::differs(&vm, &compared).map_or(Ok(()), Err)
-            }
-            ReplicaVerb::Verify { vm, .. } => {
-                let bar = Bar::new(self.format);
-                let verified = client
-                    .verify_replica(&vm, |progress| bar.show(&progress))
-                    .await?;
-                drop(bar);
-                self.print(&verified)?;
-                show_point::damaged(&vm, &verified).map_or(Ok(()), Err)
-            }
+                against_primary,
+            } => self.verify(&vm, against_primary).await,
             ReplicaVerb::Points { vm } => self.print(&client.points(&vm).await?),
             ReplicaVerb::Pause { vm } => {
                 self.print_relationships(vec![client.suspend_replication(&vm).await?])
@@ -350,6 +333,22 @@ impl Command {
                 self.print(&all)
             }
         }
+    }
+
+    /// Of every byte of a twin, or of a twin against its primary: an error if anything is damaged.
+    async fn verify(&self, vm: &str, against_primary: bool) -> Result<(), Problem> {
+        let bar = Bar::new(self.format);
+        let show = |progress| bar.show(&progress);
+        if against_primary {
+            let compared = self.client.compare_replica(vm, show).await?;
+            drop(bar);
+            self.print(&compared)?;
+            return show_point::differs(vm, &compared).map_or(Ok(()), Err);
+        }
+        let verified = self.client.verify_replica(vm, show).await?;
+        drop(bar);
+        self.print(&verified)?;
+        show_point::damaged(vm, &verified).map_or(Ok(()), Err)
     }
 
     async fn events(&self, list: EventList) -> Result<(), Problem> {

@@ -332,6 +332,10 @@ pub enum Tip {
 /// Answer to a [`Contact`] that asks for the tip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and nearly all are of the large kind"
+)]
 pub enum TipAnswer {
     /// The replica goes on as one.
     At {
