@@ -290,7 +290,7 @@ impl Host {
 
     /// Goes on with what a polluxd that ended had begun with the points of a twin; once, when they can
     /// be had.
-    async fn adopt_points(self: &Arc<Self>, twin: &Vm) {
+    pub(crate) async fn adopt_points(self: &Arc<Self>, twin: &Vm) {
         let Some(store) = &twin.store else { return };
         let home = twin.view().home;
         let begun = tokio::task::block_in_place(|| store.adopt_once());

@@ -242,7 +242,9 @@ impl ReplicaHost for Twins {
             spec,
             machine: None,
         };
-        host.open_home(home).await?;
+        let twin = host.open_home(home).await?;
+        // There is nothing yet, and what is begun from now on is nobody's leftover.
+        host.adopt_points(&twin).await;
         tracing::info!(%vm, peer = principal.name, "is received from now on");
         let what = format!("is received from host `{}`", principal.name);
         let draft = Draft::new(EventKind::Enabled, Severity::Info, &name, what);
