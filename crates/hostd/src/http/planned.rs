@@ -173,11 +173,12 @@ async fn send_last(vm: &Vm, begun: u64, told: &Told) -> Result<PointId, Problem>
         let acknowledged = report.and_then(|report| report.acknowledged);
         match (pending, acknowledged) {
             (Some(Bytes(0)), Some(point)) if point.sequence > begun => return Ok(point),
-            (Some(Bytes(left)), _) => {
+            (pending, _) => {
+                // All of it, when nobody can tell. Whether anybody still waits shows only when told.
+                let left = pending.map_or(most, |pending| pending.0);
                 most = most.max(left);
                 say(told, "sending the last changes", most - left, most).await?;
             }
-            (None, _) => {}
         }
         // What comes of it is looked at in any case.
         let _ = timeout(LOOK, moved(view.report)).await;

@@ -46,6 +46,22 @@ pub(super) struct At {
     pub(super) region: u64,
 }
 
+impl At {
+    /// Where it goes on after what was looked at from here on: its `last` region, if there was one, and
+    /// the `next` one that the source names.
+    pub(super) fn after(self, last: Option<u64>, next: Option<u64>) -> Self {
+        let last = last.unwrap_or(self.region);
+        match next {
+            // A source that stands still would be asked for ever.
+            Some(region) if region > last => Self { region, ..self },
+            _ => Self {
+                disk: self.disk + 1,
+                region: 0,
+            },
+        }
+    }
+}
+
 /// Where it begins.
 pub(super) const FIRST: At = At { disk: 0, region: 0 };
 
@@ -73,15 +89,8 @@ impl Findings {
                 differ,
             });
         }
-        let last = regions.last().map_or(at.region, |last| last.region);
-        let next = match ours.next {
-            // A source that stands still would be asked for ever.
-            Some(region) if region > last => At { region, ..at },
-            _ => At {
-                disk: at.disk + 1,
-                region: 0,
-            },
-        };
+        let last = regions.last().map(|last| last.region);
+        let next = at.after(last, ours.next);
         theirs.next().is_none().then_some(Self {
             disk,
             regions,

@@ -77,15 +77,8 @@ impl Looked {
                 });
             }
         }
-        let last = ours.regions.last().map_or(at.region, |last| last.region);
-        let next = match ours.next {
-            // A source that stands still would be asked for ever.
-            Some(region) if region > last => At { region, ..at },
-            _ => At {
-                disk: at.disk + 1,
-                region: 0,
-            },
-        };
+        let last = ours.regions.last().map(|last| last.region);
+        let next = at.after(last, ours.next);
         theirs.next().is_none().then_some(Self {
             at,
             next,
