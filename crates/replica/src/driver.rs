@@ -377,5 +377,5 @@ fn question<'a>(
 }
 
 #[cfg(test)]
-#[path = "driver_tests.rs"]
+#[path = "driver_tests/mod.rs"]
 mod tests;
