@@ -14,6 +14,7 @@ mod keep;
 mod problem;
 mod size;
 mod spec;
+mod start;
 mod state;
 
 pub use choice::{DiskChoice, ParseDiskChoiceError};
@@ -28,4 +29,5 @@ pub use keep::{Going, Grain, Keep, KeepError, Span, Step};
 pub use problem::{Code, Problem};
 pub use size::{BLOCK_SIZE, Bytes, ParseBytesError, REGION_SIZE, SECTOR_SIZE};
 pub use spec::{DirectBoot, Generation, GenerationId, MAX_DISKS, SpecError, VmName, VmSpec};
+pub use start::{ParseStartUnaskedError, StartUnasked};
 pub use state::{Health, Mode, ReplicationState, VmState};

@@ -153,6 +153,27 @@ impl Grant {
             .is_none_or(|until| until.boot == now.boot && now.at < until.at)
     }
 
+    /// What is left of it when a lease of this length was agreed on at `now`: who answers for that one
+    /// waits no longer.
+    #[must_use]
+    pub fn cut_to(self, now: BootTime, fence: Fence) -> Self {
+        let at = now.at.saturating_add(fence.length());
+        let until = match self.until {
+            Some(until) if until.boot != now.boot || until.at <= at => Some(until),
+            Some(_) | None => Some(BootTime { at, ..now }),
+        };
+        Self { until, ..self }
+    }
+
+    /// How long it holds still; none without an end.
+    #[must_use]
+    pub fn left(self, now: BootTime) -> Option<Duration> {
+        let until = self.until?;
+        let same = until.boot == now.boot;
+        let left = until.at.saturating_sub(now.at);
+        Some(if same { left } else { Duration::ZERO })
+    }
+
     /// The grant held after `newer` came. Answers may be late, repeated and out of order: of one
     /// term and boot the one that ends later counts, and a lease does not become endless.
     ///

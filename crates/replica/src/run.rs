@@ -11,6 +11,7 @@
 //! | | partner's word | it is the replica, or lies in an older term and does not run |
 //! | | [`Warrant`] | partner's stand-down for this term; an override until first contact |
 //! | | [`Evidence::Override`] | |
+//! | | `start_unasked = allow` | the partner gives no answer: then two may run |
 //! | the same, under a lease | partner's word | its answer renewed the lease, which holds now |
 //! | open a new term | | partner's stand-down for it; its lease is over; [`Evidence::Override`] |
 //! | | newest point | it grows from that, unless a person chose an older one |
@@ -24,7 +25,7 @@
 
 use std::time::Duration;
 
-use model::{Code, Lineage, PointId, Problem, TermId, VmId};
+use model::{Code, Lineage, PointId, Problem, StartUnasked, TermId, VmId};
 
 use crate::lease::{BootTime, Grant};
 use crate::standing::{Override, Role, Standing, Warrant};
@@ -203,8 +204,16 @@ pub fn may_start(
             Ok(standing.warrant)
         }
         _ if standing.warrant.is_some() => Ok(standing.warrant),
+        // A person chose that two may run rather than none.
+        Evidence::Unasked | Evidence::Unreachable(_) if starts_unasked(standing) => Ok(None),
         other => Err(no_evidence(thing, partner, other)),
     }
+}
+
+/// Whether the VM starts where it belongs although nobody knows whether its partner took over.
+#[must_use]
+pub fn starts_unasked(standing: &Standing) -> bool {
+    standing.start_unasked == StartUnasked::Allow && standing.role == Role::Primary
 }
 
 /// The same for a primary that holds to a lease: its replica may take over once that is over,

@@ -19,11 +19,12 @@
 //!
 //! What survives a crash: everything here; nothing else is needed to decide.
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use model::{Code, Lineage, PointId, Problem, Term, TermId};
+use model::{Code, Lineage, PointId, Problem, StartUnasked, Term, TermId};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Fence;
@@ -37,6 +38,11 @@ const VERSION: u32 = 1;
 /// Three of the longest lineages that a partner can tell fit; the rest is small.
 const MAX_FILE: u64 = 16 << 20;
 const MAX_STATEMENT: usize = 1000;
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_first(agreement: &u64) -> bool {
+    *agreement == 0
+}
 
 /// What this host is for a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,9 +93,16 @@ pub struct Standing {
     /// Why it may be started without asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warrant: Option<Warrant>,
-    /// The lease that the primary holds to. At the replica: the longest one that it answered.
+    /// The lease that the primary holds to, or that the replica answers for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<Fence>,
+    /// Number of what was agreed on last about a lease: that there is one, how long it is, or that
+    /// there is none any more. Whatever names an earlier one came late.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub agreement: u64,
+    /// Whether the VM starts here when the partner gives no answer.
+    #[serde(default, skip_serializing_if = "StartUnasked::is_deny")]
+    pub start_unasked: StartUnasked,
     /// The path of terms up to the one in which it runs, or is received, here.
     pub lineage: Lineage,
     /// The partner's lineage that this host gave way to.
@@ -163,6 +176,8 @@ impl Standing {
             partner: None,
             warrant: None,
             fence: None,
+            agreement: 0,
+            start_unasked: StartUnasked::Deny,
             lineage,
             stood_down: None,
             prepared: false,
@@ -450,31 +465,123 @@ impl Standing {
     }
 
     /// From now on this host runs the VM only as long as its replica renews a lease of this length.
-    /// Store the result before the first grant is asked for.
+    /// `theirs`: the number of the agreement that the replica knows, if it is a later one. Store the
+    /// result before the first grant is asked for, and let the grant that is held end no later
+    /// ([`Grant::cut_to`](crate::lease::Grant::cut_to)).
     ///
     /// # Errors
-    /// [`Problem`] when it has no replica.
-    pub fn hold_to(&self, thing: &str, fence: Fence) -> Result<Self, Problem> {
+    /// [`Problem`] when it has no replica, or starts without an answer.
+    pub fn hold_to(&self, thing: &str, fence: Fence, theirs: u64) -> Result<Self, Problem> {
+        let name = crate::run::name(thing);
+        let refuse = |reason: &str, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
         if self.role != Role::Primary || self.partner.is_none() {
-            let reason = "has no replica that could renew a lease";
-            let name = crate::run::name(thing);
             let way_out = format!("`pollux replica enable {name}` makes one");
-            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
+            return refuse("has no replica that could renew a lease", way_out);
+        }
+        if self.start_unasked == StartUnasked::Allow {
+            let reason = "starts without an answer of its replica, and a lease needs one";
+            let way_out = format!("choose: `pollux replica set {name} --start-unasked deny`");
+            return refuse(reason, way_out);
         }
         Ok(Self {
             fence: Some(fence),
+            agreement: self.next_agreement(theirs)?,
             ..self.clone()
         })
     }
 
-    /// The primary of the lineage `theirs` asks for a lease. None: it gets no grant. Store the
-    /// result before it is answered, and count its time from the answer on.
+    /// The number of the next agreement about a lease.
+    ///
+    /// # Errors
+    /// [`Problem`] when there is none left.
+    pub fn next_agreement(&self, theirs: u64) -> Result<u64, Problem> {
+        self.agreement.max(theirs).checked_add(1).ok_or_else(|| {
+            let reason = "was agreed on too often";
+            Problem::new(Code::Invalid, "the lease", reason, "")
+        })
+    }
+
+    /// The primary of the lineage `theirs` asks for a lease, by the agreement of this number. None: it
+    /// gets no grant. Store the result before it is answered, and count its time from the answer on.
     #[must_use]
-    pub fn promise(&self, theirs: &Lineage, fence: Fence) -> Option<Self> {
-        let same = rank(&self.lineage, theirs) == Some(Rank::Same);
-        (self.role == Role::Replica && same).then(|| Self {
-            // Of two that were answered the longer one may be in use.
-            fence: self.fence.max(Some(fence)),
+    pub fn promise(&self, theirs: &Lineage, fence: Fence, agreement: u64) -> Option<Self> {
+        let known = match agreement.cmp(&self.agreement) {
+            Ordering::Greater => true,
+            // What ended does not come back by a question that was asked before.
+            Ordering::Equal => self.fence == Some(fence),
+            Ordering::Less => false,
+        };
+        (known && self.is_replica_of(theirs)).then(|| Self {
+            fence: Some(fence),
+            agreement,
+            ..self.clone()
+        })
+    }
+
+    /// The primary of the lineage `theirs` wants to hold to no lease any more, by the agreement of
+    /// this number. None: that is not agreed on. Store the result before it is answered.
+    #[must_use]
+    pub fn release(&self, theirs: &Lineage, agreement: u64) -> Option<Self> {
+        let known = match agreement.cmp(&self.agreement) {
+            Ordering::Greater => true,
+            Ordering::Equal => self.fence.is_none(),
+            Ordering::Less => false,
+        };
+        (known && self.is_replica_of(theirs)).then(|| self.released(agreement))
+    }
+
+    /// Without a lease, by the agreement of this number. At the primary only once its replica has
+    /// [released](Self::release) it.
+    #[must_use]
+    pub fn released(&self, agreement: u64) -> Self {
+        Self {
+            fence: None,
+            agreement,
+            ..self.clone()
+        }
+    }
+
+    /// The partner answered what was asked by the agreement of this number. One that took over and was
+    /// succeeded is no replica any more: it counts on no lease, and renews none.
+    #[must_use]
+    pub fn without_replica(&self, theirs: &PartnerStanding, agreement: u64) -> Self {
+        let over = self.fence.is_some()
+            && agreement == self.agreement
+            && theirs.role != Role::Replica
+            && rank(&self.lineage, &theirs.lineage) == Some(Rank::Ours);
+        if over {
+            self.released(agreement.saturating_add(1))
+        } else {
+            self.clone()
+        }
+    }
+
+    fn is_replica_of(&self, theirs: &Lineage) -> bool {
+        self.role == Role::Replica && rank(&self.lineage, theirs) == Some(Rank::Same)
+    }
+
+    /// Whether the VM starts here when its partner gives no answer.
+    ///
+    /// # Errors
+    /// [`Problem`] when it does not belong here, or holds to a lease.
+    pub fn let_start_unasked(&self, thing: &str, choice: StartUnasked) -> Result<Self, Problem> {
+        let name = crate::run::name(thing);
+        let refuse = |reason: &str, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        if choice == StartUnasked::Allow && self.role != Role::Primary {
+            let way_out = format!("`pollux replica set {name}` belongs on its own host");
+            return refuse("is received here", way_out);
+        }
+        if choice == StartUnasked::Allow && self.fence.is_some() {
+            let reason = "holds to a lease, which needs an answer of its replica";
+            let way_out = format!("choose: `pollux replica set {name} --fence none`");
+            return refuse(reason, way_out);
+        }
+        Ok(Self {
+            start_unasked: choice,
             ..self.clone()
         })
     }
@@ -509,6 +616,7 @@ impl Standing {
         if self.role != Role::Replica {
             next.partner = None;
             next.warrant = None;
+            next.start_unasked = StartUnasked::Deny;
         }
         next.overrides.extend(word.cloned());
         Ok(next)

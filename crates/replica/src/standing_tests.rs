@@ -168,8 +168,8 @@ fn a_host_that_stood_down_takes_the_vm_back_when_its_partner_is_lost() {
 fn under_a_lease_a_start_needs_one_that_holds_and_the_replica_one_that_is_over() {
     let (primary, replica) = pair();
     let fence = Fence::new(30).expect("a length");
-    assert!(replica.hold_to(VM, fence).is_err(), "it is the replica");
-    let mut fenced = primary.hold_to(VM, fence).expect("it has a replica");
+    assert!(replica.hold_to(VM, fence, 0).is_err(), "it is the replica");
+    let mut fenced = primary.hold_to(VM, fence, 0).expect("it has a replica");
     fenced.warrant = Some(Warrant::StoodDown);
     let says = replica.tell(false);
     for evidence in [
@@ -188,10 +188,12 @@ fn under_a_lease_a_start_needs_one_that_holds_and_the_replica_one_that_is_over()
     let expired = Evidence::LeaseExpired;
     let unpromised = ready(&replica).take_over(VM, &expired, None);
     assert!(unpromised.is_err(), "the primary holds to none");
-    let promised = replica.promise(&primary.lineage, fence).expect("its own");
+    let promised = replica
+        .promise(&primary.lineage, fence, 1)
+        .expect("its own");
     assert_eq!(promised.fence, Some(fence));
     let other = Lineage::begin("host-a");
-    assert_eq!(replica.promise(&other, fence), None);
+    assert_eq!(replica.promise(&other, fence, 1), None);
     let left = Evidence::LeaseHolds(std::time::Duration::from_millis(4200));
     let problem = ready(&promised)
         .take_over(VM, &left, None)
@@ -201,14 +203,14 @@ fn under_a_lease_a_start_needs_one_that_holds_and_the_replica_one_that_is_over()
         .take_over(VM, &expired, None)
         .expect("over");
     assert_eq!((taken.warrant, taken.fence), (Some(Warrant::Lease), None));
-    assert_eq!(taken.promise(&primary.lineage, fence), None);
+    assert_eq!(taken.promise(&primary.lineage, fence, 1), None);
 }
 
 #[test]
 fn a_relationship_with_a_lease_ends_with_the_partners_word_or_a_persons() {
     let (primary, replica) = pair();
     let fence = Fence::new(30).expect("a length");
-    let fenced = primary.hold_to(VM, fence).expect("it has a replica");
+    let fenced = primary.hold_to(VM, fence, 0).expect("it has a replica");
     let problem = fenced.end(VM, false, None).expect_err("not told");
     assert!(problem.way_out.contains("--because"), "{problem}");
     let told = fenced.end(VM, true, None).expect("told");
@@ -216,7 +218,9 @@ fn a_relationship_with_a_lease_ends_with_the_partners_word_or_a_persons() {
     let forced = fenced.end(VM, false, Some(&word())).expect("a word");
     assert_eq!(forced.overrides, [word()]);
     assert!(primary.end(VM, false, None).is_ok(), "no lease");
-    let promised = replica.promise(&primary.lineage, fence).expect("its own");
+    let promised = replica
+        .promise(&primary.lineage, fence, 1)
+        .expect("its own");
     let ended = promised.end(VM, false, None).expect("the replica");
     assert_eq!((ended.role, ended.fence), (Role::Replica, None));
     assert!(ended.start(VM, &Evidence::Unasked).is_err());
@@ -347,4 +351,95 @@ fn a_word_counts_beside_an_answer_for_a_host_that_stood_down_if_the_vm_runs_nowh
         matches!(weigh(&primary, false), Evidence::Says(_)),
         "not needed"
     );
+}
+
+#[test]
+fn what_was_agreed_on_about_a_lease_is_numbered_and_what_comes_late_is_not_heeded() {
+    let (primary, replica) = pair();
+    let (long, short) = (Fence::new(30).expect("ok"), Fence::new(5).expect("ok"));
+    let first = primary.hold_to(VM, long, 0).expect("agreed");
+    let second = first.hold_to(VM, short, 0).expect("made shorter");
+    let asked = |known: &Standing, by: &Standing| {
+        let fence = by.fence.expect("a lease");
+        known.promise(&by.lineage, fence, by.agreement)
+    };
+    let promised = asked(&replica, &first).expect("the first one");
+    let promised = asked(&promised, &second).expect("the newer one");
+    assert_eq!(promised.fence, Some(short));
+    assert_eq!(asked(&promised, &first), None, "it came late");
+    assert_eq!(
+        asked(&promised, &second),
+        Some(promised.clone()),
+        "repeated"
+    );
+
+    let ends = second.next_agreement(0).expect("a number");
+    let released = promised.release(&second.lineage, ends).expect("agreed");
+    assert_eq!(released.fence, None);
+    assert_eq!(asked(&released, &second), None, "it ended");
+    assert_eq!(
+        released.release(&second.lineage, ends),
+        Some(released.clone())
+    );
+    // The answer was lost: the primary holds on, asks, and agrees anew.
+    let third = second
+        .hold_to(VM, short, released.agreement)
+        .expect("agreed");
+    let promised = asked(&released, &third).expect("anew");
+    assert_eq!(promised.release(&third.lineage, ends), None, "it came late");
+}
+
+#[test]
+fn a_partner_that_was_succeeded_counts_on_no_lease_and_a_late_word_of_it_is_not_heeded() {
+    let (primary, replica) = pair();
+    let fence = Fence::new(30).expect("a length");
+    let mut fenced = primary.hold_to(VM, fence, 0).expect("agreed");
+    let gone = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word()), None))
+        .expect("forced");
+    fenced.stood_down = Some(gone.lineage.clone());
+    let back = fenced
+        .take_back(VM, 3, "host-a", &Evidence::Override(word()))
+        .expect("its own again");
+    assert_eq!(back.fence, Some(fence), "the replica may still count on it");
+    let says = gone.tell(false);
+    let free = back.without_replica(&says, back.agreement);
+    assert_eq!(free.fence, None);
+    assert!(free.agreement > back.agreement);
+    assert_eq!(back.without_replica(&says, back.agreement - 1), back);
+    let receives = replica.tell(false);
+    assert_eq!(back.without_replica(&receives, back.agreement), back);
+}
+
+#[test]
+fn a_vm_that_starts_unasked_needs_no_answer_and_heeds_one_that_comes() {
+    let (primary, replica) = pair();
+    let silent = Evidence::Unreachable("no route".to_owned());
+    assert!(primary.start(VM, &silent).is_err(), "the default");
+    assert!(replica.let_start_unasked(VM, StartUnasked::Allow).is_err());
+    let allowed = primary
+        .let_start_unasked(VM, StartUnasked::Allow)
+        .expect("its own host");
+    assert_eq!(allowed.start(VM, &silent).expect("unasked").warrant, None);
+    let mut there = replica.tell(true);
+    there.runs = true;
+    assert!(allowed.start(VM, &Evidence::Says(there)).is_err());
+    let mut succeeded = allowed.clone();
+    succeeded.stood_down = Some(replica.lineage.clone());
+    assert!(succeeded.start(VM, &silent).is_err(), "it knows better");
+
+    let fence = Fence::new(30).expect("a length");
+    let problem = allowed.hold_to(VM, fence, 0).expect_err("both");
+    assert!(
+        problem.way_out.contains("--start-unasked deny"),
+        "{problem}"
+    );
+    let fenced = primary.hold_to(VM, fence, 0).expect("agreed");
+    let problem = fenced
+        .let_start_unasked(VM, StartUnasked::Allow)
+        .expect_err("both");
+    assert!(problem.way_out.contains("--fence none"), "{problem}");
+    let ended = allowed.end(VM, true, None).expect("no lease");
+    assert_eq!(ended.start_unasked, StartUnasked::Deny);
 }

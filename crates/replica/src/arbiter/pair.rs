@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{BootId, Lineage, PointId, TermId};
+use model::{BootId, Lineage, PointId, StartUnasked, TermId};
 use uuid::Uuid;
 
 use crate::lease::{BootTime, Fence, Grant, Promise};
@@ -102,10 +102,19 @@ pub(super) struct Lives {
     pub(super) overridden: bool,
     /// Wants an answer.
     pub(super) question: bool,
-    /// Asks for a lease, by the clock of who asks.
-    pub(super) asks: Option<(BootTime, Fence)>,
-    /// Grants what was asked for then.
-    pub(super) grants: Option<(BootTime, Fence)>,
+    /// Asks for a lease.
+    pub(super) asks: Option<Asked>,
+    /// What was asked, and whether it is granted; the number of the agreement that is known there.
+    pub(super) answers: Option<(Asked, bool, u64)>,
+}
+
+/// A question for a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Asked {
+    /// By the clock of who asks.
+    pub(super) at: BootTime,
+    pub(super) fence: Fence,
+    pub(super) agreement: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -148,6 +157,12 @@ pub(super) struct Bounds {
     pub(super) drifts: u8,
     /// The lease is agreed on later.
     pub(super) unfenced: bool,
+    /// It was agreed on for longer, and is made shorter.
+    pub(super) longer: bool,
+    /// Leases that are ended while the relationship stays.
+    pub(super) releases: u8,
+    /// The primary starts when its partner gives no answer.
+    pub(super) unasked: bool,
     /// Nobody asks the partner how it stands unless something is to be done.
     pub(super) quiet: bool,
 }
@@ -185,6 +200,11 @@ pub(super) struct Pair {
 /// The shortest lease.
 pub(super) fn fence() -> Fence {
     Fence::new(Fence::SHORTEST).expect("a length")
+}
+
+/// A longer one.
+fn longer() -> Fence {
+    Fence::new(Fence::SHORTEST + 1).expect("a length")
 }
 
 pub(super) fn first_lineage() -> Lineage {
@@ -244,9 +264,13 @@ impl Pair {
         primary.partner = Some(String::new());
         let mut replica = Standing::replica("", lineage.clone());
         let leased = bounds.seconds > 0 && !bounds.unfenced;
+        let agreed = if bounds.longer { longer() } else { fence() };
         if leased {
-            primary.fence = Some(fence());
-            replica.fence = Some(fence());
+            primary.fence = Some(agreed);
+            replica.fence = Some(agreed);
+        }
+        if bounds.unasked {
+            primary.start_unasked = StartUnasked::Allow;
         }
         let disk = |standing, points| Disk {
             standing,
@@ -262,7 +286,7 @@ impl Pair {
         ];
         if leased {
             let asked = hosts[0].reading(0);
-            hosts[0].grant = Some(Grant::answered(1, asked, fence()));
+            hosts[0].grant = Some(Grant::answered(1, asked, agreed));
         }
         Self {
             hosts,

@@ -77,7 +77,7 @@ impl Arbiter {
                     overridden: next.unsettled[x],
                     question: false,
                     asks: None,
-                    grants: None,
+                    answers: None,
                 }),
             );
             return Some(next);

@@ -29,11 +29,14 @@ pub(super) enum Rule {
     LeaseToStart,
     FenceBeforeQuestion,
     FenceEndsTold,
+    LeaseEndsTold,
+    LeaseNumbered,
+    LeaseCutShort,
     MeetBeforeEnd,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 27] = [
+pub(super) const RULES: [Rule; 30] = [
     Rule::RefuseWhileRunning,
     Rule::AnswerNamesTheTerm,
     Rule::DropAttempt,
@@ -60,6 +63,9 @@ pub(super) const RULES: [Rule; 27] = [
     Rule::LeaseToStart,
     Rule::FenceBeforeQuestion,
     Rule::FenceEndsTold,
+    Rule::LeaseEndsTold,
+    Rule::LeaseNumbered,
+    Rule::LeaseCutShort,
     Rule::MeetBeforeEnd,
 ];
 
@@ -91,6 +97,9 @@ impl Rule {
                 | Self::LeaseToStart
                 | Self::FenceBeforeQuestion
                 | Self::FenceEndsTold
+                | Self::LeaseEndsTold
+                | Self::LeaseNumbered
+                | Self::LeaseCutShort
                 | Self::MeetBeforeEnd
         )
     }
@@ -140,6 +149,16 @@ impl Rule {
             }
             Self::FenceEndsTold => {
                 "A lease ends with the relationship at the replica first, or on a person's word."
+            }
+            Self::LeaseEndsTold => {
+                "A primary that is to hold to no lease any more holds to it until its replica counts \
+                 on none."
+            }
+            Self::LeaseNumbered => {
+                "Agreements about a lease are numbered: what ended does not come back by a late question."
+            }
+            Self::LeaseCutShort => {
+                "A lease that is made shorter counts for the grant that is held already."
             }
             Self::MeetBeforeEnd => {
                 "Two hosts are in contact before they end their relationship: which of them was \

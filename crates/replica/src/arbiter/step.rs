@@ -8,7 +8,7 @@ use model::{Lineage, PointId, TermId};
 use stateright::{Model, Property};
 use uuid::Uuid;
 
-use super::pair::{Bounds, Disk, Guest, Lives, Pair, Say, fence};
+use super::pair::{Asked, Bounds, Disk, Guest, Lives, Pair, Say};
 use super::rule::Rule;
 use crate::run::{Evidence, Rank, must_hold, rank};
 use crate::standing::{Override, Role, Standing, Warrant};
@@ -48,8 +48,10 @@ pub(super) enum Step {
     },
     /// The primary cuts a point and offers it.
     Cut(usize),
-    /// The primary will hold to a lease.
+    /// The primary will hold to a lease, or to a shorter one.
     Agree(usize),
+    /// The primary holds to a lease no longer.
+    Release(usize),
     /// A second passes.
     Second,
     /// A clock gains on the other one.
@@ -152,29 +154,30 @@ impl Arbiter {
             says: Self::tell(pair, x),
             overridden: pair.unsettled[x],
             question: true,
-            asks: standing
-                .fence
-                .filter(|_| asks)
-                .map(|fence| (pair.reading(x), fence)),
-            grants: None,
+            asks: standing.fence.filter(|_| asks).map(|fence| Asked {
+                at: pair.reading(x),
+                fence,
+                agreement: standing.agreement,
+            }),
+            answers: None,
         }
     }
 
     /// `x` heeds a question or an answer; the answer to a question.
     pub(super) fn heed(&self, pair: &mut Pair, x: usize, lives: &Lives) -> Option<Lives> {
         self.meet(pair, x, &lives.says, !lives.overridden);
-        let grants = lives
+        let answers = lives
             .asks
-            .filter(|(_, fence)| self.promise(pair, x, &lives.says.lineage, *fence));
-        if let Some((asked, fence)) = lives.grants {
-            self.granted(pair, x, &lives.says, asked, fence);
+            .map(|asked| self.promise(pair, x, &lives.says.lineage, asked));
+        if let Some(answer) = lives.answers {
+            self.answered(pair, x, &lives.says, answer);
         }
         lives.question.then(|| Lives {
             says: Self::tell(pair, x),
             overridden: pair.unsettled[x],
             question: false,
             asks: None,
-            grants,
+            answers,
         })
     }
 
@@ -500,8 +503,12 @@ impl Arbiter {
                 next.left.points -= 1;
             }
             Step::Agree(x) => {
-                let agreed = pair.hosts[x].standing().hold_to(VM, fence()).ok()?;
-                next.keep_standing(x, agreed, self.on(Rule::FenceBeforeQuestion));
+                self.agree(&mut next, x)?;
+                next.left.longer = false;
+            }
+            Step::Release(x) => {
+                self.release(&mut next, x)?;
+                next.left.releases -= 1;
             }
             Step::Second => next = self.second(pair)?,
             Step::Drift(x) => {
@@ -566,8 +573,11 @@ impl Arbiter {
         if !left.quiet || host.standing().fence.is_some_and(|_| x == 0) {
             steps.push(Step::Tell(x));
         }
-        if left.unfenced && host.standing().fence.is_none() {
+        if (left.unfenced && host.standing().fence.is_none()) || left.longer {
             steps.push(Step::Agree(x));
+        }
+        if left.releases > 0 && host.standing().fence.is_some() {
+            steps.push(Step::Release(x));
         }
         if host.standing().attempt.is_some() {
             steps.push(Step::AskToStandDown(x));

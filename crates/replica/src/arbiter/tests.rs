@@ -22,6 +22,9 @@ const NONE: Bounds = Bounds {
     seconds: 0,
     drifts: 0,
     unfenced: false,
+    longer: false,
+    releases: 0,
+    unasked: false,
     quiet: false,
 };
 
@@ -58,7 +61,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 15] = [
+const SEARCHES: [(&str, Bounds); 18] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -109,6 +112,27 @@ const SEARCHES: [(&str, Bounds); 15] = [
         Bounds {
             unfenced: true,
             ..leases(4, 1, 1, 0)
+        },
+    ),
+    (
+        "lease, made shorter",
+        Bounds {
+            longer: true,
+            ..leases(4, 1, 1, 0)
+        },
+    ),
+    (
+        "lease, released",
+        Bounds {
+            releases: 1,
+            ..leases(4, 1, 0, 2)
+        },
+    ),
+    (
+        "lease, taken back",
+        Bounds {
+            forces: 1,
+            ..leases(1, 2, 0, 2)
         },
     ),
     (
@@ -278,6 +302,25 @@ fn without_any_one_of_the_rules_a_promise_is_broken() {
             begun.elapsed()
         );
     }
+}
+
+#[test]
+fn a_vm_that_may_start_unasked_runs_twice_and_the_search_finds_it() {
+    let bounds = Bounds {
+        unasked: true,
+        ..rights(1, 1, 0, 1)
+    };
+    let Found { fault, .. } = search(None, 1, bounds);
+    let (fault, history) = fault.expect("`allow` breaks the promise");
+    assert_eq!(
+        fault, "one starts without evidence while the other runs",
+        "{history:?}"
+    );
+    let asked = Bounds {
+        unasked: false,
+        ..bounds
+    };
+    assert!(search(None, 1, asked).fault.is_none());
 }
 
 /// What the documentation must say, made from the code.

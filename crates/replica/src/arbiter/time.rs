@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use model::Lineage;
 
-use super::pair::{Guest, Pair};
+use super::pair::{Asked, Guest, Pair, fence};
 use super::rule::Rule;
-use super::step::Arbiter;
+use super::step::{Arbiter, VM};
 use crate::lease::{BootTime, DRIFT_PERCENT, Fence, Grant, HOLD, Promise};
 use crate::run::{Evidence, must_hold};
-use crate::standing::Role;
 use crate::wire::PartnerStanding;
 
 /// A second of the model, in milliseconds.
@@ -18,51 +17,108 @@ const SECOND: i32 = 1000;
 const DRIFT: i32 = SECOND * Fence::SHORTEST as i32 * DRIFT_PERCENT as i32 / 100;
 
 impl Arbiter {
-    /// The replica `x` is asked for a lease by the primary of `lineage`; whether it grants it.
+    /// The replica `x` is asked for a lease by the primary of `lineage`; what it answers.
     pub(super) fn promise(
         &self,
         pair: &mut Pair,
         x: usize,
         lineage: &Lineage,
-        fence: Fence,
-    ) -> bool {
-        let Some(next) = pair.hosts[x].standing().promise(lineage, fence) else {
-            return false;
+        asked: Asked,
+    ) -> (Asked, bool, u64) {
+        let standing = pair.hosts[x].standing();
+        let number = match self.on(Rule::LeaseNumbered) {
+            true => asked.agreement,
+            // Every question counts as one by the newest agreement.
+            false => standing.agreement.max(asked.agreement) + 1,
         };
-        pair.keep_standing(x, next, true);
-        let now = pair.reading(x);
-        pair.hosts[x].promise = pair.hosts[x].promise.answered(now);
-        true
+        let promised = standing.promise(lineage, asked.fence, number);
+        let granted = promised.is_some();
+        if let Some(mut next) = promised {
+            if !self.on(Rule::LeaseNumbered) {
+                next.agreement = asked.agreement;
+            }
+            pair.keep_standing(x, next, true);
+            let now = pair.reading(x);
+            pair.hosts[x].promise = pair.hosts[x].promise.answered(now);
+        }
+        (asked, granted, pair.hosts[x].standing().agreement)
     }
 
-    /// The primary `x` learns that what it asked for at `asked` was granted.
-    pub(super) fn granted(
+    /// The primary `x` learns what became of its question.
+    pub(super) fn answered(
         &self,
         pair: &mut Pair,
         x: usize,
         says: &PartnerStanding,
-        asked: BootTime,
-        fence: Fence,
+        (asked, granted, theirs): (Asked, bool, u64),
     ) {
-        if says.role != Role::Replica {
-            return;
+        let standing = pair.hosts[x].standing();
+        let without = standing.without_replica(says, asked.agreement);
+        if without.fence.is_none() && standing.fence.is_some() {
+            pair.keep_standing(x, without, true);
+        } else if !granted && theirs > standing.agreement && standing.fence.is_some() {
+            // One of the two was restored, or an answer was lost.
+            if let Ok(anew) = standing.hold_to(VM, asked.fence, theirs) {
+                pair.keep_standing(x, anew, true);
+            }
+        } else if granted && standing.agreement == asked.agreement {
+            self.granted(pair, x, says, asked);
         }
-        let asked = if self.on(Rule::LeaseFromQuestion) {
-            asked
+        Self::goes_on(pair, x);
+    }
+
+    fn granted(&self, pair: &mut Pair, x: usize, says: &PartnerStanding, asked: Asked) {
+        let at = if self.on(Rule::LeaseFromQuestion) {
+            asked.at
         } else {
             pair.reading(x)
         };
         let term = says.lineage.current().number;
-        let newer = Grant::answered(term, asked, fence);
+        let newer = Grant::answered(term, at, asked.fence);
         if let Ok(grant) = Grant::take(pair.hosts[x].grant, newer) {
             pair.hosts[x].grant = Some(grant);
         }
+    }
+
+    /// A guest that was held because there was no lease goes on if there is one, or need be none.
+    fn goes_on(pair: &mut Pair, x: usize) {
         let host = &pair.hosts[x];
         let free = host.standing().stood_down.is_none()
             && !must_hold(host.standing(), host.grant, pair.reading(x));
         if host.guest == Guest::Held && free {
             pair.hosts[x].guest = Guest::Runs;
         }
+    }
+
+    /// The primary `x` agrees on a lease, or on a shorter one.
+    pub(super) fn agree(&self, pair: &mut Pair, x: usize) -> Option<()> {
+        let agreed = pair.hosts[x].standing().hold_to(VM, fence(), 0).ok()?;
+        pair.keep_standing(x, agreed, self.on(Rule::FenceBeforeQuestion));
+        if self.on(Rule::LeaseCutShort) {
+            let now = pair.reading(x);
+            let grant = pair.hosts[x].grant;
+            pair.hosts[x].grant = grant.map(|grant| grant.cut_to(now, fence()));
+        }
+        Some(())
+    }
+
+    /// The primary `x` holds to a lease no longer; its replica hears of it first.
+    pub(super) fn release(&self, pair: &mut Pair, x: usize) -> Option<()> {
+        let standing = pair.hosts[x].standing();
+        standing.fence?;
+        let number = standing.next_agreement(0).ok()?;
+        if self.on(Rule::LeaseEndsTold) {
+            if !pair.is_linked() {
+                return None;
+            }
+            let theirs = pair.hosts[1 - x].standing();
+            let released = theirs.release(&standing.lineage, number)?;
+            pair.keep_standing(1 - x, released, true);
+        }
+        let released = pair.hosts[x].standing().released(number);
+        pair.keep_standing(x, released, true);
+        Self::goes_on(pair, x);
+        Some(())
     }
 
     /// Of a polluxd that starts.
