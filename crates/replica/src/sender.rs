@@ -315,8 +315,8 @@ pub struct Sender {
     /// How much is to be compared before the next cut.
     suspect: Bytes,
     verifying: Option<Verifying>,
-    /// The disks that are verified.
-    verified: Vec<DiskId>,
+    /// The disks that are verified, and their sizes when that began.
+    verified: Vec<(DiskId, Bytes)>,
     repair: Repair,
     /// Of these disks.
     comparing: Vec<DiskId>,

@@ -174,6 +174,41 @@ fn a_verification_that_nobody_waits_for_ends_and_another_one_looks_at_everything
 }
 
 #[test]
+fn a_disk_that_is_taken_away_while_it_is_verified_is_left_out_and_the_others_are_verified() {
+    let regions = BLOCKS / 4;
+    for taken in 0..DISKS {
+        for before in (0..2 * regions).step_by(2) {
+            paused().block_on(async {
+                let shared = Shared(Arc::new(Mutex::new(World::new(9))));
+                {
+                    // A point after each lot of regions.
+                    let mut world = shared.world();
+                    world.every(1);
+                    world.staging = Duration::from_secs(3);
+                }
+                let running = begin(&shared).await;
+                shared.world().compared = 0;
+                let _ = running.commands.send(Command::Verify(1)).await;
+                while shared.world().compared < before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let mut next = (*shared.world().configuration).clone();
+                next.disks.remove(taken);
+                shared.world().configuration = Arc::new(next.clone());
+                running.configurations.send_replace(Arc::new(next));
+                let found = ended(&running, 1).await;
+                assert!(
+                    found.outcome.as_ref().is_some_and(Result::is_ok),
+                    "{found:?}"
+                );
+                assert_eq!((found.done, found.damaged.0), (found.total, 0), "{found:?}");
+                assert!(shared.world().compared >= regions, "the other disk");
+            });
+        }
+    }
+}
+
+#[test]
 fn what_keeps_a_verification_from_going_on_does_not_keep_points_from_being_sent() {
     paused().block_on(async {
         let shared = Shared(Arc::new(Mutex::new(World::new(8))));

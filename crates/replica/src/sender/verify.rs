@@ -95,15 +95,15 @@ impl Sender {
         if self.verifying.is_some() {
             return;
         }
-        let sizes = |id: &model::DiskId| {
+        let sized = |id: model::DiskId| {
             let mut disks = self.plan.configuration.spec.disks.iter();
-            disks
-                .find(|disk| disk.id == *id)
-                .map_or(0, |disk| disk.size.0)
+            let size = disks
+                .find(|disk| disk.id == id)
+                .map_or(0, |disk| disk.size.0);
+            (id, Bytes(size))
         };
-        let verified = self.members();
-        let total = verified.iter().map(sizes).sum();
-        self.verified = verified;
+        self.verified = self.members().into_iter().map(sized).collect();
+        let total = self.verified.iter().map(|(_, size)| size.0).sum();
         self.report.verification = Some(Verification::begin(number, Bytes(total)));
         self.verifying = Some(Verifying {
             at: FIRST,
@@ -136,15 +136,33 @@ impl Sender {
             .is_some_and(|verifying| !is_due || !verifying.looked)
     }
 
+    /// Leaves out what the newest point lacks: disks that were taken away meanwhile.
+    fn pass_over(&mut self, verifying: &mut Verifying) {
+        let members = self.members();
+        while let Some((disk, size)) = self.verified.get(verifying.at.disk) {
+            if members.contains(disk) {
+                return;
+            }
+            let left = size.0.saturating_sub(verifying.at.region * REGION_SIZE);
+            if let Some(verification) = &mut self.report.verification {
+                verification.total.0 = verification.total.0.saturating_sub(left);
+                verification.done = verification.done.min(verification.total);
+            }
+            verifying.at = verifying.at.after(None, None);
+        }
+    }
+
     pub(super) fn look(&mut self, now: Now, out: &mut Vec<Output>) {
-        let (Some(verifying), Progress::Live { acknowledged, .. }) =
-            (&mut self.verifying, self.progress)
+        let (Some(mut verifying), Progress::Live { acknowledged, .. }) =
+            (self.verifying, self.progress)
         else {
             return self.track(out);
         };
-        let at = verifying.at;
         verifying.looked = true;
-        let Some(disk) = self.verified.get(at.disk).copied() else {
+        self.pass_over(&mut verifying);
+        self.verifying = Some(verifying);
+        let at = verifying.at;
+        let Some((disk, _)) = self.verified.get(at.disk).copied() else {
             self.end_verification(Ok(acknowledged));
             if self.repair == Repair::Marked {
                 self.late = true;
@@ -192,7 +210,7 @@ impl Sender {
         if looked.damaged.is_empty() {
             return self.looked_at(now, looked, out);
         }
-        let Some(disk) = self.verified.get(looked.at.disk).copied() else {
+        let Some((disk, _)) = self.verified.get(looked.at.disk).copied() else {
             return self.looked_at(now, looked, out);
         };
         out.push(Output::Mark {
@@ -219,7 +237,7 @@ impl Sender {
         };
         verifying.at = looked.next;
         let disk = self.verified.get(looked.at.disk).copied();
-        if let (Some(verification), Some(disk)) = (&mut self.report.verification, disk) {
+        if let (Some(verification), Some((disk, _))) = (&mut self.report.verification, disk) {
             verification.done.0 = verification.done.0.saturating_add(looked.done.0);
             verification.changed.0 += looked.changed.0;
             // The last region of a disk may be a short one.
