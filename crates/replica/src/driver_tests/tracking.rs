@@ -282,6 +282,11 @@ impl World {
         self.replica_restart();
         self.happened("replica restored");
         self.store.clear();
+        if let Tip::Point { point, .. } = copy.tip {
+            // Of those above, nobody knows if the primary was restored as well, and had not asked yet.
+            let known = point.sequence.max(self.sequence);
+            self.used.retain(|sequence| *sequence <= known);
+        }
         self.tip = copy.tip;
         self.points = copy.points;
         self.whole = copy.whole;
