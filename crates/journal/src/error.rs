@@ -105,6 +105,9 @@ pub enum JournalError {
     /// Another process may read a point only while it is pinned.
     #[error("point {0} is not pinned: it could be merged away while it is read")]
     NotPinned(PointId),
+    /// There are segments above the base, or below that point.
+    #[error("point {0} is not all that the journal holds")]
+    NotAlone(PointId),
     /// A range outside a disk.
     #[error("{len} bytes at {at} lie outside a disk of {size}")]
     Range {

@@ -514,7 +514,7 @@ impl Journal {
     ///
     /// # Errors
     /// It is as it was, unless `stale` is set.
-    fn rewrite(&mut self) -> Result<(), JournalError> {
+    pub(crate) fn rewrite(&mut self) -> Result<(), JournalError> {
         self.reserved = false;
         let prepared = Prepared::write(&*self.folder, &self.index, &self.group)?;
         match prepared.publish(&self.folder, &self.group) {

@@ -13,6 +13,7 @@ pub mod accept;
 mod bases;
 mod changes;
 pub mod compare;
+mod cutoff;
 mod doubt;
 mod error;
 #[doc(hidden)]

@@ -122,7 +122,7 @@ impl Journal {
     /// [`JournalError::Busy`] while another merge runs; the index cannot be replaced.
     pub fn begin_merge(&mut self, now: Timestamp) -> Result<Begun, JournalError> {
         self.settle()?;
-        if Arc::strong_count(&self.merge) > 1 {
+        if self.is_merging() {
             return Err(JournalError::Busy);
         }
         let Some(oldest) = self.index.segments.front() else {
@@ -177,6 +177,11 @@ impl Journal {
         self.drop_bases();
         self.tidy_packs();
         Ok(())
+    }
+
+    /// Whether segments are on their way into the base, or into one.
+    pub(crate) fn is_merging(&self) -> bool {
+        Arc::strong_count(&self.merge) > 1
     }
 
     /// Until when `point` is locked, if it still is.

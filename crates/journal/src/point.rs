@@ -25,7 +25,7 @@
 use std::fmt;
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{Fault, Image, Place};
@@ -78,6 +78,30 @@ impl PointReader {
                 .map_err(|source| JournalError::io("open the folder", "", source))?,
         );
         Self::open_pinned_in(&folder, point)
+    }
+
+    /// The file that holds all of a disk at `point`, which is pinned and all that the journal in the folder
+    /// `path` holds: nobody needs a segment for it, and nobody writes to the file as long as that is so.
+    ///
+    /// # Errors
+    /// [`JournalError::NotPinned`]; [`JournalError::NoSuchPoint`]; [`JournalError::NotAlone`];
+    /// [`JournalError::NoSuchDisk`]; a damaged journal; a failed read.
+    pub fn file_of(path: &Path, point: PointId, disk: DiskId) -> Result<PathBuf, JournalError> {
+        let folder = OsFolder::open(path)
+            .map_err(|source| JournalError::io("open the folder", "", source))?;
+        let index = Index::load(&folder)?;
+        let (position, entry) = index.find(point).ok_or(JournalError::NoSuchPoint(point))?;
+        if !index.pins.iter().any(|pin| pin.point == point) {
+            return Err(JournalError::NotPinned(point));
+        }
+        if position.is_some() || !index.segments.is_empty() {
+            return Err(JournalError::NotAlone(point));
+        }
+        let mut whole = entry.disks.iter().filter(|extent| !extent.joining);
+        if !whole.any(|extent| extent.id == disk) {
+            return Err(JournalError::NoSuchDisk(disk));
+        }
+        Ok(path.join(base_of(&index, disk)?.file()))
     }
 
     pub(crate) fn open_pinned_in(

@@ -193,7 +193,7 @@ impl Journal {
         reserve: Bytes,
     ) -> Result<Option<Thin>, JournalError> {
         self.settle()?;
-        if Arc::strong_count(&self.merge) > 1 {
+        if self.is_merging() {
             return Err(JournalError::Busy);
         }
         for step in self.going(keep, now) {

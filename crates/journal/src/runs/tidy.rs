@@ -57,6 +57,13 @@ pub(crate) struct Tended {
     seen: Option<Seen>,
 }
 
+impl Tended {
+    /// Segments are gone whose numbers may come again.
+    pub(crate) fn forget(&mut self) {
+        self.seen = None;
+    }
+}
+
 /// Segments that were there when tidying began last.
 #[derive(Debug, Clone, Copy)]
 struct Seen {

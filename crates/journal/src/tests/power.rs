@@ -9,10 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use jiff::SignedDuration;
 
 use super::*;
-use crate::Begun;
 use crate::index::{Base, Entry};
 use crate::journal::Leases;
 use crate::rules::{self, Rule};
+use crate::{Begun, Held};
 
 /// Rounds of work that each end with a power cut or a kill.
 const ROUNDS: u64 = 4;
@@ -48,6 +48,8 @@ struct Seen {
     joining: u64,
     /// Commits of which only a part was there after a crash.
     torn: u64,
+    /// How often the newest points were given up.
+    cut_off: u64,
 }
 
 struct Trial {
@@ -65,6 +67,8 @@ struct Trial {
     next_part: u64,
     /// Disks that were taken away.
     gone: Vec<(DiskId, Vec<u8>)>,
+    /// Whether newest points may be given up: the next one is cut in a term of its own.
+    branches: bool,
     now: Timestamp,
     leases: Leases,
     open: Vec<(Arc<PointReader>, Known)>,
@@ -95,6 +99,7 @@ fn trial(seed: u64, seen: &mut Seen) {
         locks: Vec::new(),
         next_part: 0,
         gone: Vec::new(),
+        branches: false,
         now: NOW,
         leases: Leases::default(),
         open: Vec::new(),
@@ -138,7 +143,13 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
     if count >= 100 {
         let rare = [seen.cuts, seen.kills, seen.faults, seen.merging_when_cut];
         let more = [seen.read_while_open, seen.in_packs, seen.in_files];
-        let last = [seen.repacked, seen.rewritten, seen.locked, seen.thinned];
+        let last = [
+            seen.repacked,
+            seen.rewritten,
+            seen.locked,
+            seen.thinned,
+            seen.cut_off,
+        ];
         assert!(seen.full > count, "{seen:?}");
         let disks = [
             seen.joining,
@@ -260,7 +271,7 @@ impl Trial {
         if self.allowed[0].is_empty() {
             return self.seed_or_first_point(journal);
         }
-        match self.chance.below(14) {
+        match self.chance.below(15) {
             0..=4 => self.point(journal),
             5..=7 => self.merge(journal).map(drop),
             8 => self.pin(journal),
@@ -272,6 +283,7 @@ impl Trial {
                 journal.finish_tidy(tidied);
                 Ok(())
             }
+            13 => self.cut_off(journal),
             _ => {
                 // Whoever opens it anew has no faults: see `after_fault`.
                 self.folder.fail_after(u64::MAX);
@@ -395,6 +407,11 @@ impl Trial {
     }
 
     fn point(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        if std::mem::take(&mut self.branches) {
+            let tip = self.tip().id;
+            let branch = self.primary.lineage.branch(tip, "host-b");
+            self.primary.lineage = branch.expect("the tip lies on it");
+        }
         self.primary.write(&mut self.chance);
         if self.chance.below(8) == 0 {
             let disk = self.chance.index(self.primary.disks.len());
@@ -449,6 +466,40 @@ impl Trial {
         take(journal, &self.folder, bytes, root)?;
         self.taken.extend(with.last());
         self.allowed = vec![with];
+        Ok(())
+    }
+
+    /// Gives up the newest points, down to any.
+    fn cut_off(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let last = self.any_point();
+        let mut left = self.allowed[0].clone();
+        let kept = left.iter().position(|point| *point == last).unwrap_or(0) + 1;
+        let gone = left.split_off(kept);
+        let held = |point: &PointId| {
+            let mut locks = self.locks.iter();
+            self.pins.contains(point)
+                || self.open.iter().any(|(_, known)| known.id == *point)
+                || locks.any(|(locked, until)| locked == point && self.now < *until)
+        };
+        let in_the_way = gone.iter().find(|point| held(point)).copied();
+        self.branches = true;
+        if in_the_way.is_none() {
+            self.allowed.push(left.clone());
+        }
+        let found = journal.cut_off_after(last, self.now)?;
+        let context = &self.context;
+        match (found, in_the_way) {
+            (None, None) => {
+                self.seen.cut_off += u64::from(!gone.is_empty());
+                self.allowed = vec![left];
+            }
+            // A pin that could not be taken back is not known here.
+            (Some(Held::Point(held)), None) if gone.contains(&held) => self.allowed.truncate(1),
+            (Some(Held::Point(held) | Held::Locked(held, _)), Some(_)) => {
+                assert!(gone.contains(&held), "{context}: {held} was to stay");
+            }
+            other => panic!("{context}: {other:?}"),
+        }
         Ok(())
     }
 
