@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -116,6 +116,28 @@ impl Assembler {
                 Ok(Layer::Point(point_device(journal, *point, self.id, size)?))
             }
         }
+    }
+
+    /// Makes sure that the file `now` holds all of the disk at the point `was`.
+    pub(crate) fn check_holds(&self, was: &Base, now: &Base) -> Result<()> {
+        let (Base::Point { journal, point }, Base::Raw(file)) = (was, now) else {
+            bail!("only a recovery point can be given up for the file that holds it");
+        };
+        let held = PointReader::file_of(journal, *point, self.id)
+            .with_context(|| format!("point {point} of {} is no file", journal.display()))?;
+        let which = |file: &Path| {
+            let meta = std::fs::metadata(file)
+                .with_context(|| format!("cannot look at {}", file.display()))?;
+            anyhow::Ok((meta.dev(), meta.ino()))
+        };
+        if which(&held)? != which(file)? {
+            bail!(
+                "{} is another file than {}, which holds point {point}",
+                file.display(),
+                held.display()
+            );
+        }
+        Ok(())
     }
 
     /// An overlay above `below`. Its files are made if they are absent.

@@ -63,7 +63,7 @@ pub struct Ledger<S> {
     disk: DiskId,
     place: Box<dyn Place<S>>,
     /// What the files of the disk are, for a log that is begun.
-    identity: Looks,
+    identity: Cell<Looks>,
     kept: RefCell<Phase<S>>,
     hot: RefCell<Hot>,
     /// Commits of logs that were ended.
@@ -78,7 +78,7 @@ impl<S: Store> Ledger<S> {
         Self {
             disk,
             place,
-            identity,
+            identity: Cell::new(identity),
             kept: RefCell::new(Phase::Untracked),
             hot: RefCell::default(),
             commits: Cell::new(0),
@@ -99,7 +99,24 @@ impl<S: Store> Ledger<S> {
 
     /// What the files of the disk are.
     pub fn identity(&self) -> Looks {
-        self.identity
+        self.identity.get()
+    }
+
+    /// What lies below everything is `identity` now, with the same content.
+    ///
+    /// # Errors
+    /// The log can neither be written nor removed.
+    pub async fn identify(&self, identity: Looks) -> Result<(), Fault> {
+        if self.identity.replace(identity) == identity {
+            return Ok(());
+        }
+        match self.log() {
+            Some(log) => {
+                let noted = log.opened(identity).await;
+                self.or_lose(&log, noted)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Keeps a log that was found.
@@ -131,7 +148,7 @@ impl<S: Store> Ledger<S> {
         let tag = Tag { disk, relationship };
         let made = async {
             let log = IntentLog::create(store, tag, size, Armed::All).await?;
-            log.opened(self.identity).await?;
+            log.opened(self.identity.get()).await?;
             Ok(log)
         };
         made.await.map_err(|error: LogError| chain(&error))

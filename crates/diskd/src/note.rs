@@ -49,13 +49,18 @@ pub(crate) fn inodes(flat: &Flat) -> Vec<u64> {
     flat.files().into_iter().map(inode).collect()
 }
 
-/// What lies below everything, which is never exchanged: its inode and when that was made, since file
-/// systems give the number of a file that was removed to the next one.
+/// What lies below everything: of a file its inode and when that was made, since file systems give the number
+/// of a file that was removed to the next one. Of a point [`at_a_point`].
 pub(crate) fn identity(flat: &Flat) -> Looks {
     match &flat.base {
         Base::Raw(file) => Looks::of(&[inode(file), birth(file)]),
-        Base::Point { .. } => Looks::of(&[]),
+        Base::Point { .. } => at_a_point(),
     }
+}
+
+/// Of a point: nothing that could be another one.
+pub(crate) fn at_a_point() -> Looks {
+    Looks::of(&[])
 }
 
 /// In nanoseconds since 1970; 0 where the file system does not know.

@@ -235,6 +235,10 @@ impl Owner {
             self.tracker.publish();
             gate.open();
             self.fronts.swapped(&self.tracker, &self.stack, size);
+            let identified = self.tracker.ledger.identify(self.stack.identity());
+            if let Err(fault) = identified.await {
+                tracing::error!(%fault, "what lies below the disk cannot be noted in its write-intent log");
+            }
         } else {
             gate.open();
             self.stack.forget_prepared();

@@ -9,8 +9,9 @@
 //!               |  dropped: it was drained, nothing is missed without it
 //! ```
 //!
-//! What lies below everything is never exchanged, what is kept stays in its order, and what is fresh
-//! lies on top. Without anything fresh nothing is thrown away.
+//! What is kept stays in its order, and what is fresh lies on top. Without anything fresh nothing is thrown
+//! away. What lies below everything is exchanged in one way only: a recovery point for the file that holds
+//! all of it, with overlays above, if whoever carries that out has made sure of it.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -151,13 +152,18 @@ pub(crate) struct Plan {
     pub(crate) thrown_away: Vec<usize>,
     /// So many of the new stack's overlays, the last ones, are fresh.
     pub(crate) fresh: usize,
+    /// The base was a point, and is to be the file that holds all of it.
+    pub(crate) flattened: bool,
 }
 
 impl Plan {
     pub(crate) fn between(old: &Flat, new: &Flat) -> Result<Self, PlanError> {
-        if old.base != new.base {
-            return Err(PlanError::Base);
-        }
+        let flattened = match (&old.base, &new.base) {
+            (old, new) if old == new => false,
+            // A point that is only read stays so.
+            (Base::Point { .. }, Base::Raw(_)) if !old.is_read_only() => true,
+            _ => return Err(PlanError::Base),
+        };
         let place = |over: &Over| old.overlays.iter().position(|one| one == over);
         let kept: Vec<usize> = new.overlays.iter().map_while(place).collect();
         let fresh = &new.overlays[kept.len()..];
@@ -180,6 +186,7 @@ impl Plan {
             dropped,
             thrown_away,
             fresh,
+            flattened,
         })
     }
 }
@@ -213,6 +220,7 @@ mod tests {
             dropped: dropped.to_vec(),
             thrown_away: thrown_away.to_vec(),
             fresh,
+            flattened: false,
         }
     }
 
@@ -231,6 +239,45 @@ mod tests {
         ] {
             let (old, new) = (flat(&old), flat(&new));
             assert_eq!(Plan::between(&old, &new), Ok(expected), "{old:?} {new:?}");
+        }
+    }
+
+    #[test]
+    fn a_point_becomes_the_file_that_holds_it_and_nothing_else_is_exchanged() {
+        let [a, b] = std::array::from_fn(|_| CheckpointId::random());
+        let point = PointId {
+            term: TermId::random(),
+            sequence: 1,
+        };
+        let at_point = |overlays: &[CheckpointId]| Flat {
+            base: Base::Point {
+                journal: "journal".into(),
+                point,
+            },
+            ..flat(overlays)
+        };
+        let flattened = |plan: Plan| Plan {
+            flattened: true,
+            ..plan
+        };
+        let to = |new: &[CheckpointId]| Plan::between(&at_point(&[a]), &flat(new));
+        assert_eq!(to(&[a]), Ok(flattened(plan(&[0], &[], &[], 0))));
+        assert_eq!(to(&[a, b]), Ok(flattened(plan(&[0], &[], &[], 1))));
+        for (old, new) in [
+            (at_point(&[]), flat(&[])),
+            (flat(&[a]), at_point(&[a])),
+            (
+                at_point(&[a]),
+                Flat {
+                    base: Base::Point {
+                        journal: "other".into(),
+                        point,
+                    },
+                    ..flat(&[a])
+                },
+            ),
+        ] {
+            assert_eq!(Plan::between(&old, &new), Err(PlanError::Base));
         }
     }
 

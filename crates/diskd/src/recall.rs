@@ -19,6 +19,7 @@ use model::BLOCK_SIZE;
 
 use crate::intent::{IntentLog, LogError, Looks};
 use crate::ledger::Ledger;
+use crate::note::at_a_point;
 use crate::state::{DiskState, Marks};
 
 /// Why nobody can tell how a disk differs from its replica.
@@ -80,9 +81,9 @@ pub(crate) async fn recall<S: Store>(
         return Ok(());
     };
     let changed = log.closed().is_some_and(|closed| looks != Some(closed));
-    let other = log
-        .identity()
-        .is_some_and(|files| files != ledger.identity());
+    // A log that was kept above a point goes on above the file that holds it.
+    let noted = log.identity().filter(|files| *files != at_a_point());
+    let other = noted.is_some_and(|files| files != ledger.identity());
     let mut doubt = doubt
         .or(other.then_some(Doubt::Replaced))
         .or(changed.then_some(Doubt::Changed));

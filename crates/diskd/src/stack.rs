@@ -15,6 +15,8 @@
 //!   another one in its configuration than was in force goes there if no content changes by that (pushed,
 //!   drained); if it may have, every block is suspect. So it is after a power cut too: the note and
 //!   those of merges are durable.
+//! - A recovery point below everything is exchanged for the file of its journal that holds all of it: what
+//!   is read stays the same. That it is that file is made sure of, here and by the next process.
 //! - The merging of an overlay, once begun, goes on in the next process: what was drained stays empty.
 //!
 //! **Files that are changed from outside.** Whoever cuts off or replaces a file under a diskd that runs
@@ -181,6 +183,11 @@ impl Stack {
         drop(self.prepared.take());
     }
 
+    /// What lies below everything.
+    pub(crate) fn identity(&self) -> Looks {
+        identity(&self.flat.borrow())
+    }
+
     /// Goes to what was prepared. The gate is closed and drained. Whether there was anything.
     pub(crate) fn swap(&self, tracker: &FileTracker) -> bool {
         let Some(prepared) = self.prepared.take() else {
@@ -317,6 +324,15 @@ fn same_content(tools: &Assembler, last: &Flat, now: &Flat, layers: &[Rc<FileLay
     let Ok(plan) = Plan::between(last, now) else {
         return false;
     };
+    if plan.flattened {
+        if let Err(error) = tools.check_holds(&last.base, &now.base) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the point below the disk is another one"
+            );
+            return false;
+        }
+    }
     let fresh = &layers[layers.len() - plan.fresh..];
     let empty = |layer: &Rc<FileLayer>| {
         let overlay = layer.overlay();

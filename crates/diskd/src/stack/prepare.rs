@@ -12,7 +12,7 @@ use super::{FileTracker, Stack};
 use crate::assemble::{FileLayer, lock};
 use crate::config::DiskConfig;
 use crate::layer::{OverlayLayer, layers, thrown_away};
-use crate::plan::{Flat, Plan};
+use crate::plan::{Base, Flat, Plan};
 use crate::state::DiskState;
 use crate::sweep::Hold;
 
@@ -21,7 +21,7 @@ pub(super) struct Prepared {
     pub(super) config: DiskConfig,
     pub(super) flat: Flat,
     pub(super) plan: Plan,
-    /// The base once more, when it has grown.
+    /// The base once more, when it has grown; or the file that holds the point that it was.
     pub(super) base: Option<Rc<FileLayer>>,
     /// The lowest first.
     pub(super) fresh: Vec<OverlayLayer<RingStore>>,
@@ -96,10 +96,16 @@ impl Stack {
                 );
             }
         }
-        let base = if wanted.size == config.size {
-            None
-        } else {
+        let base = if wanted.size != config.size {
             Some(Rc::new(self.grown(&wanted, &config, &old, state)?))
+        } else if plan.flattened {
+            Some(Rc::new(self.flattened(
+                &old.base,
+                &flat.base,
+                wanted.size,
+            )?))
+        } else {
+            None
         };
         let mut fresh = Vec::new();
         let first = flat.overlays.len() - plan.fresh;
@@ -152,6 +158,16 @@ impl Stack {
         };
         state.reserve(wanted.size.0)?;
         self.tools.base(&old.base, wanted.size, lock.clone())
+    }
+
+    /// The file that holds the point that was the base.
+    fn flattened(&self, was: &Base, now: &Base, size: Bytes) -> Result<FileLayer> {
+        self.tools.check_holds(was, now)?;
+        let lock = match now {
+            Base::Raw(file) => Some(Rc::new(lock(file, false, Duration::ZERO)?)),
+            Base::Point { .. } => None,
+        };
+        self.tools.base(now, size, lock)
     }
 
     fn look_at_lengths(&self, flat: &Flat, size: Bytes) -> Result<()> {

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use journal::{Content, Journal};
-use model::{PointId, RelationshipId};
+use model::{Bytes, CheckpointId, PointId, RelationshipId};
 use pollux_diskd::config::{CONTROL_SOCKET, Front, StackSpec, disk_socket, nbd_socket};
 use pollux_diskd::control::{Reply, Request};
 use pollux_diskd::fronts::GUEST;
@@ -14,6 +15,7 @@ use testkit::Rng;
 use super::nbd_support::{self, Client};
 use super::process::Process;
 use super::support::Guest;
+use super::support::SLOTS;
 use super::{BLOCK, BLOCKS, FLUSH, READ, SIZE, Vm, WRITE, churn};
 
 /// What the guest reads of its disk.
@@ -37,6 +39,11 @@ struct Pair {
 
 impl Pair {
     fn new(seed: u64) -> Self {
+        Self::above(seed, None)
+    }
+
+    /// The twin's overlays are those of `checkpoint`.
+    fn above(seed: u64, checkpoint: Option<CheckpointId>) -> Self {
         let mut primary = Vm::new(64 << 20);
         primary.track(RelationshipId::random());
         let extents = primary
@@ -71,7 +78,7 @@ impl Pair {
         let twin = Vm::of(vm, ids, 64 << 20, |file, map| StackSpec::Overlay {
             file,
             map,
-            checkpoint: None,
+            checkpoint,
             below: Box::new(StackSpec::Point {
                 journal: folder.clone(),
                 point,
@@ -251,4 +258,175 @@ fn an_overlay_whose_content_is_gone_is_not_served_as_zeroes() {
         "{}",
         twin.process.log()
     );
+}
+
+/// Puts the overlays of the twin above the files `below`, or nothing above those.
+fn restack(twin: &mut Vm, below: [PathBuf; 2], overlays: bool) {
+    twin.config.generation += 1;
+    for (disk, file) in twin.config.disks.iter_mut().zip(below) {
+        let raw = StackSpec::Raw { file };
+        disk.stack = match disk.stack.clone() {
+            StackSpec::Overlay {
+                file,
+                map,
+                checkpoint,
+                ..
+            } if overlays => StackSpec::Overlay {
+                file,
+                map,
+                checkpoint,
+                below: Box::new(raw),
+            },
+            _ => raw,
+        };
+    }
+    twin.process.configure(&twin.config);
+}
+
+/// Whether what is tracked is known exactly, and how much is suspect.
+fn tracked(twin: &Vm, relationship: RelationshipId) -> (bool, Bytes) {
+    match twin.process.ask(&Request::Track {
+        relationship,
+        begin: false,
+        sent: Vec::new(),
+        but: Vec::new(),
+    }) {
+        Reply::Tracking { exact, suspect, .. } => (exact, suspect),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A batch of random writes, answered or not yet, into blocks of its own and into `model`.
+fn offer(guest: &mut Guest, rng: &mut Rng, model: &mut [u8]) {
+    for slot in 0..SLOTS {
+        let bytes = rng.bytes(BLOCK);
+        guest.poke(Guest::data(slot), &bytes);
+        let block = rng.below(BLOCKS / SLOTS as u64) * SLOTS as u64 + slot as u64;
+        guest.request(slot, WRITE, block * 8, BLOCK);
+        let at = usize::try_from(block).unwrap() * BLOCK;
+        model[at..at + BLOCK].copy_from_slice(&bytes);
+    }
+}
+
+fn settled(guest: &mut Guest) {
+    guest.wait_for(SLOTS);
+    assert!((0..SLOTS).all(|slot| guest.status(slot) == 0));
+}
+
+/// A point becomes the file that holds it under a guest that writes, and what was written above goes
+/// into that; `killed` when the file was wanted, and not gone to.
+fn flattened(killed: bool) {
+    let checkpoint = CheckpointId::random();
+    let Pair {
+        mut primary,
+        mut twin,
+        folder,
+    } = Pair::above(13, Some(checkpoint));
+    let relationship = RelationshipId::random();
+    twin.track(relationship);
+    let mut rng = Rng::new(14);
+    let socket = twin.path(&disk_socket(0));
+    let mut guest = twin.guest(0);
+    let mut model = primary.replicas[0].clone();
+    for _ in 0..20 {
+        offer(&mut guest, &mut rng, &mut model);
+        settled(&mut guest);
+    }
+    let drain = |twin: &Vm| {
+        twin.process.ask(&Request::Drain {
+            disk: twin.config.disks[0].id,
+            checkpoint,
+            limit: Bytes(1 << 20),
+        })
+    };
+    let Reply::Refused { problem } = drain(&twin) else {
+        panic!("nothing is written to a point");
+    };
+    assert!(problem.reason.contains("never written"), "{problem}");
+
+    let ids = [twin.config.disks[0].id, twin.config.disks[1].id];
+    let above = twin.config.clone();
+    let flat = [0, 1].map(|number| twin.path(&format!("{number}.flat")));
+    let base = ids.map(|id| folder.join(Journal::base_file(id)));
+    let refused = |twin: &mut Vm, says: &str| {
+        restack(twin, flat.clone(), true);
+        let Reply::Refused { problem } = twin.process.ask(&Request::Reload) else {
+            panic!("{says}: it is another content");
+        };
+        assert!(problem.reason.contains(says), "{problem}");
+        twin.config = above.clone();
+        twin.process.configure(&twin.config);
+    };
+    for (base, flat) in base.iter().zip(&flat) {
+        fs::hard_link(base, flat).unwrap();
+    }
+    refused(&mut twin, "not all that the journal holds");
+    let journal = primary.journal.as_mut().unwrap();
+    let now = Timestamp::now();
+    assert_eq!(journal.merge_oldest(now).unwrap(), None);
+    fs::remove_file(&flat[0]).unwrap();
+    fs::copy(&base[0], &flat[0]).unwrap();
+    refused(&mut twin, "another file");
+    fs::remove_file(&flat[0]).unwrap();
+    fs::hard_link(&base[0], &flat[0]).unwrap();
+
+    restack(&mut twin, flat.clone(), true);
+    offer(&mut guest, &mut rng, &mut model);
+    if killed {
+        twin.process.kill();
+        guest.disconnect();
+        let answered = guest.answered().len();
+        twin.process.launch();
+        guest.connect(&socket);
+        guest.wait_for(SLOTS - answered);
+    } else {
+        assert_eq!(twin.process.ask(&Request::Reload), Reply::Done);
+        settled(&mut guest);
+    }
+    assert_eq!(tracked(&twin, relationship), (true, Bytes(0)));
+    assert!(read_all(&mut guest) == model, "above the file");
+    twin.process.kill();
+    guest.disconnect();
+    twin.process.launch();
+    guest.connect(&socket);
+    assert_eq!(tracked(&twin, relationship), (true, Bytes(0)));
+
+    for id in ids {
+        loop {
+            let left = twin.process.ask(&Request::Drain {
+                disk: id,
+                checkpoint,
+                limit: Bytes(1 << 20),
+            });
+            match left {
+                Reply::Drained { left: Bytes(0) } => break,
+                Reply::Drained { .. } => {}
+                other => panic!("{other:?}"),
+            }
+            offer(&mut guest, &mut rng, &mut model);
+            settled(&mut guest);
+        }
+    }
+    restack(&mut twin, flat.clone(), false);
+    assert_eq!(twin.process.ask(&Request::Reload), Reply::Done);
+    drop(primary.journal.take());
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(read_all(&mut guest) == model, "in the file");
+    twin.process.kill();
+    guest.disconnect();
+    twin.process.launch();
+    guest.connect(&socket);
+    assert_eq!(tracked(&twin, relationship), (true, Bytes(0)));
+    assert!(read_all(&mut guest) == model, "without the journal");
+    assert!(fs::read(&flat[1]).unwrap() == primary.replicas[1]);
+}
+
+#[test]
+fn a_point_becomes_the_file_that_holds_it_while_the_guest_writes() {
+    flattened(false);
+}
+
+#[test]
+fn a_process_that_finds_the_file_in_place_of_the_point_knows_what_it_is() {
+    flattened(true);
 }
