@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use jiff::Timestamp;
 use journal::compare::BlockHashes;
 use model::DiskId;
 use tokio::sync::{mpsc, watch};
@@ -171,7 +170,7 @@ impl<S: Source, L: Link> Driver<S, L> {
         }
         let now = Now {
             since_start: self.started.elapsed(),
-            wall: Timestamp::now(),
+            wall: self.source.wall(),
         };
         for output in self.sender.apply(now, event) {
             self.carry_out(output);

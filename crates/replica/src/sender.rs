@@ -330,6 +330,8 @@ pub struct Sender {
     above: u64,
     /// The last round of comparisons that the replica knows of.
     round: u64,
+    /// When the last point was cut, until it is acknowledged.
+    cut: Option<Duration>,
     /// When the next point should be cut.
     due: Duration,
     /// Whether a due time passed unused.
@@ -373,6 +375,7 @@ impl Sender {
             reserved: 0,
             above: 0,
             round: 0,
+            cut: None,
             due: Duration::ZERO,
             late: false,
             // Not all relationships of a host at one instant.
@@ -652,6 +655,7 @@ impl Sender {
     fn cut(&mut self, now: Now, out: &mut Vec<Output>) {
         self.late = false;
         self.cut_damage();
+        self.cut = Some(now.since_start);
         self.due = now.since_start + self.frequency();
         let since = match self.progress {
             Progress::Seeding { seed, part, .. } => Since::Seed { seed, parts: part },

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use journal::compare::{BlockHashes, Blocks};
 use journal::{Header, Root};
 use model::{DiskId, Lineage, PointId, Problem, SeedId, Since};
@@ -312,6 +313,9 @@ pub trait Source: Send + Sync + 'static {
     /// ([`Standing::superseded`](crate::standing::Standing::superseded)). Tried again until it
     /// succeeds. May be called while another method is at work.
     fn gate(&self, lineage: &Lineage) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// What this host's clock says: the one that cuts are stamped with.
+    fn wall(&self) -> Timestamp;
 }
 
 /// What a driver is told when it begins.

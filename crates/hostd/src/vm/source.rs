@@ -508,6 +508,10 @@ impl Source for DiskdSource {
         self.owner.send(message).await.map_err(|_closed| gone())?;
         answered.await.map_err(|_closed| gone())?
     }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::now()
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Lives in which chance does whatever may happen to either host and to the network.
 
+use second::Second;
+
 use super::*;
 
 /// What must have happened in many lives.
-const LIVES: [&str; 15] = [
+const LIVES: [&str; 20] = [
     "lost request",
     "lost answer",
     "repeated request",
@@ -19,6 +21,11 @@ const LIVES: [&str; 15] = [
     "another configuration",
     "regions compared",
     "points",
+    "point let go",
+    "clock set",
+    "second primary",
+    "second primary told",
+    "another host refused",
 ];
 
 /// What happened.
@@ -26,6 +33,8 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
     let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
     shared.world().lie = lie;
     shared.world().add_disks();
+    shared.world().keep = Some("90s:all".parse().expect("a policy"));
+    let mut second: Option<Second> = None;
     let mut running = start(&shared);
     let steps = 30 + shared.world().chance.below(60);
     let (mut primary, mut replica): (Option<tracking::Primary>, Option<tracking::Replica>) =
@@ -34,7 +43,7 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
         shared.pause(3000).await;
         let (action, writes) = {
             let mut world = shared.world();
-            (world.chance.below(100), world.chance.below(6))
+            (world.chance.below(112), world.chance.below(6))
         };
         for _ in 0..writes {
             shared.world().write();
@@ -76,7 +85,7 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
                     running = start(&shared);
                 }
             }
-            84 | 85 => {
+            84 | 85 | 100 => {
                 if let Some(copy) = replica.take() {
                     shared.world().restore_replica(copy);
                 }
@@ -91,11 +100,31 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
             96 => {
                 let _ = running.commands.send(Command::Verify(action)).await;
             }
-            _ => shared.change_disks(&running),
+            97..100 => shared.change_disks(&running),
+            101..107 => shared.world().set_a_clock(),
+            _ => match second.take() {
+                Some(ends) => ends.end(&shared).await,
+                None => second = Some(Second::start(&shared)),
+            },
+        }
+        if let Some(second) = &second {
+            second.go_on();
         }
         let report = running.reports.borrow().clone();
         assert_ne!(report.state, ReplicationState::Error, "{report:?}");
     }
+    if let Some(second) = second {
+        second.end(&shared).await;
+    }
+    all_is_well(&shared, running).await;
+    let mut world = shared.world();
+    assert_eq!(world.followed.as_ref(), Some(&world.configuration));
+    check_points(&world);
+    world.sum_up()
+}
+
+/// Nothing goes wrong any more, until the replica is what the disks are, and a verification finds that.
+async fn all_is_well(shared: &Shared, running: Running) {
     shared.world().weather = CALM;
     shared.world().paused = false;
     let _ = running.commands.send(Command::Resume).await;
@@ -113,13 +142,9 @@ async fn live_through(seed: u64, lie: Option<Lie>) -> Seen {
     })
     .await;
     shared.world().rot();
-    verify::until_whole(&shared, &running).await;
+    verify::until_whole(shared, &running).await;
     let _ = running.commands.send(Command::Stop).await;
     running.task.await.expect("ends without a panic");
-    let mut world = shared.world();
-    assert_eq!(world.followed.as_ref(), Some(&world.configuration));
-    check_points(&world);
-    world.sum_up()
 }
 
 #[test]
@@ -144,6 +169,8 @@ fn a_source_that_breaks_its_promises_is_found_out() {
         Lie::Mark,
         Lie::Sweep,
         Lie::Cut,
+        Lie::Stranger,
+        Lie::Times,
     ] {
         let found = (1..seeds() + 1).any(|seed| {
             let life = || paused().block_on(live_through(seed, Some(lie)));

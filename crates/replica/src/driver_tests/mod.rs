@@ -4,11 +4,13 @@
 //!
 //! The primary's disks have what the guest sees and what a power cut leaves; everything that
 //! was written since the last flush is there or lost, block by block. The regions that differ,
-//! at most, survive it ([`tracking`]). Both hosts are also restored from older copies of themselves.
+//! at most, survive it ([`tracking`]). Both hosts are also restored from older copies of themselves, a
+//! copy of the VM runs on another host, and each host's clock is set.
 //!
 //! Here is the world of both hosts; the primary's side of it is in [`source`] and [`tracking`], the other one in
 //! [`replica`], what lies between them in [`wire`], and single faults in [`steps`].
 
+mod clocks;
 mod join;
 mod life;
 mod network;
@@ -16,6 +18,7 @@ mod reception;
 mod replica;
 mod resync;
 mod running;
+mod second;
 mod seeding;
 mod source;
 mod steps;
@@ -29,12 +32,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header, Root};
-use model::{Code, DiskId, Lineage, PointId, Problem, ReplicationState, SeedId, Since, VmId};
+use model::{Code, DiskId, Keep, Lineage, PointId, Problem, ReplicationState, SeedId, Since, VmId};
 use tokio::task::JoinHandle;
 
+use clocks::Clocks;
 use running::{Running, chosen, paused, seeds, start, try_seeds, wait_for};
 use steps::{Faults, Seen, Step, When};
+use wire::Wire;
 
 use super::*;
 use crate::link::LinkError;
@@ -128,6 +134,10 @@ enum Lie {
     Round,
     /// After a power cut what was never sent is not marked.
     Unsent,
+    /// The replica lets in another host than the relationship is with.
+    Stranger,
+    /// It takes the point of the latest time for its newest one.
+    Times,
 }
 
 struct File {
@@ -145,6 +155,7 @@ struct World {
     vm: VmId,
     disks: Vec<DiskId>,
     lineage: Lineage,
+    clocks: Clocks,
     // -- primary
     content: Disks,
     /// What a power cut leaves at least.
@@ -192,6 +203,10 @@ struct World {
     ended: bool,
     /// What the replica holds at each point, and the root that was committed.
     points: BTreeMap<u64, (Disks, Root)>,
+    /// When each was cut, by the primary's clock.
+    times: BTreeMap<u64, Timestamp>,
+    /// Which of them stay.
+    keep: Option<Keep>,
     /// The disks that each point has.
     whole: BTreeMap<u64, Vec<DiskId>>,
     received: Disks,
@@ -245,6 +260,7 @@ impl World {
             vm,
             disks,
             lineage,
+            clocks: Clocks::new(),
             content: blocks.clone().map(|key| (key, 1)).collect(),
             durable: blocks.clone().map(|key| (key, 1)).collect(),
             marks: blocks.clone().collect(),
@@ -274,6 +290,8 @@ impl World {
             unfit: false,
             ended: false,
             points: BTreeMap::new(),
+            times: BTreeMap::new(),
+            keep: None,
             whole: BTreeMap::new(),
             received: Disks::new(),
             rotten: BTreeSet::new(),
@@ -308,7 +326,7 @@ impl World {
             disks: self.disks[..DISKS].iter().map(extent).collect(),
             lineage: self.lineage.clone(),
             content,
-            time: Timestamp::UNIX_EPOCH,
+            time: self.clocks.primary.says(),
             consistency: Consistency::Crash,
         }
     }

@@ -61,9 +61,7 @@ impl World {
     /// Refuses when the relationship was ended there.
     pub(super) fn known(&self) -> Result<(), LinkError> {
         if self.ended {
-            let mut problem = problem(Code::NotFound, "has no such relationship");
-            problem.way_out = "begin anew".to_owned();
-            return Err(LinkError::Refused(problem));
+            return Err(wire::no_such_relationship());
         }
         Ok(())
     }

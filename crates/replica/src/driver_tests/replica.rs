@@ -159,9 +159,17 @@ impl World {
                 if !self.rotten.is_empty() {
                     self.damaged.insert(sequence);
                 }
-                let term = self.lineage.current().id;
-                let point = PointId { term, sequence };
-                Tip::Point { point, root }
+                let earlier = self.times.values().any(|time| *time > offer.header.time);
+                self.times.insert(sequence, offer.header.time);
+                self.let_go();
+                match self.tip {
+                    Tip::Point { .. } if earlier && self.lie == Some(Lie::Times) => self.tip,
+                    _ => {
+                        let term = self.lineage.current().id;
+                        let point = PointId { term, sequence };
+                        Tip::Point { point, root }
+                    }
+                }
             }
         };
         CommitAnswer::Committed { tip: self.tip }

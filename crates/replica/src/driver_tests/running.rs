@@ -9,7 +9,17 @@ pub(super) struct Running {
     pub(super) configurations: watch::Sender<Arc<Configuration>>,
 }
 
+/// Starts the driver of the replica's partner.
 pub(super) fn start(shared: &Shared) -> Running {
+    let wire = Wire {
+        to: shared.clone(),
+        name: wire::PARTNER,
+    };
+    start_with(shared, wire)
+}
+
+/// Starts the driver of the host whose disks are in `shared`.
+pub(super) fn start_with(shared: &Shared, wire: Wire) -> Running {
     let (plan, progress, chance) = {
         let mut world = shared.world();
         let plan = Plan {
@@ -24,11 +34,10 @@ pub(super) fn start(shared: &Shared) -> Running {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let state = ReplicationState::ReadyForInitialReplication;
     let (sender, reports) = watch::channel(LinkReport::new(state));
-    let both = Arc::new(shared.clone());
     let (configurations, configuration) = watch::channel(plan.configuration.clone());
     let task = tokio::spawn(run(
-        both.clone(),
-        both,
+        Arc::new(shared.clone()),
+        Arc::new(wire),
         Begin {
             plan,
             progress,

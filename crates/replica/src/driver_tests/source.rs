@@ -174,6 +174,10 @@ impl Source for Shared {
         self.local(Step::Gate, |world| world.gated = Some(lineage))
             .await
     }
+
+    fn wall(&self) -> Timestamp {
+        self.world().clocks.primary.says()
+    }
 }
 
 fn encode(file: &File, n: u64) -> Bytes {

@@ -83,9 +83,45 @@ impl Shared {
     }
 }
 
-impl Link for Shared {
+/// The name of the host that the replica's relationship is with.
+pub(super) const PARTNER: &str = "host-a";
+
+/// The way of a host to the replica.
+pub(super) struct Wire {
+    /// The world that the replica is in.
+    pub(super) to: Shared,
+    /// What the host's certificate says.
+    pub(super) name: &'static str,
+}
+
+impl Wire {
+    async fn ask<T: Send + 'static>(
+        &self,
+        step: Step,
+        work: impl Fn(&mut World) -> Result<T, LinkError> + Send + Clone + 'static,
+    ) -> Result<T, LinkError> {
+        let name = self.name;
+        let answer = self.to.remote(step, move |world| {
+            if name != PARTNER && world.lie != Some(Lie::Stranger) {
+                world.happened("another host refused");
+                return Err(no_such_relationship());
+            }
+            work(world)
+        });
+        answer.await?
+    }
+}
+
+/// What a host is told that the relationship is not with, and the partner of one that was ended.
+pub(super) fn no_such_relationship() -> LinkError {
+    let mut problem = problem(Code::NotFound, "has no such relationship");
+    problem.way_out = "begin anew".to_owned();
+    LinkError::Refused(problem)
+}
+
+impl Link for Wire {
     async fn contact(&self, _: &Lineage) -> Result<ContactAnswer, LinkError> {
-        self.remote(Step::Contact, |world| {
+        self.ask(Step::Contact, |world| {
             world.known()?;
             world.contacts += 1;
             let (role, lineage) = match world.taken_over.clone() {
@@ -103,17 +139,17 @@ impl Link for Shared {
                 reception: (role == Role::Replica).then(|| world.reception()),
             })
         })
-        .await?
+        .await
     }
 
     async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
         let configure = configure.clone();
-        self.remote(Step::Configure, move |world| world.on_configure(&configure))
-            .await?
+        self.ask(Step::Configure, move |world| world.on_configure(&configure))
+            .await
     }
 
     async fn tip(&self, _: &Lineage) -> Result<TipAnswer, LinkError> {
-        self.remote(Step::Tip, |world| {
+        self.ask(Step::Tip, |world| {
             world.known()?;
             Ok(match world.taken_over.clone() {
                 Some(lineage) => TipAnswer::Superseded { lineage },
@@ -125,12 +161,12 @@ impl Link for Shared {
                 },
             })
         })
-        .await?
+        .await
     }
 
     async fn compare(&self, ask: &Compare) -> Result<CompareAnswer, LinkError> {
         let ask = ask.clone();
-        self.remote(Step::Compare, move |world| {
+        self.ask(Step::Compare, move |world| {
             world.receives()?;
             if world.uncompared {
                 let problem = problem(Code::Invalid, "it cannot be compared");
@@ -138,28 +174,28 @@ impl Link for Shared {
             }
             Ok(world.on_compare(&ask))
         })
-        .await?
+        .await
     }
 
     async fn offer(&self, offer: &Offer) -> Result<OfferAnswer, LinkError> {
         let offer = offer.clone();
-        self.remote(Step::Offer, move |world| {
+        self.ask(Step::Offer, move |world| {
             world.receives()?;
             Ok(world.on_offer(&offer))
         })
-        .await?
+        .await
     }
 
     async fn put(&self, root: Root, n: u64, chunk: Bytes) -> Result<(), LinkError> {
-        self.remote(Step::Put, move |world| world.on_put(root, n, &chunk))
-            .await?
+        self.ask(Step::Put, move |world| world.on_put(root, n, &chunk))
+            .await
     }
 
     async fn commit(&self, root: Root) -> Result<CommitAnswer, LinkError> {
-        self.remote(Step::Commit, move |world| {
+        self.ask(Step::Commit, move |world| {
             world.receives()?;
             world.on_commit(root)
         })
-        .await?
+        .await
     }
 }

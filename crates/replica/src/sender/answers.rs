@@ -294,7 +294,11 @@ impl Sender {
             self.report.cycles += 1;
             self.report.acknowledged = Some(point);
             self.report.acknowledged_cut = Some(cut);
-            self.report.last_latency = Duration::try_from(now.wall.duration_since(cut)).ok();
+            // The host's clock may have been set since; what was cut before this start only it tells.
+            self.report.last_latency = match self.cut.take() {
+                Some(at) => Some(now.since_start.saturating_sub(at)),
+                None => Duration::try_from(now.wall.duration_since(cut)).ok(),
+            };
             let latency = self.report.last_latency.unwrap_or_default();
             self.report.latencies = self.report.latencies.saturating_add(latency);
         }
