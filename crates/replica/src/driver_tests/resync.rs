@@ -290,30 +290,6 @@ fn a_replica_with_a_point_of_another_history_is_not_written_to() {
 }
 
 #[test]
-fn two_hosts_that_send_under_one_name_are_told_to_a_person() {
-    paused().block_on(async {
-        let shared = Shared(Arc::new(Mutex::new(World::new(4))));
-        let running = start(&shared);
-        points(&running, 2).await;
-        let error = |report: &LinkReport| report.state == ReplicationState::Error;
-        for _ in 0..10 {
-            {
-                let mut world = shared.world();
-                let term = world.lineage.current().id;
-                let sequence = world.sequence + 5000;
-                let point = PointId { term, sequence };
-                let root = Root([0; 32]);
-                world.tip = Tip::Point { point, root };
-            }
-            shared.pause(60_000).await;
-        }
-        wait_for(&running, "an error", error).await;
-        let problem = running.reports.borrow().last_error.clone().expect("why");
-        assert!(problem.reason.contains("another host"), "{problem}");
-    });
-}
-
-#[test]
 fn a_replica_that_answers_what_it_was_not_asked_is_told_to_a_person() {
     paused().block_on(async {
         let shared = Shared(Arc::new(Mutex::new(World::new(8))));

@@ -64,3 +64,50 @@ impl Second {
         }
     }
 }
+
+/// What a copy of a whole host does, which shows the certificate of the first one: nobody can tell them apart.
+#[test]
+fn two_hosts_that_send_under_one_name_are_told_to_a_person() {
+    for seed in 1..40 {
+        paused().block_on(async {
+            let shared = Shared(Arc::new(Mutex::new(World::new(seed))));
+            let first = start(&shared);
+            wait_for(&first, "points", |report| report.cycles >= 3).await;
+            shared.pause(10_000).await;
+            let folder = shared.world().copied_folder();
+            let before = shared.world().points.clone();
+            let disks = Shared(Arc::new(Mutex::new(folder)));
+            let wire = Wire {
+                to: shared.clone(),
+                name: wire::PARTNER,
+            };
+            let second = running::start_with(&disks, wire);
+            if seed % 2 == 0 {
+                shared.world().bad_weather();
+                shared.world().weather.cut = false;
+            }
+            let is_told = |running: &Running| {
+                let report = running.reports.borrow().clone();
+                report.last_error.filter(|problem| {
+                    report.state == ReplicationState::Error && problem.code == Code::Conflict
+                })
+            };
+            let begun = Instant::now();
+            let problem = loop {
+                if let Some(problem) = is_told(&first).or_else(|| is_told(&second)) {
+                    break problem;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(1800), "seed {seed}");
+                shared.pause(2000).await;
+                shared.world().write();
+                disks.world().write();
+            };
+            assert!(!problem.way_out.is_empty(), "{problem}");
+            // What it had before is as it was.
+            let world = shared.world();
+            for (sequence, point) in &before {
+                assert_eq!(world.points.get(sequence), Some(point), "seed {seed}");
+            }
+        });
+    }
+}
