@@ -17,6 +17,8 @@ pub const DISKD_LIMIT: Duration = Duration::from_secs(60);
 /// How long a diskd that is replaced may take to end before it is killed; what it leaves, its
 /// successor finds. And how long the successor may take until it serves.
 pub const READY_LIMIT: Duration = Duration::from_secs(20);
+/// So long after the end of its lease a guest is stopped that nobody held still.
+pub const LEASE_GRACE: Duration = Duration::from_millis(500);
 /// Longest line in bytes, either way.
 pub const MAX_LINE: usize = 1 << 20;
 
@@ -36,6 +38,11 @@ pub enum Request {
     },
     /// Kill QEMU, if it runs. Answered by [`Reply::Status`] once it was reaped.
     KillGuest,
+    /// From now on the guest, or the next one, may run so long. Answered by [`Reply::Status`] at once.
+    Lease {
+        /// How long.
+        lease: Lease,
+    },
     /// End diskd in order and start this one in its place, with these sockets: those that are held
     /// already are held on, others are made, and those that are not named are removed. The guest
     /// goes on, and waits meanwhile. Answered by [`Reply::Status`] once the new one serves. If it
@@ -65,6 +72,23 @@ pub enum Reply {
         /// Why.
         problem: Problem,
     },
+}
+
+/// How long a guest may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "lease", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Lease {
+    /// As long as it likes.
+    #[default]
+    None,
+    /// Until this reading of the boot-time clock. [`LEASE_GRACE`] later QEMU's process is stopped;
+    /// a later lease lets it go on.
+    Until {
+        /// The reading.
+        at: Duration,
+    },
+    /// polluxd holds it still, for it has no lease.
+    Held,
 }
 
 /// A program to run.
@@ -97,6 +121,12 @@ pub struct Status {
     pub diskd_restarts: u64,
     /// QEMU's, while it runs.
     pub guest: Option<u32>,
+    /// How long QEMU may run.
+    #[serde(default)]
+    pub lease: Lease,
+    /// Whether its process is stopped, because that was over.
+    #[serde(default)]
+    pub frozen: bool,
     /// How the last QEMU ended.
     pub last_exit: Option<Exit>,
     /// What the confinement of those that run does without, because the kernel or a container

@@ -17,6 +17,7 @@
 //!   touched, and the kernel drops it with the process, however it ends.
 //! - A new diskd starts only after the old one was reaped.
 //! - Both children die with vmd (`PR_SET_PDEATHSIG`), so that nothing runs unsupervised.
+//! - A guest whose lease is over is stopped, whatever polluxd does ([`control::Lease`]).
 //! - diskd is asked to end only after the guest is gone.
 //!
 //! What survives: the death of polluxd (vmd makes itself the leader of its own session) and
@@ -28,6 +29,7 @@ pub mod control;
 
 mod backoff;
 mod connection;
+mod lease;
 mod process;
 mod replace;
 mod signals;

@@ -24,6 +24,7 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, Waiting};
 use crate::control::{DISKD_LIMIT, Exit, Program, Reply, Request, Status};
+use crate::lease::Leased;
 use crate::process::Process;
 use crate::replace::Replacing;
 use crate::signals::Signals;
@@ -80,6 +81,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         Error::Listen { path, source }
     })?;
     let signals = Signals::take().map_err(Error::Wait)?;
+    let leased = Leased::new().map_err(Error::Wait)?;
     let listener = match listen(&config.control).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
@@ -110,6 +112,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         restarts: 0,
         backoff: Backoff::default(),
         guest: None,
+        leased,
         last_exit: None,
         stopping: Stopping::No,
         replacing: None,
@@ -155,6 +158,7 @@ pub(crate) struct Supervisor {
     restarts: u64,
     backoff: Backoff,
     guest: Option<Process>,
+    leased: Leased,
     last_exit: Option<Exit>,
     stopping: Stopping,
     pub(crate) replacing: Option<Replacing>,
@@ -190,6 +194,7 @@ impl Supervisor {
         self.reap_guest();
         self.hear_diskd();
         self.reap_diskd();
+        self.leased.keep_time(self.guest.as_ref());
         self.keep_time(Instant::now());
 
         let mut flags = ready.connections.into_iter();
@@ -217,7 +222,9 @@ impl Supervisor {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), accept),
+            PollFd::from_borrowed_fd(self.leased.as_fd(), PollFlags::IN),
         ];
+        let first = fds.len();
         let clients = self
             .connections
             .iter()
@@ -249,7 +256,7 @@ impl Supervisor {
         Ok(Ready {
             signals: !fds[0].revents().is_empty(),
             accept: !fds[1].revents().is_empty(),
-            connections: fds[2..2 + self.connections.len()]
+            connections: fds[first..first + self.connections.len()]
                 .iter()
                 .map(PollFd::revents)
                 .collect(),
@@ -343,6 +350,7 @@ impl Supervisor {
         let pid = guest.pid();
         tracing::info!(pid, ?exit, "guest ended");
         self.guest = None;
+        self.leased.gone();
         self.last_exit = Some(exit);
         if matches!(self.stopping, Stopping::Guest) {
             self.stop_diskd();
@@ -387,6 +395,18 @@ impl Supervisor {
                 }
                 None
             }
+            Request::Lease { lease } => match self.leased.set(lease, self.guest.as_ref()) {
+                Ok(()) => {
+                    self.leased.keep_time(self.guest.as_ref());
+                    None
+                }
+                Err(error) => {
+                    let thing = format!("the lease of VM {}", self.config.vm);
+                    let problem = Problem::failed(thing, &error);
+                    self.connections[client].reply(&Reply::Refused { problem });
+                    return;
+                }
+            },
             Request::WaitGuest { pid } => guest.filter(|guest| *guest == pid).map(Waiting::Guest),
             Request::KillGuest => {
                 self.kill_guest();
@@ -429,6 +449,7 @@ impl Supervisor {
             Ok(guest) => {
                 tracing::info!(pid = guest.pid(), "guest started");
                 self.guest = Some(guest);
+                self.leased.keep_time(self.guest.as_ref());
                 Ok(())
             }
             Err(error) => Err(Problem::failed(
@@ -477,6 +498,8 @@ impl Supervisor {
             ready: matches!(&self.diskd, Diskd::Running(process) if process.served().is_some()),
             diskd_restarts: self.restarts,
             guest: self.guest.as_ref().map(Process::pid),
+            lease: self.leased.lease(),
+            frozen: self.leased.is_frozen(),
             last_exit: self.last_exit,
             lacking: self.lacking(),
         }

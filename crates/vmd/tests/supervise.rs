@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use model::VmId;
 use pollux_vmd::config::{Config, Socket};
-use pollux_vmd::control::{Exit, MAX_LINE, Program, Reply, Request, Status};
+use pollux_vmd::control::{Exit, LEASE_GRACE, Lease, MAX_LINE, Program, Reply, Request, Status};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use sandbox::Rights;
@@ -647,4 +647,73 @@ fn a_vmd_without_descriptors_to_spare_waits_for_some_and_does_not_spin() {
     vmd.child.kill().unwrap();
     let warnings = counted.join().unwrap();
     assert!((1..20).contains(&warnings), "{warnings} times");
+}
+
+/// The state letter of a process (proc(5), `stat`).
+fn state_of(process: u32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let after = stat.rsplit(") ").next().unwrap();
+    after.chars().next().unwrap()
+}
+
+fn boot_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(
+        now.tv_sec.try_into().unwrap(),
+        now.tv_nsec.try_into().unwrap(),
+    )
+}
+
+#[test]
+fn a_guest_whose_lease_is_over_is_stopped_within_a_second_and_goes_on_with_the_next_one() {
+    let vmd = Vmd::start(Some("exec sleep 1000"));
+    let lease = |lease| match vmd.ask(&Request::Lease { lease }) {
+        Reply::Status(status) => status,
+        other => panic!("{other:?}"),
+    };
+    let until = |after: u64| Lease::Until {
+        at: boot_time() + Duration::from_millis(after),
+    };
+    lease(until(300));
+    let end = boot_time() + Duration::from_millis(300);
+    let guest = vmd.launched("exec sleep 1000");
+    assert!(!vmd.status().frozen, "it has a lease");
+    eventually("it is stopped", || (state_of(guest) == 'T').then_some(()));
+    let late = boot_time().saturating_sub(end);
+    assert!(late >= LEASE_GRACE, "nobody else had the time to hold it");
+    assert!(late < Duration::from_secs(1), "{late:?}");
+    assert!(vmd.status().frozen);
+
+    // What ended already is no lease; polluxd does not hold what vmd had to stop.
+    for ended in [until(0), Lease::Held] {
+        let at_once = match ended {
+            Lease::Until { at } => Lease::Until {
+                at: at.saturating_sub(LEASE_GRACE),
+            },
+            other => other,
+        };
+        assert!(lease(at_once).frozen, "{ended:?}");
+        assert_eq!(state_of(guest), 'T');
+    }
+    assert!(!lease(until(60_000)).frozen);
+    eventually("it goes on", || (state_of(guest) != 'T').then_some(()));
+
+    // Held by polluxd, or without a lease, nothing is over.
+    for never in [Lease::Held, Lease::None] {
+        lease(until(0));
+        assert_eq!(lease(never).lease, never);
+        std::thread::sleep(LEASE_GRACE + Duration::from_millis(200));
+        assert_ne!(state_of(guest), 'T', "{never:?}");
+    }
+
+    // One that is stopped ends like any other.
+    let past = Lease::Until {
+        at: Duration::from_nanos(1),
+    };
+    assert!(lease(past).frozen);
+    assert!(matches!(vmd.ask(&Request::KillGuest), Reply::Status(_)));
+    wait_gone(guest);
+    let next = vmd.launched("exec sleep 1000");
+    assert!(vmd.status().frozen, "its lease was over before it began");
+    eventually("it is stopped", || (state_of(next) == 'T').then_some(()));
 }
