@@ -397,6 +397,16 @@ impl Client {
             .await
     }
 
+    /// The same on a person's word that the peer, which counts on a lease and does not answer, is lost.
+    pub async fn disable_replication_because(
+        &self,
+        vm: &str,
+        statement: &str,
+    ) -> Result<EndedReplication, Problem> {
+        let path = path(vm, &format!("/replication?because={}", escape(statement)));
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
     /// Sends nothing until resumed; changes go on being tracked.
     pub async fn suspend_replication(&self, vm: &str) -> Result<Replication, Problem> {
         self.call(Method::POST, &path(vm, "/replication/suspend"), None::<&()>)

@@ -99,6 +99,12 @@ kinds! {
     FailedOver = "failed-over",
     /// The other host took over.
     StoodDown = "stood-down",
+    /// The guest is held because its lease is over, or the primary's may be held for that.
+    LeaseOver = "lease-over",
+    /// The lease is renewed again.
+    LeaseRenewed = "lease-renewed",
+    /// A VM was started although nobody knew whether the other host took over.
+    StartedUnasked = "started-unasked",
     /// A test failover began.
     TestBegan = "test-failover-began",
     /// A test failover ended.

@@ -103,7 +103,7 @@ pub use point::{
     OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, PrepareFailover,
+    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, Lease, PrepareFailover,
     PreparedFailover, Replication, SetReplication, StartFailover, TestFailover,
 };
 pub use server::{

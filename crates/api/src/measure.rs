@@ -138,6 +138,10 @@ reasons! {
     TwinDamaged = "twin-damaged",
     /// The other host took over.
     StoodDown = "stood-down",
+    /// The guest is held because its lease is over.
+    LeaseOver = "lease-over",
+    /// The primary has not renewed its lease, so that this host may take over.
+    PrimarySilent = "primary-silent",
     /// The replica store that the twin lies in is not mounted.
     StoreAway = "store-away",
     /// A verification found damage in the journal of the twin.

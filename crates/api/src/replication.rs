@@ -1,8 +1,8 @@
 //! Replication and failover, as the API tells and takes them.
 
 use model::{
-    Bytes, DiskChoice, Health, Keep, Mode, PointId, Problem, RelationshipId, ReplicationState,
-    VmId, VmName,
+    Bytes, DiskChoice, FenceChoice, Health, Keep, Mode, PointId, Problem, RelationshipId,
+    ReplicationState, StartUnasked, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,12 @@ pub struct Replication {
     pub differed: Bytes,
     /// What went wrong last, if it has not been made good since.
     pub last_error: Option<String>,
+    /// The lease under which the VM runs, if it does.
+    #[serde(default)]
+    pub lease: Option<Lease>,
+    /// Whether the VM starts when the other host gives no answer; known at the primary.
+    #[serde(default)]
+    pub start_unasked: StartUnasked,
     /// Why its health is not better.
     #[serde(default)]
     pub messages: Vec<HealthMessage>,
@@ -86,6 +92,22 @@ impl Replication {
     pub fn progress(&self) -> Option<&Progress> {
         self.initial.as_ref().or(self.comparison.as_ref())
     }
+}
+
+/// A lease: the primary runs only as long as its replica answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The primary is held still after so many seconds without its replica.
+    pub seconds: u32,
+    /// At the primary: milliseconds until it is; none without a grant.
+    #[serde(default)]
+    pub left_ms: Option<u64>,
+    /// Whether the guest is held because it is over.
+    #[serde(default)]
+    pub held: bool,
+    /// At the replica: milliseconds until it may take over without the primary's word.
+    #[serde(default)]
+    pub takeover_in_ms: Option<u64>,
 }
 
 /// A disk that is copied to the twin beside the points.
@@ -121,6 +143,9 @@ pub struct EnableReplication {
     /// A VM of that host, off, from which the twin is filled first: only what differs is sent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed_from: Option<VmName>,
+    /// Whether it runs under a lease; not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<FenceChoice>,
 }
 
 /// Replicate a VM in another way from now on; what is absent stays.
@@ -136,6 +161,12 @@ pub struct SetReplication {
     /// Which recovery points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
+    /// Whether it runs under a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<FenceChoice>,
+    /// Whether it starts when the other host gives no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_unasked: Option<StartUnasked>,
 }
 
 /// Start the twin because the primary is lost.
@@ -149,6 +180,9 @@ pub struct StartFailover {
     /// recorded.
     #[serde(default)]
     pub because: Option<String>,
+    /// Wait until the primary's lease is over, if it holds to one and does not answer.
+    #[serde(default)]
+    pub wait: bool,
 }
 
 /// Shut the VM down and send the last changes, for the twin to take over.

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use model::{Bus, Bytes, DiskChoice, Keep, VmName};
+use model::{Bus, Bytes, DiskChoice, FenceChoice, Keep, StartUnasked, VmName};
 
 use crate::replica_server::{AuthorizeArgs, ServerVerb};
 use crate::show_event::since;
@@ -324,6 +324,10 @@ pub(crate) enum ReplicaVerb {
         /// `pollux replica authorize --copy`
         #[arg(long, value_name = "VM")]
         seed_from: Option<VmName>,
+        /// Run it under a lease, `lease` (10 s) or `lease=SECONDS`: it is held still when that host has
+        /// not answered for so long, and that host may take over a little later without --force
+        #[arg(long, value_name = "FENCE")]
+        fence: Option<FenceChoice>,
     },
     /// Read everything that a twin on this host has, and compare it with its hashes; says what is
     /// damaged, and which recovery points are hurt
@@ -350,6 +354,16 @@ pub(crate) enum ReplicaVerb {
         /// Which recovery points are kept, such as `1h:all,24h:hourly`
         #[arg(long, value_name = "POLICY", group = "what")]
         keep: Option<Keep>,
+        /// Run it under a lease, `lease` (10 s) or `lease=SECONDS`: it is held still when the other host
+        /// has not answered for so long, and that host may take over a little later without --force.
+        /// `none` ends that
+        #[arg(long, value_name = "FENCE", group = "what")]
+        fence: Option<FenceChoice>,
+        /// What `pollux vm start` does when the other host gives no answer: `deny` refuses without
+        /// --force, `allow` starts it. If that host has taken over, two run then until they are in
+        /// contact
+        #[arg(long, value_name = "deny|allow", group = "what")]
+        start_unasked: Option<StartUnasked>,
     },
     /// Give an initial replication up; what came of the twin is deleted
     Cancel {
@@ -398,6 +412,8 @@ pub(crate) enum ReplicaVerb {
     Remove {
         /// The VM
         vm: String,
+        #[command(flatten)]
+        force: Force,
     },
     /// Receiving twins of other hosts' VMs
     #[command(subcommand)]
@@ -515,6 +531,9 @@ pub(crate) enum FailoverVerb {
         /// The point: as `pollux point list` shows it, or `latest`
         #[arg(long, default_value = "latest")]
         point: String,
+        /// Wait until the lease of a primary that does not answer is over
+        #[arg(long, conflicts_with = "force")]
+        wait: bool,
         #[command(flatten)]
         force: Force,
     },

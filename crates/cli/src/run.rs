@@ -259,6 +259,7 @@ impl Command {
                 disks,
                 keep,
                 seed_from,
+                fence,
             } => {
                 let enable = EnableReplication {
                     peer: to,
@@ -266,6 +267,7 @@ impl Command {
                     disks: Some(disks),
                     keep,
                     seed_from,
+                    fence,
                 };
                 self.print_relationships(vec![client.enable_replication(&vm, &enable).await?])
             }
@@ -274,11 +276,15 @@ impl Command {
                 frequency,
                 disks,
                 keep,
+                fence,
+                start_unasked,
             } => {
                 let set = SetReplication {
                     every_s: frequency,
                     disks,
                     keep,
+                    fence,
+                    start_unasked,
                 };
                 self.print_relationships(vec![client.set_replication(&vm, &set).await?])
             }
@@ -305,8 +311,11 @@ impl Command {
             ReplicaVerb::Resume { vm } => {
                 self.print_relationships(vec![client.resume_replication(&vm).await?])
             }
-            ReplicaVerb::Remove { vm } => {
-                let ended = client.disable_replication(&vm).await?;
+            ReplicaVerb::Remove { vm, force } => {
+                let ended = match statement(force) {
+                    Some(because) => client.disable_replication_because(&vm, &because).await?,
+                    None => client.disable_replication(&vm).await?,
+                };
                 if self.format == Format::Json {
                     return write_out((show::json(&ended) + "\n").as_bytes()).map(drop);
                 }
@@ -525,9 +534,15 @@ impl Command {
                 client.cancel_failover(&vm).await?;
                 self.say(&format!("VM `{vm}` can be started here again"))
             }
-            FailoverVerb::Start { vm, point, force } => {
+            FailoverVerb::Start {
+                vm,
+                point,
+                wait,
+                force,
+            } => {
                 let start = StartFailover {
                     point: Some(point),
+                    wait,
                     because: statement(force),
                 };
                 let started = client.failover(&vm, &start).await?;

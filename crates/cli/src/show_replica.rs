@@ -74,7 +74,7 @@ impl Shown for Vec<Replication> {
             ]);
             // Below, for a sentence in a narrow column cannot be read.
             let name = one.name.as_str();
-            for line in disks(one) {
+            for line in disks(one).into_iter().chain(fence(one)) {
                 below.push_str(&format!("\n\n{name}: {line}"));
             }
             for message in &one.messages {
@@ -108,6 +108,36 @@ fn disks(one: &Replication) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// Its lease, and what else was chosen about who may run it.
+fn fence(one: &Replication) -> Vec<String> {
+    let peer = &one.peer;
+    let seconds = |ms: u64| format!("{} s", ms.div_ceil(1000));
+    let lease = one.lease.map(|lease| {
+        let length = format!("a lease of {} s", lease.seconds);
+        match (lease.takeover_in_ms, lease.left_ms) {
+            (Some(0), _) => format!(
+                "the primary's lease of {} s is over; this host may take over",
+                lease.seconds
+            ),
+            (Some(left), _) => {
+                format!("{length}; this host could take over in {}", seconds(left))
+            }
+            (None, _) if lease.held => {
+                format!("{length} is over: held still until host `{peer}` renews it")
+            }
+            (None, Some(left)) => format!("{length}, {} left", seconds(left)),
+            (None, None) => format!("{length}, and host `{peer}` has granted none yet"),
+        }
+    });
+    let unasked = (!one.start_unasked.is_deny()).then(|| {
+        format!(
+            "starts without an answer of host `{peer}` (start_unasked = allow): two may run until \
+             they are in contact"
+        )
+    });
+    lease.into_iter().chain(unasked).collect()
 }
 
 /// The longest states are too long for a terminal of 80 columns.

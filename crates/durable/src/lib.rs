@@ -8,7 +8,8 @@
 //! - [`Folder`] and [`File`]: the few calls that crash-safe formats are made of,
 //!   so that a test can cut the power between any two of them.
 //! - [`Group`]: those who wait for a flush at the same time share one.
-//! - [`boot_id`]: tells state that survived `kill -9` from state of before a reboot.
+//! - [`boot_id`]: tells state that survived `kill -9` from state of before a reboot; [`boot_time`]
+//!   is the clock that nobody sets.
 
 mod boot;
 mod folder;
@@ -16,7 +17,7 @@ mod group;
 mod lock;
 mod replace;
 
-pub use boot::boot_id;
+pub use boot::{boot_id, boot_time};
 pub use folder::{File, Folder, OsFile, OsFolder};
 pub use group::{FEW, FileSystem, Flushed, Group, Need, OsFileSystem};
 pub use lock::{Lock, LockError};

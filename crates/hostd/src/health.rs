@@ -2,8 +2,8 @@
 //!
 //! | level | when |
 //! |---|---|
-//! | Critical | the primary cannot send, or a person is needed; paused on the replica, or its store is away; the twin is damaged |
-//! | Warning | more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
+//! | Critical | the primary cannot send, or a person is needed; the guest is held without a lease; paused on the replica, or its store is away; the twin is damaged |
+//! | Warning | the primary's lease is over; more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
 //! | Normal | none of that |
 //! | NotApplicable | not replicated, or the copy of a test failover |
 //!
@@ -56,6 +56,8 @@ pub(crate) struct Look<'a> {
     /// When anything was acknowledged or received last.
     pub(crate) last_success: Option<Timestamp>,
     pub(crate) latency_average_ms: Option<u64>,
+    /// Whether the guest is held because its lease is over; at the replica: whether the primary's is.
+    pub(crate) unleased: bool,
     /// What of the twin's newest point is known to be damaged, in words.
     pub(crate) damage: Option<&'a str>,
 }
@@ -102,6 +104,7 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
         // Nothing is to be sent.
         return all;
     }
+    all.extend(unleased(look));
     all.extend(damaged(look));
     all.extend(missed(look));
     all.extend(silent(look));
@@ -206,6 +209,30 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             format!("The VM has no twin until then: keep a copy with `pollux disk export {vm}`"),
         ),
         Replicating | PreparedForFailover => return None,
+    })
+}
+
+fn unleased(look: &Look<'_>) -> Option<HealthMessage> {
+    let (vm, peer) = (name(look.vm), look.peer);
+    look.unleased.then(|| match look.mode {
+        Mode::Replica => warning(
+            HealthReason::PrimarySilent,
+            format!(
+                "host `{peer}` has not renewed its lease, so its guest is held still, and this host \
+                 may take over"
+            ),
+            format!("See to host `{peer}`, or take over with `pollux failover start {vm}`"),
+        ),
+        _ => critical(
+            HealthReason::LeaseOver,
+            format!(
+                "the guest is held still: host `{peer}` has not renewed its lease, and may take over"
+            ),
+            format!(
+                "It goes on by itself when host `{peer}` answers. If that host is lost for good, \
+                 `pollux replica remove {vm} --force --because STATEMENT` lets it run without a twin"
+            ),
+        ),
     })
 }
 

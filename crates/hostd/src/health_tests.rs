@@ -34,6 +34,7 @@ fn well(mode: Mode) -> Look<'static> {
         enabled: at(NOW - 90_000),
         last_success: Some(at(NOW - 3600)),
         latency_average_ms: Some(300_000),
+        unleased: false,
         damage: None,
     }
 }
@@ -368,5 +369,33 @@ fn a_full_store_damage_and_a_certificate_that_ends_are_told_with_their_way_out()
             all.iter().all(|one| one.way_out == "Do something"),
             "{all:?}"
         );
+    }
+}
+
+#[test]
+fn a_lease_that_is_over_is_told_on_both_hosts_and_says_what_may_happen_next() {
+    for (mode, found, says) in [
+        (
+            Mode::Primary,
+            (Health::Critical, HealthReason::LeaseOver),
+            "goes on by itself",
+        ),
+        (
+            Mode::Replica,
+            (Health::Warning, HealthReason::PrimarySilent),
+            "failover start web",
+        ),
+    ] {
+        let look = Look {
+            unleased: true,
+            ..well(mode)
+        };
+        assert_eq!(judge(&look), (found.0, vec![found.1]));
+        assert!(messages(&look)[0].way_out.contains(says));
+        let succeeded = Look {
+            state: ReplicationState::StoodDown,
+            ..look
+        };
+        assert_eq!(judge(&succeeded).1, [HealthReason::StoodDown]);
     }
 }

@@ -16,6 +16,7 @@ use replica::trust::Trust;
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::certificates;
+use crate::clock::BootClock;
 use crate::endpoint::{Endpoint, Listening};
 use crate::event::{Bounds, Events, hook};
 use crate::flushes::Flushes;
@@ -48,6 +49,7 @@ pub struct Host {
     pub(crate) server: Server,
     pub(crate) events: Arc<Events>,
     pub(crate) flushes: Flushes,
+    pub(crate) clock: BootClock,
     pub(crate) stores: Arc<Stores>,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
@@ -176,6 +178,8 @@ impl Host {
             following: Mutex::default(),
             server,
             flushes: Flushes::default(),
+            clock: BootClock::of_this_boot()
+                .map_err(|error| Problem::failed("the clock of this host", &error))?,
             stores,
             engine: OnceCell::new(),
             registry: Mutex::default(),

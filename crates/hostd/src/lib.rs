@@ -16,6 +16,7 @@
 //! adopts them. What must outlive it is written durably before anything rests on it.
 
 mod certificates;
+mod clock;
 #[cfg(test)]
 mod documented_tests;
 mod endpoint;

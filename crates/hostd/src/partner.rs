@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use replica::client::PeerLink;
+use replica::lease::Grant;
 use replica::link::LinkError;
 use replica::run::{Evidence, weigh};
 use replica::standing::Override;
 
 use crate::host::Host;
 use crate::vm::View;
+use crate::vm::leasing::question;
 
 /// How long a partner has to answer before it counts as unreachable.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(5);
@@ -27,6 +29,37 @@ pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -
     match link.standing(&view.standing.lineage, PROBE_LIMIT).await {
         Ok(says) => weigh(&view.standing, says, word),
         Err(error) => without_answer(&error, word),
+    }
+}
+
+/// The same for a start: a primary that holds to a lease asks for that as well.
+pub(crate) async fn evidence_to_start(
+    host: &Host,
+    view: &View,
+    word: Option<Override>,
+) -> Evidence {
+    let (Some(relation), Some(asked)) = (&view.relation, question(view)) else {
+        return evidence(host, view, word).await;
+    };
+    let link = PeerLink::new(
+        host.client(&relation.partner),
+        view.home.spec.id,
+        relation.id,
+    );
+    let at = host.clock.now();
+    let answer = match link.lease(&view.standing.lineage, asked, PROBE_LIMIT).await {
+        Ok(answer) => answer,
+        Err(error) => return without_answer(&error, word),
+    };
+    let granted = answer.lease.is_some_and(|lease| lease.granted);
+    let says = answer.standing;
+    if let Some(fence) = asked.fence.filter(|_| granted) {
+        let term = says.lineage.current().number;
+        view.leasing.take(Grant::answered(term, at, fence));
+    }
+    match weigh(&view.standing, says, word) {
+        Evidence::Says(says) if granted => Evidence::Leased(says),
+        evidence => evidence,
     }
 }
 

@@ -13,7 +13,7 @@ use replica::authorization::Content;
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
 use replica::tls::ServerConfig;
-use replica::wire::{Configure, Enrol, PartnerStanding, Reception};
+use replica::wire::{Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception};
 use tokio::net::TcpListener;
 
 use crate::event::Draft;
@@ -290,6 +290,21 @@ impl ReplicaHost for Twins {
     async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
         let theirs = theirs.clone();
         let ask = |answer| Message::Contact { theirs, answer };
+        self.vm(vm)?.ask(ask).await
+    }
+
+    async fn lease(
+        &self,
+        vm: VmId,
+        theirs: &Lineage,
+        asked: LeaseRequest,
+    ) -> Result<LeaseAnswer, Problem> {
+        let theirs = theirs.clone();
+        let ask = |answer| Message::Lease {
+            theirs,
+            asked,
+            answer,
+        };
         self.vm(vm)?.ask(ask).await
     }
 

@@ -319,6 +319,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     let enabled = client.enable_replication("web", &enable).await;
     refused(enabled, Code::NotFound, "host `pollux`");
@@ -345,6 +346,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
     let failover = StartFailover {
         point: None,
         because: None,
+        wait: false,
     };
     refused(
         client.failover("web", &failover).await,
@@ -390,6 +392,7 @@ async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
@@ -492,6 +495,7 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     let enabled = host.client.enable_replication("web", &enable).await;
     refused(enabled, Code::Forbidden, "does not trust this host");

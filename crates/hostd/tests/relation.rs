@@ -6,8 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use api::{Authorize, DiskContentFrom, EnableReplication, NewDisk, SetReplication};
-use model::{Code, ReplicationState};
+use api::{Authorize, DiskContentFrom, EnableReplication, Lease, NewDisk, SetReplication};
+use model::{Code, ReplicationState, StartUnasked};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
 
@@ -28,6 +28,7 @@ fn to_pollux(disks: &str) -> EnableReplication {
         disks: Some(disks.parse().expect("a choice")),
         keep: Some("1h:all,24h:hourly".parse().expect("a policy")),
         seed_from: None,
+        fence: None,
     }
 }
 
@@ -48,6 +49,7 @@ async fn a_relationship_is_made_as_a_person_says_and_what_cannot_be_is_refused()
         every_s: Some(60),
         disks: None,
         keep: None,
+        ..SetReplication::default()
     };
     let unset = castor.client.set_replication("web", &set).await;
     refused(unset, Code::Conflict, "not replicated");
@@ -62,6 +64,7 @@ async fn a_relationship_is_made_as_a_person_says_and_what_cannot_be_is_refused()
         every_s: Some(1 << 40),
         disks: None,
         keep: None,
+        ..SetReplication::default()
     };
     let never = castor.client.set_replication("web", &never).await;
     refused(never, Code::Invalid, "3600");
@@ -227,6 +230,7 @@ async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
             every_s: Some(60),
             disks: None,
             keep: None,
+            ..SetReplication::default()
         };
         let mut refusal = None;
         let begun = Instant::now();
@@ -247,4 +251,130 @@ async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
     for file in ["replication.toml", "progress.toml"] {
         assert!(!home.join(file).exists(), "{file}");
     }
+}
+
+/// The lease of `web` on a host once it is as `wanted` says.
+async fn lease_on(host: &Host, wanted: impl Fn(Option<Lease>) -> bool) -> Option<Lease> {
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        let lease = host.client.replication("web").await.expect("shown").lease;
+        if wanted(lease) {
+            return lease;
+        }
+        assert!(Instant::now() < limit, "{lease:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the_other_ones_word() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let under = |fence: &str| EnableReplication {
+        fence: Some(fence.parse().expect("a fence")),
+        ..to_pollux("all")
+    };
+    let enable = |fence: &str| {
+        let (client, wanted) = (&castor.client, under(fence));
+        async move { client.enable_replication("web", &wanted).await }
+    };
+    refused(enable("lease=1").await, Code::Invalid, "2 to 3600");
+    let none = castor.client.replication("web").await;
+    refused(none, Code::Conflict, "not replicated");
+    let lease = enable("lease=60").await.expect("made").lease;
+    let lease = lease.expect("a lease");
+    assert_eq!((lease.seconds, lease.held), (60, false));
+    let seconds = |lease: Option<Lease>| lease.map(|lease| lease.seconds);
+    let there = lease_on(&pollux, |lease| seconds(lease) == Some(60)).await;
+    let left = there.and_then(|lease| lease.takeover_in_ms);
+    assert!(
+        left.is_some_and(|ms| ms > 60_000),
+        "and its margin: {left:?}"
+    );
+    lease_on(&castor, |lease| {
+        lease.and_then(|lease| lease.left_ms) > Some(58_000)
+    })
+    .await;
+
+    let set = |set: SetReplication| {
+        let client = &castor.client;
+        async move { client.set_replication("web", &set).await }
+    };
+    let fence = |text: &str| SetReplication {
+        fence: Some(text.parse().expect("a fence")),
+        ..SetReplication::default()
+    };
+    let unasked = |choice| SetReplication {
+        start_unasked: Some(choice),
+        ..SetReplication::default()
+    };
+    let both = set(unasked(StartUnasked::Allow)).await;
+    refused(both, Code::Conflict, "--fence none");
+    let elsewhere = pollux.client.set_replication("web", &fence("none")).await;
+    refused(elsewhere, Code::Conflict, "primary host");
+
+    // Shorter at once, on both; over a restart of either; and it is renewed after it.
+    set(fence("lease=3")).await.expect("shorter");
+    lease_on(&pollux, |lease| seconds(lease) == Some(3)).await;
+    let castor_left = lease_on(&castor, |lease| seconds(lease) == Some(3)).await;
+    let left = castor_left.and_then(|lease| lease.left_ms);
+    assert!(left.is_some_and(|ms| ms <= 3000), "{left:?}");
+    let pollux = pollux.restarted("pollux").await;
+    assert_eq!(seconds(lease_on(&pollux, |_| true).await), Some(3));
+    // It listens elsewhere now.
+    castor.trusts(&pollux).await;
+    lease_on(&castor, |lease| {
+        lease.and_then(|lease| lease.left_ms) > Some(2000)
+    })
+    .await;
+
+    // While the other host is silent the lease ends here with no word of it, but a person's.
+    let process = Pid::from_child(&pollux.daemon);
+    kill_process(process, Signal::STOP).expect("held");
+    lease_on(&castor, |lease| {
+        lease.and_then(|lease| lease.left_ms) == Some(0)
+    })
+    .await;
+    let ended = set(fence("none")).await;
+    refused(ended, Code::Unreachable, "replica remove web --force");
+    kill_process(process, Signal::CONT).expect("let go");
+    lease_on(&castor, |lease| {
+        lease.and_then(|lease| lease.left_ms) > Some(0)
+    })
+    .await;
+    set(fence("none")).await.expect("ended");
+    assert_eq!(lease_on(&pollux, |lease| lease.is_none()).await, None);
+    assert_eq!(lease_on(&castor, |_| true).await, None);
+
+    let allowed = set(unasked(StartUnasked::Allow)).await.expect("allowed");
+    assert_eq!(allowed.start_unasked, StartUnasked::Allow);
+    refused(
+        set(fence("lease")).await,
+        Code::Conflict,
+        "--start-unasked deny",
+    );
+    let instead = SetReplication {
+        start_unasked: Some(StartUnasked::Deny),
+        ..fence("lease=3")
+    };
+    let chosen = set(instead).await.expect("one instead of the other");
+    assert_eq!(seconds(chosen.lease), Some(3));
+    lease_on(&pollux, |lease| seconds(lease) == Some(3)).await;
+
+    // A primary whose replica is lost needs a person's word to end it.
+    drop(pollux);
+    let ended = castor.client.disable_replication("web").await;
+    refused(ended, Code::Unreachable, "--force --because STATEMENT");
+    castor.client.replication("web").await.expect("it stays");
+    let lost = castor
+        .client
+        .disable_replication_because("web", "host pollux has burnt down: 100 %")
+        .await;
+    assert!(lost.expect("a person's word").untold.is_some());
+    let castor = castor.restarted("castor").await;
+    let none = castor.client.replication("web").await;
+    refused(none, Code::Conflict, "not replicated");
 }

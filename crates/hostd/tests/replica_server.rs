@@ -20,6 +20,7 @@ async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Probl
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     host.client.enable_replication(vm, &enable).await
 }

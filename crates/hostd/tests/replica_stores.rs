@@ -22,6 +22,7 @@ async fn replicate(host: &Host, vm: &str) -> Result<Replication, Problem> {
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     host.client.enable_replication(vm, &enable).await
 }
@@ -199,6 +200,7 @@ async fn a_twin_whose_store_is_not_mounted_is_known_said_to_be_away_and_goes_on_
     let failover = StartFailover {
         point: None,
         because: None,
+        wait: false,
     };
     refused(
         pollux.client.failover("web", &failover).await,

@@ -31,6 +31,7 @@ async fn enable(castor: &Host) {
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
@@ -306,6 +307,7 @@ async fn a_host_that_may_not_replicate_here_is_told_of() {
         disks: None,
         keep: None,
         seed_from: None,
+        fence: None,
     };
     for _ in 0..2 {
         let enabled = castor.client.enable_replication("web", &wanted).await;

@@ -8,6 +8,7 @@
 
 mod choice;
 mod disk;
+mod fence;
 mod history;
 mod id;
 mod keep;
@@ -21,6 +22,7 @@ pub use choice::{DiskChoice, ParseDiskChoiceError};
 pub use disk::{
     Bus, CheckpointName, CheckpointSpec, DiskSpec, MAX_CHECKPOINTS, OverlaySpec, free_slot,
 };
+pub use fence::{FenceChoice, ParseFenceChoiceError};
 pub use history::{Lineage, LineageError, PointId, Since, Term};
 pub use id::{
     BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, StoreId, TermId, VmId,

@@ -31,8 +31,8 @@ use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
     self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Compare, CompareAnswer,
-    Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, Offer, OfferAnswer,
-    PartnerStanding, StandDown, StoodDownFor, TipAnswer,
+    Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, LeaseRequest,
+    Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -529,13 +529,30 @@ impl PeerLink {
         lineage: &Lineage,
         limit: Duration,
     ) -> Result<PartnerStanding, LinkError> {
-        Ok(self.meet(lineage, limit).await?.standing)
+        Ok(self.meet(lineage, None, limit).await?.standing)
     }
 
-    async fn meet(&self, lineage: &Lineage, limit: Duration) -> Result<ContactAnswer, LinkError> {
-        let contact = Contact {
-            lineage: lineage.clone(),
-        };
+    /// The same, and what becomes of a lease.
+    ///
+    /// # Errors
+    /// [`LinkError`]
+    pub async fn lease(
+        &self,
+        lineage: &Lineage,
+        asked: LeaseRequest,
+        limit: Duration,
+    ) -> Result<ContactAnswer, LinkError> {
+        self.meet(lineage, Some(asked), limit).await
+    }
+
+    async fn meet(
+        &self,
+        lineage: &Lineage,
+        lease: Option<LeaseRequest>,
+        limit: Duration,
+    ) -> Result<ContactAnswer, LinkError> {
+        let lineage = lineage.clone();
+        let contact = Contact { lineage, lease };
         self.post("/standing", &contact, limit).await
     }
 
@@ -577,7 +594,7 @@ impl PeerLink {
 
 impl Link for PeerLink {
     async fn contact(&self, lineage: &Lineage) -> Result<ContactAnswer, LinkError> {
-        self.meet(lineage, CONTACT_TIMEOUT).await
+        self.meet(lineage, None, CONTACT_TIMEOUT).await
     }
 
     async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
@@ -595,6 +612,7 @@ impl Link for PeerLink {
     async fn tip(&self, lineage: &Lineage) -> Result<TipAnswer, LinkError> {
         let contact = Contact {
             lineage: lineage.clone(),
+            lease: None,
         };
         self.post("/tip", &contact, CONTROL_TIMEOUT).await
     }

@@ -10,7 +10,7 @@ use journal::{
 use model::{Code, DiskId, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
-use crate::wire::{Configure, Enrol, PartnerStanding, Reception, Tip};
+use crate::wire::{Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception, Tip};
 
 /// Who is at the other end of a connection: a trusted peer, by the name it was accepted with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,6 +90,17 @@ pub trait ReplicaHost: Send + Sync + 'static {
         vm: VmId,
         theirs: &Lineage,
     ) -> impl Future<Output = Result<PartnerStanding, Problem>> + Send;
+
+    /// The primary of the lineage `theirs` wants something about a lease, after the
+    /// [contact](Self::contact): [`Standing::promise`](crate::standing::Standing::promise) or
+    /// [`release`](crate::standing::Standing::release), stored before this returns; the time that it
+    /// promised counts from then on.
+    fn lease(
+        &self,
+        vm: VmId,
+        theirs: &Lineage,
+        asked: LeaseRequest,
+    ) -> impl Future<Output = Result<LeaseAnswer, Problem>> + Send;
 
     /// The partner wants to open `asked`: [`Standing::stand_down`](crate::standing::Standing::stand_down),
     /// stored before this returns. Ends the VM's replication driver.

@@ -23,12 +23,13 @@
 //! - nor is the replica's last answer: a replica that was restarted may have answered until then,
 //!   so it counts from its own start ([`Promise::begin`]).
 //!
-//! # What diskd has to refuse
+//! # Who holds the guest still
 //!
-//! A polluxd that hangs holds no guest still, so diskd does: it writes only under a [`Grant`]. It
-//! takes a grant of a lower term from nobody ([`Grant::take`]), takes a late or repeated one of the
-//! same term without harm, and completes no write while the grant it has does not
-//! [hold](Grant::holds). Without a lease a grant has no end.
+//! polluxd does, at the end of the grant: it asks QEMU to stop the processors. One that hangs or is
+//! dead holds nothing, so the VM's supervisor has the end of the grant too, and stops the process of
+//! QEMU in the second half of [`HOLD`] unless the guest was held by then (`vmd::lease`). What the
+//! guest had asked of its disks before that is still written: it is part of what the primary wrote
+//! last, and the replica never had it.
 
 use std::fmt;
 use std::time::Duration;
@@ -163,6 +164,23 @@ impl Grant {
             Some(_) | None => Some(BootTime { at, ..now }),
         };
         Self { until, ..self }
+    }
+
+    /// The grant that is held once a lease of this length was agreed on at `now` in a term.
+    /// `first`: there was none before, so that nobody takes over sooner than a lease after the first
+    /// question, which comes later than this.
+    #[must_use]
+    pub fn agreed(
+        held: Option<Self>,
+        first: bool,
+        term: u64,
+        now: BootTime,
+        fence: Fence,
+    ) -> Option<Self> {
+        match first {
+            true => Some(Self::answered(term, now, fence)),
+            false => held.map(|held| held.cut_to(now, fence)),
+        }
     }
 
     /// How long it holds still; none without an end.
@@ -313,6 +331,22 @@ mod tests {
             Grant::take(Some(taken), late),
             Err(LowerTerm { offered, held })
         );
+    }
+
+    #[test]
+    fn an_agreement_gives_a_first_grant_and_makes_a_longer_one_shorter() {
+        let (boot, now) = (BootId::random(), 50_000);
+        let until = |grant: Grant| grant.until.map(|until| until.at.as_millis());
+        let agreed = |held, first| Grant::agreed(held, first, 3, at(boot, now), fence(10));
+        assert_eq!(agreed(None, true).and_then(until), Some(60_000));
+        assert_eq!(agreed(None, false), None, "polluxd was restarted");
+        let long = Grant::answered(3, at(boot, 49_000), fence(100));
+        assert_eq!(agreed(Some(long), false).and_then(until), Some(60_000));
+        let ends = Grant::answered(3, at(boot, 45_000), fence(10));
+        assert_eq!(agreed(Some(ends), false).and_then(until), Some(55_000));
+        assert_eq!(ends.left(at(boot, now)), Some(Duration::from_secs(5)));
+        assert_eq!(ends.left(at(boot, 99_000)), Some(Duration::ZERO));
+        assert_eq!(Grant::endless(3).left(at(boot, now)), None);
     }
 
     #[test]

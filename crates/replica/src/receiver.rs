@@ -362,11 +362,21 @@ async fn standing<H: ReplicaHost>(
 ) -> Answer<Json<ContactAnswer>> {
     let contact: Contact = read_json(body, MAX_BODY).await?;
     let standing = receiver.host.contact(bound.vm, &contact.lineage).await?;
+    let lease = match contact.lease {
+        Some(asked) => Some(
+            receiver
+                .host
+                .lease(bound.vm, &contact.lineage, asked)
+                .await?,
+        ),
+        None => None,
+    };
     let receives = standing.role == Role::Replica;
     let reception = receives.then_some(bound.relation.reception.clone());
     Ok(Json(ContactAnswer {
         standing,
         reception,
+        lease,
     }))
 }
 

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Fence;
 use crate::run::{Evidence, Rank, rank};
-use crate::wire::PartnerStanding;
+use crate::wire::{LeaseAnswer, LeaseRequest, PartnerStanding};
 
 /// Name of the file in a VM's folder.
 pub const FILE: &str = "standing.toml";
@@ -530,6 +530,23 @@ impl Standing {
             Ordering::Less => false,
         };
         (known && self.is_replica_of(theirs)).then(|| self.released(agreement))
+    }
+
+    /// What a primary of the lineage `theirs` that `asked` about a lease is answered, and the standing
+    /// from then on if it is as that one wants; store it before.
+    #[must_use]
+    pub fn answer_lease(
+        &self,
+        theirs: &Lineage,
+        asked: LeaseRequest,
+    ) -> (Option<Self>, LeaseAnswer) {
+        let next = match asked.fence {
+            Some(fence) => self.promise(theirs, fence, asked.agreement),
+            None => self.release(theirs, asked.agreement),
+        };
+        let agreement = next.as_ref().unwrap_or(self).agreement;
+        let granted = next.is_some();
+        (next, LeaseAnswer { granted, agreement })
     }
 
     /// Without a lease, by the agreement of this number. At the primary only once its replica has

@@ -34,6 +34,8 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Fence;
+
 /// Version of the protocol that this build speaks.
 pub const VERSION: u32 = 1;
 /// What every path begins with.
@@ -186,6 +188,31 @@ pub struct Enrolled {
 pub struct Contact {
     /// The caller's lineage.
     pub lineage: Lineage,
+    /// What a primary wants of its replica about a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseRequest>,
+}
+
+/// A primary asks its replica to renew its lease, or to count on none any more. It counts from the
+/// sending of the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRequest {
+    /// [`Standing::agreement`](crate::standing::Standing::agreement) of the caller.
+    pub agreement: u64,
+    /// Length of the lease; none: there is none from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+}
+
+/// Answer to a [`LeaseRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseAnswer {
+    /// Whether it is as the caller wants, durably.
+    pub granted: bool,
+    /// The agreement that is known there; when not granted, one above it may be.
+    pub agreement: u64,
 }
 
 /// How the VM stands on the answering host, after the contact was taken into account.
@@ -211,6 +238,9 @@ pub struct ContactAnswer {
     /// How it is received there; none where it is not received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reception: Option<Reception>,
+    /// What becomes of the lease, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseAnswer>,
 }
 
 /// How a replica receives.

@@ -30,6 +30,7 @@ use pollux_replica::authorization::{Admits, Rules};
 use pollux_replica::client::{PeerClient, PeerLink};
 use pollux_replica::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use pollux_replica::identity::Identity;
+use pollux_replica::lease::Fence;
 use pollux_replica::link::{Link, LinkError};
 use pollux_replica::outbox;
 use pollux_replica::receiver::router;
@@ -38,8 +39,8 @@ use pollux_replica::standing::{Role, Standing};
 use pollux_replica::tls::{self, Limits};
 use pollux_replica::trust::{Peer, Trust};
 use pollux_replica::wire::{
-    CHUNK, CommitAnswer, Configure, Digest, Enrol, OfferAnswer, PartnerStanding, Reception, Tip,
-    TipAnswer,
+    CHUNK, CommitAnswer, Configure, Digest, Enrol, LeaseAnswer, LeaseRequest, OfferAnswer,
+    PartnerStanding, Reception, Tip, TipAnswer,
 };
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpListener;
@@ -269,6 +270,19 @@ impl ReplicaHost for Replicas {
             enrolled.standing = met.standing;
             Ok(enrolled.standing.tell(false))
         })?
+    }
+
+    async fn lease(
+        &self,
+        vm: VmId,
+        theirs: &Lineage,
+        asked: LeaseRequest,
+    ) -> Result<LeaseAnswer, Problem> {
+        self.with(vm, |enrolled| {
+            let (next, answer) = enrolled.standing.answer_lease(theirs, asked);
+            enrolled.standing = next.unwrap_or_else(|| enrolled.standing.clone());
+            answer
+        })
     }
 
     async fn stand_down(&self, vm: VmId, asked: &Lineage) -> Result<(), Problem> {
@@ -721,6 +735,19 @@ async fn a_replica_that_took_over_says_so_to_every_question_and_takes_nothing() 
         term: ask.lineage.current().id,
         sequence: 1,
     };
+    let lease = |agreement, seconds: Option<u32>| LeaseRequest {
+        agreement,
+        fence: seconds.map(|seconds| Fence::new(seconds).unwrap()),
+    };
+    let answered = async |asked| {
+        let answer = link.lease(&ask.lineage, asked, LIMIT).await.unwrap();
+        answer.lease.map(|lease| (lease.granted, lease.agreement))
+    };
+    assert_eq!(answered(lease(2, Some(10))).await, Some((true, 2)));
+    assert_eq!(answered(lease(1, Some(60))).await, Some((false, 2)), "late");
+    assert_eq!(answered(lease(3, None)).await, Some((true, 3)));
+    assert_eq!(answered(lease(2, Some(10))).await, Some((false, 3)), "late");
+    assert_eq!(answered(lease(4, Some(10))).await, Some((true, 4)));
     let theirs = ask.lineage.branch(point, "host-b").unwrap();
     let taken = theirs.clone();
     replicas
@@ -730,6 +757,7 @@ async fn a_replica_that_took_over_says_so_to_every_question_and_takes_nothing() 
             *enrolled.shelf.lock().unwrap() = None;
         })
         .unwrap();
+    assert_eq!(answered(lease(4, Some(10))).await, Some((false, 4)));
     let superseded = TipAnswer::Superseded {
         lineage: theirs.clone(),
     };

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 
 use crate::control::{LEASE_GRACE, Lease};
@@ -104,7 +104,7 @@ impl Leased {
     }
 
     fn is_over(&self) -> bool {
-        matches!(self.lease, Lease::Until { at } if at.saturating_add(LEASE_GRACE) <= now())
+        matches!(self.lease, Lease::Until { at } if at.saturating_add(LEASE_GRACE) <= durable::boot_time())
     }
 }
 
@@ -113,12 +113,6 @@ impl AsFd for Leased {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
-}
-
-fn now() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn timespec(time: Duration) -> Timespec {

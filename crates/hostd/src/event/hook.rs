@@ -33,13 +33,16 @@ pub(crate) fn is_told(kind: EventKind) -> bool {
         | EventKind::Error
         | EventKind::Damaged
         | EventKind::FailedOver
-        | EventKind::StoodDown => true,
+        | EventKind::StoodDown
+        | EventKind::LeaseOver
+        | EventKind::StartedUnasked => true,
         EventKind::Enabled
         | EventKind::Removed
         | EventKind::State
         | EventKind::Repaired
         | EventKind::PointsMissed
         | EventKind::PointsOnTime
+        | EventKind::LeaseRenewed
         | EventKind::TestBegan
         | EventKind::TestEnded
         | EventKind::StatisticsReset

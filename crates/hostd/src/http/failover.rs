@@ -1,11 +1,13 @@
 //! Routes of failovers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::{EventKind, Severity, StartFailover, TestFailover, VmDetails};
 use axum::Json;
 use axum::extract::{Path, State};
 use model::{Code, PointId, Problem, SpecError, VmName, VmState};
+use replica::standing::Role;
 
 use super::body::Json as Body;
 use super::hosts::blocking;
@@ -31,8 +33,9 @@ pub(super) async fn start(
     let vm = host.find(&vm)?;
     let word = word(wanted.because.as_deref())?;
     let newest = wanted.point.as_deref().is_none_or(|name| name == LATEST);
-    let mut from = point(&vm, wanted.point).await?;
-    for left in (0..TRIES).rev() {
+    let mut from = point(&vm, wanted.point.clone()).await?;
+    let mut left = TRIES;
+    loop {
         let done = vm.ask(|answer| Message::Failover {
             point: from,
             newest,
@@ -40,18 +43,39 @@ pub(super) async fn start(
             answer,
         });
         let Err(problem) = done.await else { break };
+        if let Some(over) = lease_over_in(&host, &vm).filter(|_| wanted.wait) {
+            if problem.code == Code::Unreachable {
+                tokio::time::sleep(over).await;
+                from = if newest {
+                    point(&vm, None).await?
+                } else {
+                    from
+                };
+                continue;
+            }
+        }
         // The primary sends its last when it is asked to stand down: then from that.
         let latest = if newest {
             point(&vm, None).await?
         } else {
             from
         };
+        left -= 1;
         if latest == from || left == 0 {
             return Err(Refusal(problem));
         }
         from = latest;
     }
     details(&vm).await
+}
+
+/// How long the lease of a primary that does not answer lasts, if it holds to one.
+fn lease_over_in(host: &Host, vm: &Vm) -> Option<Duration> {
+    let view = vm.view();
+    let left = view
+        .leasing
+        .takeover_in(view.standing.fence?, host.clock.now());
+    (view.standing.role == Role::Replica && !left.is_zero()).then_some(left)
 }
 
 pub(super) async fn test(

@@ -5,14 +5,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::{
-    EnableReplication, EndedReplication, JoiningDisk, Progress, Replication, SetReplication,
+    EnableReplication, EndedReplication, JoiningDisk, Lease, Progress, Replication, SetReplication,
 };
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use jiff::Timestamp;
-use model::{Bytes, Code, DiskChoice, Problem, ReplicationState};
+use model::{Bytes, Code, DiskChoice, FenceChoice, Problem, ReplicationState, StartUnasked};
+use replica::lease::Fence;
 use replica::report::LinkReport;
 use replica::standing::Role;
+use serde::Deserialize;
 
 use super::Answered;
 use super::body::Json as Body;
@@ -52,6 +55,10 @@ pub(super) async fn enable(
     Body(wanted): Body<EnableReplication>,
 ) -> Answered<Replication> {
     let vm = host.find(&vm)?;
+    if let Some(FenceChoice::Lease(seconds)) = wanted.fence {
+        // What cannot be shall not be found out half-way.
+        Fence::new(seconds)?;
+    }
     let peer = wanted.peer;
     let terms = Terms {
         every_s: seconds(wanted.every_s),
@@ -65,6 +72,9 @@ pub(super) async fn enable(
         answer,
     })
     .await?;
+    if let Some(wanted) = wanted.fence {
+        vm.ask(|answer| Message::Fence { wanted, answer }).await?;
+    }
     of(&host, &vm).await
 }
 
@@ -79,6 +89,20 @@ pub(super) async fn set(
     Body(wanted): Body<SetReplication>,
 ) -> Answered<Replication> {
     let vm = host.find(&vm)?;
+    // In an order in which one may give way to the other; each is refused alone.
+    let unasked = async |choice| {
+        vm.ask(|answer| Message::StartUnasked { choice, answer })
+            .await
+    };
+    if wanted.start_unasked == Some(StartUnasked::Deny) {
+        unasked(StartUnasked::Deny).await?;
+    }
+    if let Some(wanted) = wanted.fence {
+        vm.ask(|answer| Message::Fence { wanted, answer }).await?;
+    }
+    if wanted.start_unasked == Some(StartUnasked::Allow) {
+        unasked(StartUnasked::Allow).await?;
+    }
     vm.ask(|answer| Message::Set {
         every_s: wanted.every_s.map(seconds),
         choice: wanted.disks,
@@ -95,12 +119,26 @@ pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>
     Ok(Json(()))
 }
 
+/// How a relationship is ended.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ending {
+    /// Why the other host, which counts on a lease, is lost.
+    because: Option<String>,
+}
+
 pub(super) async fn disable(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
+    how: Result<Query<Ending>, QueryRejection>,
 ) -> Answered<EndedReplication> {
+    let Query(how) = how.map_err(|error| {
+        let way_out = "`?because=STATEMENT` is all that may be said";
+        Problem::new(Code::Invalid, "the request", error.body_text(), way_out)
+    })?;
     let vm = host.find(&vm)?;
-    let untold = vm.ask(|answer| Message::Disable { answer }).await?;
+    let word = super::vms::word(how.because.as_deref())?;
+    let untold = vm.ask(|answer| Message::Disable { word, answer }).await?;
     quiet(&vm).await?;
     Ok(Json(EndedReplication { untold }))
 }
@@ -197,12 +235,12 @@ async fn primary(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Se
         replica_host: relation.partner.clone(),
         replica_port: address.as_deref().and_then(port),
         last_error: error.as_ref().map(ToString::to_string),
-        ..common(vm, view, relation, seen)
+        ..common(host, vm, view, relation, seen)
     }
 }
 
 /// What either side tells alike.
-fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
+fn common(host: &Host, vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
     Replication {
         vm: vm.id,
         name: view.home.spec.name.clone(),
@@ -227,11 +265,27 @@ fn common(vm: &Vm, view: &View, relation: Relation, seen: Seen) -> Replication {
         compared: Bytes(0),
         differed: Bytes(0),
         last_error: seen.error.as_ref().map(ToString::to_string),
+        lease: lease(host, view),
+        start_unasked: view.standing.start_unasked,
         messages: seen.messages,
         primary_host: String::new(),
         replica_host: String::new(),
         replica_port: None,
     }
+}
+
+/// The lease under which the VM runs.
+fn lease(host: &Host, view: &View) -> Option<Lease> {
+    let (fence, now) = (view.standing.fence?, host.clock.now());
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let receives = view.standing.role == Role::Replica;
+    let grant = view.leasing.grant().filter(|_| !receives);
+    Some(Lease {
+        seconds: fence.into(),
+        left_ms: grant.and_then(|grant| grant.left(now)).map(millis),
+        held: view.unleased && !receives,
+        takeover_in_ms: receives.then(|| millis(view.leasing.takeover_in(fence, now))),
+    })
 }
 
 /// The disks that are not replicated, and those that no point has yet.
@@ -280,7 +334,7 @@ async fn twin(
                 replica_host: host.name().to_owned(),
                 replica_port: Some(host.listens_at().port()),
                 lag_s: seconds_since(seen.measured.last_cut),
-                ..common(vm, view, relation, seen)
+                ..common(host, vm, view, relation, seen)
             });
         }
         points => points?,
@@ -295,7 +349,7 @@ async fn twin(
         primary_host: relation.partner.clone(),
         replica_host: host.name().to_owned(),
         replica_port: Some(host.listens_at().port()),
-        ..common(vm, view, relation, seen)
+        ..common(host, vm, view, relation, seen)
     })
 }
 

@@ -16,7 +16,7 @@ use model::{Problem, VmState};
 use qemu::Qmp;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::sleep;
-use vmd::control::Status;
+use vmd::control::{Lease, Status};
 
 use super::ended::describe;
 use super::folder::VmFolder;
@@ -38,6 +38,8 @@ pub(super) struct Found {
     running: bool,
     /// Why it does not run.
     why: Why,
+    /// How long vmd lets it run.
+    lease: Lease,
     trouble: Option<String>,
 }
 
@@ -46,6 +48,8 @@ pub(super) struct Found {
 pub(super) enum Why {
     /// Somebody held them still.
     Held,
+    /// It has no lease.
+    Unleased,
     /// A disk failed.
     Fault,
     /// These disks have no room.
@@ -58,7 +62,8 @@ async fn find(
     machine: Option<&VmFolder>,
     known: Option<Guest>,
 ) -> Result<Option<Found>, Problem> {
-    let Some(pid) = supervisor.look().await?.and_then(|status| status.guest) else {
+    let status = supervisor.look().await?;
+    let Some((pid, status)) = status.and_then(|status| Some((status.guest?, status))) else {
         return Ok(None);
     };
     let mut trouble = None;
@@ -71,7 +76,8 @@ async fn find(
                 accelerator: api::Accelerator::Tcg,
             });
             let mut qmp = None;
-            if let Some(machine) = machine {
+            // One that is stopped answers nothing.
+            if let Some(machine) = machine.filter(|_| !status.frozen) {
                 let paths = supervisor.qemu_paths(machine);
                 match Qmp::connect(&paths.qmp, ADOPT_LIMIT).await {
                     Ok(connected) => qmp = Some(connected),
@@ -81,8 +87,15 @@ async fn find(
             Guest { record, qmp }
         }
     };
-    let mut why = Why::Held;
+    let mut why = match status.lease {
+        Lease::Held => Why::Unleased,
+        Lease::None | Lease::Until { .. } => Why::Held,
+    };
     let running = match &guest.qmp {
+        _ if status.frozen => {
+            why = Why::Unleased;
+            false
+        }
         Some(qmp) => match qmp.query_status().await {
             Ok(status) => {
                 if status.status == "io-error" {
@@ -100,6 +113,7 @@ async fn find(
         guest,
         running,
         why,
+        lease: status.lease,
         trouble,
     }))
 }
@@ -133,16 +147,7 @@ impl Owner {
         if self.state() == VmState::Starting {
             self.enter(VmState::Running);
         }
-        let (supervisor, known) = (self.supervisor.clone(), self.guest.clone());
-        self.spawn(async move {
-            let machine = view.home.machine.as_ref();
-            loop {
-                if let Ok(found) = find(&supervisor, machine, known.clone()).await {
-                    return Happening::Found(found);
-                }
-                sleep(LOOK_AGAIN).await;
-            }
-        });
+        self.look_for_guest();
     }
 
     /// The doubt is over.
@@ -165,8 +170,10 @@ impl Owner {
             guest,
             running,
             why,
+            lease,
             trouble,
         } = found;
+        self.found_lease(lease);
         let spec = self.view().home.spec;
         self.host.ledger.adopt(self.id, spec.memory);
         self.show(|view| view.trouble = trouble);
@@ -188,6 +195,21 @@ impl Owner {
             // What failed was logged, and is tried again at the next contact.
             let _ = self.gate().await;
         }
+        self.apply_lease().await;
+    }
+
+    /// Looks for the guest again, of which only the process is known.
+    pub(super) fn look_for_guest(&self) {
+        let (supervisor, known) = (self.supervisor.clone(), self.guest.clone());
+        let machine = self.view().home.machine;
+        self.spawn(async move {
+            loop {
+                if let Ok(found) = find(&supervisor, machine.as_ref(), known.clone()).await {
+                    return Happening::Found(found);
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        });
     }
 
     /// From now on the guest's end is noticed, and whether its processors run.
@@ -232,6 +254,7 @@ impl Owner {
         }
         self.guest = None;
         self.forget_room();
+        self.forget_hold();
         self.deadline = None;
         self.show(|view| {
             view.guest = None;
@@ -262,11 +285,18 @@ impl Owner {
             // What failed was logged, and is tried again at the next contact.
             let _ = self.gate().await;
         }
+        if running {
+            // Whoever let it go on does not know of its lease.
+            self.apply_lease().await;
+        }
     }
 
     /// Says why the guest does not run, and looks for room if that is what it lacks.
     async fn held(&mut self, pid: u32, why: Why) {
         let text = match why {
+            Why::Unleased => return self.found_unleased(),
+            // It was told already.
+            Why::Held if self.lease.held => return,
             // It was told already.
             Why::Held if self.waiting.is_some() => return,
             Why::Held => "paused, and not by Pollux",
@@ -331,7 +361,7 @@ async fn follow(qmp: Qmp, pid: u32, happen: mpsc::Sender<Happening>) {
                     // One disk that fails is the worse of the two.
                     (_, Why::Fault) | (Some(false) | None, _) => Why::Fault,
                     (Some(true), Why::NoRoom(slots)) => Why::NoRoom(slots),
-                    (Some(true), Why::Held) => {
+                    (Some(true), Why::Held | Why::Unleased) => {
                         let node = event.data["node-name"].as_str().unwrap_or_default();
                         let slot = node.strip_prefix("disk").and_then(|n| n.parse().ok());
                         Why::NoRoom(slot.into_iter().collect())

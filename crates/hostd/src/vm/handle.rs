@@ -6,16 +6,17 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use model::{
-    CheckpointSpec, Code, DiskChoice, DiskId, Keep, Lineage, PointId, Problem, VmId, VmName,
-    VmSpec, VmState,
+    CheckpointSpec, Code, DiskChoice, DiskId, FenceChoice, Keep, Lineage, PointId, Problem,
+    StartUnasked, VmId, VmName, VmSpec, VmState,
 };
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing, StandingError};
-use replica::wire::{Configure, PartnerStanding};
+use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::change::Change;
 use super::folder::{self, VmFolder};
+use super::leasing::{self, Leasing};
 use super::merge::Merging;
 use super::observe::{self, Observed};
 use super::owner::Owner;
@@ -56,6 +57,19 @@ pub(crate) enum Message {
         theirs: Lineage,
         answer: Answer<PartnerStanding>,
     },
+    /// The primary of this lineage asks something about a lease.
+    Lease {
+        theirs: Lineage,
+        asked: LeaseRequest,
+        answer: Answer<LeaseAnswer>,
+    },
+    /// Hold to a lease from now on, or to none; answered when that is agreed on.
+    Fence { wanted: FenceChoice, answer: Answer },
+    /// Whether it starts when the partner gives no answer.
+    StartUnasked {
+        choice: StartUnasked,
+        answer: Answer,
+    },
     /// The partner wants to open this lineage.
     StandDown { asked: Lineage, answer: Answer },
     /// The partner runs the VM in this lineage.
@@ -84,7 +98,11 @@ pub(crate) enum Message {
     },
     /// End the relationship here, and at the partner if it can be reached.
     /// What kept the partner from being told is the answer.
-    Disable { answer: Answer<Option<Problem>> },
+    Disable {
+        /// A person's word that the partner, which counts on a lease, is lost.
+        word: Option<Override>,
+        answer: Answer<Option<Problem>>,
+    },
     /// The partner ended the relationship.
     Removed { answer: Answer<Option<Problem>> },
     /// Change its disks; answered when that is in force.
@@ -159,6 +177,10 @@ pub(crate) struct View {
     pub(crate) report: Option<watch::Receiver<LinkReport>>,
     /// How far the merge of a checkpoint is, while there is one.
     pub(crate) merge: Option<Merging>,
+    /// Grants and promises of leases.
+    pub(crate) leasing: leasing::Shared,
+    /// Whether the guest is held because its lease is over; at the replica: whether the primary's is.
+    pub(crate) unleased: bool,
     /// The longest hold-up of the guest by a cut, in microseconds.
     pub(crate) pause_us: Arc<AtomicU64>,
     /// What was staged, until it is counted.
@@ -268,6 +290,8 @@ impl Vm {
             relation,
             report: None,
             merge: None,
+            leasing: Arc::new(Leasing::begin(host.clock.now())),
+            unleased: false,
             pause_us: Arc::default(),
             staged: Arc::default(),
         });

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use model::{Bytes, Code, Generation, Problem};
 use qemu::{Accelerator, Firmware, Machine, Qemu, Qmp, QmpError};
 use tokio::time::{Instant, sleep};
-use vmd::control::Program;
+use vmd::control::{Lease, Program};
 
 use super::access::Access;
 use super::ended::{describe, log_tail};
@@ -62,7 +62,6 @@ impl Engine {
 }
 
 /// What a launch needs to know.
-#[derive(Debug, Clone)]
 pub(crate) struct Launch {
     pub(crate) folder: VmFolder,
     pub(crate) supervisor: Supervisor,
@@ -70,6 +69,8 @@ pub(crate) struct Launch {
     pub(crate) engine: Arc<Engine>,
     pub(crate) term: u64,
     pub(crate) copy_budget: Bytes,
+    /// How long the guest may run, as far as that is known when QEMU starts.
+    pub(crate) lease: Box<dyn Fn() -> Lease + Send + Sync>,
 }
 
 /// A guest that runs.
@@ -105,6 +106,8 @@ impl Launch {
                 matches!(self.engine.accelerator, Accelerator::Kvm),
             )
             .await?;
+        // Before there is anything that could run on without one.
+        self.supervisor.lease((self.lease)()).await?;
         // A socket that an earlier QEMU left would only be refused; without it less is asked.
         for socket in [&paths.qmp, &paths.console] {
             let _ = std::fs::remove_file(socket);

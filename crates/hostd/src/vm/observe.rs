@@ -152,6 +152,7 @@ impl Observed {
             enabled: measured.enabled,
             last_success: measured.last_success,
             latency_average_ms: measured.latency_average_ms(),
+            unleased: view.unleased,
             damage: damage.as_deref(),
         });
         inner.onset.note(now, &messages);

@@ -21,14 +21,17 @@ use std::time::Duration;
 use model::{CheckpointId, Problem, VmId, VmState};
 use replica::driver::Command;
 use replica::run::Evidence;
+use replica::standing::Override;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use vmd::control::Status;
 
 use super::disks::Changed;
+use super::fence::Release;
 use super::guest::{Found, Why};
 use super::handle::{Answer, MAILBOX, Message, View};
 use super::launch::Guest;
+use super::lease::{Leasehold, Renewal};
 use super::replicate::Driver;
 use super::rights::Yielding;
 use super::room::{Waiting, WentOn};
@@ -47,7 +50,13 @@ pub(super) enum Happening {
     /// The peer agreed to be the replica, or did not.
     Enrolled(Result<(), Problem>),
     /// The driver ended, the partner was asked how it stands, and told; or why it was not.
-    Disabled(Answer<Option<Problem>>, Evidence, Option<Problem>),
+    Disabled {
+        answer: Answer<Option<Problem>>,
+        evidence: Evidence,
+        untold: Option<Problem>,
+        /// A person's word that the partner is lost.
+        word: Option<Override>,
+    },
     /// The driver ended and the replica forgot the initial replication, or did not.
     Cancelled(Result<(), Problem>, Answer),
     Launched(Result<Guest, Problem>),
@@ -77,6 +86,10 @@ pub(super) enum Happening {
     Room {
         pid: u32,
     },
+    /// What the replica says about the lease.
+    Renewal(Renewal),
+    /// Whether the replica counts on no lease any more.
+    Release(Box<Release>),
     /// What keeps the VM from standing down, if anything, is known.
     Sent(Yielding),
     /// What the partner says to the takeover.
@@ -108,6 +121,7 @@ pub(super) struct Owner {
     /// What has to wait for that.
     pub(super) deferred: VecDeque<Message>,
     pub(super) guest: Option<Guest>,
+    pub(super) lease: Leasehold,
     /// Whether the partner is being told of a takeover.
     pub(super) telling: bool,
     /// Whether nobody can tell if a guest runs.
@@ -160,6 +174,7 @@ impl Owner {
             settling: 0,
             deferred: VecDeque::new(),
             guest: None,
+            lease: Leasehold::default(),
             telling: false,
             doubt: false,
             round: 0,
@@ -194,13 +209,9 @@ impl Owner {
                     return;
                 }
             }
-            let deadline = self.deadline;
-            let expired = async {
-                match deadline {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            self.follow_lease();
+            let expired = at(self.deadline);
+            let lease = at(self.lease_wakes());
             tokio::select! {
                 happening = happenings.recv() => {
                     let Some(happening) = happening else { return };
@@ -215,6 +226,7 @@ impl Owner {
                     }
                 }
                 () = expired => self.stop_expired(),
+                () = lease => self.apply_lease().await,
                 _ = tell.tick(), if self.must_tell() => self.tell_partner(),
             }
         }
@@ -273,7 +285,7 @@ impl Owner {
     }
 
     /// Whether a start is under way.
-    fn is_launching(&self) -> bool {
+    pub(super) fn is_launching(&self) -> bool {
         !self.starting.is_empty()
     }
 
@@ -293,6 +305,17 @@ impl Owner {
             Message::Delete { lost, answer } => return self.delete(lost, answer).await,
             Message::Contact { theirs, answer } => {
                 let _ = answer.send(self.contact(&theirs).await);
+            }
+            Message::Lease {
+                theirs,
+                asked,
+                answer,
+            } => {
+                let _ = answer.send(self.promise(&theirs, asked));
+            }
+            Message::Fence { wanted, answer } => self.fence(wanted, answer).await,
+            Message::StartUnasked { choice, answer } => {
+                let _ = answer.send(self.start_unasked(choice));
             }
             Message::StandDown { asked, answer } => self.stand_down(asked, answer),
             Message::Superseded { lineage, answer } => {
@@ -316,7 +339,7 @@ impl Owner {
             Message::Follow { wanted, answer } => {
                 let _ = answer.send(self.follow(*wanted));
             }
-            Message::Disable { answer } => self.disable(answer),
+            Message::Disable { word, answer } => self.disable(word, answer),
             Message::Removed { answer } => self.removed(answer),
             Message::Change { change, answer } => self.change(change, answer),
             Message::ExportBegins { answer } => self.export_begins(answer),
@@ -406,7 +429,7 @@ impl Owner {
     async fn happened(&mut self, happening: Happening) {
         match happening {
             Happening::Evidence(round, evidence) => self.launch(round, &evidence),
-            Happening::Launched(Ok(guest)) => self.launched(guest),
+            Happening::Launched(Ok(guest)) => self.launched(guest).await,
             Happening::Launched(Err(problem)) => self.start_failed(problem),
             Happening::Gone { pid, status } => self.gone(pid, status),
             Happening::Found(found) => self.found(found).await,
@@ -418,14 +441,22 @@ impl Owner {
             Happening::Merged(checkpoint) => self.merged(checkpoint),
             Happening::NoRoom { pid, slots } => self.no_room(pid, slots).await,
             Happening::Room { pid } => self.room(pid).await,
+            Happening::Renewal(renewal) => self.renewed(renewal).await,
+            Happening::Release(release) => self.released(*release).await,
             Happening::Sent(yielding) => self.sent(yielding),
             Happening::Told(evidence) => self.told(evidence).await,
             Happening::Settled(certain) => self.settled(certain),
             Happening::Enrolled(agreed) => self.enrolled(agreed),
-            Happening::Disabled(answer, evidence, untold) => {
+            Happening::Disabled {
+                answer,
+                evidence,
+                untold,
+                word,
+            } => {
                 self.told(evidence).await;
                 self.ending = false;
-                let done = self.disabled().map(|()| untold);
+                let done = self.disabled(untold.is_none(), word.as_ref());
+                let done = done.map(|()| untold);
                 // What could not be forgotten goes on.
                 self.drive();
                 let _ = answer.send(done);
@@ -447,6 +478,14 @@ impl Owner {
         for answer in self.stopping.drain(..).chain(self.killing.drain(..)) {
             let _ = answer.send(Ok(()));
         }
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

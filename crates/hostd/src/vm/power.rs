@@ -39,7 +39,7 @@ impl Owner {
         let host = Arc::clone(&self.host);
         let round = self.round;
         self.spawn(async move {
-            Happening::Evidence(round, partner::evidence(&host, &view, word).await)
+            Happening::Evidence(round, partner::evidence_to_start(&host, &view, word).await)
         });
     }
 
@@ -125,6 +125,8 @@ impl Owner {
         if self.state() != VmState::Starting || round != self.round {
             return;
         }
+        let evidence = &self.weigh_lease(evidence);
+        let unasked = matches!(evidence, Evidence::Unreachable(_));
         let decided = if self.seen.borrow().standing.attempt.is_some() {
             self.take_over(evidence)
         } else {
@@ -134,6 +136,9 @@ impl Owner {
             Ok(launch) => launch,
             Err(problem) => return self.refuse_start(problem),
         };
+        if unasked {
+            self.say_started_unasked();
+        }
         let (cancel, cancelled) = oneshot::channel();
         self.cancel = Some(cancel);
         let host = Arc::clone(&self.host);
@@ -172,6 +177,8 @@ impl Owner {
         let programs = Arc::clone(&self.host.programs);
         let term = view.standing.lineage.current().number;
         let copy_budget = self.host.settings.copy_budget;
+        let (leasing, standing) = (view.leasing, view.standing);
+        let lease = Box::new(move || leasing.for_vmd(&standing));
         Ok(move |engine| Launch {
             folder,
             supervisor,
@@ -179,6 +186,7 @@ impl Owner {
             engine,
             term,
             copy_budget,
+            lease,
         })
     }
 
@@ -337,7 +345,7 @@ impl Owner {
         Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }
 
-    pub(super) fn launched(&mut self, guest: Guest) {
+    pub(super) async fn launched(&mut self, guest: Guest) {
         self.cancel = None;
         self.enter(state::after(self.state(), Event::Launched));
         self.watch(guest);
@@ -345,5 +353,6 @@ impl Owner {
             let _ = answer.send(Ok(()));
         }
         self.settle();
+        self.apply_lease().await;
     }
 }

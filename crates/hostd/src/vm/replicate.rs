@@ -21,7 +21,7 @@ use replica::link::LinkError;
 use replica::report::LinkReport;
 use replica::run::Evidence;
 use replica::source::{Plan, Progress};
-use replica::standing::Role;
+use replica::standing::{Override, Role};
 use replica::wire::{Configuration, Enrol};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -185,7 +185,7 @@ impl Owner {
             }
             Err(problem) => {
                 // The first problem is the one that matters.
-                let _ = self.forget_relation();
+                let _ = self.forget_relation(true, None);
                 Err(problem)
             }
         };
@@ -456,7 +456,7 @@ impl Owner {
     }
 
     /// The relationship, if this host sends.
-    fn sending(&self, view: &View) -> Result<Relation, Problem> {
+    pub(super) fn sending(&self, view: &View) -> Result<Relation, Problem> {
         let refuse = |reason: &str, way_out: &str| {
             Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
         };
@@ -482,18 +482,18 @@ impl Owner {
         }
     }
 
-    pub(super) fn disable(&mut self, answer: Answer<Option<Problem>>) {
-        self.end(answer, true);
+    pub(super) fn disable(&mut self, word: Option<Override>, answer: Answer<Option<Problem>>) {
+        self.end(answer, true, word);
     }
 
     /// The partner ended the relationship; the twin stays.
     pub(super) fn removed(&mut self, answer: Answer<Option<Problem>>) {
         tracing::warn!(vm = %self.id, "the partner ends the replication");
-        self.end(answer, false);
+        self.end(answer, false, None);
     }
 
     /// Ends the relationship here, and at the partner if it is to be told.
-    fn end(&mut self, answer: Answer<Option<Problem>>, tell: bool) {
+    fn end(&mut self, answer: Answer<Option<Problem>>, tell: bool, word: Option<Override>) {
         let view = self.view();
         let Some(relation) = view.relation.clone() else {
             let problem = Problem::new(Code::Conflict, view.thing(), "is not replicated", "");
@@ -510,6 +510,16 @@ impl Owner {
                 answer,
                 Problem::new(Code::Conflict, view.thing(), reason, way_out),
             );
+        }
+        if let (Role::Replica, Some(_)) = (view.standing.role, view.standing.fence) {
+            // Before the primary hears of the end, and runs on without one.
+            let counted = view
+                .standing
+                .next_agreement(0)
+                .and_then(|agreement| self.store(view.standing.released(agreement)));
+            if let Err(problem) = counted {
+                return refuse(answer, problem);
+            }
         }
         self.ending = true;
         let driver = self.stop_driver();
@@ -544,12 +554,18 @@ impl Owner {
                     tracing::warn!(%vm, %problem, "its diskd goes on tracking until it ends");
                 }
             }
-            Happening::Disabled(answer, evidence, untold)
+            Happening::Disabled {
+                answer,
+                evidence,
+                untold,
+                word,
+            }
         });
     }
 
-    pub(super) fn disabled(&mut self) -> Result<(), Problem> {
-        self.forget_relation()?;
+    /// `told`: the partner ended it too, or ended it first.
+    pub(super) fn disabled(&mut self, told: bool, word: Option<&Override>) -> Result<(), Problem> {
+        self.forget_relation(told, word)?;
         tracing::info!(vm = %self.id, "replication disabled");
         self.settle();
         Ok(())
@@ -606,7 +622,7 @@ impl Owner {
 
     pub(super) fn cancelled(&mut self, done: Result<(), Problem>, answer: Answer) {
         self.ending = false;
-        let done = done.and_then(|()| self.disabled());
+        let done = done.and_then(|()| self.disabled(true, None));
         if done.is_err() {
             // Nothing was changed: it goes on.
             self.drive();
@@ -615,8 +631,11 @@ impl Owner {
         let _ = answer.send(done);
     }
 
-    pub(super) fn forget_relation(&mut self) -> Result<(), Problem> {
+    fn forget_relation(&mut self, told: bool, word: Option<&Override>) -> Result<(), Problem> {
         let view = self.view();
+        // A VM that was taken over elsewhere stays stood down: ending a relationship is no word
+        // about who runs it.
+        let standing = view.standing.end(&view.thing(), told, word)?;
         let home = &view.home.path;
         let failed = |error: std::io::Error| Problem::failed(view.thing(), &error);
         let outbox = DiskdSource::outbox(home);
@@ -630,13 +649,6 @@ impl Owner {
             tracking::forget(machine).map_err(failed)?;
         }
         progress::forget(home).map_err(failed)?;
-        // A VM that was taken over elsewhere stays stood down: ending a relationship is no word
-        // about who runs it.
-        let mut standing = view.standing.clone();
-        if standing.role != Role::Replica {
-            standing.partner = None;
-            standing.warrant = None;
-        }
         // First: with a partner and no relationship with it the VM could be neither started nor
         // given another. A kill in between leaves the relationship, which names the partner.
         self.store(standing)?;

@@ -44,9 +44,10 @@ impl Owner {
     pub(super) fn decide(&self, evidence: &Evidence) -> Result<(), Problem> {
         let view = self.view();
         let thing = view.thing();
-        if let Evidence::Says(theirs) = evidence {
+        if let Evidence::Says(theirs) | Evidence::Leased(theirs) = evidence {
             let told = theirs.stood_down.as_ref();
-            self.store(view.standing.meet(&thing, &theirs.lineage, told)?.standing)?;
+            let met = view.standing.meet(&thing, &theirs.lineage, told)?.standing;
+            self.store(met.without_replica(theirs, met.agreement))?;
         }
         let standing = self.seen.borrow().standing.clone();
         let used = progress::reserved(&view.home.path)?;
@@ -246,19 +247,22 @@ impl Owner {
             tracing::debug!(vm = %self.id, ?evidence, "the partner does not know of the takeover");
             return;
         };
+        if let Err(problem) = self.heard(&theirs).await {
+            tracing::error!(vm = %self.id, %problem, "the partner's answer is of no use");
+        }
+    }
+
+    /// The partner answered how it stands.
+    pub(super) async fn heard(&mut self, theirs: &PartnerStanding) -> Result<(), Problem> {
         let view = self.view();
         let stood_down = theirs.stood_down.as_ref();
         let met = view
             .standing
-            .meet(&view.thing(), &theirs.lineage, stood_down);
-        let gated = match &met {
-            Ok(met) if met.gate => self.gate().await,
-            _ => Ok(()),
-        };
-        let stored = gated.and_then(|()| self.store(met?.standing));
-        if let Err(problem) = stored {
-            tracing::error!(vm = %self.id, %problem, "the partner's answer is of no use");
+            .meet(&view.thing(), &theirs.lineage, stood_down)?;
+        if met.gate {
+            self.gate().await?;
         }
+        self.store(met.standing)
     }
 
     pub(super) async fn superseded(&mut self, lineage: &Lineage) -> Result<(), Problem> {

@@ -165,6 +165,9 @@ impl Owner {
         };
         let Some(qmp) = guest.qmp.clone() else { return };
         self.forget_room();
+        if self.lease.held {
+            return self.held_no_longer_but_for_lease();
+        }
         self.went_on = Some(WentOn {
             at: Instant::now(),
             pause: waiting.pause,

@@ -33,7 +33,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use vmd::config::{Config as VmdConfig, Socket};
-use vmd::control::{DISKD_LIMIT, MAX_LINE, Program, Reply, Request, Status};
+use vmd::control::{DISKD_LIMIT, Lease, MAX_LINE, Program, Reply, Request, Status};
 
 use super::access::{Access, own};
 use super::ended::log_tail;
@@ -288,6 +288,11 @@ impl Supervisor {
             .await
             .map_err(|error| self.failed(&error))?;
         self.status_of(reply)
+    }
+
+    /// From now on the guest, or the next one, may run so long.
+    pub(crate) async fn lease(&self, lease: Lease) -> Result<(), Problem> {
+        self.ask(&Request::Lease { lease }, AT_ONCE).await.map(drop)
     }
 
     /// Ends QEMU; answers when it was reaped.

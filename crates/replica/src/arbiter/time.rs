@@ -92,12 +92,14 @@ impl Arbiter {
 
     /// The primary `x` agrees on a lease, or on a shorter one.
     pub(super) fn agree(&self, pair: &mut Pair, x: usize) -> Option<()> {
-        let agreed = pair.hosts[x].standing().hold_to(VM, fence(), 0).ok()?;
+        let standing = pair.hosts[x].standing();
+        let (first, term) = (standing.fence.is_none(), standing.lineage.current().number);
+        let agreed = standing.hold_to(VM, fence(), 0).ok()?;
         pair.keep_standing(x, agreed, self.on(Rule::FenceBeforeQuestion));
-        if self.on(Rule::LeaseCutShort) {
+        if first || self.on(Rule::LeaseCutShort) {
             let now = pair.reading(x);
-            let grant = pair.hosts[x].grant;
-            pair.hosts[x].grant = grant.map(|grant| grant.cut_to(now, fence()));
+            let held = pair.hosts[x].grant;
+            pair.hosts[x].grant = Grant::agreed(held, first, term, now, fence());
         }
         Some(())
     }

@@ -135,6 +135,7 @@ impl Link for Wire {
                 stood_down: None,
             };
             Ok(ContactAnswer {
+                lease: None,
                 standing,
                 reception: (role == Role::Replica).then(|| world.reception()),
             })

@@ -60,6 +60,7 @@ impl Sender {
         let ContactAnswer {
             standing: theirs,
             reception,
+            lease: _,
         } = match answer {
             Ok(answer) => answer,
             Err(LinkError::Refused(problem)) if problem.code == Code::NotFound => {
