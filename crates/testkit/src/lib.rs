@@ -8,6 +8,7 @@ mod folder;
 mod history;
 mod lives;
 mod rng;
+mod room;
 mod schedule;
 mod store;
 
@@ -19,5 +20,6 @@ pub use folder::CutFolder;
 pub use history::History;
 pub use lives::{World, finish, lives, seeds};
 pub use rng::Rng;
+pub use room::{SmallDisk, may_mount};
 pub use schedule::Schedule;
 pub use store::PowerCutStore;
