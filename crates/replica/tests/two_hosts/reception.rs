@@ -4,13 +4,6 @@ use pollux_replica::wire::{Configuration, ConfigureAnswer};
 
 use super::*;
 
-fn refused(error: LinkError) -> Problem {
-    match error {
-        LinkError::Refused(problem) => problem,
-        LinkError::Lost(problem) => panic!("lost: {problem}"),
-    }
-}
-
 #[tokio::test]
 async fn the_replica_follows_a_configuration_and_tells_which() {
     let (a, _b, replicas, _serving) = pair().await;
@@ -70,27 +63,23 @@ async fn the_replica_follows_a_configuration_and_tells_which() {
 
 #[tokio::test]
 async fn a_replica_that_is_paused_takes_nothing_in_and_says_so() {
-    let (a, _b, replicas, _serving) = pair().await;
-    let (client, spec) = (a.client("host-b"), spec());
-    let ask = enrol(&spec);
-    client.enrol(spec.id, &ask).await.unwrap();
-    let link = PeerLink::new(client, spec.id, ask.relationship);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 8, 1);
-    let offer = outbox::offer(&staged).await.unwrap();
-    link.offer(&offer).await.unwrap();
-    let chunk = outbox::chunk(&staged, 0).await.unwrap();
-    link.put(offer.root, 0, chunk).await.unwrap();
+    let sending = Sending::new(8).await;
+    let Sending {
+        replicas,
+        spec,
+        ask,
+        link,
+        offer,
+        ..
+    } = &sending;
+    sending.put_all().await;
     let pause = |paused| {
         let pause = |enrolled: &mut Enrolled| enrolled.relation.reception.paused = paused;
         replicas.with(spec.id, pause).unwrap();
     };
     pause(true);
     for error in [
-        link.offer(&offer).await.unwrap_err(),
+        link.offer(offer).await.unwrap_err(),
         link.commit(offer.root).await.unwrap_err(),
     ] {
         let problem = refused(error);
@@ -106,27 +95,23 @@ async fn a_replica_that_is_paused_takes_nothing_in_and_says_so() {
     pause(false);
     // What had come before is not sent again.
     let missing = OfferAnswer::Missing { chunks: Vec::new() };
-    assert_eq!(link.offer(&offer).await.unwrap(), missing);
+    assert_eq!(link.offer(offer).await.unwrap(), missing);
     let committed = link.commit(offer.root).await.unwrap();
     assert!(matches!(committed, CommitAnswer::Committed { .. }));
 }
 
 #[tokio::test]
 async fn nothing_is_taken_in_after_a_pause_though_it_was_let_in_before() {
-    let (a, _b, replicas, _serving) = pair().await;
-    let (client, spec) = (a.client("host-b"), spec());
-    let ask = enrol(&spec);
-    client.enrol(spec.id, &ask).await.unwrap();
-    let link = PeerLink::new(client, spec.id, ask.relationship);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 8, 1);
-    let offer = outbox::offer(&staged).await.unwrap();
-    link.offer(&offer).await.unwrap();
-    let chunk = outbox::chunk(&staged, 0).await.unwrap();
-    link.put(offer.root, 0, chunk).await.unwrap();
+    let sending = Sending::new(8).await;
+    let Sending {
+        replicas,
+        spec,
+        ask,
+        link,
+        offer,
+        ..
+    } = &sending;
+    sending.put_all().await;
     replicas.pauses.store(true, Ordering::Relaxed);
     let problem = refused(link.commit(offer.root).await.unwrap_err());
     assert!(problem.reason.contains("paused"), "{problem}");
@@ -142,5 +127,5 @@ async fn nothing_is_taken_in_after_a_pause_though_it_was_let_in_before() {
     replicas.with(spec.id, resume).unwrap();
     // What had come is there still, and is not sent again.
     let missing = OfferAnswer::Missing { chunks: Vec::new() };
-    assert_eq!(link.offer(&offer).await.unwrap(), missing);
+    assert_eq!(link.offer(offer).await.unwrap(), missing);
 }

@@ -44,18 +44,17 @@ async fn trickle(mut stream: TlsStream<TcpStream>, head: String) -> (String, Dur
 
 #[tokio::test(start_paused = true)]
 async fn bodies_that_trickle_are_given_up_and_neither_take_the_memory_nor_hold_up_other_requests() {
-    let (a, _b, _replicas, _serving) = pair().await;
-    let (client, spec) = (a.client("host-b"), spec());
-    let ask = enrol(&spec);
-    client.enrol(spec.id, &ask).await.unwrap();
-    let link = PeerLink::new(client, spec.id, ask.relationship);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 600, 1);
-    let offer = outbox::offer(&staged).await.unwrap();
-    link.offer(&offer).await.unwrap();
+    let sending = Sending::new(600).await;
+    let Sending {
+        a,
+        spec,
+        ask,
+        link,
+        staged,
+        offer,
+        ..
+    } = &sending;
+    link.offer(offer).await.unwrap();
     let head = |method: &str, path: String, len: u64| {
         format!(
             "{method} {path} HTTP/1.1\r\nHost: host-b\r\n{}: {}\r\nContent-Length: {len}\r\n\r\n",
@@ -73,18 +72,18 @@ async fn bodies_that_trickle_are_given_up_and_neither_take_the_memory_nor_hold_u
     };
     let mut slow = Vec::new();
     for _ in 0..8 {
-        slow.push(tokio::spawn(trickle(raw(&a).await, chunk())));
-        slow.push(tokio::spawn(trickle(raw(&a).await, an_offer())));
+        slow.push(tokio::spawn(trickle(raw(a).await, chunk())));
+        slow.push(tokio::spawn(trickle(raw(a).await, an_offer())));
     }
     // A connection on which nothing ever comes, and one whose head does not end.
-    let silent = raw(&a).await;
-    let mut endless = raw(&a).await;
+    let silent = raw(a).await;
+    let mut endless = raw(a).await;
     endless.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     // What is sent as it should be goes on beside them; at most 128 MiB of bodies at once, so that it
     // may have to wait for those that trickle.
     let begun = Instant::now();
     for n in 0..offer.chunks.len() as u64 {
-        let chunk = outbox::chunk(&staged, n).await.unwrap();
+        let chunk = outbox::chunk(staged, n).await.unwrap();
         link.put(offer.root, n, chunk).await.unwrap();
     }
     let committed = link.commit(offer.root).await.unwrap();
