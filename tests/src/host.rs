@@ -459,25 +459,18 @@ impl Host {
     /// # Errors
     /// One refuses.
     pub fn trust_each_other(&self, other: &Host, address: &str) -> Result<()> {
-        let (here, there) = (
-            self.json(&["host", "identity"])?,
-            other.json(&["host", "identity"])?,
-        );
-        let own = format!("127.0.0.1:{}", self.port);
-        self.pollux(&[
-            "host",
-            "trust",
-            &other.name,
-            address,
-            text(&there, "/fingerprint")?,
-        ])?;
-        other.pollux(&[
-            "host",
-            "trust",
-            &self.name,
-            &own,
-            text(&here, "/fingerprint")?,
-        ])?;
+        self.trust(other, address)?;
+        other.trust(self, &format!("127.0.0.1:{}", self.port))
+    }
+
+    /// Trusts `other`, which is reached at `address`.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn trust(&self, other: &Host, address: &str) -> Result<()> {
+        let there = other.json(&["host", "identity"])?;
+        let fingerprint = text(&there, "/fingerprint")?;
+        self.pollux(&["host", "trust", &other.name, address, fingerprint])?;
         Ok(())
     }
 

@@ -1,11 +1,11 @@
 //! A twin is made, kept and started, over a network that breaks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{
-    FIRST_WRITE, Host, Pair, create_writer, flushed, judge, nothing_pending, point_name, text,
-    until, writes_on,
+    FIRST_WRITE, Host, Pair, Wire, create_writer, flushed, json_u64, judge, nothing_pending,
+    point_name, text, until, writes_on,
 };
 use serde_json::Value;
 use testkit::workload::Cut;
@@ -226,5 +226,149 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     let refused = castor.refused(&["vm", "start", "web"])?;
     assert_eq!(refused.exit, 4, "{}", refused.message);
     writes_on(&pollux, "web", 50, MINUTE)?;
+    Ok(())
+}
+
+/// Milliseconds of the lease that a host tells.
+fn lease_ms(host: &Host, key: &str) -> Result<Option<u64>> {
+    let status = host.json(&["replica", "status", "web"])?;
+    Ok(status
+        .pointer(&format!("/0/lease/{key}"))
+        .and_then(Value::as_u64))
+}
+
+/// Whether the health of the relationship has this reason.
+fn has_reason(host: &Host, reason: &str) -> Result<bool> {
+    let status = host.json(&["replica", "status", "web"])?;
+    let messages = status.pointer("/0/messages").and_then(Value::as_array);
+    Ok(messages
+        .into_iter()
+        .flatten()
+        .any(|message| message["reason"] == reason))
+}
+
+fn state(host: &Host) -> Result<String> {
+    let vm = host.json(&["vm", "show", "web"])?;
+    Ok(text(&vm, "/vm/state")?.to_owned())
+}
+
+/// How often an event of this kind is told.
+fn events(host: &Host, kind: &str) -> Result<usize> {
+    let all = host.json(&["event", "list", "--vm", "web"])?;
+    let all = all.as_array().context("a list")?;
+    Ok(all.iter().filter(|event| event["kind"] == kind).count())
+}
+
+#[test]
+fn a_primary_under_a_lease_is_held_without_its_replica_which_takes_over_when_that_is_over()
+-> Result<()> {
+    let pair = Pair::new("lease")?;
+    // Both directions can be cut.
+    let back = Wire::to(pair.castor.port())?;
+    pair.pollux.trust(&pair.castor, &back.address())?;
+    let cut = || {
+        pair.wire.cut();
+        back.cut();
+    };
+    let mend = || {
+        pair.wire.mend();
+        back.mend();
+    };
+    create_writer(&pair.castor, "web", "64MiB", 50)?;
+    pair.castor.pollux(&["vm", "start", "web"])?;
+    pair.castor
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pair.replicate("web")?;
+    let lease = ["replica", "set", "web", "--fence", "lease=4"];
+    pair.castor.pollux(&lease)?;
+    pair.wait_for_points("web", 2)?;
+    until(MINUTE, "both know the lease", || {
+        let left = lease_ms(&pair.castor, "left_ms")? > Some(0);
+        let waits = lease_ms(&pair.pollux, "takeover_in_ms")? > Some(4000);
+        Ok((left && waits).then_some(()))
+    })?;
+    writes_on(&pair.castor, "web", 20, MINUTE)?;
+
+    // Without its replica it is held within a second after its lease, and both hosts say so.
+    let begun = Instant::now();
+    cut();
+    until(MINUTE, "the guest is held", || {
+        Ok((state(&pair.castor)? == "paused").then_some(()))
+    })?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(4 + 1 + 1), "{took:?}");
+    let held = flushed(&pair.castor.serial_log("web")?);
+    until(MINUTE, "both say that it is over", || {
+        let over = has_reason(&pair.castor, "lease-over")?;
+        let may = has_reason(&pair.pollux, "primary-silent")?;
+        Ok((over && may).then_some(()))
+    })?;
+    ensure!(
+        flushed(&pair.castor.serial_log("web")?) == held,
+        "it writes nothing"
+    );
+    // Nobody took over, so it goes on by itself.
+    mend();
+    until(MINUTE, "the guest goes on", || {
+        Ok((state(&pair.castor)? == "running").then_some(()))
+    })?;
+    writes_on(&pair.castor, "web", 20, MINUTE)?;
+    for host in [&pair.castor, &pair.pollux] {
+        ensure!(events(host, "lease-over")? == 1, "{}", host.name());
+        ensure!(events(host, "lease-renewed")? == 1, "{}", host.name());
+    }
+
+    // A polluxd that is dead holds nothing: the guest's supervisor does.
+    let (mut castor, pollux, wire) = (pair.castor, pair.pollux, pair.wire);
+    let vm = castor.json(&["vm", "show", "web"])?;
+    let qemu = json_u64(&vm, "/processes/guest")?;
+    let is_stopped = || -> Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{qemu}/stat"))?;
+        Ok(stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T')))
+    };
+    castor.kill_daemon()?;
+    let begun = Instant::now();
+    until(MINUTE, "the process of the guest is stopped", || {
+        Ok(is_stopped()?.then_some(()))
+    })?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(4 + 1), "{took:?}");
+    castor.start_daemon()?;
+    until(MINUTE, "the guest goes on", || {
+        Ok((!is_stopped()? && state(&castor)? == "running").then_some(()))
+    })?;
+    writes_on(&castor, "web", 20, MINUTE)?;
+
+    // Cut off for good: the replica waits for the end of the lease, and no person has to say a word.
+    wire.cut();
+    back.cut();
+    let refused = pollux.refused(&["failover", "start", "web"])?;
+    assert_eq!(refused.exit, 6, "{}", refused.message);
+    for part in ["holds to a lease", "s more", "--wait"] {
+        assert!(refused.message.contains(part), "{}", refused.message);
+    }
+    pollux.pollux(&["failover", "start", "web", "--wait"])?;
+    assert_eq!(state(&castor)?, "paused", "before the other one ran");
+    let held = flushed(&castor.serial_log("web")?);
+    let found = pollux.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+    assert!(found.ends_with(": right"), "{found}");
+    assert_eq!(state(&castor)?, "paused");
+
+    // It learns that it was succeeded, and never goes on.
+    wire.mend();
+    back.mend();
+    until(MINUTE, "the old primary stood down", || {
+        let status = castor.json(&["replica", "status", "web"])?;
+        Ok((status.pointer("/0/state") == Some(&"stood-down".into())).then_some(()))
+    })?;
+    writes_on(&pollux, "web", 20, MINUTE)?;
+    assert_eq!(state(&castor)?, "paused");
+    assert_eq!(flushed(&castor.serial_log("web")?), held, "it never ran on");
+    castor.pollux(&["vm", "kill", "web"])?;
+    let refused = castor.refused(&["vm", "start", "web"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
     Ok(())
 }

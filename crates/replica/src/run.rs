@@ -290,7 +290,9 @@ fn no_evidence(thing: &str, partner: &str, evidence: &Evidence) -> Problem {
             let reason = format!(
                 "may run on host `{partner}`, which holds to a lease that may last {seconds} s more"
             );
-            let way_out = format!("wait so long, or {FORCE}");
+            let name = name(thing);
+            let way_out =
+                format!("wait so long, as `pollux failover start {name} --wait` does, or {FORCE}");
             return Problem::new(Code::Unreachable, thing, reason, way_out);
         }
         _ => format!("may run on host `{partner}`, which has not stood down for it"),
