@@ -226,6 +226,62 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     let refused = castor.refused(&["vm", "start", "web"])?;
     assert_eq!(refused.exit, 4, "{}", refused.message);
     writes_on(&pollux, "web", 50, MINUTE)?;
+    complete(&mut pollux)
+}
+
+/// The failover is made final under a guest that writes, while polluxd is killed on the way.
+fn complete(host: &mut Host) -> Result<()> {
+    let state = |host: &Host| -> Result<String> {
+        let status = host.json(&["replica", "status", "web"])?;
+        Ok(text(&status, "/0/state")?.to_owned())
+    };
+    let checkpoints = |host: &Host| -> Result<usize> {
+        let vm = host.json(&["vm", "show", "web"])?;
+        let all = vm.pointer("/checkpoints").and_then(Value::as_array);
+        Ok(all.context("a list of checkpoints")?.len())
+    };
+    assert_eq!(state(host)?, "failed-over-waiting-completion");
+    assert_eq!(checkpoints(host)?, 1);
+    // What was written since cannot go to where nothing is ever written to.
+    let refused = host.refused(&["disk", "merge", "web", "failover"])?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    let way_out = "pollux failover complete web";
+    assert!(refused.message.contains(way_out), "{}", refused.message);
+
+    let mut asked = host.command(&["failover", "complete", "web"])?.spawn()?;
+    until(MINUTE, "it is decided", || {
+        Ok((state(host)? == "failed-over").then_some(()))
+    })?;
+    host.kill_daemon()?;
+    asked.wait()?;
+    host.start_daemon()?;
+    writes_on(host, "web", 50, MINUTE)?;
+    host.pollux(&["failover", "complete", "web"])?;
+    assert_eq!(state(host)?, "failed-over");
+    assert_eq!(checkpoints(host)?, 0);
+    assert_eq!(
+        host.refused(&["point", "export", "web", "latest", "x.raw"])?
+            .exit,
+        4
+    );
+    let replicas = std::fs::read_dir(host.state().join("replicas"))?;
+    let homes: Vec<_> = replicas.collect::<std::io::Result<_>>()?;
+    let [home] = &homes[..] else {
+        anyhow::bail!("{homes:?}");
+    };
+    assert!(!home.path().join("journal").exists(), "the journal is gone");
+    assert!(home.path().join("failover/disk0.raw").exists());
+    assert!(!home.path().join("failover/origin.toml").exists());
+
+    // It is a VM like any other, with all that was written.
+    writes_on(host, "web", 50, MINUTE)?;
+    host.pollux(&["disk", "checkpoint", "web", "of-its-own"])?;
+    host.pollux(&["disk", "merge", "web", "of-its-own"])?;
+    host.pollux(&["vm", "kill", "web"])?;
+    let before = host.serial_log("web")?.len();
+    host.pollux(&["vm", "start", "web"])?;
+    let found = host.serial_line("web", before, "pollux-workload: found", FIRST_WRITE)?;
+    ensure!(found.ends_with(": right"), "{found}");
     Ok(())
 }
 

@@ -492,6 +492,17 @@ impl Client {
             .await
     }
 
+    /// Makes a failover final: the point that it was started from stays, and goes into the VM's own disks.
+    /// It goes on if nobody waits for it.
+    pub async fn complete_failover(
+        &self,
+        vm: &str,
+        progress: impl FnMut(Progress),
+    ) -> Result<(), Problem> {
+        let path = path(vm, "/failover/completion");
+        self.job(Method::POST, &path, None::<&()>, progress).await
+    }
+
     /// Shuts the VM down, locks it and sends its last changes.
     pub async fn prepare_failover(
         &self,

@@ -64,6 +64,7 @@
 //!   PUT    /v1/vms/{vm}/points/{point}/lock         LockPoint   -> Point
 //!   POST   /v1/vms/{vm}/points/{point}/export       ExportPoint -> job: [ExportedDisk]
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
+//!   POST   /v1/vms/{vm}/failover/completion         job: null
 //!   POST   /v1/vms/{vm}/planned-failover            PrepareFailover -> a job, PreparedFailover
 //!   DELETE /v1/vms/{vm}/planned-failover
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails

@@ -169,6 +169,12 @@ const ALIASES: &[Alias] = &[
         needs: &["VMName"],
     },
     Alias {
+        native: "Complete-VMFailover",
+        ours: &["failover", "complete"],
+        parameters: &[VM_NAME],
+        needs: &["VMName"],
+    },
+    Alias {
         native: "Stop-VMFailover",
         ours: &["failover", "stop-test"],
         parameters: &[VM_NAME],
@@ -608,6 +614,10 @@ mod tests {
             (
                 "Start-VMFailover -Prepare -VMName web",
                 "--wide failover prepare -- web",
+            ),
+            (
+                "Complete-VMFailover -VMName web",
+                "--wide failover complete -- web",
             ),
             ("Stop-VMFailover web", "--wide failover stop-test -- web"),
             ("Get-VMReplicationServer", "--wide replica server show"),

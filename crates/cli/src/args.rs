@@ -537,6 +537,12 @@ pub(crate) enum FailoverVerb {
         #[command(flatten)]
         force: Force,
     },
+    /// Make a failover final: the twin's other points go, and the VM gets disks of its own while it runs.
+    /// Once begun it goes on, whether this command waits or not
+    Complete {
+        /// The VM
+        vm: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -534,6 +534,14 @@ impl Command {
                 client.cancel_failover(&vm).await?;
                 self.say(&format!("VM `{vm}` can be started here again"))
             }
+            FailoverVerb::Complete { vm } => {
+                let bar = Bar::new(self.format);
+                client
+                    .complete_failover(&vm, |progress| bar.show(&progress))
+                    .await?;
+                drop(bar);
+                self.say(&format!("VM `{vm}` lies on disks of its own now"))
+            }
             FailoverVerb::Start {
                 vm,
                 point,

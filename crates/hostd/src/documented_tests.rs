@@ -52,6 +52,7 @@ fn every_state_is_documented() {
         State::Suspended,
         State::Error,
         State::PreparedForFailover,
+        State::FailedOverWaitingCompletion,
         State::FailedOver,
         State::StoodDown,
     ];
@@ -64,6 +65,7 @@ fn every_state_is_documented() {
         | State::Suspended
         | State::Error
         | State::PreparedForFailover
+        | State::FailedOverWaitingCompletion
         | State::FailedOver
         | State::StoodDown => state.to_string(),
     };

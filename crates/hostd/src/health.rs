@@ -99,7 +99,9 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
     let mut all: Vec<HealthMessage> = here.chain(of_state(look)).chain(certificate).collect();
     if matches!(
         look.state,
-        ReplicationState::StoodDown | ReplicationState::FailedOver
+        ReplicationState::StoodDown
+            | ReplicationState::FailedOverWaitingCompletion
+            | ReplicationState::FailedOver
     ) {
         // Nothing is to be sent.
         return all;
@@ -131,8 +133,9 @@ fn hindered(look: &Look<'_>) -> bool {
 
 fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     use ReplicationState::{
-        Error, FailedOver, InitialReplicationInProgress, PreparedForFailover,
-        ReadyForInitialReplication, Replicating, Resynchronizing, StoodDown, Suspended,
+        Error, FailedOver, FailedOverWaitingCompletion, InitialReplicationInProgress,
+        PreparedForFailover, ReadyForInitialReplication, Replicating, Resynchronizing, StoodDown,
+        Suspended,
     };
     let (vm, peer) = (name(look.vm), look.peer);
     Some(match look.state {
@@ -202,6 +205,16 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             "what may differ from the twin is being compared; no point is made meanwhile"
                 .to_owned(),
             format!("Wait for it: `pollux replica status {vm} --watch` shows how far it is"),
+        ),
+        FailedOverWaitingCompletion => warning(
+            HealthReason::FailedOver,
+            format!(
+                "it was failed over to this host, and that is not final: it lies above a recovery point, \
+                 and nothing is replicated back to `{peer}`"
+            ),
+            format!(
+                "`pollux failover complete {vm}` makes it final, once you are sure of the point"
+            ),
         ),
         FailedOver => warning(
             HealthReason::FailedOver,

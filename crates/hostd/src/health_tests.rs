@@ -160,6 +160,7 @@ fn every_state_has_its_level_and_reason() {
         State::Suspended,
         State::Error,
         State::PreparedForFailover,
+        State::FailedOverWaitingCompletion,
         State::FailedOver,
         State::StoodDown,
     ];
@@ -169,7 +170,9 @@ fn every_state_has_its_level_and_reason() {
                 let (health, reason) = match (state, mode, failing) {
                     (State::StoodDown, ..) => (Health::Critical, Some(Why::StoodDown)),
                     (State::Error, ..) => (Health::Critical, Some(Why::NeedsAPerson)),
-                    (State::FailedOver, ..) => (Health::Warning, Some(Why::FailedOver)),
+                    (State::FailedOverWaitingCompletion | State::FailedOver, ..) => {
+                        (Health::Warning, Some(Why::FailedOver))
+                    }
                     (State::Suspended, Mode::Replica, _) => {
                         (Health::Critical, Some(Why::PausedAtReplica))
                     }
@@ -238,7 +241,11 @@ fn the_worst_stands_first_and_an_error_brings_its_own_way_out() {
 
 #[test]
 fn after_a_takeover_the_figures_of_before_say_nothing() {
-    for state in [ReplicationState::StoodDown, ReplicationState::FailedOver] {
+    for state in [
+        ReplicationState::StoodDown,
+        ReplicationState::FailedOverWaitingCompletion,
+        ReplicationState::FailedOver,
+    ] {
         let look = Look {
             state,
             missed: 100,

@@ -264,8 +264,9 @@ impl Host {
         let standing = Standing::load(&path.join(standing::FILE))
             .map_err(|error| Problem::failed(received.thing(), &error))?;
         let place = Place::of(path, received.spec.id, &self.stores)?;
-        let failed_over = standing.is_some_and(|standing| standing.role == Role::FailedOver);
-        let machine = if failed_over {
+        // Since its failover was completed and turned round it may be a primary like others.
+        let received_only = standing.is_none_or(|standing| standing.role == Role::Replica);
+        let machine = if !received_only {
             Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
         } else {
             let flushes = self.flushes.clone();

@@ -11,7 +11,10 @@
 //! ```
 //!
 //! The journal is open while this host is the replica: on the [`Shelf`], where the receiver
-//! commits. After a failover it is opened for the moment when something is wanted of it.
+//! commits. After a failover it is opened for the moment when something is wanted of it, and it goes when
+//! that is completed ([`flatten`]).
+
+mod flatten;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +27,7 @@ use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
 use replica::wire::Enrol;
 
+use self::flatten::Fate;
 use crate::filling::{Copy, Filling};
 use crate::flushes::Flushes;
 use crate::stores::{self, Place, Stores, Volume};
@@ -209,6 +213,9 @@ pub(crate) struct Store {
     pub(crate) opened: Openings,
     /// Before anything is received.
     pub(crate) filling: Filling,
+    /// The journal while a failover is completed, opened once for all of it. Locked with the shelf only.
+    aside: Arc<Mutex<Option<Journal>>>,
+    fate: Arc<Mutex<Fate>>,
 }
 
 impl Store {
@@ -226,7 +233,31 @@ impl Store {
             adopted: Arc::default(),
             took: Arc::default(),
             opened: Openings::default(),
+            aside: Arc::default(),
+            fate: Arc::default(),
         }
+    }
+
+    /// The same, of a VM that was failed over: its failover is being `completed`; it lies on disks of its own
+    /// if it is `flat`.
+    pub(crate) fn after_failover(self, completed: bool, flat: bool) -> Self {
+        let fate = match (completed, flat) {
+            (_, true) => Fate::Ended,
+            (true, false) => Fate::Closed,
+            (false, false) => Fate::Open,
+        };
+        self.set_fate(fate);
+        self
+    }
+
+    fn fate(&self) -> Fate {
+        *self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets what it is, and gives what it was.
+    fn set_fate(&self, fate: Fate) -> Fate {
+        let mut held = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *held, fate)
     }
 
     /// The same, of the twin whose home is `home`: it is filled first, if that is to be done.
@@ -266,6 +297,7 @@ impl Store {
     /// the journal can be had. Blocking.
     pub(crate) fn adopt_once(&self) -> bool {
         !self.adopted.load(Ordering::Relaxed)
+            && self.fate() != Fate::Ended
             && self.place.check().is_ok()
             && !self.adopted.swap(true, Ordering::Relaxed)
     }
@@ -298,11 +330,34 @@ impl Store {
         work: impl FnOnce(&mut Journal) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
         let mut shelf = self.lock();
+        if self.fate() == Fate::Ended {
+            return Err(self.completed());
+        }
         self.check_place(&mut shelf)?;
-        match shelf.as_mut() {
+        if let Some(journal) = shelf.as_mut() {
+            return work(journal);
+        }
+        match self.aside().as_mut() {
             Some(journal) => work(journal),
             None => work(&mut self.open()?),
         }
+    }
+
+    fn aside(&self) -> MutexGuard<'_, Option<Journal>> {
+        // As on the shelf.
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the journal open for [`with`](Self::with), or not any more.
+    fn hold(&self, held: bool) -> Result<(), Problem> {
+        let mut shelf = self.lock();
+        let mut aside = self.aside();
+        *aside = None;
+        if held && shelf.is_none() {
+            self.check_place(&mut shelf)?;
+            *aside = Some(self.open()?);
+        }
+        Ok(())
     }
 
     /// Changes the role while nothing can be committed; afterwards nothing is on the shelf, if
@@ -331,6 +386,9 @@ impl Store {
         &self,
         measure: impl FnOnce(&mut Journal) -> Result<u64, Problem>,
     ) -> Result<u64, Problem> {
+        if self.fate() == Fate::Ended {
+            return Ok(0);
+        }
         if self.place.check().is_err() {
             return Ok(self.took.load(Ordering::Relaxed));
         }
@@ -341,6 +399,9 @@ impl Store {
 
     /// The points, the oldest first. Blocking.
     pub(crate) fn points(&self) -> Result<Vec<PointInfo>, Problem> {
+        if self.fate() == Fate::Ended {
+            return Ok(Vec::new());
+        }
         self.with(|journal| Ok(journal.points()))
     }
 
@@ -354,6 +415,9 @@ impl Store {
     /// The point that a person means: [`LATEST`], or as it is printed.
     pub(crate) fn find(&self, wanted: &str) -> Result<PointId, Problem> {
         let points = self.points()?;
+        if self.fate() == Fate::Ended {
+            return Err(self.completed());
+        }
         let Some(latest) = points.last() else {
             return Err(Problem::new(
                 Code::NotFound,
@@ -380,6 +444,7 @@ impl Store {
     /// Keeps a point for `reason`, durably. Blocking.
     pub(crate) fn pin(&self, point: PointId, reason: &str) -> Result<(), Problem> {
         self.with(|journal| {
+            self.check_open()?;
             journal
                 .pin(point, reason)
                 .map_err(|error| Problem::failed(&self.thing, &error))
@@ -401,6 +466,7 @@ impl Store {
         let thing = || format!("point {point} of {}", self.thing);
         check_lock(&thing(), until, Timestamp::now())?;
         self.with(|journal| {
+            self.check_open()?;
             journal.lock(point, until).map_err(|error| match error {
                 JournalError::LockedLonger { until, .. } => {
                     let reason = format!("is locked until {until}, and a lock is never shortened");

@@ -76,7 +76,9 @@ pub enum ReplicationState {
     Error,
     /// The VM is off and locked, for its twin to take over as planned.
     PreparedForFailover,
-    /// The twin was started here.
+    /// The twin was started here, from a point that may turn out to be the wrong one.
+    FailedOverWaitingCompletion,
+    /// The twin was started here, and that is final.
     FailedOver,
     /// The partner took over; the VM may not run here.
     StoodDown,
@@ -109,7 +111,7 @@ macro_rules! shown {
 shown!(VmState: Off, Starting, Running, Paused, Stopping);
 shown!(Mode: Primary, Replica, TestReplica);
 shown!(Health: NotApplicable, Normal, Warning, Critical);
-shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, PreparedForFailover, FailedOver, StoodDown);
+shown!(ReplicationState: ReadyForInitialReplication, InitialReplicationInProgress, Replicating, Resynchronizing, Suspended, Error, PreparedForFailover, FailedOverWaitingCompletion, FailedOver, StoodDown);
 
 #[cfg(test)]
 mod tests {

@@ -112,6 +112,10 @@ pub struct Standing {
     /// VM does not start here until that is cancelled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prepared: bool,
+    /// Whether the failover is complete: the VM stays on the point that it was started from, and all others
+    /// go.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub completed: bool,
     /// The lineage that this host is about to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<Lineage>,
@@ -181,6 +185,7 @@ impl Standing {
             lineage,
             stood_down: None,
             prepared: false,
+            completed: false,
             attempt: None,
             overrides: Vec::new(),
         }
@@ -334,11 +339,58 @@ impl Standing {
             warrant: Some(warrant),
             fence,
             stood_down: None,
+            completed: self.completed && self.role != Role::Replica,
             attempt: None,
             ..self.clone()
         };
         next.record(evidence);
         Ok(next)
+    }
+
+    /// Makes a failover final, or finds that it is: the VM stays on the point that it was started from. Store
+    /// the result before any other point goes.
+    ///
+    /// # Errors
+    /// [`Problem`] when it was not failed over to this host, or was taken over again.
+    pub fn complete(&self, thing: &str) -> Result<Self, Problem> {
+        let name = crate::run::name(thing);
+        let refuse = |reason: String, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        match (self.role, &self.stood_down) {
+            (Role::Replica, _) => refuse(
+                "was not failed over to this host".to_owned(),
+                format!("`pollux failover start {name}` does that"),
+            ),
+            (Role::Primary, _) => refuse(
+                "belongs to this host, so there is no failover to complete".to_owned(),
+                String::new(),
+            ),
+            (Role::FailedOver, Some(theirs)) => {
+                let by = &theirs.current().opener;
+                let reason = format!("was taken over by host `{by}` since");
+                refuse(reason, format!("Go on with it on host `{by}`"))
+            }
+            (Role::FailedOver, None) => Ok(Self {
+                completed: true,
+                ..self.clone()
+            }),
+        }
+    }
+
+    /// Of a VM that was failed over to this host and lies on disks of its own: without a partner it belongs
+    /// to this host like any other. Nothing changes otherwise.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        let alone = self.partner.is_none() && self.stood_down.is_none();
+        if self.role != Role::FailedOver || !self.completed || !alone {
+            return self.clone();
+        }
+        Self {
+            role: Role::Primary,
+            completed: false,
+            ..self.clone()
+        }
     }
 
     /// Opens a term above the one for which this host stood down, on a person's word: the partner

@@ -92,6 +92,48 @@ fn a_takeover_by_stand_down_leaves_one_host_that_may_run() {
 }
 
 #[test]
+fn a_failover_is_made_final_where_it_was_made_and_the_vm_belongs_there_once_it_is_alone() {
+    let (primary, replica) = pair();
+    for other in [&primary, &replica] {
+        assert!(other.complete(VM).is_err(), "{:?}", other.role);
+    }
+    let taken = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word()), None))
+        .expect("forced");
+    assert!(!taken.completed);
+    assert_eq!(taken.settled(), taken, "its points are there");
+    let final_ = taken.complete(VM).expect("it was failed over");
+    assert!(final_.completed);
+    assert_eq!(final_.complete(VM).expect("again"), final_);
+    assert_eq!(final_.settled(), final_, "it has a partner");
+    let started = final_.start(VM, &Evidence::Override(word()));
+    assert!(started.expect("it runs on").completed);
+
+    let alone = Standing {
+        partner: None,
+        ..final_.clone()
+    };
+    let settled = alone.settled();
+    assert_eq!((settled.role, settled.completed), (Role::Primary, false));
+    assert!(settled.start(VM, &Evidence::Unasked).is_ok());
+
+    // The old primary took it back: what is here is history.
+    let succeeded = final_
+        .lineage
+        .branch(point(&final_.lineage, 9), "host-a")
+        .expect("on it");
+    let gone = taken.superseded(VM, &succeeded).expect("related").standing;
+    let problem = gone.complete(VM).expect_err("taken over");
+    assert!(problem.reason.contains("host-a"), "{problem}");
+    let alone = Standing {
+        partner: None,
+        ..final_.superseded(VM, &succeeded).expect("related").standing
+    };
+    assert_eq!(alone.settled(), alone);
+}
+
+#[test]
 fn a_late_answer_opens_nothing_once_this_host_stood_down() {
     let (primary, replica) = pair();
     let ready = replica

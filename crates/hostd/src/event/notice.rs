@@ -156,7 +156,7 @@ impl Notices {
         let peer = related.peer;
         let before = self.state.replace(state);
         let (kind, severity, what) = match state {
-            ReplicationState::FailedOver => (
+            ReplicationState::FailedOverWaitingCompletion => (
                 EventKind::FailedOver,
                 Severity::Warning,
                 format!("was failed over to this host from `{peer}`"),

@@ -72,7 +72,10 @@ fn a_state_is_told_once_and_one_that_nobody_can_tell_is_not() {
     assert_eq!(drafts[0].what, "went from Replicating to Suspended");
     assert_eq!(kinds(&mut notices, 2, Some(paused)), []);
     for (state, kind) in [
-        (ReplicationState::FailedOver, EventKind::FailedOver),
+        (
+            ReplicationState::FailedOverWaitingCompletion,
+            EventKind::FailedOver,
+        ),
         (ReplicationState::StoodDown, EventKind::StoodDown),
     ] {
         let now = Related {

@@ -452,7 +452,7 @@ pub(super) fn disks(view: &View, status: Option<&DiskdStatus>) -> Vec<VmDisk> {
     let spec = &view.home.spec;
     let tell = |disk: &DiskSpec| {
         let file = match &view.home.machine {
-            Some(machine) => machine.disk_file(disk),
+            Some(machine) => machine.lowest(disk),
             None => view.home.place.journal(),
         };
         let overlays = disk.overlays.iter().filter_map(|overlay| {

@@ -1,6 +1,7 @@
 //! The management API over HTTP.
 
 mod body;
+mod completion;
 mod console;
 mod disks;
 mod events;
@@ -118,6 +119,10 @@ pub fn router(host: Arc<Host>) -> Router {
         .route("/v1/vms/{vm}/points/{point}/lock", put(points::lock))
         .route("/v1/vms/{vm}/points/{point}/export", post(points::export))
         .route("/v1/vms/{vm}/failover", post(failover::start))
+        .route(
+            "/v1/vms/{vm}/failover/completion",
+            post(completion::complete),
+        )
         .route(
             "/v1/vms/{vm}/planned-failover",
             post(planned::prepare).delete(planned::cancel),

@@ -43,6 +43,7 @@ use sandbox::Rights;
 
 use super::folder::VmFolder;
 use super::source::DiskdSource;
+use super::takeover::FAILOVER;
 use super::tracking;
 use crate::programs::Programs;
 
@@ -187,8 +188,11 @@ impl Access {
         let files = stacks.iter().flat_map(files);
         write.extend(files.filter(|file| !file.starts_with(&folder.path)));
         let mut read = vec![run.to_owned()];
-        read.extend(stacks.iter().filter_map(journal));
-        read.dedup();
+        // Of disks that are that journal's base files, to make sure that they are.
+        let journal = folder
+            .journal()
+            .filter(|journal| !folder.lies_on_files() || journal.is_dir());
+        read.extend(journal.map(Path::to_owned));
         Rights {
             user: self.user,
             groups: Vec::new(),
@@ -329,14 +333,6 @@ fn is_bottom(stack: &StackSpec, wanted: &Path) -> bool {
     }
 }
 
-fn journal(stack: &StackSpec) -> Option<PathBuf> {
-    match stack {
-        StackSpec::Raw { .. } => None,
-        StackSpec::Point { journal, .. } => Some(journal.clone()),
-        StackSpec::Overlay { below, .. } => journal(below),
-    }
-}
-
 fn boot_files(folder: &VmFolder) -> Vec<PathBuf> {
     let boot = folder.spec.direct_boot.iter();
     boot.flat_map(|boot| [Some(boot.kernel.clone()), boot.initrd.clone()])
@@ -346,8 +342,9 @@ fn boot_files(folder: &VmFolder) -> Vec<PathBuf> {
 
 /// Where the VM's segments wait: in the folder of the VM, or in that of the twin it was made from.
 fn outbox(folder: &VmFolder) -> PathBuf {
-    match (&folder.origin, folder.path.parent()) {
-        (Some(_), Some(twin)) => DiskdSource::outbox(twin),
+    let failed_over = folder.path.file_name().is_some_and(|name| name == FAILOVER);
+    match folder.path.parent() {
+        Some(twin) if failed_over || folder.origin.is_some() => DiskdSource::outbox(twin),
         _ => DiskdSource::outbox(&folder.path),
     }
 }

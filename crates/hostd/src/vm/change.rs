@@ -44,6 +44,9 @@ pub(crate) enum Change {
     Merge(CheckpointId),
     /// A checkpoint is merged.
     Drop(CheckpointId),
+    /// The point below everything becomes the files that hold it. Those that lie elsewhere than their disks
+    /// say.
+    Flatten(Vec<(DiskId, PathBuf)>),
     /// Nothing: what is written is brought into force.
     Converge,
     /// Start diskd anew from the program that is installed now.
@@ -115,6 +118,11 @@ impl Change {
                 next.checkpoints.retain(|checkpoint| checkpoint.id != *id);
                 for disk in &mut next.disks {
                     disk.overlays.retain(|overlay| overlay.checkpoint != *id);
+                }
+            }
+            Self::Flatten(files) => {
+                for (id, file) in files {
+                    with_id(&mut next, *id)?.file.clone_from(file);
                 }
             }
             Self::Converge | Self::Upgrade => {}

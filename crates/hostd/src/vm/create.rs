@@ -61,13 +61,18 @@ pub(crate) fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
 
 /// Removes a folder; it stays away after a crash, whole or not.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let doomed = path.with_file_name(format!(".removed-{name}"));
+    let doomed = removed(path);
     if doomed.exists() {
         fs::remove_dir_all(&doomed)?;
     }
     publish(path, &doomed)?;
     fs::remove_dir_all(&doomed)
+}
+
+/// What a folder is called while it is being removed.
+pub(crate) fn removed(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".removed-{name}"))
 }
 
 /// Removes what a crash left half made or half removed below `folder`.
@@ -125,7 +130,7 @@ pub(crate) fn sweep_unnamed(folder: &VmFolder) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path
         .parent()
         .ok_or_else(|| io::Error::other("the root has no parent"))?;

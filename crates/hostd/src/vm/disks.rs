@@ -21,9 +21,10 @@ use model::{Bytes, CheckpointId, CheckpointSpec, Code, DiskId, DiskSpec, Problem
 use qemu::{Disk, Qmp, Unplugged};
 use tokio::sync::mpsc;
 
+use super::access;
 use super::change::{Change, disk_thing, stems};
 use super::create::no_space_or;
-use super::folder::VmFolder;
+use super::folder::{Made, VmFolder};
 use super::handle::{Answer, Message, View};
 use super::merge;
 use super::owner::{Happening, Owner, refuse};
@@ -55,7 +56,7 @@ impl Owner {
     }
 
     /// The folder, if this change of it can be made now.
-    fn changeable(&self, change: &Change) -> Result<VmFolder, Problem> {
+    pub(super) fn changeable(&self, change: &Change) -> Result<VmFolder, Problem> {
         let view = self.view();
         let thing = view.thing();
         let refuse = |reason: &str, way_out: &str| {
@@ -89,6 +90,18 @@ impl Owner {
                 "Wait until that is done",
             );
         }
+        if let (Change::Merge(id), Some(origin)) = (change, &machine.origin) {
+            if origin.checkpoint == Some(*id) && !origin.flat {
+                let way_out = format!(
+                    "`pollux failover complete {}` merges it, once you are sure of the point",
+                    view.home.spec.name
+                );
+                return refuse(
+                    "lies above a recovery point right below that checkpoint",
+                    &way_out,
+                );
+            }
+        }
         if change.changes_hardware() {
             if let Some(relation) = &view.relation {
                 let seeding = self.is_seeding()?;
@@ -98,7 +111,16 @@ impl Owner {
             }
             if machine.origin.is_some() {
                 let reason = "lies above a recovery point, which has its disks as they are";
-                return refuse(reason, "");
+                let way_out = match &machine.origin {
+                    Some(origin) if origin.made == Made::Failover && view.standing.completed => {
+                        "Wait until its failover is complete"
+                    }
+                    Some(origin) if origin.made == Made::Failover => {
+                        "`pollux failover complete` gives it disks of its own"
+                    }
+                    _ => "",
+                };
+                return refuse(reason, way_out);
             }
         }
         match (view.state, change) {
@@ -157,7 +179,7 @@ impl Owner {
         }
     }
 
-    fn carry_out(
+    pub(super) fn carry_out(
         &mut self,
         change: Change,
         old: VmFolder,
@@ -167,13 +189,17 @@ impl Owner {
         self.changing = true;
         let view = self.view();
         let guest = self.guest.as_ref().and_then(|guest| guest.qmp.clone());
+        let mut next = VmFolder {
+            spec,
+            ..old.clone()
+        };
+        if let (Change::Flatten(_), Some(origin)) = (&change, &mut next.origin) {
+            origin.flat = true;
+        }
         let work = Work {
             host: Arc::clone(&self.host),
             supervisor: self.supervisor.clone(),
-            next: VmFolder {
-                spec,
-                ..old.clone()
-            },
+            next,
             old,
             term: view.standing.lineage.current().number,
             served: view.is_sent(),
@@ -210,7 +236,12 @@ impl Owner {
             view.home.spec = folder.spec.clone();
             view.home.machine = Some(folder);
         });
+        let failed = done.is_err();
+        let retried = answer.is_none() && self.view().is_completing();
         if let Err(problem) = &done {
+            if retried {
+                self.stuck(problem.clone());
+            }
             tracing::warn!(vm = %self.id, %problem, "disks not changed");
             if answer.is_none() {
                 let reason = problem.reason.clone();
@@ -224,6 +255,9 @@ impl Owner {
         // What ended meanwhile, and what is to be served and sent now.
         self.settle();
         self.merge();
+        if !(failed && retried) {
+            self.go_on_completing();
+        }
     }
 
     /// Goes on with a merge, if there is one to be made.
@@ -373,6 +407,22 @@ impl Work {
             Change::Upgrade => {
                 self.host.programs.try_diskd().await?;
                 self.supervisor_takes(&self.next, true).await
+            }
+            Change::Flatten(_) => {
+                let disks = self.next.spec.disks.iter();
+                let files = disks.map(|disk| self.next.disk_file(disk));
+                let outside: Vec<_> = files
+                    .filter(|file| !file.starts_with(&self.next.path))
+                    .collect();
+                for folder in outside
+                    .iter()
+                    .flat_map(|file| file.ancestors().skip(1).take(2))
+                {
+                    access::let_pass(folder)
+                        .map_err(|error| Problem::failed(folder.display().to_string(), &error))?;
+                }
+                // What runs may not write there: it was started without.
+                self.put(&self.next, !outside.is_empty()).await
             }
             Change::Checkpoint(_) | Change::Apply { .. } | Change::Merge(_) | Change::Drop(_) => {
                 let folder = self.next.checkpoints();

@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use diskd::config::StackSpec;
-use model::{Code, DiskSpec, OverlaySpec, PointId, Problem, VmId, VmSpec};
+use model::{CheckpointId, Code, DiskSpec, OverlaySpec, PointId, Problem, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 const SPEC: &str = "vm.toml";
@@ -60,6 +60,13 @@ pub(crate) struct Origin {
     pub(crate) journal: PathBuf,
     /// The point.
     pub(crate) point: PointId,
+    /// The checkpoint since which everything is written that is not in the point; none of what is no
+    /// failover, or was failed over by an older build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint: Option<CheckpointId>,
+    /// Whether the disk files are those that hold the point, as the journal's base.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) flat: bool,
 }
 
 impl Origin {
@@ -70,7 +77,14 @@ impl Origin {
             twin,
             journal,
             point,
+            checkpoint: None,
+            flat: false,
         }
+    }
+
+    /// The same, with all that is written since a checkpoint.
+    pub(crate) fn above(self, checkpoint: Option<CheckpointId>) -> Self {
+        Self { checkpoint, ..self }
     }
 }
 
@@ -135,13 +149,36 @@ impl VmFolder {
         origin.is_some_and(|origin| origin.made.is_read_only())
     }
 
-    /// Writes `vm.toml` and `origin.toml` into the folder, durably.
+    /// Writes `vm.toml` and `origin.toml` into the folder, durably. The one that says that the disk files
+    /// hold the content comes after the one that names them.
     pub(crate) fn write(&self) -> io::Result<()> {
-        if let Some(origin) = &self.origin {
-            let text = toml::to_string_pretty(origin).map_err(io::Error::other)?;
-            durable::replace(&self.path.join(ORIGIN), text.as_bytes())?;
+        let spec = || durable::replace(&self.path.join(SPEC), self.spec.to_toml().as_bytes());
+        let Some(origin) = &self.origin else {
+            return spec();
+        };
+        let text = toml::to_string_pretty(origin).map_err(io::Error::other)?;
+        let origin_file = self.path.join(ORIGIN);
+        if origin.flat {
+            spec()?;
+            return durable::replace(&origin_file, text.as_bytes());
         }
-        durable::replace(&self.path.join(SPEC), self.spec.to_toml().as_bytes())
+        durable::replace(&origin_file, text.as_bytes())?;
+        spec()
+    }
+
+    /// Forgets the point that it was made from, durably.
+    pub(crate) fn forget_origin(&self) -> io::Result<()> {
+        durable::remove(&self.path.join(ORIGIN))
+    }
+
+    /// Whether its disks are made of files in its folder or elsewhere, and of no recovery point.
+    pub(crate) fn lies_on_files(&self) -> bool {
+        self.origin.as_ref().is_none_or(|origin| origin.flat)
+    }
+
+    /// The journal that what serves its disks reads.
+    pub(crate) fn journal(&self) -> Option<&Path> {
+        self.origin.as_ref().map(|origin| &*origin.journal)
     }
 
     /// For messages: ``VM `web` ``.
@@ -152,6 +189,14 @@ impl VmFolder {
     /// The file that holds a disk's content, or what was written above the point.
     pub(crate) fn disk_file(&self, disk: &DiskSpec) -> PathBuf {
         self.path.join(&disk.file)
+    }
+
+    /// Where what lies below all checkpoints is: the disk's file, or the journal of the point.
+    pub(crate) fn lowest(&self, disk: &DiskSpec) -> PathBuf {
+        match &self.origin {
+            Some(origin) if origin.checkpoint.is_some() && !origin.flat => origin.journal.clone(),
+            _ => self.disk_file(disk),
+        }
     }
 
     /// The file that is written to now: the disk's, or of its latest checkpoint.
@@ -181,20 +226,21 @@ impl VmFolder {
     /// What a disk's content is made of.
     pub(crate) fn stack(&self, disk: &DiskSpec) -> StackSpec {
         let file = self.disk_file(disk);
+        let point = |origin: &Origin| StackSpec::Point {
+            journal: origin.journal.clone(),
+            point: origin.point,
+        };
         let base = match &self.origin {
             None => StackSpec::Raw { file },
-            Some(origin) if origin.made.is_read_only() => StackSpec::Point {
-                journal: origin.journal.clone(),
-                point: origin.point,
-            },
+            Some(origin) if origin.flat => StackSpec::Raw { file },
+            Some(origin) if origin.made.is_read_only() || origin.checkpoint.is_some() => {
+                point(origin)
+            }
             Some(origin) => StackSpec::Overlay {
                 map: file.with_extension("map"),
                 file,
                 checkpoint: None,
-                below: Box::new(StackSpec::Point {
-                    journal: origin.journal.clone(),
-                    point: origin.point,
-                }),
+                below: Box::new(point(origin)),
             },
         };
         disk.overlays.iter().fold(base, |below, overlay| {
@@ -210,7 +256,7 @@ impl VmFolder {
 
     /// Checks that what the VM needs from this host is there.
     pub(crate) fn check_files(&self) -> Result<(), Problem> {
-        match &self.origin {
+        match self.origin.as_ref().filter(|origin| !origin.flat) {
             None => {
                 for disk in &self.spec.disks {
                     self.check_disk(disk)?;

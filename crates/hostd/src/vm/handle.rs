@@ -15,6 +15,7 @@ use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::change::Change;
+use super::complete::Completing;
 use super::folder::{self, VmFolder};
 use super::leasing::{self, Leasing};
 use super::merge::Merging;
@@ -133,6 +134,8 @@ pub(crate) enum Message {
     PrepareFailover { answer: Answer },
     /// Give it free again.
     CancelFailover { answer: Answer },
+    /// Make the failover final; answered when that is durable.
+    CompleteFailover { answer: Answer },
     /// Start the twin; answered when the guest runs.
     Failover {
         point: PointId,
@@ -181,6 +184,8 @@ pub(crate) struct View {
     pub(crate) leasing: leasing::Shared,
     /// Whether the guest is held because its lease is over; at the replica: whether the primary's is.
     pub(crate) unleased: bool,
+    /// How far the completion of a failover is, while there is one.
+    pub(crate) completing: Option<Completing>,
     /// The longest hold-up of the guest by a cut, in microseconds.
     pub(crate) pause_us: Arc<AtomicU64>,
     /// What was staged, until it is counted.
@@ -277,8 +282,12 @@ impl Vm {
         let standing = with_partner(standing, relation.as_ref(), &home.path)
             .map_err(|error| failed(&error))?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
-        let store = (standing.role != Role::Primary).then(|| {
-            Store::new(home.place.clone(), thing, host.flushes.clone()).filled(&home.path)
+        let store = (standing.role != Role::Primary || standing.completed).then(|| {
+            let store = Store::new(home.place.clone(), thing, host.flushes.clone());
+            let flat = home.machine.as_ref().is_some_and(VmFolder::lies_on_files);
+            store
+                .after_failover(standing.completed, flat)
+                .filled(&home.path)
         });
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {
@@ -292,6 +301,7 @@ impl Vm {
             merge: None,
             leasing: Arc::new(Leasing::begin(host.clock.now())),
             unleased: false,
+            completing: None,
             pause_us: Arc::default(),
             staged: Arc::default(),
         });

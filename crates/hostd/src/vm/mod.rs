@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod change;
+pub(crate) mod complete;
 pub(crate) mod create;
 mod disks;
 mod ended;

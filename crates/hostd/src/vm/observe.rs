@@ -348,7 +348,8 @@ pub(crate) fn mode(view: &View) -> Mode {
 /// State of the relationship. `has_points`: the twin, if it is here, has a point.
 pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> ReplicationState {
     match view.standing.role {
-        Role::FailedOver => ReplicationState::FailedOver,
+        Role::FailedOver if view.standing.completed => ReplicationState::FailedOver,
+        Role::FailedOver => ReplicationState::FailedOverWaitingCompletion,
         Role::Primary if view.standing.stood_down.is_some() => ReplicationState::StoodDown,
         Role::Primary if view.standing.prepared => ReplicationState::PreparedForFailover,
         _ if relation.suspended => ReplicationState::Suspended,

@@ -206,6 +206,7 @@ impl Openings {
                 spec,
                 twin: home.spec.id,
                 point: wanted.point,
+                checkpoint: None,
             };
             make(&home.path, store, above)
         })?;

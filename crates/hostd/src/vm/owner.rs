@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use vmd::control::Status;
 
+use super::complete::Stepped;
 use super::disks::Changed;
 use super::fence::Release;
 use super::guest::{Found, Why};
@@ -77,6 +78,8 @@ pub(super) enum Happening {
     Changed(Box<Changed>),
     /// Nothing is left to be merged of a checkpoint.
     Merged(CheckpointId),
+    /// A step of completing a failover was done, or not.
+    Stepped(Result<Stepped, Problem>),
     /// Requests of the guest wait for room on these disks.
     NoRoom {
         pid: u32,
@@ -139,6 +142,8 @@ pub(super) struct Owner {
     pub(super) killing: Vec<Answer>,
     /// Whether a change of the disks is being carried out.
     pub(super) changing: bool,
+    /// Whether a step of completing a failover is being done.
+    pub(super) completing: bool,
     /// Disks that are being exported.
     pub(super) exports: u32,
     /// The guest that waits for room.
@@ -185,6 +190,7 @@ impl Owner {
             deadline: None,
             killing: Vec::new(),
             changing: false,
+            completing: false,
             exports: 0,
             waiting: None,
             held_for_room: false,
@@ -193,6 +199,7 @@ impl Owner {
         owner.adopt().await;
         owner.converge();
         owner.settle();
+        owner.go_on_completing();
         tokio::spawn(owner.run(mail, happenings));
     }
 
@@ -349,6 +356,7 @@ impl Owner {
             Message::GoOn => {
                 self.merge();
                 self.drive();
+                self.go_on_completing();
             }
             Message::DisksLost if self.guest.is_none() && self.settling == 0 => self.settle(),
             Message::DisksLost => {}
@@ -361,6 +369,9 @@ impl Owner {
             }
             Message::PrepareFailover { answer } => {
                 let _ = answer.send(self.prepare_failover());
+            }
+            Message::CompleteFailover { answer } => {
+                let _ = answer.send(self.complete());
             }
             Message::CancelFailover { answer } => {
                 let _ = answer.send(self.cancel_failover());
@@ -439,6 +450,7 @@ impl Owner {
             Happening::Killed(done) => self.killed(done),
             Happening::Changed(changed) => self.changed(*changed),
             Happening::Merged(checkpoint) => self.merged(checkpoint),
+            Happening::Stepped(done) => self.stepped(done),
             Happening::NoRoom { pid, slots } => self.no_room(pid, slots).await,
             Happening::Room { pid } => self.room(pid).await,
             Happening::Renewal(renewal) => self.renewed(renewal).await,

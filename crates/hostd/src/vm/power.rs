@@ -290,7 +290,9 @@ impl Owner {
                 .collect::<Vec<_>>()
         });
         let store = self.store.clone();
-        let (twin, stores) = (store.is_some(), Arc::clone(&self.host.stores));
+        let stores = Arc::clone(&self.host.stores);
+        // Of a VM that was failed over something may lie in a store still.
+        let twin = store.is_some() || self.lies_in_a_twin();
         if let Some(store) = store.as_ref().filter(|_| !lost) {
             if let Err(problem) = tokio::task::block_in_place(|| store.nothing_locked()) {
                 refuse(answer, problem);
@@ -332,6 +334,13 @@ impl Owner {
         }
         let _ = answer.send(done);
         ended
+    }
+
+    /// Whether its home was made for a twin.
+    fn lies_in_a_twin(&self) -> bool {
+        let view = self.seen.borrow();
+        let machine = view.home.machine.as_ref();
+        machine.is_some_and(|machine| machine.path != view.home.path)
     }
 
     /// Refuses to give up what is not lost.

@@ -568,6 +568,7 @@ impl Owner {
         self.forget_relation(told, word)?;
         tracing::info!(vm = %self.id, "replication disabled");
         self.settle();
+        self.go_on_completing();
         Ok(())
     }
 

@@ -7,7 +7,9 @@
 //!   test: point pinned, folder made --> another VM, with its own owner
 //! ```
 //!
-//! Nothing is written to the journal's base: what the guest writes goes to an overlay.
+//! Nothing is written to the journal's base: what the guest writes goes to an overlay, that of a checkpoint
+//! after a failover. When the failover is completed that is merged into what the base was
+//! ([`super::complete`]).
 //!
 //! After a crash before the new term is durable the folder `failover` is a leftover: the role
 //! is still the replica's, and [`tidy`] removes it.
@@ -15,13 +17,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use model::{
-    Bytes, Code, DiskId, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId, VmName, VmSpec,
-    VmState,
+    Bytes, CheckpointId, Code, DiskId, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId,
+    VmName, VmSpec, VmState,
 };
 use replica::run::Evidence;
 use replica::standing::{self, Override, Role, Standing};
 
+use super::change::{Change, new_checkpoint};
 use super::create::{no_space_or, publish, remove};
 use super::folder::{Made, Origin, VmFolder};
 use super::handle::{Answer, View};
@@ -76,10 +80,11 @@ impl Owner {
         let reserve = self.host.settings.memory_reserve;
         let spec = VmSpec {
             generation_id: GenerationId::random(),
-            disks: overlays(&view, &store, point)?,
+            disks: overlays(&view, &store, point, "raw")?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
+        let (spec, checkpoint) = since_failover(&spec)?;
         let folder = tokio::task::block_in_place(|| {
             let above = Above {
                 name: FAILOVER,
@@ -87,6 +92,7 @@ impl Owner {
                 spec,
                 twin: self.id,
                 point,
+                checkpoint: Some(checkpoint),
             };
             make(&view.home.path, &store, above)
         })?;
@@ -160,7 +166,7 @@ impl Owner {
             id: VmId::random(),
             name,
             generation_id: GenerationId::random(),
-            disks: overlays(&view, &store, point)?,
+            disks: overlays(&view, &store, point, "overlay")?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -172,6 +178,7 @@ impl Owner {
                 spec,
                 twin: self.id,
                 point,
+                checkpoint: None,
             };
             make(&view.home.path, &store, above)
         })
@@ -181,20 +188,39 @@ impl Owner {
 /// The disks that the point has, as large as they were then, each with a file for what is written
 /// above it. One that is not replicated is left out, as Hyper-V does: an empty one in its place would
 /// pass for one that lost its content.
-fn overlays(view: &View, store: &Store, point: PointId) -> Result<Vec<DiskSpec>, Problem> {
+fn overlays(
+    view: &View,
+    store: &Store,
+    point: PointId,
+    ending: &str,
+) -> Result<Vec<DiskSpec>, Problem> {
     let held = tokio::task::block_in_place(|| store.disks(point))?;
     let former = view.relation.as_ref().map(|relation| &relation.former[..]);
-    Ok(above(&view.home.spec, former.unwrap_or_default(), &held))
+    let former = former.unwrap_or_default();
+    Ok(above(&view.home.spec, former, &held, ending))
+}
+
+/// What is written from the failover on is since a checkpoint, which is merged when that is completed. Until
+/// then the disk files, above the overlays of which it lies, are not there.
+pub(super) fn since_failover(spec: &VmSpec) -> Result<(VmSpec, CheckpointId), Problem> {
+    let checkpoint = new_checkpoint(spec, Some(FAILOVER), Timestamp::now(), false)?;
+    let id = checkpoint.id;
+    Ok((Change::Checkpoint(checkpoint).plan(spec, false)?, id))
 }
 
 /// `former`: disks that the VM has no longer.
-fn above(spec: &VmSpec, former: &[DiskSpec], held: &[(DiskId, Bytes)]) -> Vec<DiskSpec> {
+fn above(
+    spec: &VmSpec,
+    former: &[DiskSpec],
+    held: &[(DiskId, Bytes)],
+    ending: &str,
+) -> Vec<DiskSpec> {
     let size_of = |id| held.iter().find(|(held, _)| *held == id);
     let known = spec.disks.iter().chain(former);
     let disks = known.enumerate().filter_map(|(n, disk)| {
         let (_, size) = size_of(disk.id)?;
         Some(DiskSpec {
-            file: format!("disk{n}.overlay").into(),
+            file: format!("disk{n}.{ending}").into(),
             size: *size,
             overlays: Vec::new(),
             ..disk.clone()
@@ -211,6 +237,8 @@ pub(super) struct Above<'a> {
     pub(super) spec: VmSpec,
     pub(super) twin: VmId,
     pub(super) point: PointId,
+    /// That of what is written above it, of a failover.
+    pub(super) checkpoint: Option<CheckpointId>,
 }
 
 /// Pins the point and makes the folder in `home`, whole or not at all. Blocking.
@@ -221,6 +249,7 @@ pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder,
         spec,
         twin,
         point,
+        checkpoint,
     } = above;
     let thing = super::folder::thing(spec.name.as_str());
     let temporary = home.join(format!(".{name}"));
@@ -231,10 +260,11 @@ pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder,
             std::fs::remove_dir_all(&temporary).map_err(failed)?;
         }
         durable::create_folder(&temporary).map_err(failed)?;
+        let origin = Origin::new(made, twin, store.folder().to_owned(), point);
         let folder = VmFolder {
             path: temporary.clone(),
             spec,
-            origin: Some(Origin::new(made, twin, store.folder().to_owned(), point)),
+            origin: Some(origin.above(checkpoint)),
         };
         folder.write().map_err(failed)?;
         if made == Made::Test {
@@ -284,8 +314,13 @@ pub(crate) fn tests(home: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// still the replica. Blocking.
 pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
     let path = home.join(FAILOVER);
-    if path.exists() {
-        undo(store, &VmFolder::read(&path)?);
+    if !path.exists() {
+        return Ok(());
+    }
+    let folder = VmFolder::read(&path)?;
+    // One that was completed is the only copy of what it holds.
+    if !folder.lies_on_files() {
+        undo(store, &folder);
     }
     Ok(())
 }
@@ -305,7 +340,7 @@ pub(crate) fn unpin(home: &Path, store: &Store) -> Result<(), Problem> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use jiff::Timestamp;
     use journal::{Consistency, Content, DiskExtent, Header, Journal, SegmentWriter};
     use model::{Bus, Generation, SeedId, Since};
@@ -314,50 +349,61 @@ mod tests {
     use crate::flushes::Flushes;
     use crate::stores::Place;
 
-    /// A twin with one point.
-    fn twin(home: &Path) -> (Store, PointId) {
+    /// A twin of one disk that had content number 1 first, then 2 and so on, a point each: `(store, disk,
+    /// points)`.
+    pub(in crate::vm) fn twin(home: &Path, points: u64) -> (Store, DiskExtent, Vec<PointId>) {
         let place = Place::beside(home);
         let store = Store::new(place, "VM `web`".to_owned(), Flushes::default());
         let (vm, seed, size) = (VmId::random(), SeedId::random(), Bytes(1 << 20));
-        let disks = vec![DiskExtent {
+        let disk = DiskExtent {
             joining: false,
             id: DiskId::random(),
             size,
-        }];
+        };
         let lineage = Lineage::begin("castor");
-        let mut journal = Journal::create(store.folder(), vm, &disks, seed).expect("made");
-        let part = Content::Seed { seed, part: 0 };
-        let since = Since::Seed { seed, parts: 1 };
-        let delta = Content::Delta { sequence: 1, since };
-        for (name, content) in [("0", part), ("1", delta)] {
+        let term = lineage.current().id;
+        let at = |sequence| PointId { term, sequence };
+        let mut journal = Journal::create(store.folder(), vm, &[disk], seed).expect("made");
+        for number in 0..=points {
+            let content = match number {
+                0 => Content::Seed { seed, part: 0 },
+                1 => Content::Delta {
+                    sequence: 1,
+                    since: Since::Seed { seed, parts: 1 },
+                },
+                _ => Content::Delta {
+                    sequence: number,
+                    since: Since::Point(at(number - 1)),
+                },
+            };
             let header = Header {
                 vm,
-                disks: disks.clone(),
+                disks: vec![disk],
                 lineage: lineage.clone(),
                 content,
                 time: Timestamp::UNIX_EPOCH,
                 consistency: Consistency::Crash,
             };
-            let file = store.folder().join(Journal::INCOMING).join(name);
+            let name = number.to_string();
+            let file = store.folder().join(Journal::INCOMING).join(&name);
             std::fs::create_dir_all(file.parent().expect("it has one")).expect("made");
             let out = std::fs::File::create(&file).expect("made");
             let mut writer = SegmentWriter::create(out, &header).expect("begun");
-            writer.push_frame(0, 0, &[1; 4096]).expect("pushed");
+            writer
+                .push_frame(0, 0, &[u8::try_from(number).expect("few"); 4096])
+                .expect("pushed");
             writer.finish().expect("whole");
             let root = replica::outbox::read(&file).expect("read").root;
-            journal.commit(name, root).expect("taken in");
+            journal.commit(&name, root).expect("taken in");
         }
-        let point = PointId {
-            term: lineage.current().id,
-            sequence: 1,
-        };
-        (store, point)
+        (store, disk, (1..=points).map(at).collect())
     }
 
     #[test]
     fn a_pin_that_a_crash_left_goes_and_one_with_its_folder_stays() {
         let home = tempfile::tempdir().expect("scratch");
-        let (store, point) = twin(home.path());
+        let (store, _, points) = twin(home.path(), 1);
+        let point = points[0];
         let (kept, lost) = ("test-0123456789ab", "test-ba9876543210");
         for reason in [FAILOVER, kept, lost, "open-0123456789ab"] {
             store.pin(point, reason).expect("pinned");
@@ -390,19 +436,19 @@ mod tests {
             (spec.disks[2].id, Bytes(8 << 20)),
             (spec.disks[0].id, Bytes(4 << 20)),
         ];
-        let above = above(&spec, &[], &held);
+        let above = above(&spec, &[], &held, "raw");
         let found: Vec<(u8, u64)> = above.iter().map(|disk| (disk.slot, disk.size.0)).collect();
         assert_eq!(found, [(0, 4 << 20), (2, 8 << 20)]);
-        assert_eq!(above[1].file, Path::new("disk2.overlay"));
+        assert_eq!(above[1].file, Path::new("disk2.raw"));
         // One that was taken away since is there as well, under the number that it had.
         let gone = disk(1);
         let held = [
             (spec.disks[0].id, Bytes(4 << 20)),
             (gone.id, Bytes(1 << 20)),
         ];
-        let above = super::above(&spec, std::slice::from_ref(&gone), &held);
+        let above = super::above(&spec, std::slice::from_ref(&gone), &held, "raw");
         let found: Vec<(u8, u64)> = above.iter().map(|disk| (disk.slot, disk.size.0)).collect();
         assert_eq!(found, [(0, 4 << 20), (1, 1 << 20)]);
-        assert_eq!(above[1].file, Path::new("disk3.overlay"));
+        assert_eq!(above[1].file, Path::new("disk3.raw"));
     }
 }
