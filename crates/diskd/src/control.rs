@@ -3,6 +3,7 @@
 //! A stream of JSON lines, one [`Request`] answered by one [`Reply`], any number of
 //! connections. Only the owner of the VM's run folder can reach the socket.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -18,6 +19,8 @@ pub const MAX_LINE: usize = 1 << 20;
 pub const MAX_HASHES: u64 = 128;
 /// Most regions in one [`Reply::Regions`].
 pub const MAX_REGIONS: u64 = 64;
+/// Most runs in one [`Reply::Differing`], but for those of one region.
+pub const MAX_DIFFERING: usize = 8192;
 
 /// What diskd is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,13 @@ pub enum Request {
         /// Disks that are not replicated: nothing is tracked of them.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         but: Vec<DiskId>,
+    },
+    /// Track changes for this relationship, whose twin holds the recovery point that every disk lies
+    /// above: what was written above it is marked. Goes on where it was if it tracks for it already.
+    /// Refused if a disk lies above no point. Answered by [`Reply::Done`].
+    TrackAbove {
+        /// The relationship.
+        relationship: RelationshipId,
     },
     /// Stop tracking and forget all marks. Answered by [`Reply::Done`].
     Untrack,
@@ -90,6 +100,21 @@ pub enum Request {
     /// From now on nobody can tell how any disk differs from the replica: every region is suspect.
     /// Answered by [`Reply::Done`].
     Suspect,
+    /// From now on nobody can tell how these regions of a disk differ from the replica; those that it does
+    /// not have are ignored. Answered by [`Reply::Done`].
+    SuspectRegions {
+        /// The disk.
+        disk: DiskId,
+        /// Runs of regions of 1 MiB.
+        regions: Vec<Range<u64>>,
+    },
+    /// Where a disk may differ from what the replica confirmed last. Answered by [`Reply::Differing`].
+    Differing {
+        /// The disk.
+        disk: DiskId,
+        /// First byte to look at, a multiple of 1 MiB.
+        from: u64,
+    },
     /// The hashes of the next suspect regions of a disk. Answered by [`Reply::Hashes`].
     Hashes {
         /// The disk.
@@ -214,6 +239,14 @@ pub enum Reply {
     Regions {
         /// Regions, in rising order.
         regions: Vec<ChangingRegion>,
+        /// Where to go on; none at the end of the disk.
+        next: Option<u64>,
+    },
+    /// To [`Request::Differing`].
+    Differing {
+        /// Runs of bytes, rising and apart, [`MAX_DIFFERING`] at most: whole blocks, and whole regions of
+        /// which nobody knows more.
+        runs: Vec<Range<u64>>,
         /// Where to go on; none at the end of the disk.
         next: Option<u64>,
     },

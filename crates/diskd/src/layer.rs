@@ -123,7 +123,7 @@ impl<S: Store> OverlayLayer<S> {
     }
 
     /// The blocks that it holds.
-    fn held(&self) -> Vec<Range<u64>> {
+    pub(crate) fn held(&self) -> Vec<Range<u64>> {
         let mut runs = Vec::new();
         self.overlay
             .held(|range| runs.push(range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE)));

@@ -126,10 +126,13 @@ impl Owner {
                 let _ = answer.send(self.look());
             }
             Order::Track { .. }
+            | Order::TrackAbove(..)
             | Order::Untrack(_)
             | Order::FoldBack(..)
             | Order::Confirm(_)
             | Order::Suspect(_)
+            | Order::SuspectRegions(..)
+            | Order::Differing { .. }
             | Order::ReadSuspects { .. }
             | Order::ReadChanging { .. }
             | Order::Compared(..) => self.relate(order),

@@ -15,6 +15,15 @@ use crate::ledger::blocks_of;
 use crate::state::Marks;
 use crate::tracker::Tracker;
 
+/// Where a disk may differ from what was confirmed last.
+#[derive(Debug, Default)]
+pub struct Differing {
+    /// Runs of blocks, rising; they may touch.
+    pub(crate) runs: Vec<Range<u64>>,
+    /// The region to go on with; none at the end of the disk.
+    pub(crate) next: Option<u64>,
+}
+
 impl<D: Device, S: Store> Tracker<D, S> {
     /// Tracks for `relationship`; goes on if it does already. What nobody can tell is suspect; while
     /// the initial replication is not finished (`begin`), in what was sent of it, so many bytes: behind
@@ -43,6 +52,26 @@ impl<D: Device, S: Store> Tracker<D, S> {
         }
         self.publish();
         exact
+    }
+
+    /// Tracks for `relationship`, whose twin holds what lies below everything that is `written` above it;
+    /// goes on if it does already. Not while an epoch is staged.
+    pub async fn track_above(
+        &self,
+        relationship: RelationshipId,
+        written: impl FnOnce() -> Vec<Range<u64>>,
+    ) {
+        if self.state.relationship() == Some(relationship) {
+            return;
+        }
+        let size = self.state.blocks() * BLOCK_SIZE;
+        self.ledger.begin(relationship, size).await;
+        // From here to the end nothing is issued.
+        self.state.track(relationship, Marks::Blocks(&written()));
+        for (_, flight) in &*self.flights.borrow() {
+            self.state.mark(flight.blocks.clone());
+        }
+        self.publish();
     }
 
     fn everything(&self) -> Range<u64> {
@@ -119,6 +148,38 @@ impl<D: Device, S: Store> Tracker<D, S> {
             self.state.suspect(self.everything());
         }
         Ok(())
+    }
+
+    /// Nobody can tell how the disk differs from the replica in `regions`, as far as it has them.
+    ///
+    /// # Errors
+    /// The write-intent log can neither be written nor removed.
+    pub async fn suspect(&self, regions: Range<u64>) -> Result<(), Fault> {
+        let end = regions.end.min(self.state.regions());
+        let regions = regions.start.min(end)..end;
+        self.arm(regions.clone()).await?;
+        if self.state.relationship().is_some() {
+            self.state.suspect(regions);
+        }
+        Ok(())
+    }
+
+    /// Where the disk may differ from what the replica confirmed last, from region `from` on. After
+    /// `limit` runs no further region is looked at. None if nothing is tracked.
+    pub(crate) fn differing(&self, from: u64, limit: usize) -> Option<Differing> {
+        self.state.relationship()?;
+        let regions = self.state.regions();
+        let mut found = Differing::default();
+        for region in from.min(regions)..regions {
+            if found.runs.len() >= limit {
+                found.next = Some(region);
+                break;
+            }
+            if !self.state.is_clean(region) {
+                found.runs.extend(self.changed(region));
+            }
+        }
+        Some(found)
     }
 
     /// What is unconfirmed is in no segment any more: it has to be compared.

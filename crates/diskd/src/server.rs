@@ -176,6 +176,7 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
             sent,
             but,
         } => engine.track(relationship, begin.then_some(&*sent), &but),
+        Request::TrackAbove { relationship } => engine.track_above(relationship),
         Request::Untrack => engine.untrack(),
         Request::Seed {
             header,
@@ -198,6 +199,8 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
         } => engine.drain(disk, checkpoint, limit),
         Request::Confirm { file } => engine.confirm(&file),
         Request::Suspect => engine.suspect(),
+        Request::SuspectRegions { disk, regions } => engine.suspect_regions(disk, &regions),
+        Request::Differing { disk, from } => engine.differing(disk, from),
         Request::Hashes { disk, from, limit } => engine.hashes(disk, from, limit),
         Request::Compared { disk, regions } => engine.compared(disk, &regions),
         Request::Regions { disk, from, limit } => engine.regions(disk, from, limit),

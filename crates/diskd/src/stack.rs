@@ -27,6 +27,7 @@
 mod prepare;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
@@ -241,6 +242,18 @@ impl Stack {
                 })
             })
             .collect()
+    }
+
+    /// The blocks that were written above the recovery point that the disk lies above; none if it lies
+    /// above no point, or what lies above it is being merged.
+    pub(crate) fn written_above_point(&self) -> Option<Vec<Range<u64>>> {
+        if !matches!(self.flat.borrow().base, Base::Point { .. }) {
+            return None;
+        }
+        let layers = layers(&self.gate.below());
+        let overlays: Vec<_> = layers.iter().filter_map(|layer| layer.overlay()).collect();
+        let moves = overlays.iter().any(|overlay| overlay.is_draining());
+        (!moves).then(|| overlays.iter().flat_map(|overlay| overlay.held()).collect())
     }
 
     /// What each checkpoint holds, the oldest first. Without those that are being merged: theirs

@@ -67,31 +67,6 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         Ok(Some(Changing { content, changed }))
     }
 
-    fn changed(&self, region: u64) -> Vec<Range<u64>> {
-        let mut within = blocks_of(&(region..region + 1), self.state.blocks());
-        let state = &self.state;
-        let is_unknown = state.relationship().is_none()
-            || state.next_suspect(region..region + 1).is_some()
-            || state.next_unconfirmed(region..region + 1).is_some();
-        if is_unknown {
-            return vec![within];
-        }
-        let mut changed: Vec<Range<u64>> = Vec::new();
-        loop {
-            let marked = state.next_marked(within.clone());
-            let sealed = state.next_sealed(within.clone());
-            let Some(next) = [marked, sealed]
-                .into_iter()
-                .flatten()
-                .min_by_key(|run| run.start)
-            else {
-                return changed;
-            };
-            within.start = next.end;
-            changed.push(next);
-        }
-    }
-
     async fn read_region(&self, region: u64) -> Result<Content, Fault> {
         let size = self.state.blocks() * BLOCK_SIZE;
         let range = region * REGION_SIZE..size.min((region + 1) * REGION_SIZE);
@@ -139,5 +114,33 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         let content = done.buffer.ok_or(Fault::Os(libc::EIO))?;
         pieces.push(Piece::Read(content));
         Ok(())
+    }
+}
+
+impl<D: Device, S: Store> Tracker<D, S> {
+    /// The blocks of a region that may differ from what was confirmed last: all, if nobody knows which.
+    pub(crate) fn changed(&self, region: u64) -> Vec<Range<u64>> {
+        let mut within = blocks_of(&(region..region + 1), self.state.blocks());
+        let state = &self.state;
+        let is_unknown = state.relationship().is_none()
+            || state.next_suspect(region..region + 1).is_some()
+            || state.next_unconfirmed(region..region + 1).is_some();
+        if is_unknown {
+            return vec![within];
+        }
+        let mut changed: Vec<Range<u64>> = Vec::new();
+        loop {
+            let marked = state.next_marked(within.clone());
+            let sealed = state.next_sealed(within.clone());
+            let Some(next) = [marked, sealed]
+                .into_iter()
+                .flatten()
+                .min_by_key(|run| run.start)
+            else {
+                return changed;
+            };
+            within.start = next.end;
+            changed.push(next);
+        }
     }
 }

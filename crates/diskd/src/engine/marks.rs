@@ -10,6 +10,7 @@
 //! A kill between two of those steps finds too much: blocks that are marked and in a file, a file whose
 //! content the replica has.
 
+use std::ops::Range;
 use std::path::Path;
 
 use block::Fault;
@@ -19,7 +20,7 @@ use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem, REGION_SIZE, RelationshipI
 
 use super::{Disk, Engine, chain};
 use crate::control::{
-    ChangingRegion, Compared, MAX_HASHES, MAX_REGIONS, RegionHashes, Reply, Sent,
+    ChangingRegion, Compared, MAX_DIFFERING, MAX_HASHES, MAX_REGIONS, RegionHashes, Reply, Sent,
 };
 use crate::outbox;
 use crate::owner::Order;
@@ -32,7 +33,7 @@ const LOT: u64 = 8;
 /// Runs of a segment that are in memory at once, twice, and that a disk's owner marks without a break.
 const RUNS: usize = 1 << 14;
 
-type Runs = Vec<std::ops::Range<u64>>;
+type Runs = Vec<Range<u64>>;
 
 impl Engine {
     /// Tracks changes for `relationship` on all disks `but` some. If its initial replication is not
@@ -95,6 +96,63 @@ impl Engine {
             all.extend(found);
         }
         Ok(all)
+    }
+
+    /// Tracks for `relationship` what was written above the point that every disk lies above.
+    ///
+    /// # Errors
+    /// When another request works on the marks, or a disk lies above no point.
+    pub fn track_above(&self, relationship: RelationshipId) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        let above = self.ask_at_length(&self.all(), |answer| {
+            Order::TrackAbove(relationship, answer)
+        })?;
+        if above.contains(&false) {
+            let reason = "a disk lies above no recovery point, or is being merged into it";
+            return Err(self.problem(Code::Conflict, reason.to_owned(), ""));
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Nobody can tell how these regions of a disk differ from the replica.
+    ///
+    /// # Errors
+    /// When there is no such disk, or a write-intent log can neither be written nor removed.
+    pub fn suspect_regions(&self, disk: DiskId, regions: &[Range<u64>]) -> Result<Reply, Problem> {
+        let _alone = self.alone()?;
+        let disk = self.disk(disk)?;
+        let order = |answer| Order::SuspectRegions(regions.to_vec(), answer);
+        self.failures(self.ask_at_length(&[disk], order)?)?;
+        Ok(Reply::Done)
+    }
+
+    /// Where a disk may differ from what the replica confirmed last.
+    ///
+    /// # Errors
+    /// When there is no such disk, or nothing is tracked of it.
+    pub fn differing(&self, disk: DiskId, from: u64) -> Result<Reply, Problem> {
+        let disk = self.disk(disk)?;
+        let order = |answer| Order::Differing {
+            from: from / REGION_SIZE,
+            limit: MAX_DIFFERING,
+            answer,
+        };
+        let Some(found) = self.ask(&[disk], order)?.pop().flatten() else {
+            let reason = format!("nothing is tracked of disk {}", disk.id);
+            return Err(self.problem(Code::Conflict, reason, ""));
+        };
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for run in found.runs {
+            let bytes = run.start * BLOCK_SIZE..run.end * BLOCK_SIZE;
+            match runs.last_mut() {
+                Some(last) if last.end >= bytes.start => last.end = last.end.max(bytes.end),
+                _ => runs.push(bytes),
+            }
+        }
+        Ok(Reply::Differing {
+            runs,
+            next: found.next.map(|region| region * REGION_SIZE),
+        })
     }
 
     /// Forgets all marks.
@@ -390,7 +448,7 @@ impl Engine {
     }
 }
 
-fn blocks_of(run: &Run) -> std::ops::Range<u64> {
+fn blocks_of(run: &Run) -> Range<u64> {
     run.block..run.block.saturating_add(u64::from(run.count))
 }
 

@@ -12,6 +12,7 @@ use crate::config::DiskConfig;
 use crate::control::{OverlayStatus, StoreKind, TrackingStatus};
 use crate::cut::Cut;
 use crate::flow::Piece;
+use crate::relation::Differing;
 use crate::staging::{Abandoned, StageReport};
 use crate::suspects::{Changing, Content};
 use crate::tracker::SealError;
@@ -56,6 +57,21 @@ pub enum Order {
         limit: u64,
         /// What they hold.
         answer: mpsc::Sender<Result<Vec<Changing>, Fault>>,
+    },
+    /// Track for this relationship what was written above the point that lies below all; false if none
+    /// does.
+    TrackAbove(RelationshipId, mpsc::Sender<bool>),
+    /// These regions are suspect.
+    SuspectRegions(Vec<Range<u64>>, mpsc::Sender<Result<(), Fault>>),
+    /// Where the disk may differ from what was confirmed last: blocks of some regions from a region on,
+    /// and where to go on. None if nothing is tracked.
+    Differing {
+        /// The first region.
+        from: u64,
+        /// After so many runs no further region is looked at.
+        limit: usize,
+        /// See above.
+        answer: mpsc::Sender<Option<Differing>>,
     },
     /// Regions were compared: blocks of them that differ.
     Compared(Vec<(u64, Vec<Range<u64>>)>, mpsc::Sender<Result<(), Fault>>),

@@ -27,6 +27,18 @@ impl Owner {
             } => self.beside(async move {
                 let _ = answer.send(tracker.track(relationship, begin).await);
             }),
+            Order::TrackAbove(relationship, answer) => {
+                let stack = Rc::clone(&self.stack);
+                self.beside(async move {
+                    let known = tracker.state().relationship() == Some(relationship);
+                    let above = known || stack.written_above_point().is_some();
+                    if above {
+                        let written = || stack.written_above_point().unwrap_or_default();
+                        tracker.track_above(relationship, written).await;
+                    }
+                    let _ = answer.send(above);
+                });
+            }
             Order::Untrack(answer) => {
                 let _ = answer.send(tracker.untrack().map_err(|error| error.to_string()));
             }
@@ -41,6 +53,23 @@ impl Owner {
             Order::Suspect(answer) => self.beside(async move {
                 let _ = answer.send(tracker.suspect_all().await);
             }),
+            Order::SuspectRegions(runs, answer) => self.beside(async move {
+                let mut outcome = Ok(());
+                for run in runs {
+                    outcome = tracker.suspect(run).await;
+                    if outcome.is_err() {
+                        break;
+                    }
+                }
+                let _ = answer.send(outcome);
+            }),
+            Order::Differing {
+                from,
+                limit,
+                answer,
+            } => {
+                let _ = answer.send(tracker.differing(from, limit));
+            }
             Order::ReadSuspects {
                 from,
                 limit,

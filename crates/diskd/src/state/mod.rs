@@ -120,6 +120,8 @@ pub enum Marks<'a> {
     All,
     /// The disk is what its twin has.
     None,
+    /// It is, but for these blocks.
+    Blocks(&'a [Range<u64>]),
     /// It is, but for blocks that nobody knows in these regions.
     Suspect(&'a [Range<u64>]),
 }
@@ -247,6 +249,7 @@ impl DiskState {
         match marks {
             Marks::All => self.mark(0..self.blocks.get()),
             Marks::None => {}
+            Marks::Blocks(runs) => runs.iter().cloned().for_each(|run| self.mark(run)),
             Marks::Suspect(regions) => regions.iter().cloned().for_each(|run| self.suspect(run)),
         }
         self.file.put_uuid(word::RELATIONSHIP, relationship.0);

@@ -1,6 +1,7 @@
 //! A twin that runs above a point of a journal.
 
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 use journal::{Content, Journal};
 use model::{Bytes, CheckpointId, PointId, RelationshipId};
 use pollux_diskd::config::{CONTROL_SOCKET, Front, StackSpec, disk_socket, nbd_socket};
-use pollux_diskd::control::{Reply, Request};
+use pollux_diskd::control::{Compared, Reply, Request};
 use pollux_diskd::fronts::GUEST;
 use testkit::Rng;
 
@@ -119,6 +120,72 @@ fn a_twin_runs_above_a_point_and_loses_nothing_when_it_is_killed() {
     assert!(read_all(&mut guest) == model, "after kill -9");
     assert_eq!(twin.process.ask(&Request::Shutdown), Reply::Done);
     assert!(twin.process.exit().success());
+}
+
+impl Vm {
+    /// Where disk `disk` may differ from what was confirmed.
+    fn differing(&self, disk: usize) -> Vec<Range<u64>> {
+        let (disk, from) = (self.config.disks[disk].id, 0);
+        match self.process.ask(&Request::Differing { disk, from }) {
+            Reply::Differing { runs, next: None } => runs,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_written_above_a_point_is_all_that_its_twin_lacks() {
+    let Pair {
+        primary, mut twin, ..
+    } = Pair::new(13);
+    let socket = twin.path(&disk_socket(0));
+    let (mut guest, mut rng) = (twin.guest(0), Rng::new(14));
+    let relationship = RelationshipId::random();
+    let track = Request::TrackAbove { relationship };
+    churn(&mut guest, &mut rng, BLOCKS, 40);
+    twin.process.kill();
+    guest.disconnect();
+    twin.process.launch();
+    guest.connect(&socket);
+    assert_eq!(twin.process.ask(&track), Reply::Done);
+    churn(&mut guest, &mut rng, BLOCKS, 40);
+    // Again it changes nothing.
+    assert_eq!(twin.process.ask(&track), Reply::Done);
+
+    let (now, point) = (read_all(&mut guest), &primary.replicas[0]);
+    let marked = twin.differing(0);
+    let sum: u64 = marked.iter().map(|run| run.end - run.start).sum();
+    assert!(sum <= 80 * BLOCK as u64, "{sum}");
+    for (block, (ours, theirs)) in now.chunks(BLOCK).zip(point.chunks(BLOCK)).enumerate() {
+        let at = (block * BLOCK) as u64;
+        let known = marked.iter().any(|run| run.contains(&at));
+        assert!(known || ours == theirs, "block {block}");
+    }
+    assert_eq!(twin.differing(1), []);
+
+    // What another host says of itself.
+    let disk = twin.config.disks[1].id;
+    let regions = vec![1..2, 7..1000];
+    let suspect = Request::SuspectRegions { disk, regions };
+    assert_eq!(twin.process.ask(&suspect), Reply::Done);
+    assert_eq!(twin.differing(1), [1 << 20..2 << 20, 7 << 20..8 << 20]);
+    let compared = |region| Compared {
+        region,
+        differ: Vec::new(),
+    };
+    let regions = vec![compared(1), compared(7)];
+    let compared = Request::Compared { disk, regions };
+    assert_eq!(twin.process.ask(&compared), Reply::Done);
+
+    twin.replicas.clone_from(&primary.replicas);
+    let (staged, file) = twin.cut();
+    assert!(staged.content.0 <= sum, "{staged:?}");
+    twin.ship(&file);
+    assert!(twin.replicas[0] == now && twin.replicas[1] == primary.replicas[1]);
+
+    // One that lies above no point has nothing to begin with.
+    let refused = primary.process.ask(&track);
+    assert!(matches!(refused, Reply::Refused { .. }), "{refused:?}");
 }
 
 /// `NBD_REP_ERR_UNKNOWN`: there is no such export.
