@@ -32,7 +32,7 @@ use crate::trust::{Trust, Trusted};
 use crate::wire::{
     self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Compare, CompareAnswer,
     Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, LeaseRequest,
-    Offer, OfferAnswer, PartnerStanding, StandDown, StoodDownFor, TipAnswer,
+    Offer, OfferAnswer, PartnerStanding, Reverse, Reversed, StandDown, StoodDownFor, TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -569,6 +569,14 @@ impl PeerLink {
             lineage: lineage.clone(),
         };
         self.post("/stand-down", &ask, limit).await
+    }
+
+    /// Asks the partner, which stood down, to be the replica from now on.
+    ///
+    /// # Errors
+    /// [`LinkError`]
+    pub async fn reverse(&self, reverse: &Reverse) -> Result<Reversed, LinkError> {
+        self.post("/reverse", reverse, CONTROL_TIMEOUT).await
     }
 
     /// Ends the relationship on the partner.

@@ -10,7 +10,9 @@ use journal::{
 use model::{Code, DiskId, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
-use crate::wire::{Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception, Tip};
+use crate::wire::{
+    Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception, Reverse, Reversed, Tip,
+};
 
 /// Who is at the other end of a connection: a trusted peer, by the name it was accepted with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -66,6 +68,16 @@ pub trait ReplicaHost: Send + Sync + 'static {
         vm: VmId,
         enrol: Enrol,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// This host stood down for the primary and becomes its replica, durably: its disks become the base
+    /// of the twin ([`Standing::turn`](crate::standing::Standing::turn)). The same request again
+    /// succeeds. Where the disks may differ from the point that is named.
+    fn reverse(
+        &self,
+        principal: &Principal,
+        vm: VmId,
+        reverse: Reverse,
+    ) -> impl Future<Output = Result<Reversed, Problem>> + Send;
 
     /// The primary wants the twin to be like this from now on: the VM's specification and what the
     /// relationship keeps of it follow, durably. Any number of times.

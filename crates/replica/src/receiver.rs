@@ -46,7 +46,7 @@ use crate::standing::Role;
 use crate::wire::{
     self, CHUNK, CommitAnswer, Configuration, Configure, ConfigureAnswer, Contact, ContactAnswer,
     Enrol, Enrolled, Hello, MAX_BODY, MAX_CHUNKS, MAX_OFFER_BODY, Offer, OfferAnswer,
-    PartnerStanding, StandDown, StoodDownFor, Tip, TipAnswer,
+    PartnerStanding, Reverse, Reversed, StandDown, StoodDownFor, Tip, TipAnswer,
 };
 
 /// After this long a body that has not come whole is given up.
@@ -112,6 +112,7 @@ pub fn router<H: ReplicaHost>(host: Arc<H>) -> Router {
         .route("/tip", post(tip::<H>))
         .route("/configuration", put(configure::<H>))
         .route("/cancel", post(cancel::<H>))
+        .route("/reverse", post(reverse::<H>))
         .route("/compare", post(compare::compare::<H>))
         .route("/offer", post(offer::<H>))
         .route("/incoming/{root}/chunks/{n}", put(chunk::<H>))
@@ -284,6 +285,22 @@ async fn enrol<H: ReplicaHost>(
     Ok(Json(Enrolled {
         tip: tip.unwrap_or(Tip::Nothing),
     }))
+}
+
+async fn reverse<H: ReplicaHost>(
+    State(receiver): Here<H>,
+    Extension(principal): Extension<Principal>,
+    Extension(bound): Extension<Bound>,
+    body: Body,
+) -> Answer<Json<Reversed>> {
+    let asked: Reverse = read_json(body, MAX_BODY).await?;
+    check_spec(bound.vm, &asked.enrol.spec, &asked.enrol.disks)?;
+    // Whatever was being received belongs to another journal.
+    let lane = receiver.lane(bound.vm);
+    let mut receiving = lane.lock().await;
+    let reversed = receiver.host.reverse(&principal, bound.vm, asked).await?;
+    *receiving = Receiving::default();
+    Ok(Json(reversed))
 }
 
 /// Whether a VM that is replicated can be this one.

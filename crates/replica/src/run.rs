@@ -90,7 +90,7 @@ const FORCE: &str =
     "if you know that it does not run there, say why with --force --because STATEMENT";
 
 /// How to end the guest on the other host.
-fn stop_there(thing: &str) -> String {
+pub(crate) fn stop_there(thing: &str) -> String {
     let name = name(thing);
     format!(
         "stop it there first with `pollux vm stop {name}`, or end it with `pollux vm kill {name}`"

@@ -151,6 +151,24 @@ impl Progress {
         }
     }
 
+    /// The beginning of one whose twin began with the disks of its host, so many: nothing but a point
+    /// follows.
+    #[must_use]
+    pub fn reversed(seed: SeedId, disks: usize) -> Self {
+        let end = Position {
+            disk: disks,
+            from: 0,
+        };
+        Self::Seeding {
+            seed,
+            part: 0,
+            at: end,
+            end: None,
+            sent: end,
+            round: 0,
+        }
+    }
+
     /// What the twin may hold already, as it is or as it was; none when the initial replication is
     /// complete. Behind that it holds nothing.
     #[must_use]
@@ -329,6 +347,9 @@ pub struct Plan {
     pub disks: Vec<DiskId>,
     /// The primary's lineage; its current term is the one in which it cuts.
     pub lineage: Lineage,
+    /// Whether the twin began with the disks that its host had, which must stay as they are: what
+    /// differs comes with the first point, and no part before it.
+    pub base_stays: bool,
     /// What the replica is to follow; another one may come while it runs.
     pub configuration: Arc<Configuration>,
 }

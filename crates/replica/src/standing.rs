@@ -516,6 +516,57 @@ impl Standing {
         })
     }
 
+    /// This host took over, and its partner agreed to be the replica: it is the primary. Store the result
+    /// before anything is sent.
+    ///
+    /// # Errors
+    /// [`Problem`] when this host did not take over, or gave way itself since.
+    pub fn reverse(&self, thing: &str) -> Result<Self, Problem> {
+        if self.role == Role::Replica || self.stood_down.is_some() || self.partner.is_none() {
+            let reason = "was not taken over by this host, or was taken over from it since";
+            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+        }
+        Ok(Self {
+            role: Role::Primary,
+            ..self.clone()
+        })
+    }
+
+    /// This host stood down for the partner, which runs the VM in `theirs`, and becomes its replica. Store
+    /// the result when everything else of a replica is durable. `runs`: the guest runs here.
+    ///
+    /// # Errors
+    /// [`Problem`] when it runs, or did not stand down for that lineage.
+    pub fn turn(&self, thing: &str, theirs: &Lineage, runs: bool) -> Result<Self, Problem> {
+        let refuse = |reason: &str, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        if runs {
+            return refuse("runs on its host", crate::run::stop_there(thing));
+        }
+        let gave_way = match (&self.stood_down, self.role) {
+            (_, Role::Replica) | (None, _) => false,
+            (Some(known), _) => matches!(rank(known, theirs), Some(Rank::Same | Rank::Theirs)),
+        };
+        if !gave_way || rank(&self.lineage, theirs) != Some(Rank::Theirs) {
+            let way_out = format!(
+                "`pollux vm show {}` on both hosts tells which of the two it belongs to",
+                crate::run::name(thing)
+            );
+            return refuse("has not given way to the host that asks", way_out);
+        }
+        Ok(Self {
+            role: Role::Replica,
+            lineage: theirs.clone(),
+            warrant: None,
+            fence: None,
+            stood_down: None,
+            prepared: false,
+            attempt: None,
+            ..self.clone()
+        })
+    }
+
     /// From now on this host runs the VM only as long as its replica renews a lease of this length.
     /// `theirs`: the number of the agreement that the replica knows, if it is a later one. Store the
     /// result before the first grant is asked for, and let the grant that is held end no later

@@ -12,6 +12,7 @@
 //! | `DELETE /replica/v1/vms/{vm}` | | 204 |
 //! | `POST /replica/v1/vms/{vm}/standing` | [`Contact`] | [`ContactAnswer`] |
 //! | `POST /replica/v1/vms/{vm}/stand-down` | [`StandDown`] | [`StoodDownFor`] |
+//! | `POST /replica/v1/vms/{vm}/reverse` | [`Reverse`] | [`Reversed`] |
 //! | `POST /replica/v1/vms/{vm}/tip` | [`Contact`] | [`TipAnswer`] |
 //! | `PUT /replica/v1/vms/{vm}/configuration` | [`Configure`] | [`ConfigureAnswer`] |
 //! | `POST /replica/v1/vms/{vm}/cancel` | | 204 |
@@ -21,9 +22,11 @@
 //! | `POST /replica/v1/vms/{vm}/incoming/{root}/commit` | | [`CommitAnswer`] |
 //!
 //! The primary asks all of them of the replica; `standing`, `stand-down` and the end of the
-//! relationship go both ways.
+//! relationship go both ways. `reverse` is asked by a replica host that took over, of the host that stood
+//! down for it.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -55,6 +58,8 @@ pub const MAX_BODY: usize = 1 << 20;
 pub const MAX_OFFER_BODY: usize = 12 << 20;
 /// Most regions of one [`Compare`]: the replica reads 64 MiB for it, and answers 350 KiB at most.
 pub const MAX_COMPARED: usize = 64;
+/// Most runs of a [`Reversed`]: where there are more, nobody tells.
+pub const MAX_DIFFERS: usize = 1 << 14;
 /// After this long a control request counts as lost.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
 /// After this long a contact counts as lost: the next one is made on a new connection, which a
@@ -179,6 +184,38 @@ pub struct Enrol {
 pub struct Enrolled {
     /// What it has already: [`Tip::Nothing`] but when the request was repeated.
     pub tip: Tip,
+}
+
+/// The caller took the VM over, and the answering host, which stood down for it, is to be its replica:
+/// its disks become the base of the twin and stay as they are until the first point was taken in. Asked in
+/// the relationship that ends with it; asked again, in either of the two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reverse {
+    /// The new relationship, as for a new twin.
+    pub enrol: Enrol,
+    /// The newest point that the caller received.
+    pub newest: PointId,
+}
+
+/// Answer to [`Reverse`]: the answering host is the replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reversed {
+    /// Where its disks may differ from the caller's newest point; a disk that is not among them does not.
+    /// None: nobody can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differs: Option<Vec<Differs>>,
+}
+
+/// Where a disk may differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Differs {
+    /// The disk.
+    pub disk: DiskId,
+    /// Runs of regions of 1 MiB, rising; [`MAX_DIFFERS`] of all disks together at most.
+    pub regions: Vec<Range<u64>>,
 }
 
 /// The caller's lineage. Any exchange of lineages is a *contact*: whoever finds that it was

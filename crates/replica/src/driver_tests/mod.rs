@@ -192,6 +192,8 @@ struct World {
     // -- replica
     tip: Tip,
     paused: bool,
+    /// The twin began with disks that must stay as they are until the first point.
+    base_stays: bool,
     /// So much was copied to what it is filled from.
     filling: Option<u64>,
     /// How often something was asked of it before it was filled.
@@ -284,6 +286,7 @@ impl World {
             gated: None,
             tip: Tip::Nothing,
             paused: false,
+            base_stays: false,
             filling: None,
             too_early: 0,
             followed: None,

@@ -140,6 +140,7 @@ fn a_position_past_a_disk_that_stands_still_ends_the_disk() {
         partner: "host-b".to_owned(),
         disks: vec![DiskId::random()],
         lineage,
+        base_stays: false,
         configuration: configuration.clone(),
     };
     let seed = SeedId::random();

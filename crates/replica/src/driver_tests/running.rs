@@ -27,6 +27,7 @@ pub(super) fn start_with(shared: &Shared, wire: Wire) -> Running {
             partner: "host-b".to_owned(),
             disks: world.disks[..DISKS].to_vec(),
             lineage: world.lineage.clone(),
+            base_stays: world.base_stays,
             configuration: world.configuration.clone(),
         };
         (plan, world.progress, world.chance.next())

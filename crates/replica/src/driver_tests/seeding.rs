@@ -23,6 +23,26 @@ impl World {
         world
     }
 
+    /// This host took over from the one that is its replica now, whose disks differ in the blocks that are
+    /// `known` to, and in those that are `suspect`.
+    fn reversed(seed: u64, known: &[(usize, u64)], suspect: &[(usize, u64)]) -> Self {
+        let mut world = Self::copied(seed, &[known, suspect].concat());
+        let Progress::Seeding { seed, .. } = world.progress else {
+            panic!("nothing was sent");
+        };
+        world.progress = Progress::reversed(seed, DISKS);
+        world.tip = Tip::Seeding {
+            seed,
+            parts: 0,
+            last: None,
+        };
+        world.base_stays = true;
+        world.suspect = suspect.iter().copied().map(tracking::region_of).collect();
+        world.marks = known.iter().copied().collect();
+        world.exact = true;
+        world
+    }
+
     /// The copying begins.
     fn fill(&mut self) {
         self.filling = Some(0);
@@ -144,6 +164,39 @@ fn of_a_twin_that_was_filled_from_a_copy_only_the_blocks_that_differ_are_sent() 
             assert_eq!(world.resent, 0, "seed {seed}");
         });
     }
+}
+
+#[test]
+fn a_former_primary_gets_what_differs_with_one_point_and_its_disks_stay_until_then() {
+    let (known, suspect) = ([(0, 1), (1, 9)], [(0, 5), (1, 23)]);
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::reversed(3, &known, &suspect))));
+        let before = shared.world().received.clone();
+        let running = start(&shared);
+        loop {
+            shared.pause(100).await;
+            let world = shared.world();
+            if matches!(world.tip, Tip::Point { .. }) {
+                break;
+            }
+            assert_eq!(world.received, before);
+        }
+        wait_for(&running, "the first point", |report| report.cycles == 1).await;
+        let report = running.reports.borrow().clone();
+        assert_eq!(report.compared.0, 2 * model::REGION_SIZE);
+        assert_eq!(report.differed.0, suspect.len() as u64 * 4096);
+        check_points(&shared.world());
+    });
+    let mut cuts = 0;
+    for seed in 1..seeds() + 1 {
+        cuts += paused().block_on(async {
+            let shared = Shared(Arc::new(Mutex::new(World::reversed(
+                seed, &known, &suspect,
+            ))));
+            survive(&shared, true).await
+        });
+    }
+    println!("{} seeds, {cuts} power cuts", seeds());
 }
 
 #[test]

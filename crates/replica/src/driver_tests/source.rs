@@ -44,6 +44,7 @@ impl Source for Shared {
 
     async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
         self.local(Step::Seed, |world| {
+            assert!(!world.base_stays, "a part would be written to the base");
             if !world.suspect.is_empty() {
                 return Err(problem(Code::Conflict, "something is suspect"));
             }

@@ -19,7 +19,8 @@
 //! what was sent is compared with it, and what was never sent is marked; a twin that was filled from a
 //! copy counts as sent. Each time that this begins is a round, recorded first, and no part that was
 //! offered in an earlier one comes any more. When nothing is suspect the parts begin again at the first
-//! disk: they hold what is marked only.
+//! disk: they hold what is marked only. A twin that began with the disks of its host gets no part: all
+//! of it comes with the first point, and until then those disks are as they were.
 //!
 //! That is so as well when the replica lost points (it was restored), or has one that this host never
 //! issued in its own term (this host was): both have the same history, the replica keeps every point
@@ -182,7 +183,13 @@ impl Sender {
         let progress = Progress::Seeding {
             seed,
             part,
-            at: Position::BEGIN,
+            at: match self.plan.base_stays {
+                true => Position {
+                    disk: self.plan.disks.len(),
+                    from: 0,
+                },
+                false => Position::BEGIN,
+            },
             end: None,
             sent: self.progress.sent().unwrap_or(sent),
             round: round.max(self.round).saturating_add(1),
