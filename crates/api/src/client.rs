@@ -18,11 +18,11 @@ use crate::{
     ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
     ComparedReplica, CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication,
     EndedReplication, Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate,
-    HostStatus, Identity, JobLine, LockPoint, MAX_LINE, MakeCheckpoint, Measures, OpenPoint,
-    OpenedPoint, Peer, Point, PrepareFailover, PreparedFailover, Progress, ReplicaServer,
-    Replication, ReplicationHealth, ResizeDisk, ResizedDisk, Revoke, Revoked, SetReplication,
-    StartFailover, StartVm, StopVm, TestFailover, Tracking, TrustPeer, VerifiedReplica, Vm,
-    VmDetails, VmDisk,
+    HostStatus, Identity, JobLine, LockPoint, LostWrites, MAX_LINE, MakeCheckpoint, Measures,
+    OpenPoint, OpenedPoint, Peer, Point, PrepareFailover, PreparedFailover, Progress,
+    ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk, ReverseReplication,
+    Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking,
+    TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -517,6 +517,27 @@ impl Client {
     /// Gives it free again.
     pub async fn cancel_failover(&self, vm: &str) -> Result<(), Problem> {
         self.call(Method::DELETE, &path(vm, "/planned-failover"), None::<&()>)
+            .await
+    }
+
+    /// Makes the host from which the VM was failed over its replica.
+    pub async fn reverse(
+        &self,
+        vm: &str,
+        reverse: &ReverseReplication,
+    ) -> Result<Replication, Problem> {
+        let path = path(vm, "/replication/reverse");
+        self.call(Method::POST, &path, Some(reverse)).await
+    }
+
+    /// What this host wrote and never sent.
+    pub async fn lost_writes(&self, vm: &str) -> Result<LostWrites, Problem> {
+        self.get(&path(vm, "/lost-writes")).await
+    }
+
+    /// Keeps that no longer.
+    pub async fn drop_lost_writes(&self, vm: &str) -> Result<(), Problem> {
+        self.call(Method::DELETE, &path(vm, "/lost-writes"), None::<&()>)
             .await
     }
 

@@ -67,6 +67,9 @@
 //!   POST   /v1/vms/{vm}/failover/completion         job: null
 //!   POST   /v1/vms/{vm}/planned-failover            PrepareFailover -> a job, PreparedFailover
 //!   DELETE /v1/vms/{vm}/planned-failover
+//!   POST   /v1/vms/{vm}/replication/reverse         ReverseReplication -> Replication
+//!   GET    /v1/vms/{vm}/lost-writes                 LostWrites
+//!   DELETE /v1/vms/{vm}/lost-writes
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
 //!   DELETE /v1/vms/{vm}/test-failover
 //! ```
@@ -104,8 +107,9 @@ pub use point::{
     OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, Lease, PrepareFailover,
-    PreparedFailover, Replication, SetReplication, StartFailover, TestFailover,
+    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, Lease, LostDisk, LostRange,
+    LostWrites, PrepareFailover, PreparedFailover, Replication, ReverseReplication, SetReplication,
+    StartFailover, TestFailover,
 };
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,

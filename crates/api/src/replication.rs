@@ -1,5 +1,6 @@
 //! Replication and failover, as the API tells and takes them.
 
+use jiff::Timestamp;
 use model::{
     Bytes, DiskChoice, FenceChoice, Health, Keep, Mode, PointId, Problem, RelationshipId,
     ReplicationState, StartUnasked, VmId, VmName,
@@ -220,4 +221,51 @@ pub struct TestFailover {
     /// The point, `latest` when absent.
     #[serde(default)]
     pub point: Option<String>,
+}
+
+/// Make the host from which the VM was failed over its replica.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReverseReplication {
+    /// Which disks; all of them when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskChoice>,
+}
+
+/// What a host wrote, or may have written, and never sent before it became the replica of the one that took
+/// over. It is kept until it is dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LostWrites {
+    /// The newest point that the host which took over had: all of this was written after it.
+    pub since: PointId,
+    /// When a disk was written last.
+    pub until: Option<Timestamp>,
+    /// The disks as they were.
+    pub disks: Vec<LostDisk>,
+}
+
+/// A disk as it was on a host that was taken over from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LostDisk {
+    /// Its number.
+    pub number: u8,
+    /// Its size.
+    pub size: Bytes,
+    /// Where it may differ from the point, rising; empty for one that is not replicated. None: nobody can
+    /// tell.
+    pub ranges: Option<Vec<LostRange>>,
+    /// A raw disk, which must not be written to: the twin's base is the same file.
+    pub file: String,
+}
+
+/// A part of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LostRange {
+    /// Its first byte.
+    pub at: u64,
+    /// Its length.
+    pub len: Bytes,
 }

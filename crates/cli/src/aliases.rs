@@ -115,6 +115,7 @@ const ALIASES: &[Alias] = &[
                 "RecoveryHistory",
                 To::Not("Say which points are kept: `pollux replica set VM --keep '24h:hourly'`"),
             ),
+            parameter("Reverse", To::Instead(&["failover", "reverse"])),
             AUTHENTICATION,
             parameter("CompressionEnabled", To::Only("$true")),
         ],
@@ -584,6 +585,10 @@ mod tests {
             (
                 "Set-VMReplication web -ReplicationFrequencySec 300",
                 "--wide replica set --frequency=300s -- web",
+            ),
+            (
+                "Set-VMReplication web -Reverse",
+                "--wide failover reverse -- web",
             ),
             (
                 "Stop-VMInitialReplication web",

@@ -519,10 +519,28 @@ pub(crate) enum FailoverVerb {
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         timeout: u64,
     },
-    /// Give a VM free again that was prepared for a planned failover
+    /// Give a VM free again that was prepared for a planned failover; or take the disks back that became
+    /// those of a twin by `failover reverse` on the other host, as long as it has no point
     Cancel {
         /// The VM
         vm: String,
+    },
+    /// Replicate back: the host from which the VM was failed over becomes its replica. Only what differs is
+    /// sent
+    Reverse {
+        /// The VM
+        vm: String,
+        /// Which disks are replicated: all, all-but:1,3, or some, such as 0,2
+        #[arg(long, value_name = "DISKS")]
+        disks: Option<DiskChoice>,
+    },
+    /// What this host wrote and never sent before the other one took over
+    LostWrites {
+        /// The VM
+        vm: String,
+        /// Keep it no longer
+        #[arg(long)]
+        drop: bool,
     },
     /// Start the twin: because the primary is lost, or was prepared for it
     Start {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use api::{
     ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
     EnableReplication, EventQuery, ExportDisk, ExportPoint, GiveCertificate, LockPoint,
-    MakeCheckpoint, NewDisk, OpenPoint, PrepareFailover, Progress, ResizeDisk, Revoke,
-    SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
+    MakeCheckpoint, NewDisk, OpenPoint, PrepareFailover, Progress, ResizeDisk, ReverseReplication,
+    Revoke, SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -532,7 +532,20 @@ impl Command {
             }
             FailoverVerb::Cancel { vm } => {
                 client.cancel_failover(&vm).await?;
-                self.say(&format!("VM `{vm}` can be started here again"))
+                self.say(&format!("VM `{vm}` is what it was before"))
+            }
+            FailoverVerb::Reverse { vm, disks } => {
+                let reverse = ReverseReplication { disks };
+                self.print(&vec![client.reverse(&vm, &reverse).await?])
+            }
+            FailoverVerb::LostWrites { vm, drop: true } => {
+                client.drop_lost_writes(&vm).await?;
+                self.say(&format!(
+                    "what VM `{vm}` wrote here and never sent is kept no longer"
+                ))
+            }
+            FailoverVerb::LostWrites { vm, drop: false } => {
+                self.print(&client.lost_writes(&vm).await?)
             }
             FailoverVerb::Complete { vm } => {
                 let bar = Bar::new(self.format);

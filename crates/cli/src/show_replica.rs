@@ -1,7 +1,7 @@
 //! Relationships for people: how they are, what was measured, why they are not healthy.
 
 use api::{
-    Authorization, HealthMessage, Measures, PreparedFailover, Progress, Replication,
+    Authorization, HealthMessage, LostWrites, Measures, PreparedFailover, Progress, Replication,
     ReplicationHealth,
 };
 use comfy_table::ContentArrangement;
@@ -38,6 +38,46 @@ const MEASURE: [&str; 8] = [
 const AUTHORIZATION: [&str; 3] = ["AllowedPS", "StorageLoc", "TrustGroup"];
 /// There are no extended replicas yet.
 const RELATIONSHIP: &str = "Simple";
+
+/// Most ranges of a disk that people are shown; programs get all.
+const RANGES: usize = 16;
+
+impl Shown for LostWrites {
+    fn table(&self) -> String {
+        let mut table = columns(&["Disk", "From", "Size", "File"]);
+        let mut below = format!(
+            "\n\nwritten after point {}, which the host that took over had",
+            self.since
+        );
+        if let Some(until) = self.until {
+            below.push_str(&format!("; the last at {}", exact_time(until)));
+        }
+        for disk in &self.disks {
+            let file = || harmless(&disk.file);
+            let number = disk.number.to_string();
+            let Some(ranges) = &disk.ranges else {
+                let whole = format!("nobody can tell; all of {}", disk.size);
+                table.add_row([number, "-".to_owned(), whole, file()]);
+                continue;
+            };
+            if ranges.is_empty() {
+                table.add_row([number.clone(), "-".to_owned(), "nothing".to_owned(), file()]);
+            }
+            for range in ranges.iter().take(RANGES) {
+                let (at, len) = (range.at.to_string(), range.len.to_string());
+                table.add_row([number.clone(), at, len, file()]);
+            }
+            if ranges.len() > RANGES {
+                let sum = Bytes(ranges.iter().map(|range| range.len.0).sum());
+                below.push_str(&format!(
+                    "\ndisk {number}: {} ranges, {sum} together; `-o json` shows all",
+                    ranges.len()
+                ));
+            }
+        }
+        finish(&table) + &below
+    }
+}
 
 /// Relationships in a table that fits a terminal.
 impl Shown for Vec<Replication> {

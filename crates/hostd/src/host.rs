@@ -20,6 +20,7 @@ use crate::clock::BootClock;
 use crate::endpoint::{Endpoint, Listening};
 use crate::event::{Bounds, Events, hook};
 use crate::flushes::Flushes;
+use crate::former;
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
@@ -194,6 +195,15 @@ impl Host {
     /// Opens every VM. One that cannot be read is left out: the others are still wanted.
     async fn load(self: &Arc<Self>) -> Result<(), Problem> {
         for path in folders(&self.layout.vms())? {
+            let name = path.file_name().unwrap_or_default();
+            let twin = self.layout.replicas().join(name);
+            if let Some(left) = former::leftover(&path, &twin) {
+                let removed = create::remove(left);
+                removed.map_err(|error| Problem::failed(left.display().to_string(), &error))?;
+                if left == path {
+                    continue;
+                }
+            }
             let opened = match self.read_own(&path) {
                 Ok(folder) => self.open_vm(folder).await.map(drop),
                 Err(problem) => Err(problem),
@@ -258,7 +268,7 @@ impl Host {
     }
 
     /// Opens a twin, what a failover made of it, and the copy that a test failover made.
-    async fn open_twin(self: &Arc<Self>, path: &Path) -> Result<(), Problem> {
+    pub(crate) async fn open_twin(self: &Arc<Self>, path: &Path) -> Result<(), Problem> {
         create::sweep(path).map_err(|error| Problem::failed(path.display().to_string(), &error))?;
         let received = VmFolder::read(path)?;
         let standing = Standing::load(&path.join(standing::FILE))

@@ -23,6 +23,7 @@ mod endpoint;
 mod event;
 mod filling;
 mod flushes;
+mod former;
 mod health;
 pub mod host;
 pub mod http;

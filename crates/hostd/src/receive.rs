@@ -13,7 +13,9 @@ use replica::authorization::Content;
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
 use replica::tls::ServerConfig;
-use replica::wire::{Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception};
+use replica::wire::{
+    Configure, Enrol, LeaseAnswer, LeaseRequest, PartnerStanding, Reception, Reverse, Reversed,
+};
 use tokio::net::TcpListener;
 
 use crate::event::Draft;
@@ -21,6 +23,7 @@ use crate::filling::Copy;
 use crate::host::Host;
 use crate::measure::Receipt;
 use crate::twin;
+use crate::vm::branch::Branch;
 use crate::vm::{self, Home, Message, Vm};
 
 /// How peers are talked to.
@@ -252,6 +255,44 @@ impl ReplicaHost for Twins {
         Ok(())
     }
 
+    async fn reverse(
+        &self,
+        principal: &Principal,
+        vm: VmId,
+        reverse: Reverse,
+    ) -> Result<Reversed, Problem> {
+        let found = self.vm(vm)?;
+        let view = found.view();
+        let known = view.relation.as_ref();
+        if known.is_some_and(|known| known.id == reverse.enrol.relationship) {
+            // Asked again.
+            let branch = blocking(move || Branch::read(&view.home.path)).await?;
+            let differs = branch.and_then(|(branch, _)| branch.differs());
+            return Ok(Reversed { differs });
+        }
+        let name = &reverse.enrol.spec.name;
+        // Held until the name is seen as the twin's.
+        let _name = match view.home.spec.name == *name {
+            true => None,
+            false => Some(self.0.reserve(name)?),
+        };
+        let name = name.to_string();
+        let ask = |answer| Message::Turn {
+            asked: Box::new(reverse),
+            answer,
+        };
+        let (home, reversed) = found.ask(ask).await?;
+        self.0.open_twin(&home).await?;
+        tracing::info!(%vm, peer = principal.name, "is received from now on: it was taken over there");
+        let what = format!(
+            "became the replica of host `{}`, which had taken it over",
+            principal.name
+        );
+        let draft = Draft::new(EventKind::Enabled, Severity::Warning, &name, what);
+        self.0.events.record(draft.about(vm));
+        Ok(reversed)
+    }
+
     async fn configure(&self, vm: VmId, wanted: Configure) -> Result<(), Problem> {
         let ask = |answer| Message::Follow {
             wanted: Box::new(wanted),
@@ -388,6 +429,13 @@ impl ReplicaHost for Twins {
         let vm = self.vm(vm)?;
         vm.ask(|answer| Message::Removed { answer }).await.map(drop)
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Problem::failed("polluxd", &error))?
 }
 
 /// Whether there is room in `folder` for a twin that is filled from `copy`, beside the `others` of its

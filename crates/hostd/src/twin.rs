@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use journal::{Begun, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
+use journal::{Begun, ChangedDisk, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing};
@@ -32,6 +32,7 @@ use crate::filling::{Copy, Filling};
 use crate::flushes::Flushes;
 use crate::stores::{self, Place, Stores, Volume};
 use crate::vm::View;
+use crate::vm::branch::Branch;
 use crate::vm::create::{no_space_or, publish};
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::opened::Openings;
@@ -127,7 +128,7 @@ fn check_unknown(thing: &str, folder: &Path) -> Result<(), Problem> {
     Err(Problem::new(Code::Conflict, thing, reason, way_out))
 }
 
-fn journal_failed(thing: &str, error: &JournalError) -> Problem {
+pub(crate) fn journal_failed(thing: &str, error: &JournalError) -> Problem {
     let problem = Problem::failed(thing, error);
     if error.is_full() {
         let code = Code::Full;
@@ -136,7 +137,7 @@ fn journal_failed(thing: &str, error: &JournalError) -> Problem {
     problem
 }
 
-fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Problem> {
+pub(crate) fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Problem> {
     let thing = thing(enrol.spec.name.as_str());
     let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
     let received = VmFolder {
@@ -405,6 +406,23 @@ impl Store {
         self.with(|journal| Ok(journal.points()))
     }
 
+    /// The newest point. Blocking.
+    pub(crate) fn newest(&self) -> Result<PointId, Problem> {
+        self.find(LATEST)
+    }
+
+    /// Where two points differ, of the disks that both have; none if that is not known. Blocking.
+    pub(crate) fn changes_between(
+        &self,
+        x: PointId,
+        y: PointId,
+    ) -> Result<Option<Vec<ChangedDisk>>, Problem> {
+        self.with(|journal| {
+            let changes = journal.changes_between(x, y);
+            changes.map_err(|error| Problem::failed(&self.thing, &error))
+        })
+    }
+
     /// The disks that a point has, and their sizes then. Blocking.
     pub(crate) fn disks(&self, point: PointId) -> Result<Vec<(DiskId, Bytes)>, Problem> {
         let failed = |error| Problem::failed(&self.thing, &error);
@@ -512,6 +530,8 @@ impl Store {
     /// What has to be merged now, [`MERGES`] at most. Tells whether there may be more to do.
     fn merge_some(&self, keep: &Keep) -> Result<bool, Problem> {
         let due = match self.lock().as_ref() {
+            // What was written here and never sent lies in the base.
+            _ if Branch::holds(&self.folder) => 0,
             Some(journal) => journal.merges_due(keep, Timestamp::now()),
             None => 0,
         };

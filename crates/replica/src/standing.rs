@@ -567,6 +567,29 @@ impl Standing {
         })
     }
 
+    /// This host [turned](Self::turn) and has no point yet: it goes back to where it was before, in its
+    /// `former` lineage, which gave way to the one that it is the replica of. Its relationship has ended.
+    ///
+    /// # Errors
+    /// [`Problem`] when it is no replica, or of none that succeeded `former`.
+    pub fn give_back(&self, thing: &str, former: &Lineage) -> Result<Self, Problem> {
+        if self.role != Role::Replica || rank(former, &self.lineage) != Some(Rank::Theirs) {
+            let reason = "did not become a replica with disks of its own";
+            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+        }
+        Ok(Self {
+            role: Role::Primary,
+            partner: None,
+            warrant: None,
+            fence: None,
+            lineage: former.clone(),
+            stood_down: Some(self.lineage.clone()),
+            prepared: false,
+            attempt: None,
+            ..self.clone()
+        })
+    }
+
     /// From now on this host runs the VM only as long as its replica renews a lease of this length.
     /// `theirs`: the number of the agreement that the replica knows, if it is a later one. Store the
     /// result before the first grant is asked for, and let the grant that is held end no later

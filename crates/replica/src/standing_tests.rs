@@ -485,3 +485,56 @@ fn a_vm_that_starts_unasked_needs_no_answer_and_heeds_one_that_comes() {
     let ended = allowed.end(VM, true, None).expect("no lease");
     assert_eq!(ended.start_unasked, StartUnasked::Deny);
 }
+
+#[test]
+fn a_host_that_gave_way_becomes_the_replica_of_the_one_that_took_over() {
+    let (primary, replica) = pair();
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let taken = ready
+        .take_over(VM, &Evidence::Override(word()), None)
+        .expect("forced");
+
+    // Not before it gave way, nor while its guest runs, nor for anybody else.
+    assert!(primary.turn(VM, &taken.lineage, false).is_err());
+    let down = primary
+        .superseded(VM, &taken.lineage)
+        .expect("related")
+        .standing;
+    let runs = down.turn(VM, &taken.lineage, true).expect_err("it runs");
+    assert!(runs.way_out.contains("pollux vm kill web"), "{runs}");
+    let other = primary
+        .lineage
+        .branch(point(&primary.lineage, 2), "host-c")
+        .expect("on it");
+    assert!(down.turn(VM, &primary.lineage, false).is_err());
+    assert_eq!(
+        down.turn(VM, &other, false).is_ok(),
+        rank(&taken.lineage, &other) == Some(Rank::Theirs),
+        "only for one that outranks the one it gave way to"
+    );
+
+    let twin = down.turn(VM, &taken.lineage, false).expect("it gave way");
+    assert_eq!((twin.role, &twin.lineage), (Role::Replica, &taken.lineage));
+    assert!(twin.stood_down.is_none() && twin.warrant.is_none());
+    assert!(twin.turn(VM, &taken.lineage, false).is_err(), "done");
+    let back = taken.reverse(VM).expect("it took over");
+    assert_eq!(back.role, Role::Primary);
+    assert_eq!(back.reverse(VM), Ok(back.clone()), "asked again");
+    assert!(replica.reverse(VM).is_err() && down.reverse(VM).is_err());
+    // Each is to the other what a primary and its replica are.
+    let says = twin.tell(false);
+    back.start(VM, &Evidence::Says(says)).expect("it starts");
+    let refused = twin.start(VM, &Evidence::Unasked).expect_err("a replica");
+    assert!(refused.way_out.contains("failover start"), "{refused}");
+
+    // Before it has a point it may be given its disks back, and is where it was.
+    let again = twin.give_back(VM, &down.lineage).expect("a twin");
+    assert_eq!(again.role, Role::Primary);
+    assert_eq!(again.stood_down.as_ref(), Some(&taken.lineage));
+    assert_eq!(again.lineage, down.lineage);
+    let unasked = again.start(VM, &Evidence::Unasked).expect_err("gave way");
+    assert!(unasked.way_out.contains("--force"), "{unasked}");
+    assert!(again.give_back(VM, &down.lineage).is_err(), "no twin");
+}

@@ -1,22 +1,28 @@
 //! Routes of failovers.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{EventKind, Severity, StartFailover, TestFailover, VmDetails};
+use api::{
+    EventKind, LostDisk, LostRange, LostWrites, Replication, ReverseReplication, Severity,
+    StartFailover, TestFailover, VmDetails,
+};
 use axum::Json;
 use axum::extract::{Path, State};
-use model::{Code, PointId, Problem, SpecError, VmName, VmState};
+use model::{Bytes, Code, PointId, Problem, SpecError, VmName, VmState};
 use replica::standing::Role;
 
 use super::body::Json as Body;
 use super::hosts::blocking;
 use super::points::store_of;
+use super::replication::tell;
 use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::event::Draft;
 use crate::host::{Host, NameReservation};
 use crate::twin::LATEST;
+use crate::vm::branch::Branch;
 use crate::vm::folder::Made;
 use crate::vm::{Message, Vm, takeover};
 
@@ -146,6 +152,68 @@ async fn point(vm: &Vm, wanted: Option<String>) -> Result<PointId, Refusal> {
     let store = store_of(vm)?;
     let wanted = wanted.unwrap_or_else(|| LATEST.to_owned());
     blocking(move || store.find(&wanted)).await
+}
+
+pub(super) async fn reverse(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(wanted): Body<ReverseReplication>,
+) -> Answered<Replication> {
+    let vm = host.find(&vm)?;
+    let choice = wanted.disks;
+    vm.ask(|answer| Message::Reverse { choice, answer }).await?;
+    Ok(Json(tell(&host, &vm).await?))
+}
+
+pub(super) async fn lost_writes(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Answered<LostWrites> {
+    let view = host.find(&vm)?.view();
+    let thing = view.thing();
+    let read = blocking(move || Branch::read(&view.home.path)).await?;
+    let (branch, was) = read.ok_or_else(|| nothing_lost(thing))?;
+    let disks = was.spec.disks.iter().map(|disk| LostDisk {
+        number: disk.slot,
+        size: disk.size,
+        ranges: branch.disks.as_ref().map(|all| {
+            let written = all.iter().find(|one| one.disk == disk.id);
+            let runs = written.into_iter().flat_map(|written| &written.runs);
+            let range = |run: &Range<u64>| LostRange {
+                at: run.start,
+                len: Bytes(run.end - run.start),
+            };
+            runs.map(range).collect()
+        }),
+        file: was.disk_file(disk).display().to_string(),
+    });
+    Ok(Json(LostWrites {
+        since: branch.since,
+        until: branch.until,
+        disks: disks.collect(),
+    }))
+}
+
+pub(super) async fn drop_lost_writes(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Answered<()> {
+    let view = host.find(&vm)?.view();
+    let thing = view.thing();
+    let dropped = blocking(move || {
+        if Branch::read(&view.home.path)?.is_none() {
+            return Err(nothing_lost(thing));
+        }
+        Branch::drop_of(&view.home.path).map_err(|error| Problem::failed(thing, &error))
+    });
+    dropped.await?;
+    Ok(Json(()))
+}
+
+fn nothing_lost(thing: String) -> Problem {
+    let reason = "keeps nothing here that was written and never sent";
+    let way_out = "It is kept on the host from which a VM was taken over, once that is the replica";
+    Problem::new(Code::NotFound, thing, reason, way_out)
 }
 
 pub(super) async fn stop_test(

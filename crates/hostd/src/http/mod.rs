@@ -98,6 +98,11 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
         .route("/v1/vms/{vm}/replication/cancel", post(replication::cancel))
+        .route("/v1/vms/{vm}/replication/reverse", post(failover::reverse))
+        .route(
+            "/v1/vms/{vm}/lost-writes",
+            get(failover::lost_writes).delete(failover::drop_lost_writes),
+        )
         .route("/metrics", get(metrics::show))
         .route("/v1/events", get(events::list))
         .route("/v1/events/stream", get(events::follow))

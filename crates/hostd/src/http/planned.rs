@@ -30,6 +30,7 @@ use super::vms::stop_limit;
 use super::{Answered, Refusal};
 use crate::host::Host;
 use crate::partner;
+use crate::vm::folder::VmFolder;
 use crate::vm::{Message, Vm, observe, progress, unsent};
 
 /// How much is left is looked at again after this long, if the driver tells nothing.
@@ -58,7 +59,12 @@ pub(super) async fn prepare(
 
 pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
     let vm = host.find(&vm)?;
-    vm.ask(|answer| Message::CancelFailover { answer }).await?;
+    if vm.view().standing.role != Role::Replica {
+        vm.ask(|answer| Message::CancelFailover { answer }).await?;
+        return Ok(Json(()));
+    }
+    let home = vm.ask(|answer| Message::GiveBack { answer }).await?;
+    host.open_vm(VmFolder::read(&home)?).await?;
     Ok(Json(()))
 }
 

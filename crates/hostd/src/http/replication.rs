@@ -185,7 +185,7 @@ async fn pause(host: &Host, vm: &Vm, suspended: bool) -> Answered<Replication> {
 }
 
 /// A relationship, as this host sees it.
-async fn tell(host: &Host, vm: &Vm) -> Result<Replication, Problem> {
+pub(super) async fn tell(host: &Host, vm: &Vm) -> Result<Replication, Problem> {
     let view = vm.view();
     let seen = vm.observed.look(&view, Timestamp::now());
     let (Some(relation), Some(seen)) = (view.relation.clone(), seen) else {

@@ -11,7 +11,7 @@ use model::{
 };
 use replica::report::LinkReport;
 use replica::standing::{self, Override, Role, Standing, StandingError};
-use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding};
+use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding, Reverse};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::change::Change;
@@ -23,6 +23,7 @@ use super::observe::{self, Observed};
 use super::owner::Owner;
 use super::relation::{Relation, Terms};
 use super::supervisor::{GuestRecord, Supervisor};
+use super::turn::Turned;
 use crate::host::Host;
 use crate::measure::StagedSums;
 use crate::stores::Place;
@@ -136,6 +137,9 @@ pub(crate) enum Message {
     CancelFailover { answer: Answer },
     /// Make the failover final; answered when that is durable.
     CompleteFailover { answer: Answer },
+    /// Give a twin that began with the disks of this host, and has no point yet, its disks back; answered
+    /// with the VM's folder, and the owner ends.
+    GiveBack { answer: Answer<PathBuf> },
     /// Start the twin; answered when the guest runs.
     Failover {
         point: PointId,
@@ -143,6 +147,18 @@ pub(crate) enum Message {
         newest: bool,
         /// A person's word that the primary cannot be running.
         word: Option<Override>,
+        answer: Answer,
+    },
+    /// The partner took over and wants this host to be its replica; answered when it is, and the owner
+    /// ends.
+    Turn {
+        asked: Box<Reverse>,
+        answer: Answer<Turned>,
+    },
+    /// Replicate back to the host from which the VM was failed over; answered when that is the replica.
+    Reverse {
+        /// Which disks; none: all.
+        choice: Option<DiskChoice>,
         answer: Answer,
     },
     /// Make a VM above a point, beside the twin; answered with its folder.

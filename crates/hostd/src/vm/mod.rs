@@ -1,6 +1,7 @@
 //! Virtual machines: their folders, their processes, and the task that owns each of them.
 
 pub(crate) mod access;
+pub(crate) mod branch;
 pub(crate) mod change;
 pub(crate) mod complete;
 pub(crate) mod create;
@@ -24,6 +25,7 @@ pub(crate) mod progress;
 pub(crate) mod relation;
 pub(crate) mod reload;
 mod replicate;
+mod reverse;
 mod rights;
 pub(crate) mod room;
 pub(crate) mod source;
@@ -31,6 +33,7 @@ mod state;
 pub(crate) mod supervisor;
 pub(crate) mod takeover;
 mod tracking;
+mod turn;
 pub(crate) mod unsent;
 pub(crate) mod verification;
 

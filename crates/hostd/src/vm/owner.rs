@@ -22,6 +22,7 @@ use model::{CheckpointId, Problem, VmId, VmState};
 use replica::driver::Command;
 use replica::run::Evidence;
 use replica::standing::Override;
+use replica::wire::Reverse;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use vmd::control::Status;
@@ -33,11 +34,13 @@ use super::guest::{Found, Why};
 use super::handle::{Answer, MAILBOX, Message, View};
 use super::launch::Guest;
 use super::lease::{Leasehold, Renewal};
+use super::relation::Relation;
 use super::replicate::Driver;
 use super::rights::Yielding;
 use super::room::{Waiting, WentOn};
 use super::state::{self, Event};
 use super::supervisor::Supervisor;
+use super::turn::{Differing, Turned};
 use crate::host::Host;
 use crate::twin::Store;
 
@@ -95,6 +98,10 @@ pub(super) enum Happening {
     Release(Box<Release>),
     /// What keeps the VM from standing down, if anything, is known.
     Sent(Yielding),
+    /// Where the disks differ from what the partner has, which took over.
+    Turning(Differing, Box<Reverse>, Answer<Turned>),
+    /// The partner is the replica in this relationship, or is not.
+    Reversed(Result<(), Problem>, Box<Relation>),
     /// What the partner says to the takeover.
     Told(Evidence),
     /// The processes are as they should be, as far as that can be had. An error: nobody can tell
@@ -117,6 +124,8 @@ pub(super) struct Owner {
     pub(super) driver: Option<Driver>,
     /// Who waits for the peer's agreement.
     pub(super) enabling: Option<Answer>,
+    /// Who waits until the partner is the replica.
+    pub(super) reversing: Option<Answer>,
     /// Whether the relationship is being ended: nothing is sent any more.
     pub(super) ending: bool,
     /// How many times its processes are being brought in order.
@@ -175,6 +184,7 @@ impl Owner {
             store,
             driver: None,
             enabling: None,
+            reversing: None,
             ending: false,
             settling: 0,
             deferred: VecDeque::new(),
@@ -222,7 +232,9 @@ impl Owner {
             tokio::select! {
                 happening = happenings.recv() => {
                     let Some(happening) = happening else { return };
-                    self.happened(happening).await;
+                    if self.happened(happening).await {
+                        return;
+                    }
                 }
                 message = mail.recv(), if self.deferred.len() < MAILBOX => {
                     let Some(message) = message else { return };
@@ -282,7 +294,9 @@ impl Owner {
         );
         let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
         match message {
-            Message::Change { .. }
+            Message::Turn { .. }
+            | Message::Reverse { .. }
+            | Message::Change { .. }
             | Message::LetGo(_)
             | Message::ExportBegins { .. }
             | Message::ExportPoint { .. }
@@ -382,6 +396,9 @@ impl Owner {
                 word,
                 answer,
             } => self.failover(point, newest, word, answer),
+            Message::GiveBack { answer } => return self.give_back(answer).await,
+            Message::Turn { asked, answer } => self.turn(asked, answer).await,
+            Message::Reverse { choice, answer } => self.reverse(choice, answer),
             Message::Test {
                 point,
                 name,
@@ -403,7 +420,10 @@ impl Owner {
         self.settling += 1;
         let off = self.guest.is_none();
         let view = self.view();
-        let served = view.is_sent() || view.merging_checkpoint().is_some() || self.exports > 0;
+        let served = view.is_sent()
+            || view.merging_checkpoint().is_some()
+            || self.exports > 0
+            || self.reversing.is_some();
         let supervisor = self.supervisor.clone();
         let host = Arc::clone(&self.host);
         let vm = self.id;
@@ -437,8 +457,13 @@ impl Owner {
         });
     }
 
-    async fn happened(&mut self, happening: Happening) {
+    /// Takes into account what happened; true when the owner ends.
+    async fn happened(&mut self, happening: Happening) -> bool {
         match happening {
+            Happening::Turning(found, asked, answer) => {
+                return self.turned(found, asked, answer).await;
+            }
+            Happening::Reversed(done, relation) => self.reversed(done, *relation),
             Happening::Evidence(round, evidence) => self.launch(round, &evidence),
             Happening::Launched(Ok(guest)) => self.launched(guest).await,
             Happening::Launched(Err(problem)) => self.start_failed(problem),
@@ -475,6 +500,7 @@ impl Owner {
             }
             Happening::Cancelled(done, answer) => self.cancelled(done, answer),
         }
+        false
     }
 
     fn settled(&mut self, certain: Result<(), Problem>) {

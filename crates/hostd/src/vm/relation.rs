@@ -4,7 +4,8 @@ use std::io;
 use std::path::Path;
 
 use model::{
-    Code, DiskChoice, DiskId, DiskSpec, Keep, Problem, RelationshipId, SeedId, VmName, VmSpec,
+    Code, DiskChoice, DiskId, DiskSpec, Keep, PointId, Problem, RelationshipId, SeedId, VmName,
+    VmSpec,
 };
 use replica::wire::{Configuration, Digest};
 use serde::{Deserialize, Serialize};
@@ -42,9 +43,25 @@ pub(crate) struct Relation {
     /// The primary's configuration that is followed; at the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revision: Option<Digest>,
+    /// Whether the twin began with the disks that its host had: it was the primary before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reversed: bool,
+    /// The one that follows when the former primary becomes the replica; where the VM was failed over to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) back: Option<Back>,
     /// Disks that the VM has no longer, and points have still; at the replica.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former: Vec<DiskSpec>,
+}
+
+/// A relationship that is to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Back {
+    pub(crate) relationship: RelationshipId,
+    pub(crate) seed: SeedId,
+    /// The newest point that was received before.
+    pub(crate) newest: PointId,
 }
 
 fn all() -> DiskChoice {
@@ -84,6 +101,8 @@ impl Relation {
             choice: DiskChoice::All,
             keep: None,
             revision: None,
+            reversed: false,
+            back: None,
             former: Vec::new(),
         }
     }

@@ -313,6 +313,7 @@ impl Owner {
                 partner: relation.partner.clone(),
                 disks: relation.disks.clone(),
                 lineage: view.standing.lineage.clone(),
+                base_stays: relation.reversed,
                 configuration: plan,
             },
             progress,
@@ -688,7 +689,7 @@ fn check_frequency(thing: &str, every_s: u32) -> Result<(), Problem> {
 }
 
 /// The disks that a person means, in the VM's order.
-fn chosen(spec: &VmSpec, choice: &DiskChoice) -> Result<Vec<DiskId>, Problem> {
+pub(super) fn chosen(spec: &VmSpec, choice: &DiskChoice) -> Result<Vec<DiskId>, Problem> {
     let thing = super::folder::thing(spec.name.as_str());
     let way_out = "`pollux disk list` shows the numbers of its disks";
     for number in choice.named() {

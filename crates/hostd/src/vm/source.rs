@@ -84,14 +84,7 @@ impl DiskdSource {
     }
 
     async fn ask(&self, request: &Request, limit: Duration) -> Result<Reply, Problem> {
-        let failed = |error| Problem::failed(&self.thing, &error);
-        let lines = Lines::connect(&self.socket, MAX_LINE)
-            .await
-            .map_err(failed)?;
-        match lines.ask_within(limit, request).await.map_err(failed)? {
-            Reply::Refused { problem } => Err(problem),
-            reply => Ok(reply),
-        }
+        ask(&self.socket, &self.thing, request, limit).await
     }
 
     fn header(&self, content: Content) -> Header {
@@ -234,6 +227,21 @@ impl DiskdSource {
             fs::remove_file(entry?.path())?;
         }
         Ok(())
+    }
+}
+
+/// Asks the diskd of `thing` that listens on `socket`.
+pub(super) async fn ask(
+    socket: &Path,
+    thing: &str,
+    request: &Request,
+    limit: Duration,
+) -> Result<Reply, Problem> {
+    let failed = |error| Problem::failed(thing, &error);
+    let lines = Lines::connect(socket, MAX_LINE).await.map_err(failed)?;
+    match lines.ask_within(limit, request).await.map_err(failed)? {
+        Reply::Refused { problem } => Err(problem),
+        reply => Ok(reply),
     }
 }
 

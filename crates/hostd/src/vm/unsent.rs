@@ -5,13 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use diskd::control::{MAX_LINE, Reply, Request};
+use diskd::control::{Reply, Request};
 use model::{Bytes, Code, DiskId, Problem, RelationshipId};
 use tokio::time::{Instant, timeout_at};
 
 use super::replicate::DriverHandle;
-use super::source::{DiskdSource, segments};
-use crate::lines::Lines;
+use super::source::{DiskdSource, ask, segments};
 
 /// How long diskd may take to answer; whoever asks to stand down waits for it.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -76,7 +75,7 @@ impl Unsent {
             sent: Vec::new(),
             but: self.left_out.clone(),
         };
-        match ask(&self.socket, &request).await {
+        match ask(&self.socket, &self.thing, &request, LIMIT).await {
             Ok(Reply::Tracking { .. }) => self.seen().await,
             _ => Err(self.unknown("its diskd does not answer")),
         }
@@ -115,7 +114,7 @@ fn staged(home: &Path) -> io::Result<u64> {
 /// Bytes marked in all disks with those of which nobody can tell; and how much of them was staged and
 /// not confirmed.
 async fn marked(socket: &Path) -> Result<(u64, u64), Problem> {
-    match ask(socket, &Request::Status).await? {
+    match ask(socket, "diskd", &Request::Status, LIMIT).await? {
         Reply::Status { disks, .. } => {
             let (mut marked, mut unconfirmed) = (0_u64, 0_u64);
             for disk in &disks {
@@ -128,15 +127,6 @@ async fn marked(socket: &Path) -> Result<(u64, u64), Problem> {
             Ok((marked, unconfirmed))
         }
         _ => Err(Problem::new(Code::Failed, "diskd", "is confused", "")),
-    }
-}
-
-async fn ask(socket: &Path, request: &Request) -> Result<Reply, Problem> {
-    let failed = |error| Problem::failed("diskd", &error);
-    let lines = Lines::connect(socket, MAX_LINE).await.map_err(failed)?;
-    match lines.ask_within(LIMIT, request).await.map_err(failed)? {
-        Reply::Refused { problem } => Err(problem),
-        reply => Ok(reply),
     }
 }
 

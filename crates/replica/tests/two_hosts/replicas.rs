@@ -141,6 +141,16 @@ impl ReplicaHost for Replicas {
         Ok(())
     }
 
+    async fn reverse(
+        &self,
+        _: &Principal,
+        _: VmId,
+        _: pollux_replica::wire::Reverse,
+    ) -> Result<pollux_replica::wire::Reversed, Problem> {
+        let reason = "was never the primary";
+        Err(Problem::new(Code::Conflict, "the VM", reason, ""))
+    }
+
     async fn relation(&self, vm: VmId) -> Option<Relation> {
         self.with(vm, |enrolled| enrolled.relation.clone()).ok()
     }

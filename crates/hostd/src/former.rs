@@ -1,0 +1,455 @@
+//! A VM of this host becomes a twin: its partner took over, and this host is the replica from then on.
+//!
+//! ```text
+//!   vms/UUID/disk0.raw --link--> replicas/.new-UUID/journal/base-DISK.raw
+//!            vm.toml                               /branch/   the VM as it was (`vm::branch`)
+//!                                                  /vm.toml standing.toml replication.toml sequence.toml
+//!                                replicas/.new-UUID --> replicas/UUID     this decides
+//!   vms/UUID goes
+//! ```
+//!
+//! Before it has a point it may be given back: `branch` becomes `vms/UUID` again.
+//!
+//! Nothing is copied. Killed before the folder has its name, the VM is what it was; afterwards it is a
+//! twin, and what is left of the VM is removed by the next polluxd ([`leftover`]).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use journal::{DiskExtent, Journal};
+use model::{Code, DiskSpec, Problem};
+use replica::standing::{self, Standing};
+use replica::wire::Enrol;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::stores::{self, Stores};
+use crate::twin;
+use crate::vm::access;
+use crate::vm::branch::Branch;
+use crate::vm::create::{no_space_or, publish, remove, sync_parent};
+use crate::vm::folder::VmFolder;
+use crate::vm::progress;
+
+/// What becomes a twin.
+pub(crate) struct Turning<'a> {
+    /// The VM.
+    pub(crate) machine: &'a VmFolder,
+    /// Where it is at home.
+    pub(crate) home: &'a Path,
+    /// How it stands from then on.
+    pub(crate) standing: &'a Standing,
+    pub(crate) partner: &'a str,
+    pub(crate) enrol: &'a Enrol,
+    pub(crate) branch: &'a Branch,
+}
+
+/// Refuses what cannot become a twin. `disks` of it are replicated.
+pub(crate) fn check<'a>(
+    machine: &'a VmFolder,
+    enrol: &Enrol,
+) -> Result<Vec<&'a DiskSpec>, Problem> {
+    let thing = machine.thing();
+    let refuse = |reason: String, way_out: String| {
+        Err(Problem::new(Code::Conflict, &thing, reason, way_out))
+    };
+    let name = machine.spec.name.as_str();
+    if machine.origin.is_some() {
+        let reason = "lies above a recovery point there still".to_owned();
+        let way_out = format!("`pollux failover complete {name}` there makes ordinary disks of it");
+        return refuse(reason, way_out);
+    }
+    if !machine.spec.checkpoints.is_empty() {
+        let reason = "has checkpoints there, which a twin cannot have".to_owned();
+        let way_out = format!(
+            "`pollux checkpoint list {name}` there shows them, `pollux checkpoint delete` merges one"
+        );
+        return refuse(reason, way_out);
+    }
+    for disk in &machine.spec.disks {
+        if !machine.disk_file(disk).starts_with(&machine.path) {
+            let reason = format!(
+                "has the disk {} there, which lies outside of its folder",
+                disk.file.display()
+            );
+            let way_out = format!("`pollux disk detach {name} {}` there lets it go", disk.slot);
+            return refuse(reason, way_out);
+        }
+    }
+    let mut found = Vec::new();
+    for id in &enrol.disks {
+        let Some(disk) = machine.spec.disks.iter().find(|disk| disk.id == *id) else {
+            let wanted = enrol.spec.disks.iter().find(|disk| disk.id == *id);
+            let number = wanted.map_or(0, |disk| disk.slot);
+            let reason = format!("has no disk {number} there that would be its beginning");
+            let way_out = format!(
+                "leave it out: `pollux failover reverse {name} --disks all-but:{number}`, and \
+                 replicate it afterwards with `pollux replica set {name} --disks all`"
+            );
+            return refuse(reason, way_out);
+        };
+        found.push(disk);
+    }
+    Ok(found)
+}
+
+/// Makes the twin and removes the VM; the twin's home. Blocking.
+pub(crate) fn turn(
+    turning: &Turning<'_>,
+    replicas: &Path,
+    stores: &Stores,
+) -> Result<PathBuf, Problem> {
+    let Turning { machine, enrol, .. } = turning;
+    let thing = machine.thing();
+    let failed = |error: io::Error| no_space_or(&thing, &error);
+    let home = replicas.join(enrol.spec.id.to_string());
+    let _alone = stores.alone();
+    stores::make_way(replicas, enrol.spec.id, stores)?;
+    let temporary = replicas.join(format!("{}{}", stores::NEW, enrol.spec.id));
+    durable::create_folder(&temporary).map_err(failed)?;
+    let made = make(turning, &temporary).and_then(|()| {
+        let published = match turning.home == home {
+            // It was a twin once.
+            true => renameat_with(CWD, &temporary, CWD, &home, RenameFlags::EXCHANGE)
+                .map_err(io::Error::from)
+                .and_then(|()| sync_parent(&home)),
+            false => publish(&temporary, &home),
+        };
+        published.map_err(failed)
+    });
+    if let Err(problem) = made {
+        if let Err(left) = stores::make_way(replicas, enrol.spec.id, stores) {
+            tracing::warn!(problem = %left, "is removed at the next start");
+        }
+        return Err(problem);
+    }
+    let old = match turning.home == home {
+        true => &temporary,
+        false => turning.home,
+    };
+    if let Err(error) = fs::remove_dir_all(old) {
+        tracing::warn!(folder = %old.display(), %error, "is removed at the next start");
+    }
+    Ok(home)
+}
+
+fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
+    let Turning {
+        machine,
+        home,
+        standing,
+        partner,
+        enrol,
+        branch,
+    } = turning;
+    let thing = machine.thing();
+    let failed = |error: io::Error| no_space_or(&thing, &error);
+    let disks = check(machine, enrol)?;
+    let extents: Vec<_> = disks
+        .iter()
+        .map(|disk| DiskExtent {
+            joining: false,
+            id: disk.id,
+            size: disk.size,
+        })
+        .collect();
+    let journal = folder.join("journal");
+    Journal::create(&journal, enrol.spec.id, &extents, enrol.seed)
+        .map_err(|error| twin::journal_failed(&thing, &error))?;
+    for disk in disks {
+        let base = journal.join(Journal::base_file(disk.id));
+        durable::remove(&base).map_err(failed)?;
+        link(machine, disk, &base)?;
+    }
+    sync_parent(&journal.join("index")).map_err(failed)?;
+
+    let kept = VmFolder {
+        path: Branch::folder(folder),
+        ..(*machine).clone()
+    };
+    durable::create_folder(&kept.path).map_err(failed)?;
+    for disk in &machine.spec.disks {
+        link(machine, disk, &kept.disk_file(disk))?;
+    }
+    kept.write().map_err(failed)?;
+    branch.write(&kept.path).map_err(failed)?;
+    sync_parent(&kept.path.join("vm.toml")).map_err(failed)?;
+
+    twin::fill(folder, partner, enrol)?;
+    standing
+        .store(&folder.join(standing::FILE))
+        .map_err(|error| Problem::failed(&thing, &error))?;
+    // A number is never given twice in a term.
+    progress::reserve(folder, progress::reserved(home)?)
+}
+
+/// Gives a disk another name; the file is polluxd's from then on.
+fn link(machine: &VmFolder, disk: &DiskSpec, name: &Path) -> Result<(), Problem> {
+    let file = machine.disk_file(disk);
+    let failed = |error: io::Error| {
+        if error.kind() != io::ErrorKind::CrossesDevices {
+            return no_space_or(&machine.thing(), &error);
+        }
+        Problem::new(
+            Code::Conflict,
+            machine.thing(),
+            format!(
+                "has the disk {} there on another file system than the twins of that host",
+                file.display()
+            ),
+            "Let `vms` and `replicas` of that host's state lie on one file system",
+        )
+    };
+    if let Some(parent) = name.parent() {
+        durable::create_folder(parent).map_err(failed)?;
+    }
+    access::give_back(&file).map_err(failed)?;
+    fs::hard_link(&file, name).map_err(failed)
+}
+
+/// Gives a twin that has no point yet its disks back: it is the VM that it was, stood down as then. The
+/// VM's folder. Blocking.
+pub(crate) fn give_back(
+    twin: &Path,
+    was: &VmFolder,
+    standing: &Standing,
+    vms: &Path,
+) -> Result<PathBuf, Problem> {
+    let thing = was.thing();
+    let failed = |error: io::Error| no_space_or(&thing, &error);
+    standing
+        .store(&was.path.join(standing::FILE))
+        .map_err(|error| Problem::failed(&thing, &error))?;
+    progress::reserve(&was.path, progress::reserved(twin)?)?;
+    let home = vms.join(was.spec.id.to_string());
+    // This decides.
+    publish(&was.path, &home).map_err(failed)?;
+    Branch::unmake(&home).map_err(failed)?;
+    if let Err(error) = remove(twin) {
+        tracing::warn!(folder = %twin.display(), %error, "is removed at the next start");
+    }
+    Ok(home)
+}
+
+/// Of the folders of a VM and of a twin that have one name: which is what a polluxd that was killed left;
+/// none if they are not both there.
+pub(crate) fn leftover<'a>(vm: &'a Path, twin: &'a Path) -> Option<&'a Path> {
+    if !vm.is_dir() || !twin.is_dir() {
+        return None;
+    }
+    // The twin has the VM as it was until it is given back.
+    Some(if Branch::folder(twin).is_dir() {
+        vm
+    } else {
+        twin
+    })
+}
+
+/// When a disk of it was written last, by its files.
+pub(crate) fn last_written(machine: &VmFolder) -> Option<jiff::Timestamp> {
+    let disks = machine.spec.disks.iter();
+    let times = disks.filter_map(|disk| {
+        let changed = fs::metadata(machine.disk_file(disk))
+            .ok()?
+            .modified()
+            .ok()?;
+        jiff::Timestamp::try_from(changed).ok()
+    });
+    times.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use model::{Bus, Bytes, DiskId, Generation, Lineage, PointId, RelationshipId, SeedId, VmSpec};
+    use replica::standing::Role;
+    use replica::wire::Configuration;
+
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    /// A host with a VM of two disks, of which the second is not replicated, that gave way.
+    struct Scratch {
+        folder: tempfile::TempDir,
+        machine: VmFolder,
+        down: Standing,
+        enrol: Enrol,
+        branch: Branch,
+    }
+
+    impl Scratch {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("scratch");
+            let path = |name: &str| folder.path().join(name);
+            for name in ["vms", "replicas"] {
+                fs::create_dir(path(name)).expect("made");
+            }
+            let disk = |slot: u8| {
+                let file = format!("disk{slot}.raw").into();
+                DiskSpec::new(file, Bytes(SIZE), Bus::Virtio, slot)
+            };
+            let (name, memory) = ("web".parse().expect("a name"), Bytes(64 << 20));
+            let disks = vec![disk(0), disk(1)];
+            let spec = VmSpec::new(name, Generation::Two, 1, memory, false, None, disks);
+            let spec = spec.expect("a VM");
+            let machine = VmFolder {
+                path: path("vms").join(spec.id.to_string()),
+                spec: spec.clone(),
+                origin: None,
+            };
+            fs::create_dir(&machine.path).expect("made");
+            machine.write().expect("written");
+            for (disk, byte) in machine.spec.disks.iter().zip([7, 8]) {
+                let content = vec![byte; usize::try_from(SIZE).expect("small")];
+                fs::write(machine.disk_file(disk), content).expect("written");
+            }
+            progress::reserve(&machine.path, 41).expect("written");
+            let ours = Lineage::begin("castor");
+            let since = PointId {
+                term: ours.current().id,
+                sequence: 40,
+            };
+            let theirs = ours.branch(since, "pollux").expect("on it");
+            let mut primary = Standing::primary(ours.clone());
+            primary.partner = Some("pollux".to_owned());
+            let met = primary.superseded("VM `web`", &theirs).expect("related");
+            let standing = &machine.path.join(standing::FILE);
+            met.standing.store(standing).expect("stored");
+            let replicated = vec![spec.disks[0].id];
+            let configuration = Configuration {
+                spec,
+                disks: replicated,
+                frequency_s: 30,
+                keep: None,
+            };
+            let enrol = Enrol {
+                relationship: RelationshipId::random(),
+                revision: configuration.revision(),
+                spec: configuration.spec,
+                disks: configuration.disks,
+                frequency_s: configuration.frequency_s,
+                keep: configuration.keep,
+                seed: SeedId::random(),
+                seed_from: None,
+                lineage: theirs,
+            };
+            Self {
+                branch: Branch::new(ours, since, None),
+                folder,
+                machine,
+                down: met.standing,
+                enrol,
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn turn(&self) -> Result<PathBuf, Problem> {
+            let thing = self.machine.thing();
+            let standing = self.down.turn(&thing, &self.enrol.lineage, false)?;
+            let turning = Turning {
+                machine: &self.machine,
+                home: &self.machine.path,
+                standing: &standing,
+                partner: "pollux",
+                enrol: &self.enrol,
+                branch: &self.branch,
+            };
+            turn(&turning, &self.path("replicas"), &Stores::new("castor"))
+        }
+    }
+
+    #[test]
+    fn a_vm_becomes_a_twin_with_its_own_disks_and_back() {
+        let scratch = Scratch::new();
+        let inode = |file: &Path| fs::metadata(file).expect("there").ino();
+        let disks = &scratch.machine.spec.disks;
+        let [replicated, other] = [0, 1].map(|n| inode(&scratch.machine.disk_file(&disks[n])));
+        let home = scratch.turn().expect("turned");
+        assert!(!scratch.machine.path.exists());
+        let standing = Standing::load(&home.join(standing::FILE)).expect("reads");
+        let standing = standing.expect("there");
+        assert_eq!(standing.role, Role::Replica);
+        assert_eq!(progress::reserved(&home), Ok(41), "none is given twice");
+        let journal = home.join("journal");
+        let base = |id: DiskId| journal.join(Journal::base_file(id));
+        assert_eq!(inode(&base(disks[0].id)), replicated);
+        assert!(!base(disks[1].id).exists());
+        let opened = Journal::open(&journal).expect("whole");
+        let seed = opened.open_seed().expect("nothing was received");
+        assert_eq!((seed.seed(), seed.parts()), (scratch.enrol.seed, 0));
+        drop((seed, opened));
+        let (branch, was) = Branch::read(&home).expect("read").expect("kept");
+        assert_eq!(branch, scratch.branch);
+        assert_eq!(was.spec, scratch.machine.spec);
+        assert_eq!(inode(&was.disk_file(&disks[1])), other, "kept as well");
+
+        let given = standing
+            .give_back("VM `web`", &branch.lineage)
+            .expect("a twin");
+        let vms = scratch.path("vms");
+        let again = give_back(&home, &was, &given, &vms).expect("given back");
+        assert_eq!(again, scratch.machine.path);
+        assert!(!home.exists());
+        assert_eq!(VmFolder::read(&again), Ok(scratch.machine.clone()));
+        assert_eq!(inode(&scratch.machine.disk_file(&disks[0])), replicated);
+        let loaded = Standing::load(&again.join(standing::FILE)).expect("reads");
+        assert_eq!(loaded, Some(given));
+        assert_eq!(progress::reserved(&again), Ok(41));
+        // And once more.
+        scratch.turn().expect("turned again");
+    }
+
+    #[test]
+    fn one_that_was_a_twin_once_is_exchanged_in_its_place() {
+        let mut scratch = Scratch::new();
+        let id = scratch.enrol.spec.id.to_string();
+        let home = scratch.path("replicas").join(&id);
+        fs::rename(&scratch.machine.path, &home).expect("moved");
+        scratch.machine.path.clone_from(&home);
+        assert_eq!(scratch.turn().expect("turned"), home);
+        let entries = fs::read_dir(scratch.path("replicas")).expect("listed");
+        let left: Vec<_> = entries.map(|one| one.expect("read").file_name()).collect();
+        assert_eq!(left, [&*id], "nothing else is left");
+        assert!(Branch::read(&home).expect("read").is_some());
+    }
+
+    #[test]
+    fn killed_between_two_steps_one_of_the_two_folders_is_a_leftover() {
+        let scratch = Scratch::new();
+        let vm = scratch.machine.path.clone();
+        let keep = scratch.path("kept");
+        fs::create_dir(&keep).expect("made");
+        let home = scratch.turn().expect("turned");
+        assert_eq!(leftover(&vm, &home), None);
+        // The VM was not removed yet.
+        fs::create_dir(&vm).expect("made");
+        assert_eq!(leftover(&vm, &home), Some(&*vm));
+        // The twin, after its disks were given back.
+        fs::rename(Branch::folder(&home), keep.join("branch")).expect("moved");
+        assert_eq!(leftover(&vm, &home), Some(&*home));
+    }
+
+    #[test]
+    fn what_cannot_be_a_twin_is_refused_and_nothing_is_changed() {
+        let names = |scratch: &Scratch| {
+            let entries = fs::read_dir(scratch.path("replicas")).expect("listed");
+            entries.count()
+        };
+        let mut scratch = Scratch::new();
+        scratch.enrol.disks.push(DiskId::random());
+        let refused = scratch.turn().expect_err("no such disk");
+        assert!(refused.reason.contains("no disk"), "{refused}");
+        assert_eq!(names(&scratch), 0);
+        let mut scratch = Scratch::new();
+        scratch.machine.spec.disks[1].file = "/elsewhere/disk.raw".into();
+        let refused = scratch.turn().expect_err("outside");
+        assert!(refused.way_out.contains("pollux disk detach"), "{refused}");
+        assert_eq!(names(&scratch), 0);
+        assert!(scratch.machine.path.join("disk0.raw").exists());
+    }
+}

@@ -1,0 +1,221 @@
+//! What a host wrote and never sent before it became the replica of the one that took over from it.
+//!
+//! ```text
+//!   replicas/UUID/branch/
+//!     vm.toml             the VM as it was here
+//!     disk0.raw ...       its disks: the files that are the bases of the journal, by another name
+//!     branch.json         where they may differ from what the other host had
+//! ```
+//!
+//! While the folder is there nothing is merged into the bases, so that the disks stay as they were. It
+//! goes when a person drops it.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use model::{DiskId, Lineage, PointId, Problem, REGION_SIZE};
+use replica::wire::{Differs, MAX_DIFFERS};
+use serde::{Deserialize, Serialize};
+
+use super::create::remove;
+use super::folder::VmFolder;
+
+const FOLDER: &str = "branch";
+const FILE: &str = "branch.json";
+const VERSION: u32 = 1;
+/// Most ranges that are kept of a disk: past that they are joined where they lie closest.
+const MAX_RANGES: usize = 1 << 16;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Branch {
+    version: u32,
+    /// The history that ends here.
+    pub(crate) lineage: Lineage,
+    /// The newest point that the other host had.
+    pub(crate) since: PointId,
+    /// When that was cut, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) from: Option<Timestamp>,
+    /// When a disk was written last, by its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) until: Option<Timestamp>,
+    /// Where its disks may differ from that point. None: nobody can tell.
+    pub(crate) disks: Option<Vec<Written>>,
+}
+
+/// Where a disk may differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Written {
+    pub(crate) disk: DiskId,
+    /// Runs of bytes, rising and apart.
+    pub(crate) runs: Vec<Range<u64>>,
+}
+
+impl Written {
+    /// Of a disk; `runs` are rising, and may touch.
+    pub(crate) fn new(disk: DiskId, runs: Vec<Range<u64>>) -> Self {
+        let mut joined = join(runs, 0);
+        let mut gap = REGION_SIZE;
+        while joined.len() > MAX_RANGES {
+            joined = join(joined, gap);
+            gap *= 2;
+        }
+        Self { disk, runs: joined }
+    }
+
+    /// The regions that they lie in.
+    fn regions(&self) -> Vec<Range<u64>> {
+        let region = |run: &Range<u64>| run.start / REGION_SIZE..run.end.div_ceil(REGION_SIZE);
+        join(self.runs.iter().map(region).collect(), 0)
+    }
+}
+
+/// Joins runs that lie no more than `gap` apart.
+fn join(runs: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.start <= last.end.saturating_add(gap) => {
+                last.end = last.end.max(run.end);
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+impl Branch {
+    pub(crate) fn new(lineage: Lineage, since: PointId, disks: Option<Vec<Written>>) -> Self {
+        Self {
+            version: VERSION,
+            lineage,
+            since,
+            from: None,
+            until: None,
+            disks,
+        }
+    }
+
+    /// What the host that took over is told; none if nobody can tell, or it would be too much.
+    pub(crate) fn differs(&self) -> Option<Vec<Differs>> {
+        let of = |written: &Written| Differs {
+            disk: written.disk,
+            regions: written.regions(),
+        };
+        let told: Vec<_> = self.disks.as_ref()?.iter().map(of).collect();
+        let runs: usize = told.iter().map(|one| one.regions.len()).sum();
+        (runs <= MAX_DIFFERS).then_some(told)
+    }
+
+    /// The folder, in the home of a twin.
+    pub(crate) fn folder(home: &Path) -> PathBuf {
+        home.join(FOLDER)
+    }
+
+    /// Whether the base of the journal, which lies in the folder `journal`, must stay as it is.
+    pub(crate) fn holds(journal: &Path) -> bool {
+        journal.with_file_name(FOLDER).exists()
+    }
+
+    /// Reads that of the twin whose home is `home`, with the VM as it was; none if there is none.
+    pub(crate) fn read(home: &Path) -> Result<Option<(Self, VmFolder)>, Problem> {
+        let folder = Self::folder(home);
+        let file = folder.join(FILE);
+        let thing = || file.display().to_string();
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Problem::failed(thing(), &error)),
+        };
+        let branch: Self =
+            serde_json::from_slice(&text).map_err(|error| Problem::failed(thing(), &error))?;
+        Ok(Some((branch, VmFolder::read(&folder)?)))
+    }
+
+    /// Writes it durably into the folder.
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
+        durable::replace(&folder.join(FILE), &serde_json::to_vec(self)?)
+    }
+
+    /// The folder is a VM's again. Blocking.
+    pub(crate) fn unmake(folder: &Path) -> io::Result<()> {
+        durable::remove(&folder.join(FILE))
+    }
+
+    /// Drops it, for good. Blocking.
+    pub(crate) fn drop_of(home: &Path) -> io::Result<()> {
+        remove(&Self::folder(home))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_joined_and_told_by_region() {
+        let block = |n: u64| n * 4096..(n + 1) * 4096;
+        let disk = DiskId::random();
+        let written = Written::new(disk, vec![block(1), block(2), block(300), block(1000)]);
+        assert_eq!(written.runs, [4096..3 * 4096, block(300), block(1000)]);
+        assert_eq!(written.regions(), [0..2, 3..4]);
+
+        let many = (0..3 * MAX_RANGES as u64).map(|n| block(2 * n));
+        let written = Written::new(disk, many.collect());
+        assert!(written.runs.len() <= MAX_RANGES);
+        let end = block(2 * (3 * MAX_RANGES as u64 - 1)).end;
+        assert_eq!(written.runs.last().map(|run| run.end), Some(end));
+
+        let lineage = Lineage::begin("castor");
+        let since = PointId {
+            term: lineage.current().id,
+            sequence: 4,
+        };
+        let apart = (0..=MAX_DIFFERS as u64).map(|n| block(512 * n));
+        let scattered = Branch::new(
+            lineage,
+            since,
+            Some(vec![Written::new(disk, apart.collect())]),
+        );
+        assert_eq!(scattered.differs(), None, "too much to tell");
+    }
+
+    #[test]
+    fn it_is_read_as_it_was_written_and_dropped_whole() {
+        let home = tempfile::tempdir().expect("scratch");
+        let home = home.path();
+        assert!(Branch::read(home).expect("none").is_none());
+        let lineage = Lineage::begin("castor");
+        let since = PointId {
+            term: lineage.current().id,
+            sequence: 4,
+        };
+        let disk = model::DiskSpec::new("disk0.raw".into(), Bytes(1 << 20), model::Bus::Virtio, 0);
+        let written = Written::new(disk.id, vec![0..4096, 8192..12288]);
+        let branch = Branch::new(lineage, since, Some(vec![written]));
+        let name = "web".parse().expect("a name");
+        let memory = Bytes(64 << 20);
+        let two = model::Generation::Two;
+        let spec = model::VmSpec::new(name, two, 1, memory, false, None, vec![disk]);
+        let was = VmFolder {
+            path: Branch::folder(home),
+            spec: spec.expect("a VM"),
+            origin: None,
+        };
+        std::fs::create_dir(&was.path).expect("made");
+        was.write().expect("written");
+        branch.write(&was.path).expect("written");
+        assert_eq!(Branch::read(home).expect("read"), Some((branch, was)));
+        assert!(Branch::holds(&home.join("journal")));
+        Branch::drop_of(home).expect("dropped");
+        assert!(!Branch::holds(&home.join("journal")));
+        assert!(Branch::read(home).expect("none").is_none());
+    }
+}

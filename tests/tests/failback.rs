@@ -1,0 +1,134 @@
+//! A host that was taken over from becomes the replica by difference, and takes the VM home.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use model::Bytes;
+use pollux_tests::{
+    FIRST_WRITE, Host, Pair, create_local_writer, flushed, judge, point_name, text, until,
+    writes_on,
+};
+use serde_json::Value;
+use testkit::workload::Cut;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DISK: Bytes = Bytes(256 << 20);
+/// To which the guest writes.
+const SPAN_MIB: u32 = 16;
+
+fn points(host: &Host) -> Vec<Value> {
+    let points = host.json(&["point", "list", "web"]).ok();
+    let points = points.and_then(|points| points.as_array().cloned());
+    points.unwrap_or_default()
+}
+
+/// Exports the newest point of a host and gives how many records it proves.
+fn committed(host: &Host, scratch: &Path) -> Result<u64> {
+    let points = points(host);
+    let name = point_name(points.last().context("a point")?)?;
+    let image = scratch.join(format!("{name}.raw"));
+    let path = image.display().to_string();
+    host.pollux(&["point", "export", "web", &name, &path])?;
+    let judged = judge(&image, Cut::Point)?;
+    std::fs::remove_file(&image)?;
+    Ok(judged.committed)
+}
+
+fn state(host: &Host) -> Result<String> {
+    let all = host.json(&["replica", "status", "web"])?;
+    Ok(text(&all, "/0/state")?.to_owned())
+}
+
+/// Bytes of all recovery points of a host, as they came.
+fn received(host: &Host) -> Result<u64> {
+    let sizes = points(host)
+        .iter()
+        .map(|point| Ok(text(point, "/size")?.parse::<Bytes>()?.0))
+        .collect::<Result<Vec<u64>>>()?;
+    Ok(sizes.iter().sum())
+}
+
+#[test]
+fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_lost() -> Result<()>
+{
+    let mut pair = Pair::new("failback")?;
+    create_local_writer(&pair.castor, "web", &DISK.to_string(), SPAN_MIB)?;
+    pair.castor.pollux(&["vm", "start", "web"])?;
+    pair.castor
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pair.replicate("web")?;
+    pair.wait_for_points("web", 2)?;
+
+    // Both run for a while, and neither hears of the other.
+    pair.wire.cut();
+    writes_on(&pair.castor, "web", 200, 2 * MINUTE)?;
+    pair.castor.kill_daemon()?;
+    let because = ["--force", "--because", "the site of castor is dark"];
+    let start = ["failover", "start", "web"];
+    pair.pollux.pollux(&[&start[..], &because[..]].concat())?;
+    pair.pollux
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    writes_on(&pair.pollux, "web", 200, 2 * MINUTE)?;
+
+    pair.castor.start_daemon()?;
+    pair.wire.mend();
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+    until(2 * MINUTE, "the old primary is held", || {
+        Ok((state(castor)? == "stood-down").then_some(()))
+    })?;
+    let lost = flushed(&castor.serial_log("web")?).context("it wrote")?;
+    // It is still there, held: only a person ends it.
+    let refused = pollux.refused(&["failover", "reverse", "web"])?;
+    ensure!(
+        refused.message.contains("pollux replica server enable"),
+        "{}",
+        refused.message
+    );
+    castor.pollux(&["replica", "server", "enable"])?;
+    let refused = pollux.refused(&["failover", "reverse", "web"])?;
+    ensure!(
+        refused.message.contains("pollux vm kill web"),
+        "{}",
+        refused.message
+    );
+    castor.pollux(&["vm", "kill", "web"])?;
+    pollux.pollux(&["failover", "reverse", "web"])?;
+    until(3 * MINUTE, "points come back", || {
+        Ok((points(castor).len() >= 2).then_some(()))
+    })?;
+    let shipped = received(castor)?;
+    println!("shipped {} of {DISK}", Bytes(shipped));
+    ensure!(shipped < DISK.0 / 4, "{shipped}");
+    let written = flushed(&pollux.serial_log("web")?).context("it writes")?;
+    until(2 * MINUTE, "what is written arrives", || {
+        Ok((committed(castor, pair.scratch.state())? >= written).then_some(()))
+    })?;
+
+    // What was written here meanwhile is listed, and kept as it was.
+    let report = castor.json(&["failover", "lost-writes", "web"])?;
+    let ranges = report.pointer("/disks/0/ranges");
+    let ranges = ranges.and_then(Value::as_array).context("ranges")?;
+    let sum: u64 = ranges
+        .iter()
+        .map(|range| Ok(text(range, "/len")?.parse::<Bytes>()?.0))
+        .sum::<Result<u64>>()?;
+    println!("lost writes: {} ranges, {}", ranges.len(), Bytes(sum));
+    ensure!(sum > 0 && sum < 4 * (u64::from(SPAN_MIB) << 20), "{sum}");
+    let kept = text(&report, "/disks/0/file")?;
+    let proved = judge(Path::new(kept), Cut::Point)?.committed;
+    ensure!(proved >= lost, "{proved} of {lost}");
+    castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
+    ensure!(castor.refused(&["failover", "lost-writes", "web"])?.exit == 3);
+
+    // Home, as planned: nothing is lost.
+    pollux.pollux(&["failover", "prepare", "web"])?;
+    let written = flushed(&pollux.serial_log("web")?).context("it wrote")?;
+    ensure!(committed(castor, pair.scratch.state())? >= written);
+    castor.pollux(&["failover", "start", "web"])?;
+    let found = castor.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+    ensure!(found.ends_with(": right"), "{found}");
+    let refused = pollux.refused(&["vm", "start", "web"])?;
+    ensure!(refused.message.contains("castor"), "{}", refused.message);
+    Ok(())
+}
