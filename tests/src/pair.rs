@@ -28,7 +28,14 @@ impl Pair {
     /// # Errors
     /// One does not come up.
     pub fn new(what: &str) -> Result<Self> {
-        let scratch = Scratch::new(&format!("system/{what}"))?;
+        Self::start_in(Scratch::new(&format!("system/{what}"))?)
+    }
+
+    /// Two hosts with their state in the folders `castor` and `pollux` of `scratch`.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub fn start_in(scratch: Scratch) -> Result<Self> {
         let castor = Host::start("castor", &scratch)?;
         let pollux = Host::start("pollux", &scratch)?;
         let wire = Wire::to(pollux.port())?;

@@ -1,13 +1,15 @@
-//! The disk that a twin lies on is taken away while points come, and over a start of its host. No guest
-//! runs: the VM is off, its changes are sent all the same.
+//! The disk that a twin lies on is taken away while points come, and over a start of its host; and
+//! either host has no room at all for a while. No guest runs: the VM is off, its changes are sent all the
+//! same.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::{Host, Pair, json_u64, text, until};
+use pollux_tests::{Host, Pair, Scratch, json_u64, text, until};
 use serde_json::Value;
+use testkit::{SmallDisk, may_mount};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -124,4 +126,98 @@ fn a_store_that_is_taken_away_suspends_its_twins_until_it_is_back() -> Result<()
     }
     pair.pollux.pollux(&authorize)?;
     goes_on(&pair, before)
+}
+
+/// Waits until the primary says that something has no room, and why; health says so too. Of `full` all but
+/// `free` bytes are taken: what is cleared away on it would make a little room again.
+fn suspended(pair: &Pair, full: &SmallDisk, free: u64) -> Result<String> {
+    let why = until(MINUTE, "the primary is suspended, and says why", || {
+        full.fill(free)?;
+        let status = pair.castor.json(&["replica", "status", "web"])?;
+        let why = status.pointer("/0/last_error").map(Value::to_string);
+        Ok(why.filter(|_| text(&status, "/0/state").is_ok_and(|state| state == "suspended")))
+    })?;
+    let health = pair.castor.json(&["replica", "health", "web"])?;
+    let health = health.get(0).context("one relationship")?;
+    ensure!(text(health, "/health")? == "warning", "{health}");
+    ensure!(health.to_string().contains("cannot-write-log"), "{health}");
+    Ok(why)
+}
+
+#[test]
+fn a_host_without_room_refuses_or_suspends_and_goes_on_by_itself_when_there_is_some() -> Result<()>
+{
+    const NAME: &str =
+        "a_host_without_room_refuses_or_suspends_and_goes_on_by_itself_when_there_is_some";
+    if !may_mount(NAME)? {
+        return Ok(());
+    }
+    let scratch = Scratch::new("system/room")?;
+    let disk = |name: &str| SmallDisk::mount(scratch.state().join(name), 96);
+    let (here, there) = (disk("castor")?, disk("pollux")?);
+    fs::write(there.path().join("host.toml"), "store_reserve = \"0B\"\n")?;
+    let noise = scratch.state().join("noise.raw");
+    fs::write(&noise, testkit::Rng::new(3).bytes(6 << 20))?;
+    let image = noise.display().to_string();
+    let mut pair = Pair::start_in(scratch)?;
+    let create = ["vm", "create", "web", "--memory", "64MiB", "--disk", "8MiB"];
+    pair.castor
+        .pollux(&[&create[..], &["--image", &image]].concat())?;
+    let enable = ["replica", "enable", "web", "--to", "pollux"];
+    // The one that is empty: those of images come first.
+    let enable = [&enable[..], &["--disks", "1", "--frequency", "1s"]].concat();
+
+    // Whoever wants a twin made there is told, and nothing is left of it.
+    there.fill(0)?;
+    let refused = pair.castor.refused(&enable)?;
+    for says in ["`web`", "Make room on host `pollux`"] {
+        ensure!(refused.message.contains(says), "{}", refused.message);
+    }
+    let vms = pair.pollux.json(&["vm", "list"])?;
+    ensure!(vms.as_array().is_some_and(Vec::is_empty), "{vms}");
+    pair.castor.refused(&["replica", "status", "web"])?;
+    there.make_room()?;
+    pair.castor.pollux(&enable)?;
+    pair.wait_for_points("web", 2)?;
+
+    // Points, and another configuration; its polluxd is killed meanwhile.
+    let before = newest(&pair)?;
+    for says in ["left", "host `pollux`"] {
+        let why = suspended(&pair, &there, 0)?;
+        ensure!(why.contains(says), "{why}");
+    }
+    pair.castor
+        .pollux(&["replica", "set", "web", "--frequency", "2s"])?;
+    pair.pollux.kill_daemon()?;
+    pair.pollux.start_daemon()?;
+    suspended(&pair, &there, 0)?;
+    ensure!(newest(&pair)? >= before, "no point is lost");
+    there.make_room()?;
+    goes_on(&pair, before)?;
+    until(MINUTE, "the other host follows", || {
+        let status = pair.pollux.json(&["replica", "status", "web"])?;
+        Ok((json_u64(&status, "/0/every_s")? == 2).then_some(()))
+    })?;
+
+    // Room for all but the content of the next point; then for nothing.
+    let before = newest(&pair)?;
+    here.fill(3 << 20)?;
+    pair.castor
+        .pollux(&["replica", "set", "web", "--disks", "all"])?;
+    let why = suspended(&pair, &here, 3 << 20)?;
+    ensure!(why.contains("outbox"), "{why}");
+    here.fill(0)?;
+    pair.castor.kill_daemon()?;
+    pair.castor.start_daemon()?;
+    suspended(&pair, &here, 0)?;
+    here.make_room()?;
+    goes_on(&pair, before)?;
+    let twin = pair.scratch.state().join("twin.raw");
+    let path = twin.display().to_string();
+    let export = ["point", "export", "web", "latest", &path, "--disk", "0"];
+    until(MINUTE, "a point has the disk that was added", || {
+        Ok(pair.pollux.pollux(&export).is_ok().then_some(()))
+    })?;
+    ensure!(fs::read(&twin)? == fs::read(&noise)?, "the twin is the VM");
+    Ok(())
 }

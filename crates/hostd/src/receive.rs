@@ -183,28 +183,13 @@ impl Twins {
             }
         }
     }
-}
 
-impl ReplicaHost for Twins {
-    type Receipts = Journal;
-
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn admits(&self, principal: &Principal) -> Result<(), Problem> {
-        let (asks, host) = (&principal.name, self.0.name());
-        self.0.server.rules(|rules| match rules.admit(asks) {
-            Ok(_) => Ok(()),
-            Err(denied) => {
-                let problem = denied.problem(asks, host);
-                self.0.events.refused(asks, &problem);
-                Err(problem)
-            }
-        })
-    }
-
-    async fn enrol(&self, principal: &Principal, vm: VmId, enrol: Enrol) -> Result<(), Problem> {
+    async fn make_twin(
+        &self,
+        principal: &Principal,
+        vm: VmId,
+        enrol: Enrol,
+    ) -> Result<(), Problem> {
         let host = &self.0;
         if enrol.spec.id != vm {
             let reason = "names two VMs";
@@ -255,6 +240,41 @@ impl ReplicaHost for Twins {
         Ok(())
     }
 
+    /// It is told on the other host: that room is lacking here must be said.
+    fn of_this_host(&self, problem: Problem) -> Problem {
+        let name = self.0.name();
+        if problem.code != Code::Full || problem.way_out.contains(name) {
+            return problem;
+        }
+        let way_out = format!("Make room on host `{name}`");
+        Problem { way_out, ..problem }
+    }
+}
+
+impl ReplicaHost for Twins {
+    type Receipts = Journal;
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn admits(&self, principal: &Principal) -> Result<(), Problem> {
+        let (asks, host) = (&principal.name, self.0.name());
+        self.0.server.rules(|rules| match rules.admit(asks) {
+            Ok(_) => Ok(()),
+            Err(denied) => {
+                let problem = denied.problem(asks, host);
+                self.0.events.refused(asks, &problem);
+                Err(problem)
+            }
+        })
+    }
+
+    async fn enrol(&self, principal: &Principal, vm: VmId, enrol: Enrol) -> Result<(), Problem> {
+        let made = self.make_twin(principal, vm, enrol).await;
+        made.map_err(|problem| self.of_this_host(problem))
+    }
+
     async fn reverse(
         &self,
         principal: &Principal,
@@ -298,7 +318,8 @@ impl ReplicaHost for Twins {
             wanted: Box::new(wanted),
             answer,
         };
-        self.vm(vm)?.ask(ask).await
+        let followed = self.vm(vm)?.ask(ask).await;
+        followed.map_err(|problem| self.of_this_host(problem))
     }
 
     async fn cancel(&self, vm: VmId) -> Result<(), Problem> {

@@ -24,7 +24,7 @@ use jiff::{SignedDuration, Timestamp};
 use journal::{Begun, ChangedDisk, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
 use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
 use replica::host::Shelf;
-use replica::standing::{self, Role, Standing};
+use replica::standing::{self, Role, Standing, StandingError};
 use replica::wire::Enrol;
 
 use self::flatten::Fate;
@@ -139,7 +139,6 @@ pub(crate) fn journal_failed(thing: &str, error: &JournalError) -> Problem {
 
 pub(crate) fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Problem> {
     let thing = thing(enrol.spec.name.as_str());
-    let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
     let received = VmFolder {
         path: folder.to_owned(),
         spec: enrol.spec.clone(),
@@ -164,7 +163,10 @@ pub(crate) fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Pr
         .map_err(|error| no_space_or(&thing, &error))?;
     Standing::replica(partner, enrol.lineage.clone())
         .store(&folder.join(standing::FILE))
-        .map_err(|error| failed(&error))
+        .map_err(|error| match error {
+            StandingError::Io { source, .. } => no_space_or(&thing, &source),
+            error => Problem::failed(&thing, &error),
+        })
 }
 
 /// The replicated disks with their sizes.
