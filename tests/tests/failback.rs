@@ -49,6 +49,17 @@ fn received(host: &Host) -> Result<u64> {
     Ok(sizes.iter().sum())
 }
 
+/// What a host wrote to the first disk and never sent.
+fn lost_bytes(host: &Host) -> Result<u64> {
+    let report = host.json(&["failover", "lost-writes", "web"])?;
+    let ranges = report.pointer("/disks/0/ranges");
+    let ranges = ranges.and_then(Value::as_array).context("ranges")?;
+    let lengths = ranges.iter();
+    lengths
+        .map(|range| Ok(text(range, "/len")?.parse::<Bytes>()?.0))
+        .sum()
+}
+
 #[test]
 fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_lost() -> Result<()>
 {
@@ -106,15 +117,10 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     })?;
 
     // What was written here meanwhile is listed, and kept as it was.
-    let report = castor.json(&["failover", "lost-writes", "web"])?;
-    let ranges = report.pointer("/disks/0/ranges");
-    let ranges = ranges.and_then(Value::as_array).context("ranges")?;
-    let sum: u64 = ranges
-        .iter()
-        .map(|range| Ok(text(range, "/len")?.parse::<Bytes>()?.0))
-        .sum::<Result<u64>>()?;
-    println!("lost writes: {} ranges, {}", ranges.len(), Bytes(sum));
+    let sum = lost_bytes(castor)?;
+    println!("lost writes: {}", Bytes(sum));
     ensure!(sum > 0 && sum < 4 * (u64::from(SPAN_MIB) << 20), "{sum}");
+    let report = castor.json(&["failover", "lost-writes", "web"])?;
     let kept = text(&report, "/disks/0/file")?;
     let proved = judge(Path::new(kept), Cut::Point)?.committed;
     ensure!(proved >= lost, "{proved} of {lost}");
@@ -130,5 +136,26 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     ensure!(found.ends_with(": right"), "{found}");
     let refused = pollux.refused(&["vm", "start", "web"])?;
     ensure!(refused.message.contains("castor"), "{}", refused.message);
+
+    // Once more the other way. Nothing was written there that castor does not have.
+    until(3 * MINUTE, "it is replicated to pollux again", || {
+        let reversed = castor.pollux(&["failover", "reverse", "web"]);
+        Ok(reversed.inspect_err(|error| println!("{error:#}")).ok())
+    })?;
+    let written = writes_on(castor, "web", 100, 2 * MINUTE)?;
+    until(3 * MINUTE, "what is written arrives", || {
+        let newest = points(pollux).len() >= 2;
+        Ok((newest && committed(pollux, pair.scratch.state())? >= written).then_some(()))
+    })?;
+    ensure!(lost_bytes(pollux)? == 0, "{}", lost_bytes(pollux)?);
+    // By that the failover was final: it lies on disks of its own.
+    let details = castor.json(&["vm", "show", "web"])?;
+    let id = text(&details, "/spec/id")?;
+    let journal = castor.state().join("replicas").join(id).join("journal");
+    until(2 * MINUTE, "the journal is gone", || {
+        Ok((!journal.exists()).then_some(()))
+    })?;
+    castor.pollux(&["disk", "checkpoint", "web"])?;
+    writes_on(castor, "web", 100, 2 * MINUTE)?;
     Ok(())
 }

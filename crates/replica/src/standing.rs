@@ -383,6 +383,13 @@ impl Standing {
     #[must_use]
     pub fn settled(&self) -> Self {
         let alone = self.partner.is_none() && self.stood_down.is_none();
+        if self.role == Role::Primary {
+            // It is replicated back.
+            return Self {
+                completed: false,
+                ..self.clone()
+            };
+        }
         if self.role != Role::FailedOver || !self.completed || !alone {
             return self.clone();
         }
@@ -562,6 +569,7 @@ impl Standing {
             fence: None,
             stood_down: None,
             prepared: false,
+            completed: false,
             attempt: None,
             ..self.clone()
         })

@@ -98,11 +98,6 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/replication/resume", post(replication::resume))
         .route("/v1/vms/{vm}/replication/cancel", post(replication::cancel))
-        .route("/v1/vms/{vm}/replication/reverse", post(failover::reverse))
-        .route(
-            "/v1/vms/{vm}/lost-writes",
-            get(failover::lost_writes).delete(failover::drop_lost_writes),
-        )
         .route("/metrics", get(metrics::show))
         .route("/v1/events", get(events::list))
         .route("/v1/events/stream", get(events::follow))
@@ -123,6 +118,15 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/points/{point}/lock", put(points::lock))
         .route("/v1/vms/{vm}/points/{point}/export", post(points::export))
+        .merge(failovers())
+        .fallback(nothing)
+        .method_not_allowed_fallback(not_like_that)
+        .with_state(host)
+}
+
+/// Those of failovers, and of the way back.
+fn failovers() -> Router<Arc<Host>> {
+    Router::new()
         .route("/v1/vms/{vm}/failover", post(failover::start))
         .route(
             "/v1/vms/{vm}/failover/completion",
@@ -136,9 +140,11 @@ pub fn router(host: Arc<Host>) -> Router {
             "/v1/vms/{vm}/test-failover",
             post(failover::test).delete(failover::stop_test),
         )
-        .fallback(nothing)
-        .method_not_allowed_fallback(not_like_that)
-        .with_state(host)
+        .route("/v1/vms/{vm}/replication/reverse", post(failover::reverse))
+        .route(
+            "/v1/vms/{vm}/lost-writes",
+            get(failover::lost_writes).delete(failover::drop_lost_writes),
+        )
 }
 
 async fn nothing(uri: axum::http::Uri) -> Response {

@@ -22,6 +22,7 @@ use journal::{Begun, Held, Journal, JournalError};
 use model::{Code, DiskId, PointId, Problem};
 
 use super::{Store, Timestamp};
+use crate::vm::branch::Branch;
 use crate::vm::create;
 use crate::vm::folder::VmFolder;
 use crate::vm::takeover::{FAILOVER, TEST};
@@ -72,6 +73,11 @@ impl Store {
     }
 
     fn nothing_held(&self) -> Result<(), Problem> {
+        if Branch::holds(&self.folder) {
+            let reason = "keeps what this host wrote and never sent, which lies in the same files";
+            let way_out = "`pollux failover lost-writes` shows it, and `--drop` keeps it no longer";
+            return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
+        }
         for point in self.points()? {
             let Some(pin) = point.pins.iter().find(|pin| *pin != FAILOVER) else {
                 continue;

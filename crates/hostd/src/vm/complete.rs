@@ -12,6 +12,7 @@
 //!
 //! | step | done by | durable in |
 //! |---|---|---|
+//! | track | [`super::reverse`], if there is a partner | diskd's log, `replication.toml` |
 //! | shrink | [`Store::keep_only`], [`Store::link`] | the journal's index; names of the base files |
 //! | flatten | [`Change::Flatten`] | `vm.toml`, then `origin.toml`; diskd is asked to go there |
 //! | merge | [`Change::Merge`], as of any checkpoint | `vm.toml`, maps of the overlays |
@@ -33,6 +34,13 @@ use crate::twin::{Store, not_a_twin};
 
 /// After a failure it is tried again this often.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// What the failed-over VM's former host lacks must be known before it is merged.
+fn must_track(view: &View, machine: &VmFolder) -> bool {
+    let above = machine.origin.as_ref().is_some_and(|origin| !origin.flat);
+    let relation = view.relation.as_ref();
+    above && relation.is_some_and(|relation| !relation.back.is_some_and(|back| back.tracked))
+}
 
 /// How far the points are gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -131,6 +139,9 @@ impl Owner {
         if self.completing || self.changing || view.merging_checkpoint().is_some() {
             return;
         }
+        if must_track(&view, &machine) {
+            return self.track_back();
+        }
         let left = tokio::task::block_in_place(|| store.is_left());
         match next(&machine, left) {
             None => self.completed(),
@@ -147,6 +158,24 @@ impl Owner {
                 self.change_to_complete(Change::Merge(checkpoint));
             }
             Some(Step::Forget) => self.step(move || forget(machine, &store)),
+        }
+    }
+
+    /// From now on it is known what the former host lacks, should it become the replica.
+    fn track_back(&mut self) {
+        let backwards = match self.backwards() {
+            Ok(backwards) => backwards,
+            Err(problem) => return self.stuck(problem),
+        };
+        self.completing = true;
+        self.spawn(async move { Happening::Tracked(backwards.track().await) });
+    }
+
+    pub(super) fn tracked(&mut self, done: Result<(), Problem>) {
+        self.completing = false;
+        match done.and_then(|()| self.note_tracked()) {
+            Ok(()) => self.go_on_completing(),
+            Err(problem) => self.stuck(problem),
         }
     }
 

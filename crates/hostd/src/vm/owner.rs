@@ -100,6 +100,8 @@ pub(super) enum Happening {
     Sent(Yielding),
     /// Where the disks differ from what the partner has, which took over.
     Turning(Differing, Box<Reverse>, Answer<Turned>),
+    /// Whether it is known from now on what the partner lacks.
+    Tracked(Result<(), Problem>),
     /// The partner is the replica in this relationship, or is not.
     Reversed(Result<(), Problem>, Box<Relation>),
     /// What the partner says to the takeover.
@@ -463,6 +465,7 @@ impl Owner {
             Happening::Turning(found, asked, answer) => {
                 return self.turned(found, asked, answer).await;
             }
+            Happening::Tracked(done) => self.tracked(done),
             Happening::Reversed(done, relation) => self.reversed(done, *relation),
             Happening::Evidence(round, evidence) => self.launch(round, &evidence),
             Happening::Launched(Ok(guest)) => self.launched(guest).await,

@@ -62,6 +62,8 @@ pub(crate) struct Back {
     pub(crate) seed: SeedId,
     /// The newest point that was received before.
     pub(crate) newest: PointId,
+    /// Whether diskd tracks for it since the takeover.
+    pub(crate) tracked: bool,
 }
 
 fn all() -> DiskChoice {

@@ -8,16 +8,18 @@
 //!     --> progress, relation, standing durable: primary --> drive
 //! ```
 //!
+//! The first two steps are taken when the failover is completed ([`super::complete`]) too: what was written
+//! above the point is merged then.
+//!
 //! Killed anywhere it is asked for again and goes on: the partner answers the same again. Until the
 //! partner has the first point its disks are as they were.
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use diskd::control::Request;
-use model::{Code, DiskChoice, DiskId, PointId, Problem, REGION_SIZE, RelationshipId, SeedId};
+use model::{Code, DiskChoice, DiskId, Problem, REGION_SIZE, RelationshipId, SeedId};
 use replica::client::PeerLink;
 use replica::link::LinkError;
 use replica::source::Progress;
@@ -29,6 +31,7 @@ use super::owner::{Happening, Owner, refuse};
 use super::progress;
 use super::relation::{Back, Relation};
 use super::source::ask;
+use super::supervisor::Supervisor;
 use crate::host::Host;
 use crate::twin::{Store, not_a_twin};
 
@@ -38,105 +41,153 @@ const LIMIT: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 1024;
 
 impl Owner {
-    /// Makes the partner the replica; answered when it is.
+    /// Makes the partner the replica, and the failover final; answered when the partner is.
     pub(super) fn reverse(&mut self, choice: Option<DiskChoice>, answer: Answer) {
-        let (view, relation) = match self.may_reverse(choice) {
+        let (backwards, relation) = match self.may_reverse(choice) {
             Ok(both) => both,
             Err(problem) => return refuse(answer, problem),
         };
         self.reversing = Some(answer);
-        let (host, supervisor) = (Arc::clone(&self.host), self.supervisor.clone());
-        let store = self.store.clone();
         self.spawn(async move {
             let done = async {
-                let machine = view
-                    .home
-                    .machine
-                    .as_ref()
-                    .ok_or_else(|| not_a_twin(&view))?;
-                let term = view.standing.lineage.current().number;
-                let budget = host.settings.copy_budget;
-                let ensured =
-                    supervisor.ensure(&host.programs, machine, term, budget, host.uses_kvm());
-                ensured.await?;
-                let back = Backwards {
-                    host: &host,
-                    view: &view,
-                    relation: &relation,
-                    socket: supervisor.diskd_socket(),
-                };
-                back.run(store).await
+                backwards.track().await?;
+                backwards.turn_partner(&relation).await
             };
             Happening::Reversed(done.await, Box::new(relation))
         });
     }
 
-    /// What the new relationship is, recorded durably so that it stays the same.
-    fn may_reverse(&mut self, choice: Option<DiskChoice>) -> Result<(View, Relation), Problem> {
+    fn may_reverse(
+        &mut self,
+        choice: Option<DiskChoice>,
+    ) -> Result<(Backwards, Relation), Problem> {
         let view = self.view();
         let thing = view.thing();
-        let refuse = |reason: String, way_out: &str| {
+        let refuse = |reason: &str, way_out: &str| {
             Err(Problem::new(Code::Conflict, &thing, reason, way_out))
         };
         let Some(former) = view.relation.clone() else {
-            let reason = "has no relationship that could be reversed".to_owned();
+            let reason = "has no relationship that could be reversed";
             return refuse(reason, "`pollux replica enable` replicates it");
         };
         if view.standing.role != Role::FailedOver {
-            let reason = "was not failed over to this host".to_owned();
+            let reason = "was not failed over to this host";
             return refuse(reason, "Ask on the host to which it was failed over");
         }
-        if self.reversing.is_some() || self.ending || self.changing {
-            let reason = "is being reversed, or changed, already".to_owned();
-            return refuse(reason, "Wait for that");
+        if self.reversing.is_some() || self.ending || self.completing {
+            let reason = "is being reversed, completed or ended at the moment";
+            return refuse(reason, "Try again when that is done");
         }
         view.standing.reverse(&thing)?;
-        let (Some(machine), Some(store)) = (&view.home.machine, &self.store) else {
+        let Some(machine) = &view.home.machine else {
             return Err(not_a_twin(&view));
         };
-        let back = match former.back {
-            Some(back) => back,
-            None => Back {
-                relationship: RelationshipId::random(),
-                seed: SeedId::random(),
-                newest: tokio::task::block_in_place(|| store.newest())?,
-            },
-        };
         let choice = choice.unwrap_or(DiskChoice::All);
-        let chosen = super::replicate::chosen(&machine.spec, &choice)?;
-        if former.back != Some(back) {
-            self.relate(Relation {
-                back: Some(back),
-                ..former.clone()
-            })?;
+        let disks = super::replicate::chosen(&machine.spec, &choice)?;
+        if let Some(store) = self.store.as_ref().filter(|_| !view.standing.completed) {
+            // It becomes final.
+            tokio::task::block_in_place(|| store.close())?;
         }
+        let backwards = self.backwards().inspect_err(|_| self.stay_open())?;
+        let back = backwards.back;
         let relation = Relation {
             choice,
             keep: former.keep.clone(),
             reversed: true,
+            // Should it be asked for once more.
+            back: Some(back),
             ..Relation::new(
                 back.relationship,
                 &former.partner,
                 former.every_s,
                 back.seed,
-                chosen,
+                disks,
             )
         };
-        Ok((self.view(), relation))
+        Ok((backwards, relation))
+    }
+
+    /// Points may be held again: the failover is not final after all.
+    fn stay_open(&self) {
+        if let Some(store) = self
+            .store
+            .as_ref()
+            .filter(|_| !self.view().standing.completed)
+        {
+            store.reopen();
+        }
+    }
+
+    /// What is done beside the owner; what the relationship is to be is recorded durably before, so that it
+    /// stays the same.
+    pub(super) fn backwards(&mut self) -> Result<Backwards, Problem> {
+        let view = self.view();
+        let former = view.relation.clone().ok_or_else(|| not_a_twin(&view))?;
+        let back = match (former.back, &self.store) {
+            (Some(back), _) => back,
+            (None, Some(store)) => {
+                let back = Back {
+                    relationship: RelationshipId::random(),
+                    seed: SeedId::random(),
+                    newest: tokio::task::block_in_place(|| store.newest())?,
+                    tracked: false,
+                };
+                self.relate(Relation {
+                    back: Some(back),
+                    ..former.clone()
+                })?;
+                back
+            }
+            (None, None) => return Err(not_a_twin(&view)),
+        };
+        Ok(Backwards {
+            host: Arc::clone(&self.host),
+            view,
+            supervisor: self.supervisor.clone(),
+            store: self.store.clone(),
+            former,
+            back,
+        })
+    }
+
+    /// Tracking goes on from the takeover: it is known for good what the partner lacks.
+    pub(super) fn note_tracked(&mut self) -> Result<(), Problem> {
+        let Some(relation) = self.view().relation else {
+            return Ok(());
+        };
+        match relation.back {
+            Some(back) if !back.tracked => {
+                let back = Some(Back {
+                    tracked: true,
+                    ..back
+                });
+                self.relate(Relation { back, ..relation })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The partner is the replica, or is not.
     pub(super) fn reversed(&mut self, done: Result<(), Problem>, relation: Relation) {
         let done = done.and_then(|()| {
             let view = self.view();
-            let next = view.standing.reverse(&view.thing())?;
+            let thing = view.thing();
+            let next = view.standing.complete(&thing)?.reverse(&thing)?;
             let begin = Progress::reversed(relation.seed, relation.disks.len());
             progress::write(&view.home.path, begin)?;
-            self.relate(relation)?;
+            let back = relation.back.map(|back| Back {
+                tracked: true,
+                ..back
+            });
+            self.relate(Relation { back, ..relation })?;
             self.store(next)
         });
-        if done.is_ok() {
-            tracing::info!(vm = %self.id, "is replicated back");
+        match &done {
+            Ok(()) => {
+                tracing::info!(vm = %self.id, "is replicated back");
+                self.go_on_completing();
+            }
+            Err(_) => self.stay_open(),
         }
         if let Some(answer) = self.reversing.take() {
             // Fails only when nobody waits for it any more.
@@ -150,48 +201,48 @@ impl Owner {
 const ALL: Range<u64> = 0..u64::MAX;
 
 /// What is done beside the owner.
-struct Backwards<'a> {
-    host: &'a Arc<Host>,
-    view: &'a View,
-    /// The new one.
-    relation: &'a Relation,
-    socket: PathBuf,
+pub(super) struct Backwards {
+    host: Arc<Host>,
+    view: View,
+    supervisor: Supervisor,
+    store: Option<Store>,
+    former: Relation,
+    back: Back,
 }
 
-impl Backwards<'_> {
-    async fn run(&self, store: Option<Store>) -> Result<(), Problem> {
-        let (Some(former), Some(store)) = (&self.view.relation, store) else {
-            return Err(not_a_twin(self.view));
-        };
-        let back = former.back.ok_or_else(|| not_a_twin(self.view))?;
-        self.track(store, back.newest).await?;
-        let reversed = self.ask_partner(former, back).await?;
-        match reversed.differs {
-            Some(all) => {
-                for disk in all {
-                    self.suspect(disk.disk, &disk.regions).await?;
-                }
-                Ok(())
-            }
-            None => self.ask(&Request::Suspect).await,
-        }
-    }
-
+impl Backwards {
     async fn ask(&self, request: &Request) -> Result<(), Problem> {
-        ask(&self.socket, &self.view.thing(), request, LIMIT)
+        let socket = self.supervisor.diskd_socket();
+        ask(&socket, &self.view.thing(), request, LIMIT)
             .await
             .map(drop)
     }
 
-    /// What this host wrote since the takeover is marked; what the newest point has more than the one
-    /// that was taken over is suspect.
-    async fn track(&self, store: Store, newest: PointId) -> Result<(), Problem> {
-        let origin = self.view.home.machine.as_ref();
-        let Some(origin) = origin.and_then(|machine| machine.origin.clone()) else {
-            return Err(not_a_twin(self.view));
+    /// Lets diskd track: what this host wrote since the takeover is marked, and what the newest point has
+    /// more than the one that was taken over is suspect.
+    pub(super) async fn track(&self) -> Result<(), Problem> {
+        let view = &self.view;
+        let machine = view.home.machine.as_ref().ok_or_else(|| not_a_twin(view))?;
+        let term = view.standing.lineage.current().number;
+        let (host, budget) = (&self.host, self.host.settings.copy_budget);
+        let ensured =
+            self.supervisor
+                .ensure(&host.programs, machine, term, budget, host.uses_kvm());
+        ensured.await?;
+        let relationship = self.back.relationship;
+        let tracks = self.ask(&Request::TrackAbove { relationship }).await;
+        if self.back.tracked {
+            return match tracks {
+                // What it knew is gone, and what was written above the point with it.
+                Err(problem) if problem.code == Code::Conflict => self.track_anew().await,
+                tracks => tracks,
+            };
+        }
+        tracks?;
+        let (Some(origin), Some(store)) = (machine.origin.clone(), self.store.clone()) else {
+            return Err(not_a_twin(view));
         };
-        let relationship = self.relation.id;
-        self.ask(&Request::TrackAbove { relationship }).await?;
+        let newest = self.back.newest;
         let between =
             tokio::task::spawn_blocking(move || store.changes_between(origin.point, newest));
         let between = between
@@ -200,9 +251,10 @@ impl Backwards<'_> {
         let Some(disks) = between else {
             return self.ask(&Request::Suspect).await;
         };
-        let known = |disk: &&DiskId| disks.iter().any(|one| one.id == **disk);
-        for unknown in self.relation.disks.iter().filter(|disk| !known(disk)) {
-            self.suspect(*unknown, std::slice::from_ref(&ALL)).await?;
+        let known = |id: &DiskId| disks.iter().any(|one| one.id == *id);
+        let all = machine.spec.disks.iter().map(|disk| disk.id);
+        for unknown in all.filter(|id| !known(id)) {
+            self.suspect(unknown, std::slice::from_ref(&ALL)).await?;
         }
         for disk in &disks {
             let regions: Vec<_> = disk
@@ -217,8 +269,20 @@ impl Backwards<'_> {
         Ok(())
     }
 
+    async fn track_anew(&self) -> Result<(), Problem> {
+        self.ask(&Request::Track {
+            relationship: self.back.relationship,
+            begin: false,
+            sent: Vec::new(),
+            but: Vec::new(),
+        })
+        .await
+    }
+
     async fn suspect(&self, disk: DiskId, regions: &[Range<u64>]) -> Result<(), Problem> {
-        if !self.relation.disks.contains(&disk) {
+        let machine = self.view.home.machine.iter();
+        let mut disks = machine.flat_map(|machine| &machine.spec.disks);
+        if !disks.any(|one| one.id == disk) {
             return Ok(());
         }
         for regions in regions.chunks(AT_ONCE) {
@@ -228,9 +292,23 @@ impl Backwards<'_> {
         Ok(())
     }
 
-    async fn ask_partner(&self, former: &Relation, back: Back) -> Result<Reversed, Problem> {
-        let view = self.view;
-        let configuration = self.relation.configuration(&view.home.spec);
+    /// Makes the partner the replica in the new `relation`, and takes into account where its disks may
+    /// differ.
+    async fn turn_partner(&self, relation: &Relation) -> Result<(), Problem> {
+        match self.ask_partner(relation).await?.differs {
+            Some(all) => {
+                for disk in all {
+                    self.suspect(disk.disk, &disk.regions).await?;
+                }
+                Ok(())
+            }
+            None => self.ask(&Request::Suspect).await,
+        }
+    }
+
+    async fn ask_partner(&self, relation: &Relation) -> Result<Reversed, Problem> {
+        let (view, former, back) = (&self.view, &self.former, self.back);
+        let configuration = relation.configuration(&view.home.spec);
         let reverse = Reverse {
             enrol: Enrol {
                 relationship: back.relationship,
