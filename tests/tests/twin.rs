@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use model::Bytes;
 use pollux_tests::{
     FIRST_WRITE, Host, Pair, Wire, create_writer, flushed, json_u64, judge, nothing_pending,
     point_name, text, until, writes_on,
@@ -187,6 +188,10 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     replicate(&pair)?;
     pair.wait_for_points("web", 2)?;
     let (castor, mut pollux) = (pair.castor, pair.pollux);
+    let points_of = |host: &Host| -> Result<Vec<Value>> {
+        let points = host.json(&["point", "list", "web"])?;
+        points.as_array().cloned().context("a list")
+    };
 
     // Neither host can reach the other, and the primary runs on.
     pair.wire.cut();
@@ -204,6 +209,7 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
         "the site of castor is dark",
     ])?;
     pollux.serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    let newest = point_name(points_of(&pollux)?.last().context("a point")?)?;
     // What was decided outlives the daemon that decided it.
     pollux.kill_daemon()?;
     pollux.start_daemon()?;
@@ -212,15 +218,42 @@ fn a_forced_takeover_is_recorded_and_gates_the_primary_at_first_contact() -> Res
     // First contact: the old primary is held, and does not start again.
     // It cannot reach the twin itself, but is told.
     castor.start_daemon()?;
+    let begun = Instant::now();
     until(2 * MINUTE, "the old primary is held", || {
         let status = castor.json(&["replica", "status", "web"])?;
         Ok((status.pointer("/0/state") == Some(&"stood-down".into())).then_some(()))
     })?;
+    // It is told every second, and held within one.
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(1 + 1 + 1), "{took:?}");
     let vm = castor.json(&["vm", "show", "web"])?;
     ensure!(
         vm.pointer("/vm/state") != Some(&"running".into()),
         "it does not run: {vm}"
     );
+    // It says what happened: by whom it was succeeded, from where, since when, and what is kept.
+    assert_eq!(text(&vm, "/succeeded/host")?, "pollux");
+    assert_eq!(json_u64(&vm, "/succeeded/term")?, 2);
+    let from = vm.pointer("/succeeded/from").cloned().context("a point")?;
+    assert_eq!(point_name(&serde_json::json!({ "id": from }))?, newest);
+    let (opened, held) = (
+        text(&vm, "/succeeded/opened")?.to_owned(),
+        text(&vm, "/succeeded/held")?.to_owned(),
+    );
+    ensure!(opened < held, "{opened} {held}");
+    let unsent = text(&vm, "/succeeded/unsent")?.parse::<Bytes>()?;
+    ensure!(unsent > Bytes(0), "what it wrote meanwhile: {vm}");
+    let said = format!("took over in term 2 from point {newest}");
+    let told = castor.json(&["event", "list", "--vm", "web"])?;
+    let told = told.as_array().context("a list")?;
+    let event = told.iter().find(|event| event["kind"] == "stood-down");
+    let event = event.context("an event")?["what"].to_string();
+    let status = castor.json(&["replica", "status", "web"])?.to_string();
+    for text in [event, status, text(&vm, "/vm/status")?.to_owned()] {
+        for part in [said.as_str(), "Both ran from", "never sent are kept"] {
+            ensure!(text.contains(part), "{part}: {text}");
+        }
+    }
     pair.wire.mend();
     castor.pollux(&["vm", "kill", "web"]).ok();
     let refused = castor.refused(&["vm", "start", "web"])?;

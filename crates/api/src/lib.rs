@@ -115,7 +115,9 @@ pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,
 };
 pub use tracking::{Epochs, Finding, FoldedBack, IntentLog, Tracked, TrackedDisk, Tracking};
-pub use vm::{CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Vm, VmDetails};
+pub use vm::{
+    CreateVm, DiskContentFrom, NewDisk, Processes, StartVm, StopVm, Succeeded, Vm, VmDetails,
+};
 
 /// Where polluxd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pollux/api.sock";

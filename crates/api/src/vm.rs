@@ -1,8 +1,10 @@
 //! Virtual machines, as the API tells and takes them.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use model::{Bus, Bytes, DirectBoot, Generation, Mode, VmId, VmName, VmSpec, VmState};
+use jiff::Timestamp;
+use model::{Bus, Bytes, DirectBoot, Generation, Mode, PointId, VmId, VmName, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 
 use crate::{Accelerator, Checkpoint, VmDisk};
@@ -39,12 +41,63 @@ pub struct VmDetails {
     pub spec: VmSpec,
     /// The folder that is the VM.
     pub folder: PathBuf,
+    /// How the other host took over from this one, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succeeded: Option<Succeeded>,
     /// Its processes, while it has any.
     pub processes: Option<Processes>,
     /// Its disks, in boot order.
     pub disks: Vec<VmDisk>,
     /// Its checkpoints, the oldest first.
     pub checkpoints: Vec<Checkpoint>,
+}
+
+/// How another host took over from this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Succeeded {
+    /// The host.
+    pub host: String,
+    /// Number of the term in which it runs the VM.
+    pub term: u64,
+    /// The point from which it went on; what was written here after it is here only.
+    pub from: Option<PointId>,
+    /// When it took over, by its clock; none when this host stood down for it, or that is not known.
+    pub opened: Option<Timestamp>,
+    /// When the guest was held still here; none if it did not run when this host heard of it.
+    pub held: Option<Timestamp>,
+    /// How much was written here and was not there then; none when nobody could tell, or nothing can
+    /// have been.
+    pub unsent: Option<Bytes>,
+}
+
+/// In words, without an end: `host X took over in term 2 from point P. Both ran from A to B. ...`
+impl fmt::Display for Succeeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let second = |time: Timestamp| time.strftime("%F %T UTC").to_string();
+        write!(f, "host `{}` took over in term {}", self.host, self.term)?;
+        if let Some(from) = self.from {
+            write!(f, " from point {from}")?;
+        }
+        match (self.opened, self.held) {
+            (Some(opened), Some(held)) => write!(
+                f,
+                ". Both ran from {} to {}, when this one was held still",
+                second(opened),
+                second(held)
+            )?,
+            (None, Some(held)) => write!(f, ". Both ran until {}", second(held))?,
+            (Some(opened), None) => write!(f, " at {}", second(opened))?,
+            (None, None) => {}
+        }
+        match self.unsent {
+            Some(Bytes(0)) => f.write_str(". Nothing was written here that is not there"),
+            Some(unsent) => write!(
+                f,
+                ". {unsent} that were written here and never sent are kept in its disks here"
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The processes of a VM.

@@ -37,6 +37,8 @@ pub(crate) struct Look<'a> {
     pub(crate) state: ReplicationState,
     /// Whether a person paused it here.
     pub(crate) paused: bool,
+    /// How the other host took over, in words, if it did.
+    pub(crate) succeeded: Option<&'a str>,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<&'a Problem>,
     /// Why what the twin holds cannot be had, if it is here.
@@ -141,8 +143,15 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     Some(match look.state {
         StoodDown => critical(
             HealthReason::StoodDown,
-            format!("host `{peer}` took over, so the VM does not run here and has no twin"),
-            format!("Work with it on host `{peer}`; `pollux replica status` there tells how it is"),
+            format!(
+                "the VM does not run here and has no twin: {}",
+                look.succeeded.unwrap_or("the other host took over")
+            ),
+            format!(
+                "Work with it on host `{peer}`; `pollux replica status` there tells how it is. \
+                 `pollux vm kill {vm}` ends a guest that is held here, and `pollux vm create NAME \
+                 --image FILE` makes another VM of a disk that `pollux vm show {vm}` lists"
+            ),
         ),
         Error => critical(
             HealthReason::NeedsAPerson,

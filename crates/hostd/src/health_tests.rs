@@ -24,6 +24,7 @@ fn well(mode: Mode) -> Look<'static> {
         mode,
         state: ReplicationState::Replicating,
         paused: false,
+        succeeded: None,
         error: None,
         away: None,
         trouble: &SOUND,

@@ -7,6 +7,7 @@ use replica::lease::Grant;
 use replica::link::LinkError;
 use replica::run::{Evidence, weigh};
 use replica::standing::Override;
+use replica::wire::Contact;
 
 use crate::host::Host;
 use crate::vm::View;
@@ -26,9 +27,16 @@ pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -
         view.home.spec.id,
         relation.id,
     );
-    match link.standing(&view.standing.lineage, PROBE_LIMIT).await {
-        Ok(says) => weigh(&view.standing, says, word),
+    match link.meet(&contact(view), PROBE_LIMIT).await {
+        Ok(answer) => weigh(&view.standing, answer.standing, word),
         Err(error) => without_answer(&error, word),
+    }
+}
+
+fn contact(view: &View) -> Contact {
+    Contact {
+        opened: view.standing.opened,
+        ..Contact::of(view.standing.lineage.clone())
     }
 }
 
@@ -47,7 +55,11 @@ pub(crate) async fn evidence_to_start(
         relation.id,
     );
     let at = host.clock.now();
-    let answer = match link.lease(&view.standing.lineage, asked, PROBE_LIMIT).await {
+    let contact = Contact {
+        lease: Some(asked),
+        ..contact(view)
+    };
+    let answer = match link.meet(&contact, PROBE_LIMIT).await {
         Ok(answer) => answer,
         Err(error) => return without_answer(&error, word),
     };

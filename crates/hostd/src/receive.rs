@@ -349,9 +349,18 @@ impl ReplicaHost for Twins {
         (relation.id == id).then(|| received(&vm, &relation))
     }
 
-    async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
+    async fn contact(
+        &self,
+        vm: VmId,
+        theirs: &Lineage,
+        opened: Option<Timestamp>,
+    ) -> Result<PartnerStanding, Problem> {
         let theirs = theirs.clone();
-        let ask = |answer| Message::Contact { theirs, answer };
+        let ask = |answer| Message::Contact {
+            theirs,
+            opened,
+            answer,
+        };
         self.vm(vm)?.ask(ask).await
     }
 

@@ -31,8 +31,8 @@ use crate::tls::client_config;
 use crate::trust::{Trust, Trusted};
 use crate::wire::{
     self, CHUNK_TIMEOUT, CONTACT_TIMEOUT, CONTROL_TIMEOUT, CommitAnswer, Compare, CompareAnswer,
-    Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, LeaseRequest,
-    Offer, OfferAnswer, PartnerStanding, Reverse, Reversed, StandDown, StoodDownFor, TipAnswer,
+    Configure, ConfigureAnswer, Contact, ContactAnswer, Enrol, Enrolled, Hello, Offer, OfferAnswer,
+    PartnerStanding, Reverse, Reversed, StandDown, StoodDownFor, TipAnswer,
 };
 
 /// Most connections that are kept for later.
@@ -529,31 +529,20 @@ impl PeerLink {
         lineage: &Lineage,
         limit: Duration,
     ) -> Result<PartnerStanding, LinkError> {
-        Ok(self.meet(lineage, None, limit).await?.standing)
+        let contact = Contact::of(lineage.clone());
+        Ok(self.meet(&contact, limit).await?.standing)
     }
 
-    /// The same, and what becomes of a lease.
+    /// The same with all that may be said beside it, and what becomes of a lease.
     ///
     /// # Errors
     /// [`LinkError`]
-    pub async fn lease(
+    pub async fn meet(
         &self,
-        lineage: &Lineage,
-        asked: LeaseRequest,
+        contact: &Contact,
         limit: Duration,
     ) -> Result<ContactAnswer, LinkError> {
-        self.meet(lineage, Some(asked), limit).await
-    }
-
-    async fn meet(
-        &self,
-        lineage: &Lineage,
-        lease: Option<LeaseRequest>,
-        limit: Duration,
-    ) -> Result<ContactAnswer, LinkError> {
-        let lineage = lineage.clone();
-        let contact = Contact { lineage, lease };
-        self.post("/standing", &contact, limit).await
+        self.post("/standing", contact, limit).await
     }
 
     /// Asks the partner to stand down for `lineage`, which we are about to open.
@@ -602,7 +591,8 @@ impl PeerLink {
 
 impl Link for PeerLink {
     async fn contact(&self, lineage: &Lineage) -> Result<ContactAnswer, LinkError> {
-        self.meet(lineage, None, CONTACT_TIMEOUT).await
+        self.meet(&Contact::of(lineage.clone()), CONTACT_TIMEOUT)
+            .await
     }
 
     async fn configure(&self, configure: &Configure) -> Result<ConfigureAnswer, LinkError> {
@@ -618,10 +608,7 @@ impl Link for PeerLink {
     }
 
     async fn tip(&self, lineage: &Lineage) -> Result<TipAnswer, LinkError> {
-        let contact = Contact {
-            lineage: lineage.clone(),
-            lease: None,
-        };
+        let contact = Contact::of(lineage.clone());
         self.post("/tip", &contact, CONTROL_TIMEOUT).await
     }
 

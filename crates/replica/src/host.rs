@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use jiff::Timestamp;
 use journal::{
     Header, Journal, JournalError, PointReader, Refusal, Root, SeedReader, SegmentError,
 };
@@ -95,12 +96,13 @@ pub trait ReplicaHost: Send + Sync + 'static {
     /// once afterwards knows that nothing is taken in from then on.
     fn reception(&self, vm: VmId, id: RelationshipId) -> Option<Reception>;
 
-    /// The partner told its lineage: [`Standing::meet`](crate::standing::Standing::meet), stop
+    /// The partner told its lineage, and perhaps when it opened its current term: [`Standing::meet`](crate::standing::Standing::meet), stop
     /// the guest if that says so, store what changed, then tell.
     fn contact(
         &self,
         vm: VmId,
         theirs: &Lineage,
+        opened: Option<Timestamp>,
     ) -> impl Future<Output = Result<PartnerStanding, Problem>> + Send;
 
     /// The primary of the lineage `theirs` wants something about a lease, after the

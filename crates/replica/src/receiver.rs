@@ -355,7 +355,7 @@ async fn meet<H: ReplicaHost>(
     bound: &Bound,
     theirs: &model::Lineage,
 ) -> Answer<Option<model::Lineage>> {
-    let ours: PartnerStanding = receiver.host.contact(bound.vm, theirs).await?;
+    let ours: PartnerStanding = receiver.host.contact(bound.vm, theirs, None).await?;
     if ours.role == Role::Replica {
         return Ok(None);
     }
@@ -378,7 +378,10 @@ async fn standing<H: ReplicaHost>(
     body: Body,
 ) -> Answer<Json<ContactAnswer>> {
     let contact: Contact = read_json(body, MAX_BODY).await?;
-    let standing = receiver.host.contact(bound.vm, &contact.lineage).await?;
+    let standing = receiver
+        .host
+        .contact(bound.vm, &contact.lineage, contact.opened)
+        .await?;
     let lease = match contact.lease {
         Some(asked) => Some(
             receiver

@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use model::{Code, Lineage, PointId, Problem, StartUnasked, Term, TermId};
+use model::{Bytes, Code, Lineage, PointId, Problem, StartUnasked, Term, TermId};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Fence;
@@ -80,6 +80,22 @@ pub enum Warrant {
     Lease,
 }
 
+/// How it was on a host that learnt that it was succeeded without having stood down: for people, no
+/// decision rests on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Succession {
+    /// When the partner opened its term, by its own clock, if it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Timestamp>,
+    /// When the guest was held still here; none if it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Timestamp>,
+    /// How much was written here and was not at the partner then, if anybody could tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsent: Option<Bytes>,
+}
+
 /// How a VM stands on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +124,12 @@ pub struct Standing {
     /// The partner's lineage that this host gave way to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stood_down: Option<Lineage>,
+    /// When the current term was opened here, if it was and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Timestamp>,
+    /// How it was when this host learnt that it was succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
     /// Whether everything was sent to the partner, or is being sent, for it to take over as planned: the
     /// VM does not start here until that is cancelled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -184,6 +206,8 @@ impl Standing {
             start_unasked: StartUnasked::Deny,
             lineage,
             stood_down: None,
+            opened: None,
+            succession: None,
             prepared: false,
             completed: false,
             attempt: None,
@@ -533,8 +557,14 @@ impl Standing {
             let reason = "was not taken over by this host, or was taken over from it since";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         }
+        if self.role == Role::Primary {
+            return Ok(self.clone());
+        }
         Ok(Self {
             role: Role::Primary,
+            // The partner is a replica that can take over again: it is asked before each start.
+            warrant: None,
+            fence: None,
             ..self.clone()
         })
     }
@@ -845,6 +875,7 @@ impl Standing {
             lineage: self.lineage.clone(),
             runs,
             stood_down: self.stood_down.clone(),
+            opened: self.opened,
         }
     }
 }

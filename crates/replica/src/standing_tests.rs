@@ -526,6 +526,12 @@ fn a_host_that_gave_way_becomes_the_replica_of_the_one_that_took_over() {
     // Each is to the other what a primary and its replica are.
     let says = twin.tell(false);
     back.start(VM, &Evidence::Says(says)).expect("it starts");
+    assert!(
+        taken.start(VM, &Evidence::Unasked).is_ok(),
+        "by its warrant"
+    );
+    let unasked = back.start(VM, &Evidence::Unasked);
+    unasked.expect_err("its replica may have taken over since");
     let refused = twin.start(VM, &Evidence::Unasked).expect_err("a replica");
     assert!(refused.way_out.contains("failover start"), "{refused}");
 

@@ -30,6 +30,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use journal::compare::BlockHashes;
 use journal::{Header, Root};
 use model::{
@@ -225,9 +226,24 @@ pub struct Differs {
 pub struct Contact {
     /// The caller's lineage.
     pub lineage: Lineage,
+    /// When its current term was opened there, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Timestamp>,
     /// What a primary wants of its replica about a lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseRequest>,
+}
+
+impl Contact {
+    /// Of this lineage, and nothing else.
+    #[must_use]
+    pub fn of(lineage: Lineage) -> Self {
+        Self {
+            lineage,
+            opened: None,
+            lease: None,
+        }
+    }
 }
 
 /// A primary asks its replica to renew its lease, or to count on none any more. It counts from the
@@ -264,6 +280,9 @@ pub struct PartnerStanding {
     pub runs: bool,
     /// The lineage it stood down for, if it did.
     pub stood_down: Option<Lineage>,
+    /// When its current term was opened there, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Timestamp>,
 }
 
 /// Answer to a [`Contact`].

@@ -47,8 +47,8 @@ use pollux_replica::standing::{Role, Standing};
 use pollux_replica::tls::{self, Limits};
 use pollux_replica::trust::{Peer, Trust};
 use pollux_replica::wire::{
-    CHUNK, CommitAnswer, Configure, Digest, Enrol, LeaseAnswer, LeaseRequest, Offer, OfferAnswer,
-    PartnerStanding, Reception, Tip, TipAnswer,
+    CHUNK, CommitAnswer, Configure, Contact, Digest, Enrol, LeaseAnswer, LeaseRequest, Offer,
+    OfferAnswer, PartnerStanding, Reception, Tip, TipAnswer,
 };
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpListener;

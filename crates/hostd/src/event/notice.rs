@@ -39,6 +39,8 @@ pub(crate) struct Related<'a> {
     pub(crate) peer: &'a str,
     /// Whether this host receives.
     pub(crate) received: bool,
+    /// How the other host took over, in words, if it did.
+    pub(crate) succeeded: Option<&'a str>,
     /// None: nobody can tell yet.
     pub(crate) state: Option<ReplicationState>,
     pub(crate) health: Health,
@@ -164,7 +166,10 @@ impl Notices {
             ReplicationState::StoodDown => (
                 EventKind::StoodDown,
                 Severity::Error,
-                format!("host `{peer}` took over; the VM does not run here any more"),
+                match related.succeeded {
+                    Some(how) => format!("the VM does not run here any more: {how}"),
+                    None => format!("host `{peer}` took over; the VM does not run here any more"),
+                },
             ),
             state => (
                 EventKind::State,

@@ -8,6 +8,7 @@ fn related() -> Related<'static> {
     Related {
         peer: "pollux",
         received: false,
+        succeeded: None,
         state: Some(ReplicationState::Replicating),
         health: Health::Normal,
         messages: &[],

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::body::{Json as Body, lines};
 use super::{Answered, Refusal, disks};
 use crate::host::Host;
-use crate::vm::{self, Message, View, create};
+use crate::vm::{self, Message, View, create, succession};
 
 /// Whoever asks through the socket; its owner alone can.
 pub(super) const LOCAL_USER: &str = "the owner of the local socket";
@@ -198,8 +198,8 @@ fn status(view: &View) -> String {
     if let Some(trouble) = &view.trouble {
         return trouble.clone();
     }
-    match &view.standing.stood_down {
-        Some(theirs) => format!("stood down for host `{}`", theirs.current().opener),
+    match succession::succeeded(&view.standing) {
+        Some(succeeded) => succeeded.to_string(),
         None => "Operating normally".to_owned(),
     }
 }
@@ -257,6 +257,7 @@ pub(super) async fn details(vm: &vm::Vm) -> Answered<VmDetails> {
         checkpoints: disks::all_checkpoints(&view),
         spec: view.home.spec.clone(),
         folder: view.home.path.clone(),
+        succeeded: succession::succeeded(&view.standing),
         processes,
         vm: summary(view),
     }))

@@ -15,7 +15,7 @@ use replica::lease::{Fence, Grant};
 use replica::link::LinkError;
 use replica::run::{Evidence, must_hold, starts_unasked};
 use replica::standing::Role;
-use replica::wire::{ContactAnswer, LeaseAnswer, LeaseRequest};
+use replica::wire::{Contact, ContactAnswer, LeaseAnswer, LeaseRequest};
 
 use super::handle::Answer;
 use super::owner::{Happening, Owner, refuse};
@@ -76,9 +76,12 @@ impl Owner {
             },
         };
         let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
-        let lineage = view.standing.lineage;
+        let contact = Contact {
+            lease: Some(asked),
+            ..Contact::of(view.standing.lineage)
+        };
         self.spawn(async move {
-            let outcome = link.lease(&lineage, asked, PROBE_LIMIT).await;
+            let outcome = link.meet(&contact, PROBE_LIMIT).await;
             Happening::Release(Box::new(Release {
                 relationship: relation.id,
                 asked,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use model::{
     CheckpointSpec, Code, DiskChoice, DiskId, FenceChoice, Keep, Lineage, PointId, Problem,
     StartUnasked, VmId, VmName, VmSpec, VmState,
@@ -57,6 +58,8 @@ pub(crate) enum Message {
     /// The partner told its lineage.
     Contact {
         theirs: Lineage,
+        /// When it opened its current term, if it said so.
+        opened: Option<Timestamp>,
         answer: Answer<PartnerStanding>,
     },
     /// The primary of this lineage asks something about a lease.

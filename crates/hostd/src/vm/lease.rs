@@ -22,7 +22,7 @@ use replica::lease::{BootTime, Grant};
 use replica::link::LinkError;
 use replica::run::must_hold;
 use replica::standing::{Role, Warrant};
-use replica::wire::{ContactAnswer, LeaseRequest};
+use replica::wire::{Contact, ContactAnswer, LeaseRequest};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use vmd::control::Lease;
@@ -99,9 +99,16 @@ impl Owner {
                 (self.host.clock, self.seen.subscribe(), self.happen.clone());
             let task = tokio::spawn(async move {
                 loop {
-                    let lineage = seen.borrow().standing.lineage.clone();
+                    let contact = {
+                        let standing = &seen.borrow().standing;
+                        Contact {
+                            opened: standing.opened,
+                            lease: Some(asked),
+                            ..Contact::of(standing.lineage.clone())
+                        }
+                    };
                     let at = clock.now();
-                    let answer = link.lease(&lineage, asked, limit).await;
+                    let answer = link.meet(&contact, limit).await;
                     let renewal = Renewal {
                         relationship,
                         at,

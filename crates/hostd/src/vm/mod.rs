@@ -30,6 +30,7 @@ mod rights;
 pub(crate) mod room;
 pub(crate) mod source;
 mod state;
+pub(crate) mod succession;
 pub(crate) mod supervisor;
 pub(crate) mod takeover;
 mod tracking;

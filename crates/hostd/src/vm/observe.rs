@@ -25,7 +25,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::handle::View;
 use super::relation::Relation;
-use super::verification;
+use super::{succession, verification};
 use crate::certificates;
 use crate::event::notice::{Facts, Notices, Related, Verified};
 use crate::event::{Draft, Events};
@@ -135,6 +135,7 @@ impl Observed {
         let damage = damage.map(|last| verification::damage(last, &view.home.spec));
         let (away, trouble) = (view.home.place.away(), view.home.place.trouble());
         let certificates = inner.certificates(&self.host, &relation.partner, now);
+        let succeeded = succession::succeeded(&view.standing).map(|how| how.to_string());
         let mut messages = health::messages(&Look {
             now,
             vm: view.home.spec.name.as_str(),
@@ -142,6 +143,7 @@ impl Observed {
             mode,
             state,
             paused: relation.suspended,
+            succeeded: succeeded.as_deref(),
             error: error.as_ref(),
             away: away.as_ref(),
             trouble: &trouble,
@@ -177,8 +179,10 @@ impl Observed {
         // Before the partner agreed there is none.
         let relation = view.relation.as_ref();
         let agreed = relation.filter(|_| view.standing.partner.is_some());
+        let succeeded = succession::succeeded(&view.standing).map(|how| how.to_string());
         let related = agreed.zip(seen.as_ref()).map(|(relation, seen)| Related {
             peer: &relation.partner,
+            succeeded: succeeded.as_deref(),
             received: seen.mode != Mode::Primary,
             // A driver that has just begun has not looked yet.
             state: Some(seen.state)
@@ -348,9 +352,11 @@ pub(crate) fn mode(view: &View) -> Mode {
 /// State of the relationship. `has_points`: the twin, if it is here, has a point.
 pub(crate) fn state(view: &View, relation: &Relation, has_points: bool) -> ReplicationState {
     match view.standing.role {
+        Role::Primary | Role::FailedOver if view.standing.stood_down.is_some() => {
+            ReplicationState::StoodDown
+        }
         Role::FailedOver if view.standing.completed => ReplicationState::FailedOver,
         Role::FailedOver => ReplicationState::FailedOverWaitingCompletion,
-        Role::Primary if view.standing.stood_down.is_some() => ReplicationState::StoodDown,
         Role::Primary if view.standing.prepared => ReplicationState::PreparedForFailover,
         _ if relation.suspended => ReplicationState::Suspended,
         Role::Replica if hindered(view) => ReplicationState::Suspended,

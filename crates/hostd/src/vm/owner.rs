@@ -45,7 +45,7 @@ use crate::host::Host;
 use crate::twin::Store;
 
 /// After a takeover the partner is told this often, until it knows.
-const TELL: Duration = Duration::from_secs(5);
+const TELL: Duration = Duration::from_secs(1);
 
 /// What a spawned task came to.
 pub(super) enum Happening {
@@ -326,8 +326,12 @@ impl Owner {
             Message::Stop { timeout, answer } => self.stop(timeout, answer).await,
             Message::Kill { answer } => self.kill(answer),
             Message::Delete { lost, answer } => return self.delete(lost, answer).await,
-            Message::Contact { theirs, answer } => {
-                let _ = answer.send(self.contact(&theirs).await);
+            Message::Contact {
+                theirs,
+                opened,
+                answer,
+            } => {
+                let _ = answer.send(self.contact(&theirs, opened).await);
             }
             Message::Lease {
                 theirs,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use model::{Code, Lineage, Problem, RelationshipId, VmState};
 use replica::run::Evidence;
 use replica::standing::{self, Role, Standing, Warrant};
@@ -16,6 +17,7 @@ use super::progress;
 use super::replicate::Driver;
 use super::source;
 use super::state::{self, Event};
+use super::succession;
 use super::unsent::Unsent;
 use crate::partner;
 
@@ -51,7 +53,8 @@ impl Owner {
         }
         let standing = self.seen.borrow().standing.clone();
         let used = progress::reserved(&view.home.path)?;
-        self.store(standing.take_back(&thing, used, self.host.name(), evidence)?)
+        let next = standing.take_back(&thing, used, self.host.name(), evidence)?;
+        self.store(succession::dated(&standing, next))
     }
 
     /// Stores a standing durably, if it differs, before anything rests on it.
@@ -67,13 +70,14 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) async fn contact(&mut self, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
+    pub(super) async fn contact(
+        &mut self,
+        theirs: &Lineage,
+        opened: Option<Timestamp>,
+    ) -> Result<PartnerStanding, Problem> {
         let view = self.view();
         let met = view.standing.meet(&view.thing(), theirs, None)?;
-        if met.gate {
-            self.gate().await?;
-        }
-        self.store(met.standing)?;
+        self.met(met, opened).await?;
         let view = self.view();
         Ok(view.standing.tell(view.state != VmState::Off))
     }
@@ -107,9 +111,8 @@ impl Owner {
             true => {
                 tracing::warn!(vm = %self.id, "held still: its partner took over");
                 self.enter(state::after(self.state(), Event::Held));
-                self.show(|view| {
-                    view.trouble = Some("held still: its partner took over".to_owned());
-                });
+                // What is shown says by whom it was succeeded.
+                self.show(|view| view.trouble = None);
             }
             false => {
                 tracing::warn!(vm = %self.id, "killed: its partner took over");
@@ -224,13 +227,15 @@ impl Owner {
         self.store(view.standing.cancel_failover(&view.thing())?)
     }
 
-    /// Whether the partner may not know yet that this host took over.
+    /// Whether the partner may not know yet that this host took over, or knows more of its own.
     pub(super) fn must_tell(&self) -> bool {
         let view = self.seen.borrow();
-        view.standing.role == Role::FailedOver
-            && view.relation.is_some()
-            && view.standing.warrant != Some(Warrant::StoodDown)
-            && !self.telling
+        let standing = &view.standing;
+        let unknown = match (standing.role, standing.warrant) {
+            (Role::FailedOver, warrant) => warrant != Some(Warrant::StoodDown),
+            (_, warrant) => warrant == Some(Warrant::Override),
+        };
+        view.relation.is_some() && !self.telling && (unknown || succession::is_unclear(standing))
     }
 
     /// Tells the partner that this host took over: it may have no reason of its own to ask soon.
@@ -259,18 +264,12 @@ impl Owner {
         let met = view
             .standing
             .meet(&view.thing(), &theirs.lineage, stood_down)?;
-        if met.gate {
-            self.gate().await?;
-        }
-        self.store(met.standing)
+        self.met(met, theirs.opened).await
     }
 
     pub(super) async fn superseded(&mut self, lineage: &Lineage) -> Result<(), Problem> {
         let view = self.view();
         let met = view.standing.superseded(&view.thing(), lineage)?;
-        if met.gate {
-            self.gate().await?;
-        }
-        self.store(met.standing)
+        self.met(met, None).await
     }
 }

@@ -30,6 +30,7 @@ use super::create::{no_space_or, publish, remove};
 use super::folder::{Made, Origin, VmFolder};
 use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
+use super::succession;
 use crate::partner;
 use crate::twin::{Store, not_a_twin};
 
@@ -127,7 +128,7 @@ impl Owner {
                 // The primary may have sent its last when it was asked to stand down.
                 let newest = newest.filter(|_| self.from_newest);
                 let next = view.standing.take_over(&view.thing(), evidence, newest)?;
-                self.store(next)
+                self.store(succession::dated(&view.standing, next))
             })
         })?;
         if let Some(machine) = view.home.machine {

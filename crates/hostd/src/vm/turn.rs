@@ -74,7 +74,7 @@ impl Owner {
     async fn may_turn(&mut self, asked: &Reverse) -> Result<(), Problem> {
         let theirs = &asked.enrol.lineage;
         // Whoever asks took over: this host may not have heard of it yet.
-        self.contact(theirs).await?;
+        self.contact(theirs, None).await?;
         let view = self.view();
         let thing = view.thing();
         if self.changing || self.exports > 0 || self.ending || self.enabling.is_some() {

@@ -65,6 +65,7 @@ impl Arbiter {
             lineage: lineage.clone(),
             runs: true,
             stood_down: None,
+            opened: None,
         };
         // It may have been cut before an override in the same term.
         self.meet(&mut next, x, &theirs, true);

@@ -133,6 +133,7 @@ impl Link for Wire {
                 lineage,
                 runs: role != Role::Replica,
                 stood_down: None,
+                opened: None,
             };
             Ok(ContactAnswer {
                 lease: None,

@@ -160,7 +160,12 @@ impl ReplicaHost for Replicas {
         (relation.id == id).then_some(relation.reception)
     }
 
-    async fn contact(&self, vm: VmId, theirs: &Lineage) -> Result<PartnerStanding, Problem> {
+    async fn contact(
+        &self,
+        vm: VmId,
+        theirs: &Lineage,
+        _opened: Option<Timestamp>,
+    ) -> Result<PartnerStanding, Problem> {
         self.with(vm, |enrolled| {
             let met = enrolled.standing.meet("the VM", theirs, None)?;
             enrolled.standing = met.standing;

@@ -120,7 +120,11 @@ async fn a_replica_that_took_over_says_so_to_every_question_and_takes_nothing() 
         fence: seconds.map(|seconds| Fence::new(seconds).unwrap()),
     };
     let answered = async |asked| {
-        let answer = link.lease(&ask.lineage, asked, LIMIT).await.unwrap();
+        let contact = Contact {
+            lease: Some(asked),
+            ..Contact::of(ask.lineage.clone())
+        };
+        let answer = link.meet(&contact, LIMIT).await.unwrap();
         answer.lease.map(|lease| (lease.granted, lease.agreement))
     };
     assert_eq!(answered(lease(2, Some(10))).await, Some((true, 2)));
