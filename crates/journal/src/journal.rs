@@ -205,6 +205,28 @@ impl Journal {
         Ok(())
     }
 
+    /// As [`Journal::create`], in a `folder` that is not one of the operating system and that nobody else
+    /// works with: one whose power a test cuts.
+    ///
+    /// # Errors
+    /// As [`Journal::create`].
+    pub fn create_on(
+        folder: Arc<dyn Folder>,
+        vm: VmId,
+        disks: &[DiskExtent],
+        seed: SeedId,
+    ) -> Result<Self, JournalError> {
+        Self::create_in(folder, None, vm, disks, seed)
+    }
+
+    /// As [`Journal::open`], in a `folder` as of [`Journal::create_on`].
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_on(folder: Arc<dyn Folder>) -> Result<Self, JournalError> {
+        Self::open_in(folder, None, Arc::default())
+    }
+
     pub(crate) fn create_in(
         folder: Arc<dyn Folder>,
         lock: Option<Lock>,

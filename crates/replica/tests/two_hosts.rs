@@ -7,6 +7,8 @@ mod builds;
 mod compare;
 #[path = "two_hosts/full.rs"]
 mod full;
+#[path = "two_hosts/power.rs"]
+mod power;
 #[path = "two_hosts/reception.rs"]
 mod reception;
 #[path = "two_hosts/replicas.rs"]

@@ -1,5 +1,8 @@
 //! A host that holds a twin, with a real journal.
 
+use durable::Folder as _;
+use testkit::CutFolder;
+
 use super::*;
 
 /// A host that may hold one replica VM.
@@ -11,6 +14,8 @@ pub(super) struct Replicas {
     pub(super) broken: Arc<AtomicBool>,
     /// A person pauses it while the next segment is let in.
     pub(super) pauses: AtomicBool,
+    /// Its journal lies there, and not in a folder of the operating system.
+    pub(super) disk: Mutex<Option<CutFolder>>,
     pub(super) rules: Mutex<Rules>,
     pub(super) state: Mutex<Option<Enrolled>>,
 }
@@ -27,8 +32,17 @@ pub(super) struct Paced {
     pub(super) journal: Journal,
     /// Says that it is about to take one in, and waits.
     pub(super) hold: Option<(mpsc::UnboundedSender<()>, std::sync::mpsc::Receiver<()>)>,
+    /// Where it lies, if not in a folder of the operating system.
+    pub(super) disk: Option<CutFolder>,
     /// Fails once.
     pub(super) broken: Arc<AtomicBool>,
+}
+
+/// What was received lies where the journal does.
+fn copy(file: &Path, disk: &CutFolder) -> std::io::Result<()> {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let copy = disk.create(&format!("{}/{name}", Journal::INCOMING))?;
+    copy.write_at(0, &std::fs::read(file)?)
 }
 
 impl Receipts for Paced {
@@ -53,6 +67,10 @@ impl Receipts for Paced {
             begun.send(()).unwrap();
             go_on.recv().unwrap();
         }
+        if let Some(disk) = &self.disk {
+            let copied = copy(file, disk);
+            copied.map_err(|error| Problem::failed("the segment", &error))?;
+        }
         self.journal.take(file, header, root)
     }
 
@@ -73,6 +91,7 @@ impl Replicas {
             limit: AtomicU64::new(64 * CHUNK),
             broken: Arc::default(),
             pauses: AtomicBool::new(false),
+            disk: Mutex::default(),
             rules: Mutex::new(Rules {
                 enabled: true,
                 ..Rules::default()
@@ -116,7 +135,12 @@ impl ReplicaHost for Replicas {
             return Err(Problem::new(Code::Conflict, "the VM", "is bound", ""));
         }
         let disks: Vec<DiskExtent> = enrol.spec.disks.iter().map(extent).collect();
-        let journal = Journal::create(&self.path, vm, &disks, enrol.seed).unwrap();
+        let disk = self.disk.lock().unwrap().clone();
+        let journal = match &disk {
+            Some(disk) => Journal::create_on(Arc::new(disk.clone()), vm, &disks, enrol.seed),
+            None => Journal::create(&self.path, vm, &disks, enrol.seed),
+        };
+        let journal = journal.unwrap();
         *state = Some(Enrolled {
             vm,
             relation: Relation {
@@ -134,6 +158,7 @@ impl ReplicaHost for Replicas {
             standing: Standing::replica(&principal.name, enrol.lineage),
             shelf: Arc::new(Mutex::new(Some(Paced {
                 journal,
+                disk,
                 hold: None,
                 broken: self.broken.clone(),
             }))),
@@ -207,15 +232,21 @@ impl ReplicaHost for Replicas {
         self.with(vm, |enrolled| {
             let mut shelf = enrolled.shelf.lock().unwrap();
             if shelf.is_none() && enrolled.standing.role == Role::Replica {
+                let disk = self.disk.lock().unwrap().clone();
+                let opened = match &disk {
+                    Some(disk) => Journal::open_on(Arc::new(disk.clone())),
+                    None => Journal::open(&self.path),
+                };
                 *shelf = Some(Paced {
-                    journal: Journal::open(&self.path).unwrap(),
+                    journal: opened.map_err(|error| Problem::failed("the journal", &error))?,
+                    disk,
                     hold: None,
                     broken: self.broken.clone(),
                 });
             }
             drop(shelf);
-            enrolled.shelf.clone()
-        })
+            Ok(enrolled.shelf.clone())
+        })?
     }
 
     fn received(&self, _: VmId, _: &Header, _: u64) {}
