@@ -1,11 +1,14 @@
-//! The network is away for a while under a guest that writes, and the replica is killed in the middle of
-//! what it receives: what changed goes once, and no disk is copied again.
+//! The outbox has no room, then the network is away for a while, under a guest that writes, and the
+//! replica is killed in the middle of what it receives: what changed goes once, and no disk is copied again.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pollux_tests::{Pair, churn, text, until};
+use serde_json::Value;
+use testkit::{SmallDisk, may_mount};
 
 const MIB: u64 = 1 << 20;
 /// For a machine that is busy.
@@ -40,13 +43,49 @@ fn outage(pair: &Pair, bytes: u64) -> Result<u64> {
     Ok(lacks)
 }
 
+/// Takes all room of the outbox for a while: the guest and the tracking go on, and then the points do.
+fn no_room(pair: &Pair, outbox: &SmallDisk) -> Result<()> {
+    let castor = &pair.castor;
+    let count = pair.points("web").len();
+    until(LIMIT, "it is suspended, and says why", || {
+        outbox.fill(0)?;
+        let status = castor.json(&["replica", "status", "web"])?;
+        let why = status.pointer("/0/last_error").map(Value::to_string);
+        let told = why.is_some_and(|why| why.contains("outbox") && why.contains("make room"));
+        Ok((told && text(&status, "/0/state")? == "suspended").then_some(()))
+    })?;
+    let health = castor.json(&["replica", "health", "web"])?;
+    ensure!(text(&health, "/0/health")? == "warning", "{health}");
+    ensure!(health.to_string().contains("cannot-write-log"), "{health}");
+    let before = churn::changed(castor)?;
+    until(
+        LIMIT,
+        "the guest goes on, and its changes are tracked",
+        || {
+            let marked = churn::tracked(castor, "marked")?.iter().sum::<u64>();
+            let goes_on = churn::changed(castor)? >= before + 2 * MIB;
+            Ok((goes_on && marked > MIB).then_some(()))
+        },
+    )?;
+    outbox.make_room()?;
+    pair.wait_for_points("web", count + 3)?;
+    Ok(())
+}
+
 #[test]
 fn an_outage_and_kills_of_the_replica_cost_what_changed_and_no_full_copy() -> Result<()> {
+    if !may_mount("an_outage_and_kills_of_the_replica_cost_what_changed_and_no_full_copy")? {
+        return Ok(());
+    }
     let mut pair = Pair::new("outage")?;
     churn::create(&pair.castor, 7)?;
+    let shown = pair.castor.json(&["vm", "show", "web"])?;
+    let outbox = Path::new(text(&shown, "/folder")?).join("outbox");
+    let outbox = SmallDisk::mount(outbox, 96)?;
     churn::start(&pair.castor, 7)?;
     pair.replicate("web")?;
     pair.wait_for_points("web", 2)?;
+    no_room(&pair, &outbox)?;
 
     let lacks = outage(&pair, 6 * MIB)?;
     let carried = pair.wire.carried();
