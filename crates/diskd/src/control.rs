@@ -68,6 +68,21 @@ pub enum Request {
         /// The segment file, in the outbox; it appears when it is whole.
         file: PathBuf,
     },
+    /// Stage already what [`Request::Seed`] with the same fields will ask for next, beside the segment that
+    /// is in the outbox. The file does not appear before it is asked for, and whatever else is asked about
+    /// marks, but a confirmation, gives it up. Answered by [`Reply::Done`].
+    Prepare {
+        /// Header of the segment.
+        header: Header,
+        /// The disk.
+        disk: DiskId,
+        /// First byte to look at, a multiple of 4 KiB.
+        from: u64,
+        /// Stop after about this much content.
+        limit: Bytes,
+        /// The segment file, in the outbox.
+        file: PathBuf,
+    },
     /// Cut an epoch on all disks of the header at one instant and stage it. `header.time` is set to
     /// the instant. Of disks that the header has as joining nothing is staged but a slice of one; a disk
     /// that it does not name is tracked no longer. Answered by [`Reply::Staged`].

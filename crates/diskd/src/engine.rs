@@ -32,6 +32,8 @@ use crate::owner::Order;
 use crate::tally::Tally;
 use crate::tracker::Stats;
 
+use ahead::Ahead;
+
 /// See [`Engine::patience`].
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -68,6 +70,8 @@ pub struct Engine {
     most_runs: u64,
     /// Held while marks move: one epoch at a time.
     epoch: Mutex<()>,
+    /// The next part of an initial replication.
+    ahead: Ahead,
     /// Held while stacks change: one reload or step of a merge at a time.
     stacks: Mutex<()>,
     /// Held while disks wait for each other: one instant at a time.
@@ -92,6 +96,7 @@ impl Engine {
             patience: ANSWER,
             most_runs: MOST_RUNS,
             epoch: Mutex::new(()),
+            ahead: Ahead::default(),
             stacks: Mutex::new(()),
             instant: Mutex::new(()),
             tally: Mutex::default(),
@@ -107,11 +112,27 @@ impl Engine {
         )
     }
 
+    fn busy(&self, reason: &str) -> Problem {
+        self.problem(
+            Code::Conflict,
+            reason,
+            "ask again when it has been answered",
+        )
+    }
+
     fn invalid(&self, reason: impl std::fmt::Display) -> Problem {
         self.problem(Code::Invalid, reason, "")
     }
 
+    /// Works on marks alone; a part that was made ahead is given up.
     fn alone(&self) -> Result<MutexGuard<'_, ()>, Problem> {
+        self.give_up_ahead();
+        self.alone_beside()
+    }
+
+    /// Works on marks alone but for a part that is made ahead.
+    fn alone_beside(&self) -> Result<MutexGuard<'_, ()>, Problem> {
+        self.ahead.settle();
         self.hold(&self.epoch, "another request works on their marks")
     }
 
@@ -119,9 +140,7 @@ impl Engine {
         match what.try_lock() {
             Ok(guard) => Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                Err(self.problem(Code::Conflict, busy, "ask again when it has been answered"))
-            }
+            Err(TryLockError::WouldBlock) => Err(self.busy(busy)),
         }
     }
 
@@ -316,9 +335,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+mod ahead;
 mod epochs;
 mod marks;
 mod reload;
+mod seeds;
 
 #[cfg(test)]
 #[path = "engine_tests.rs"]

@@ -9,7 +9,7 @@ use model::{Lineage, SeedId, Since};
 use ring::Ring;
 
 use super::*;
-use crate::flow::{Cause, Flow, Piece};
+use crate::flow::{Cause, Flow, Payload, Piece};
 use crate::owner::{Delivery, SealFault};
 use crate::staging::StageReport;
 use crate::tracker::SealError;
@@ -162,7 +162,7 @@ async fn own(
                 tell(Delivery::Piece(Piece {
                     disk,
                     block: 3,
-                    content: Buffer::from_slice(&vec![7; len]),
+                    content: Payload::Read(Buffer::from_slice(&vec![7; len])),
                     cause: Cause::Staged,
                     permit: Arc::new(Flow::default()).take(Cause::Staged, BLOCK_SIZE),
                 }));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
 use block::Buffer;
+use model::BLOCK_SIZE;
 
 /// Content that staging reads ahead of the writer, per disk, in bytes.
 const WINDOW: u64 = 2 << 20;
@@ -94,14 +95,40 @@ impl Drop for Permit {
     }
 }
 
+/// What consecutive blocks of a sealed epoch hold.
+pub enum Payload {
+    /// Whole blocks that were read.
+    Read(Buffer),
+    /// So many blocks of zeroes that take no space: nothing was read.
+    Zeroes(u64),
+}
+
+impl Payload {
+    /// How much it is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(content) => content.len() as u64,
+            Self::Zeroes(blocks) => blocks * BLOCK_SIZE,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        match self {
+            Self::Read(content) => content.to_vec(),
+            Self::Zeroes(_) => vec![0; usize::try_from(self.bytes()).expect("small")],
+        }
+    }
+}
+
 /// Content of consecutive blocks of a sealed epoch.
 pub struct Piece {
     /// Position of the disk in the segment's header.
     pub disk: u16,
     /// First block.
     pub block: u64,
-    /// The content: whole blocks.
-    pub content: Buffer,
+    /// The content.
+    pub content: Payload,
     /// Why it was read.
     pub cause: Cause,
     /// Kept until the content is written or dropped.
@@ -114,7 +141,7 @@ impl fmt::Debug for Piece {
             f,
             "{:?} {} bytes of disk {} from block {} on",
             self.cause,
-            self.content.len(),
+            self.content.bytes(),
             self.disk,
             self.block
         )

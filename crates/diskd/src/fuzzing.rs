@@ -124,6 +124,7 @@ impl Scene {
     /// The request with its files in the folder of the disk.
     fn confined(&self, mut request: Request) -> Request {
         if let Request::Seed { file, .. }
+        | Request::Prepare { file, .. }
         | Request::Cut { file, .. }
         | Request::Confirm { file }
         | Request::FoldBack { file } = &mut request

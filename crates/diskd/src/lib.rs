@@ -33,6 +33,7 @@ pub mod flow;
 pub mod fronts;
 #[doc(hidden)]
 pub mod fuzzing;
+mod holes;
 pub mod inherit;
 pub mod intent;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use journal::segment::is_zero;
 use journal::{Extent, Frame, Header, SegmentError, SegmentWriter, Summary};
 use model::BLOCK_SIZE;
 
-use crate::flow::Piece;
+use crate::flow::{Payload, Piece};
 
 /// Content of a full frame, in bytes.
 const FRAME: usize = journal::segment::MAX_CONTENT;
@@ -96,21 +96,16 @@ impl Draft {
     /// it then: what it holds is not marked any more, and a point on top of one that lacks it would be
     /// wrong.
     pub fn begin(file: &Path) -> Result<(Self, File), OutboxError> {
-        let fail = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| OutboxError::Io {
-                action,
-                path,
-                source,
-            }
-        };
-        if file.try_exists().map_err(fail("look for", file))? {
-            return Err(OutboxError::Exists(file.to_owned()));
-        }
+        look_alone(file)?;
+        Self::begin_beside(file)
+    }
+
+    /// [`Draft::begin`] of what is published after the segment that is there went.
+    ///
+    /// # Errors
+    /// When its file cannot be made.
+    pub fn begin_beside(file: &Path) -> Result<(Self, File), OutboxError> {
         let folder = file.parent().unwrap_or(Path::new("."));
-        if let Some(other) = other(file).map_err(fail("list", folder))? {
-            return Err(OutboxError::Exists(other));
-        }
         for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
             let stale = entry.map_err(fail("list", folder))?.path();
             if stale.extension() == Some(OsStr::new("part")) {
@@ -135,6 +130,15 @@ impl Draft {
         Ok((draft, opened))
     }
 
+    /// [`Draft::publish`] of one that was begun beside another segment.
+    ///
+    /// # Errors
+    /// [`OutboxError::Exists`] if that is still there, or as [`Draft::publish`]; it is removed then.
+    pub fn publish_alone(self) -> Result<(), OutboxError> {
+        look_alone(&self.file)?;
+        self.publish()
+    }
+
     /// The segment is whole: gives it its name.
     ///
     /// # Errors
@@ -157,6 +161,27 @@ impl Drop for Draft {
                 tracing::warn!(part = %self.part.display(), %error, "cannot remove");
             }
         }
+    }
+}
+
+fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OutboxError {
+    let path = path.to_owned();
+    move |source| OutboxError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Looks that there is no whole segment in the folder of `file`.
+fn look_alone(file: &Path) -> Result<(), OutboxError> {
+    if file.try_exists().map_err(fail("look for", file))? {
+        return Err(OutboxError::Exists(file.to_owned()));
+    }
+    let folder = file.parent().unwrap_or(Path::new("."));
+    match other(file).map_err(fail("list", folder))? {
+        Some(other) => Err(OutboxError::Exists(other)),
+        None => Ok(()),
     }
 }
 
@@ -220,43 +245,67 @@ impl<W: Write> Filler<W> {
     /// # Errors
     /// [`OutboxError::Segment`]
     pub fn push(&mut self, piece: &Piece) -> Result<(), OutboxError> {
-        let mut bytes = std::mem::take(&mut self.piece);
-        bytes.resize(piece.content.len(), 0);
-        piece.content.copy_to_slice(0, &mut bytes);
-        let split = self.writer.runs() < self.saved_from || is_zero(&bytes);
-        for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
-            if split && is_zero(content) {
-                let (disk, first, count) = self.zeroes;
-                if (disk, first + count) == (piece.disk, block) {
-                    self.zeroes.2 += 1;
-                } else {
-                    self.zero_run()?;
-                    self.zeroes = (piece.disk, block, 1);
+        let saves = self.writer.runs() >= self.saved_from;
+        match &piece.content {
+            // Few of them between others are content like them.
+            Payload::Zeroes(blocks) if saves && *blocks < FRAME as u64 / BLOCK_SIZE => {
+                for block in piece.block..piece.block + blocks {
+                    self.add(piece.disk, block, &[0; BLOCK])?;
                 }
-                continue;
+                Ok(())
             }
-            let follows = |last: &&mut Extent| {
-                last.disk == piece.disk && last.block + u64::from(last.count) == block
-            };
-            match self.extents.last_mut().filter(follows) {
-                Some(last) => last.count += 1,
-                None => {
-                    if self.content.len() >= SCATTERED {
-                        self.frame()?;
+            Payload::Zeroes(blocks) => self.add_zeroes(piece.disk, piece.block, *blocks),
+            Payload::Read(content) => {
+                let mut bytes = std::mem::take(&mut self.piece);
+                bytes.resize(content.len(), 0);
+                content.copy_to_slice(0, &mut bytes);
+                let split = !saves || is_zero(&bytes);
+                for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
+                    if split && is_zero(content) {
+                        self.add_zeroes(piece.disk, block, 1)?;
+                    } else {
+                        self.add(piece.disk, block, content)?;
                     }
-                    self.extents.push(Extent {
-                        disk: piece.disk,
-                        block,
-                        count: 1,
-                    });
                 }
-            }
-            self.content.extend_from_slice(content);
-            if self.content.len() == FRAME {
-                self.frame()?;
+                self.piece = bytes;
+                Ok(())
             }
         }
-        self.piece = bytes;
+    }
+
+    /// Adds blocks of zeroes to those that were seen last, or notes these.
+    fn add_zeroes(&mut self, disk: u16, block: u64, blocks: u64) -> Result<(), OutboxError> {
+        let (last, first, count) = self.zeroes;
+        if (last, first + count) == (disk, block) {
+            self.zeroes.2 += blocks;
+        } else {
+            self.zero_run()?;
+            self.zeroes = (disk, block, blocks);
+        }
+        Ok(())
+    }
+
+    /// Adds a block to the frame that is being filled.
+    fn add(&mut self, disk: u16, block: u64, content: &[u8]) -> Result<(), OutboxError> {
+        let follows =
+            |last: &&mut Extent| last.disk == disk && last.block + u64::from(last.count) == block;
+        match self.extents.last_mut().filter(follows) {
+            Some(last) => last.count += 1,
+            None => {
+                if self.content.len() >= SCATTERED {
+                    self.frame()?;
+                }
+                self.extents.push(Extent {
+                    disk,
+                    block,
+                    count: 1,
+                });
+            }
+        }
+        self.content.extend_from_slice(content);
+        if self.content.len() == FRAME {
+            self.frame()?;
+        }
         Ok(())
     }
 
@@ -345,7 +394,7 @@ mod tests {
         Piece {
             disk: 0,
             block,
-            content: Buffer::from_slice(content),
+            content: Payload::Read(Buffer::from_slice(content)),
             cause: Cause::Staged,
             permit: Arc::new(Flow::default()).take(Cause::Staged, content.len() as u64),
         }

@@ -153,6 +153,7 @@ impl Owner {
                     // There is nothing to compare it with.
                     tracker.mark_suspects(0);
                 }
+                let limit = tracker.reach(from, limit).await;
                 let outcome = tracker
                     .seal_part(epoch(&stage), from, limit)
                     .map_err(SealFault::Seal);

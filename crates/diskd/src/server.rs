@@ -185,6 +185,13 @@ pub(crate) fn run(request: Request, engine: &Engine) -> (Reply, Next) {
             limit,
             file,
         } => engine.seed(&header, disk, from, limit, &file),
+        Request::Prepare {
+            header,
+            disk,
+            from,
+            limit,
+            file,
+        } => engine.prepare(&header, disk, from, limit, &file),
         Request::Cut {
             header,
             whole,

@@ -6,7 +6,9 @@
 //!                         read         cursor   saves the old content first
 //! ```
 //!
-//! - Readers take the sealed blocks in order, up to 64 KiB at a time, and wait for room.
+//! - Readers take the sealed blocks in order, up to 64 KiB at a time, and wait for room. Longer runs are
+//!   looked at before, some MiB ahead: what reads as zeroes and takes no space is handed over as such, and
+//!   never read. That stays true until the cursor comes there: what is written meanwhile is saved first.
 //! - A write that meets a sealed block which was not read yet reads it first (copy-before-write) and
 //!   hands it over past the queue; one that meets a block being read waits for that read.
 //! - Saved content in memory, from the decision to read it on, is bounded by the copy budget. Past it
@@ -14,21 +16,25 @@
 //! - A part of an initial replication is read without all that: what is written meanwhile is marked
 //!   again, and the first delta makes it consistent.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{Buffer, Device, Fault, Op, Store};
+use block::{Buffer, Device, Fault, Image, Op, Store};
 use futures_util::future::join_all;
 use model::BLOCK_SIZE;
 use roaring::RoaringTreemap;
 use smallvec::SmallVec;
 
-use crate::flow::{Cause, Flow, Permit, Piece};
+use crate::flow::{Cause, Flow, Payload, Permit, Piece};
+use crate::holes::{LOOK, first};
 use crate::state::DiskState;
 use crate::tracker::{Rule, Tracker};
 
 /// Blocks read at once: what a frame holds.
 const RUN: u64 = 16;
+/// A shorter run costs one read, whatever is in it, and is not looked at. (In tests each is.)
+const LOOKED_AT: u64 = if cfg!(test) { 1 } else { RUN };
 /// Staging reads in flight.
 const READERS: usize = 8;
 
@@ -79,6 +85,12 @@ pub(crate) struct Staging {
     consistent: bool,
     /// Sealed blocks before this one were read, or are in `reading`.
     cursor: u64,
+    /// What takes no space between the cursor and `looked`, rising.
+    holes: VecDeque<Range<u64>>,
+    /// Blocks before this one were looked at, as far as that is of use.
+    looked: u64,
+    /// A reader looks further.
+    looking: bool,
     reading: SmallVec<[Range<u64>; 16]>,
     /// Blocks that were read because of a write before the cursor came to them.
     saved: RoaringTreemap,
@@ -93,6 +105,9 @@ impl Staging {
             epoch,
             consistent,
             cursor: 0,
+            holes: VecDeque::new(),
+            looked: 0,
+            looking: false,
             reading: SmallVec::new(),
             saved: RoaringTreemap::new(),
             report: StageReport::default(),
@@ -118,22 +133,69 @@ impl Staging {
         }
     }
 
-    /// The next sealed blocks that nobody has read; they are being read from now on.
-    fn next_run(&mut self, state: &DiskState) -> Option<Read> {
+    fn hand_over(&self, block: u64, content: Payload, cause: Cause, permit: Permit) {
+        (self.epoch.sink)(Piece {
+            disk: self.epoch.disk,
+            block,
+            content,
+            cause,
+            permit,
+        });
+    }
+
+    /// The hole that begins at `block` or before it, or else where the next one begins.
+    fn hole_at(&mut self, block: u64) -> Result<Range<u64>, u64> {
+        while self.holes.front().is_some_and(|hole| hole.end <= block) {
+            self.holes.pop_front();
+        }
+        match self.holes.front() {
+            Some(hole) if hole.start <= block => Ok(hole.clone()),
+            Some(hole) => Err(hole.start),
+            None => Err(u64::MAX),
+        }
+    }
+
+    /// What is to be done for the next sealed blocks that nobody has read; those that it gives are read,
+    /// or being read, from now on.
+    fn next_step(&mut self, state: &DiskState) -> Option<Step> {
         let mut from = self.cursor;
         loop {
-            let run = state.next_sealed(from..state.blocks())?;
+            let run = first(from, state.blocks(), |within| state.next_sealed(within))?;
             let Some(start) = run.clone().find(|block| !self.is_ahead(*block)) else {
                 from = run.end;
                 continue;
             };
-            let most = run.end.min(start + RUN);
-            let end = (start..most)
-                .find(|block| self.is_ahead(*block))
-                .unwrap_or(most);
-            self.cursor = end;
-            return Some(self.read(start..end, Cause::Staged));
+            if start >= self.looked && run.end - start >= LOOKED_AT {
+                if self.looking {
+                    return Some(Step::Wait);
+                }
+                self.looking = true;
+                return Some(Step::Look(start..run.end.min(start + LOOK)));
+            }
+            let hole = self.hole_at(start);
+            let most = match &hole {
+                Ok(hole) => hole.end,
+                Err(next) => (start + RUN).min(*next),
+            };
+            self.cursor = self.next_ahead(start..run.end.min(most));
+            let blocks = start..self.cursor;
+            return Some(if hole.is_ok() {
+                // In memory until it is written, like what is read, but small.
+                let permit = self.epoch.flow.take(Cause::Staged, BLOCK_SIZE);
+                Step::Zeroes(blocks, permit)
+            } else {
+                Step::Read(self.read(blocks, Cause::Staged))
+            });
         }
+    }
+
+    /// The first of `blocks` that is ahead of the cursor, or their end; the very first one is not.
+    fn next_ahead(&self, blocks: Range<u64>) -> u64 {
+        let reading = self.reading.iter().map(|run| run.start);
+        let reading = reading.filter(|start| *start > blocks.start).min();
+        let saved = self.saved.select(self.saved.rank(blocks.start));
+        let first = saved.into_iter().chain(reading).min();
+        first.map_or(blocks.end, |first| first.min(blocks.end))
     }
 
     /// The runs of `blocks` that must be saved before they change; they are being read from now
@@ -172,6 +234,17 @@ impl Staging {
     }
 }
 
+/// What a reader does next.
+enum Step {
+    Read(Read),
+    /// They take no space: that is handed over.
+    Zeroes(Range<u64>, Permit),
+    /// Nobody looked there yet; this reader does.
+    Look(Range<u64>),
+    /// Another one looks.
+    Wait,
+}
+
 /// Blocks that are being read. They count from the moment at which that was decided, so that reads in
 /// flight are inside the budget too.
 struct Read {
@@ -183,7 +256,7 @@ struct Read {
     permit: Permit,
 }
 
-impl<D: Device, S: Store> Tracker<D, S> {
+impl<D: Device + Image, S: Store> Tracker<D, S> {
     /// Reads the sealed blocks into the sink.
     ///
     /// # Errors
@@ -209,6 +282,51 @@ impl<D: Device, S: Store> Tracker<D, S> {
         }
     }
 
+    async fn read_runs(&self) {
+        loop {
+            let flow = match &*self.staging.borrow() {
+                Some(staging) => Arc::clone(&staging.epoch.flow),
+                None => return,
+            };
+            flow.room().await;
+            let next = match &mut *self.staging.borrow_mut() {
+                Some(staging) if staging.abandoned.is_none() => staging.next_step(&self.state),
+                _ => None,
+            };
+            match next {
+                Some(Step::Read(read)) => self.read_run(read).await,
+                Some(Step::Zeroes(blocks, permit)) => {
+                    if let Some(staging) = &*self.staging.borrow() {
+                        let zeroes = Payload::Zeroes(blocks.end - blocks.start);
+                        staging.hand_over(blocks.start, zeroes, Cause::Staged, permit);
+                    }
+                }
+                Some(Step::Look(blocks)) => self.look(blocks).await,
+                Some(Step::Wait) => {
+                    let looked = || {
+                        let staging = self.staging.borrow();
+                        let looking = staging.as_ref().is_some_and(|staging| staging.looking);
+                        (!looking).then_some(())
+                    };
+                    self.changed.until(looked).await;
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Looks where `blocks` of the epoch take no space.
+    async fn look(&self, blocks: Range<u64>) {
+        let (holes, looked) = self.holes(blocks).await;
+        if let Some(staging) = &mut *self.staging.borrow_mut() {
+            (staging.looked, staging.looking) = (looked, false);
+            staging.holes.extend(holes);
+        }
+        self.changed.notify();
+    }
+}
+
+impl<D: Device, S: Store> Tracker<D, S> {
     /// Whether a mutation of the sealed epoch is still in flight.
     fn waits_for_crossing(&self) -> bool {
         self.keeps(Rule::WaitForCrossing)
@@ -278,24 +396,6 @@ impl<D: Device, S: Store> Tracker<D, S> {
         self.changed.notify();
     }
 
-    async fn read_runs(&self) {
-        loop {
-            let flow = match &*self.staging.borrow() {
-                Some(staging) => Arc::clone(&staging.epoch.flow),
-                None => return,
-            };
-            flow.room().await;
-            let next = match &mut *self.staging.borrow_mut() {
-                Some(staging) if staging.abandoned.is_none() => staging.next_run(&self.state),
-                _ => None,
-            };
-            let Some(read) = next else {
-                return;
-            };
-            self.read_run(read).await;
-        }
-    }
-
     /// Reads blocks that are in `reading` and hands them over.
     async fn read_run(&self, read: Read) {
         let Read {
@@ -322,13 +422,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
                             staging.saved.insert_range(run.clone());
                             staging.report.copied += len;
                         }
-                        (staging.epoch.sink)(Piece {
-                            disk: staging.epoch.disk,
-                            block: run.start,
-                            content,
-                            cause,
-                            permit,
-                        });
+                        staging.hand_over(run.start, Payload::Read(content), cause, permit);
                     }
                     (Err(fault), _) => failed = Some(fault),
                     (Ok(()), None) => failed = Some(Fault::Os(libc::EIO)),

@@ -72,7 +72,7 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         let range = region * REGION_SIZE..size.min((region + 1) * REGION_SIZE);
         let mut pieces = Vec::new();
         let mut at = range.start;
-        for zeroes in self.zeroes(range.clone()).await? {
+        for zeroes in self.zeroes(range.clone(), usize::MAX).await?.0 {
             self.read_piece(at..zeroes.start, &mut pieces).await?;
             pieces.push(Piece::Zeroes((zeroes.end - zeroes.start) / BLOCK_SIZE));
             at = zeroes.end;
@@ -81,10 +81,17 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         Ok(Content { region, pieces })
     }
 
-    /// The parts of `range` that read as zeroes without being read, whole blocks.
-    async fn zeroes(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, Fault> {
+    /// The parts of `range` that read as zeroes without being read, whole blocks; and where the looking
+    /// ended, after so many pieces or at the end of the range.
+    pub(crate) async fn zeroes(
+        &self,
+        range: Range<u64>,
+        pieces: usize,
+    ) -> Result<(Vec<Range<u64>>, u64), Fault> {
         let mut found: Vec<Range<u64>> = Vec::new();
+        let (mut end, mut left) = (range.start, pieces);
         let mut visit = |piece: Range<u64>, place: Place| {
+            end = piece.end;
             if place == Place::Zero {
                 let start = piece.start.next_multiple_of(BLOCK_SIZE);
                 let end = piece.end / BLOCK_SIZE * BLOCK_SIZE;
@@ -94,10 +101,14 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
                     _ => {}
                 }
             }
+            left -= 1;
+            if left == 0 {
+                return ControlFlow::Break(());
+            }
             ControlFlow::Continue(())
         };
         let _ = self.below.translate(range, &mut visit).await?;
-        Ok(found)
+        Ok((found, end))
     }
 
     async fn read_piece(&self, range: Range<u64>, pieces: &mut Vec<Piece>) -> Result<(), Fault> {

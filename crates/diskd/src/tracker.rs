@@ -40,6 +40,7 @@ use model::{BLOCK_SIZE, SECTOR_SIZE};
 use ring::RingStore;
 use slab::Slab;
 
+use crate::holes::first;
 use crate::intent::regions;
 use crate::ledger::Ledger;
 use crate::sparse::Sparse;
@@ -217,7 +218,8 @@ impl<D: Device, S: Store> Tracker<D, S> {
         self.state.seal_nothing();
         let (mut at, mut left) = (from, limit.max(1));
         let mut next = None;
-        while let Some(run) = self.state.next_marked(at..self.state.blocks()) {
+        let marked = |within| self.state.next_marked(within);
+        while let Some(run) = first(at, self.state.blocks(), marked) {
             if left == 0 {
                 next = Some(at);
                 break;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use block::Buffer;
+use block::{Buffer, Place};
 use image::RawDevice;
 use model::{BootId, DiskId, RelationshipId};
 use testkit::{PowerCutStore, Rng, Schedule};
@@ -85,6 +85,19 @@ impl Device for Probe {
             }
         }
         self.below.run(op).await
+    }
+}
+
+impl Image for Probe {
+    fn size(&self) -> u64 {
+        Device::size(&self.below)
+    }
+    async fn translate(
+        &self,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Place) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Fault> {
+        self.below.translate(range, visit).await
     }
 }
 

@@ -8,6 +8,8 @@ mod ends;
 mod join;
 mod nbd_support;
 mod process;
+#[path = "engine/seeds.rs"]
+mod seeds;
 mod support;
 #[path = "engine/twin.rs"]
 mod twin;
@@ -254,7 +256,7 @@ impl Vm {
                 };
                 match self.process.ask(&request) {
                     Reply::Staged(staged) => {
-                        assert!(staged.content <= Bytes(3 << 20));
+                        assert!(staged.content.0 - staged.zeroes.0 <= 3 << 20);
                         from = staged.next;
                     }
                     other => panic!("{other:?}"),

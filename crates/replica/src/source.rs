@@ -58,6 +58,19 @@ pub struct Position {
 impl Position {
     /// Nothing was looked at.
     pub const BEGIN: Self = Self { disk: 0, from: 0 };
+
+    /// Where the part after one that begins here does, if its source says that it is `next`.
+    #[must_use]
+    pub fn after(self, next: Option<u64>) -> Self {
+        match next {
+            // A source that stands still would be asked for ever.
+            Some(from) if from > self.from => Self { from, ..self },
+            _ => Self {
+                disk: self.disk + 1,
+                from: 0,
+            },
+        }
+    }
 }
 
 /// A disk that a point is cut of.
@@ -256,8 +269,8 @@ pub trait Source: Send + Sync + 'static {
     /// given.
     fn reserve_sequence(&self, above: u64) -> impl Future<Output = Result<u64, Problem>> + Send;
 
-    /// Stages a part of the initial replication: what is marked there. Refused while anything is
-    /// suspect.
+    /// Stages a part of the initial replication: what is marked there, as it is now or was since the part
+    /// before was staged. Refused while anything is suspect.
     fn seed(&self, part: SeedPart) -> impl Future<Output = Result<StagedPart, Problem>> + Send;
 
     /// Cuts `disks` at one instant and stages what changed after `since`: every mark there is, but of

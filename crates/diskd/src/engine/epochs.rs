@@ -1,5 +1,4 @@
-//! Epochs: [`Request::Cut`](crate::control::Request::Cut) and
-//! [`Request::Seed`](crate::control::Request::Seed).
+//! Epochs: [`Request::Cut`](crate::control::Request::Cut), and what every epoch needs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use crate::staging::Abandoned;
 
 impl Engine {
     /// The disks that `header` names, in its order.
-    fn disks_of(&self, header: &Header) -> Result<Vec<&Disk>, Problem> {
+    pub(super) fn disks_of(&self, header: &Header) -> Result<Vec<&Disk>, Problem> {
         header.check().map_err(|error| self.invalid(error))?;
         if header.vm != self.vm {
             return Err(self.invalid(format!("the header is that of VM {}", header.vm)));
@@ -151,49 +150,7 @@ impl Engine {
         done.map(drop)
     }
 
-    /// Stages a part of an initial replication.
-    ///
-    /// # Errors
-    /// Why there is no segment file; what was marked is marked, or is again once its owner goes on.
-    pub fn seed(
-        &self,
-        header: &Header,
-        disk: DiskId,
-        from: u64,
-        limit: Bytes,
-        file: &Path,
-    ) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
-        if !matches!(header.content, Content::Seed { .. }) {
-            return Err(self.invalid("a seed is asked for, the header is of another kind"));
-        }
-        if from % BLOCK_SIZE != 0 {
-            return Err(self.invalid(format!("byte {from} is not the first of a block")));
-        }
-        let disks = self.disks_of(header)?;
-        let Some(number) = disks.iter().position(|one| one.id == disk) else {
-            return Err(self.invalid(format!("the header does not name disk {disk}")));
-        };
-        let disk = disks[number];
-        let number = u16::try_from(number).map_err(|error| self.invalid(error))?;
-        let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
-        let (deliveries, delivered) = mpsc::channel();
-        let stage = self.stage_order(number, &deliveries);
-        drop(deliveries);
-        let order = Order::Seed {
-            from: from / BLOCK_SIZE,
-            limit: limit.0.div_ceil(BLOCK_SIZE),
-            joins: false,
-            stage,
-        };
-        self.order(disk, order)?;
-        let mut epoch = Underway::new(self, &[disk], delivered);
-        epoch.await_seals(None);
-        let filler = Filler::begin(file, opened, header);
-        self.finish(epoch, draft, filler)
-    }
-
-    fn stage_order(&self, disk: u16, deliveries: &mpsc::Sender<Delivery>) -> StageOrder {
+    pub(super) fn stage_order(&self, disk: u16, deliveries: &mpsc::Sender<Delivery>) -> StageOrder {
         StageOrder {
             disk,
             budget: self.copy_budget.0,
@@ -203,7 +160,7 @@ impl Engine {
     }
 
     /// Writes what the owners deliver, until the segment is whole or will never be.
-    fn finish(
+    pub(super) fn finish(
         &self,
         mut epoch: Underway<'_>,
         draft: Draft,
@@ -244,7 +201,7 @@ impl Engine {
         }
     }
 
-    fn count(&self, fault: &EpochFault) {
+    pub(super) fn count(&self, fault: &EpochFault) {
         match fault {
             EpochFault::Seal(SealFault::Late) => self.tally().abandoned(),
             // Nothing was sealed.
@@ -255,7 +212,7 @@ impl Engine {
         }
     }
 
-    fn unfinished(&self, fault: &EpochFault) -> Problem {
+    pub(super) fn unfinished(&self, fault: &EpochFault) -> Problem {
         let tracked = "the changes stay marked; ask again";
         match fault {
             EpochFault::Outbox(error) => self.outbox(error),
@@ -277,7 +234,7 @@ impl Engine {
         }
     }
 
-    fn outbox(&self, error: &OutboxError) -> Problem {
+    pub(super) fn outbox(&self, error: &OutboxError) -> Problem {
         match error {
             OutboxError::Exists(_) => {
                 self.problem(Code::Conflict, chain(error), "fold it back or remove it")

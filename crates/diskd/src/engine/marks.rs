@@ -353,7 +353,7 @@ impl Engine {
         Ok(found)
     }
 
-    fn disk(&self, id: DiskId) -> Result<&Disk, Problem> {
+    pub(super) fn disk(&self, id: DiskId) -> Result<&Disk, Problem> {
         let found = self.disks.iter().find(|disk| disk.id == id);
         found.ok_or_else(|| self.invalid(format!("there is no disk {id}")))
     }
@@ -363,7 +363,8 @@ impl Engine {
     /// # Errors
     /// When the file cannot be removed.
     pub fn confirm(&self, file: &Path) -> Result<Reply, Problem> {
-        let _alone = self.alone()?;
+        // What is made ahead is sealed, and not unconfirmed before it has its name.
+        let _alone = self.alone_beside()?;
         self.forget_segment(file)?;
         Ok(Reply::Done)
     }

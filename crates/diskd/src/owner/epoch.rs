@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{Device, Store};
+use block::{Device, Image, Store};
 use ring::Ring;
 
 use super::{Delivery, SealFault, StageOrder};
@@ -14,7 +14,7 @@ use crate::staging::Epoch;
 use crate::tracker::Tracker;
 
 /// Parks the disk, waits for the others, seals, goes on.
-pub(super) async fn cut_epoch<D: Device + 'static, S: Store + 'static>(
+pub(super) async fn cut_epoch<D: Device + Image + 'static, S: Store + 'static>(
     ring: &Ring,
     tracker: &Rc<Tracker<D, S>>,
     cut: &Cut,
@@ -51,7 +51,7 @@ pub(super) fn epoch(stage: &StageOrder) -> Epoch {
 }
 
 /// Tells that the disk was sealed and stages it beside everything else.
-pub(super) fn sealed<D: Device + 'static, S: Store + 'static>(
+pub(super) fn sealed<D: Device + Image + 'static, S: Store + 'static>(
     ring: &Ring,
     tracker: &Rc<Tracker<D, S>>,
     stage: StageOrder,

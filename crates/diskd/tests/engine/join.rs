@@ -59,6 +59,7 @@ impl Vm {
 #[test]
 fn an_added_disk_comes_in_slices_and_is_equal_with_the_point_that_has_it_whole() {
     let mut vm = Vm::new(64 << 20);
+    vm.fill(1);
     let relationship = RelationshipId::random();
     let ids: Vec<DiskId> = vm.config.disks.iter().map(|disk| disk.id).collect();
     let request = Request::Track {

@@ -9,6 +9,9 @@
 //! The outbox is a cache: a segment is named by its number, `N.delta` or `N.seed`, and appears
 //! when it is whole. After a reboot what it held is suspect, or marked, so it is emptied.
 //!
+//! While a part of an initial replication is sent, diskd makes the next one: reading and compressing go on
+//! beside sending, and the outbox holds two parts at most.
+//!
 //! What is suspect is compared with the replica's newest point, or, while the initial replication goes
 //! on, with what came of it. What was never sent of that is marked.
 
@@ -26,8 +29,8 @@ use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
 use replica::outbox;
 use replica::source::{
-    Changing, ChangingRegion, ComparedRegion, CutDisk, Part, Position, Progress, SeedPart, Source,
-    Staged, StagedPart, Suspects, Tracking,
+    Changing, ChangingRegion, ComparedRegion, CutDisk, Part, Progress, SeedPart, Source, Staged,
+    StagedPart, Suspects, Tracking,
 };
 use replica::wire::{Configuration, MAX_COMPARED, Offer, RegionHashes};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -37,7 +40,7 @@ use super::progress;
 use crate::lines::Lines;
 use crate::measure::StagedSums;
 
-/// How much content a part of an initial replication holds.
+/// How much content that takes space a part of an initial replication holds, about.
 const PART: Bytes = Bytes(64 << 20);
 /// Regions that are looked at between two points, at least: a point that is due waits while both hosts
 /// read them.
@@ -209,6 +212,41 @@ impl DiskdSource {
         self.ask(&request, STAGING).await.map(drop)
     }
 
+    fn part_file(&self, part: u64) -> PathBuf {
+        Self::outbox(&self.home).join(format!("{part}.seed"))
+    }
+
+    /// Lets diskd make `part` while the one before it is sent. If it does not, that one is made when its
+    /// turn comes.
+    fn prepare(&self, part: SeedPart) {
+        let SeedPart { seed, part, at } = part;
+        let Ok(DiskExtent { id: disk, .. }) = self.disk(at.disk) else {
+            // That was the last one.
+            return;
+        };
+        let request = Request::Prepare {
+            header: self.header(Content::Seed { seed, part }),
+            disk,
+            from: at.from,
+            limit: PART,
+            file: self.part_file(part),
+        };
+        let (vm, socket) = (self.vm, self.socket.clone());
+        tokio::spawn(async move {
+            let asked = match Lines::<Request, Reply>::connect(&socket, MAX_LINE).await {
+                Ok(lines) => lines.ask_within(STAGING, &request).await,
+                Err(error) => Err(error),
+            };
+            match asked {
+                Ok(Reply::Refused { problem }) => {
+                    tracing::debug!(%vm, part, %problem, "not made ahead");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%vm, part, %error, "not made ahead"),
+            }
+        });
+    }
+
     fn disk(&self, position: usize) -> Result<DiskExtent, Problem> {
         let disk = self.disks().get(position).copied();
         disk.ok_or_else(|| self.confused())
@@ -330,20 +368,23 @@ impl Source for DiskdSource {
 
     async fn seed(&self, part: SeedPart) -> Result<StagedPart, Problem> {
         let SeedPart { seed, part, at } = part;
-        let Position { disk, from } = at;
-        let disk = self.disk(disk)?.id;
-        let header = self.header(Content::Seed { seed, part });
-        let file = Self::outbox(&self.home).join(format!("{part}.seed"));
+        let file = self.part_file(part);
         let request = Request::Seed {
-            header: header.clone(),
-            disk,
-            from,
+            header: self.header(Content::Seed { seed, part }),
+            disk: self.disk(at.disk)?.id,
+            from: at.from,
             limit: PART,
             file: file.clone(),
         };
         let staged = self.stage(&request).await?;
+        let segment = outbox::read(&file)?;
+        self.prepare(SeedPart {
+            seed,
+            part: part.saturating_add(1),
+            at: at.after(staged.next),
+        });
         Ok(StagedPart {
-            segment: outbox::read(&file)?,
+            segment,
             next: staged.next,
         })
     }
@@ -526,6 +567,7 @@ impl Source for DiskdSource {
 mod tests {
     use diskd::control::{EpochStatus, StoreKind};
     use model::{Bus, DiskSpec, Generation, SeedId, VmSpec};
+    use replica::source::Position;
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
 

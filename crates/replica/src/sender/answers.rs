@@ -9,7 +9,7 @@ use model::{Bytes, PointId, Since};
 
 use super::{CONTRADICTIONS, Now, Output, Sender, State, Then, WINDOW};
 use crate::report::Transfer;
-use crate::source::{Position, Progress, StagedPart};
+use crate::source::{Progress, StagedPart};
 use crate::wire::{Offer, OfferAnswer, Tip};
 
 impl Sender {
@@ -178,17 +178,7 @@ impl Sender {
             return self.track(out);
         };
         self.staged = Some(staged.segment);
-        let end = match staged.next {
-            // A source that stands still would be asked for ever.
-            Some(from) if from > at.from => Position {
-                disk: at.disk,
-                from,
-            },
-            _ => Position {
-                disk: at.disk + 1,
-                from: 0,
-            },
-        };
+        let end = at.after(staged.next);
         let progress = Progress::Seeding {
             seed,
             part,
