@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use block::Buffer;
+use journal::segment::FITTING;
 use journal::{Consistency, DiskExtent};
 use model::{Lineage, SeedId, Since};
 use ring::Ring;
@@ -36,6 +37,8 @@ struct Scene {
     folder: tempfile::TempDir,
     engine: Arc<Engine>,
     header: Header,
+    /// Marked blocks of each disk that take space.
+    content: Arc<AtomicU64>,
     /// What each owner was told about the end of an epoch.
     owners: Vec<JoinHandle<Vec<&'static str>>>,
 }
@@ -45,6 +48,7 @@ impl Scene {
         let folder = tempfile::tempdir().expect("a folder");
         let (vm, lineage) = (VmId::random(), Lineage::begin("host-a"));
         let staged = Arc::new(std::sync::Barrier::new(N));
+        let content = Arc::<AtomicU64>::default();
         let (mut disks, mut owners) = (Vec::new(), Vec::new());
         for manner in manners {
             let (orders, mailbox) = ring::mailbox(4);
@@ -55,9 +59,10 @@ impl Scene {
                 stats: Arc::default(),
             });
             let (file, staged) = (file(&folder), Arc::clone(&staged));
+            let content = Arc::clone(&content);
             owners.push(std::thread::spawn(move || {
                 let ring = Ring::new(4).expect("io_uring");
-                ring.block_on(own(mailbox, manner, file, &staged))
+                ring.block_on(own(mailbox, manner, file, &staged, &content))
             }));
         }
         let header = Header {
@@ -94,6 +99,7 @@ impl Scene {
             folder,
             engine: Arc::new(engine),
             header,
+            content,
             owners,
         }
     }
@@ -137,6 +143,7 @@ async fn own(
     manner: Manner,
     file: PathBuf,
     staged: &std::sync::Barrier,
+    content: &AtomicU64,
 ) -> Vec<&'static str> {
     let mut told = Vec::new();
     // As long as an epoch is sealed, its sink holds a sender; and who is stuck answers nobody.
@@ -181,6 +188,11 @@ async fn own(
                 told.push("coarsen");
                 let _ = answer.send(());
             }
+            // Of all that is marked so much takes space.
+            Order::Content(most, answer) => {
+                told.push("content");
+                let _ = answer.send(content.load(Relaxed).min(most + 1));
+            }
             Order::Abandon => told.push("abandon"),
             Order::End(whole, answer) => {
                 told.push(if whole { "whole" } else { "fold back" });
@@ -221,6 +233,30 @@ fn what_a_segment_has_no_room_for_is_coarsened_on_every_disk_before_any_is_held_
         scene.told(),
         [vec!["coarsen", "whole"], vec!["coarsen", "whole"]]
     );
+}
+
+#[test]
+fn what_no_segment_can_hold_is_refused_before_it_is_read_and_cut_once_it_fits() {
+    let most = FITTING / BLOCK_SIZE;
+    let scene = Scene::new([Manner::Good, Manner::Good]);
+    for disk in &scene.engine.disks {
+        disk.stats.dirty.store(most / 2 + 1, Relaxed);
+    }
+    scene.content.store(most / 2 + 1, Relaxed);
+    for _ in 0..2 {
+        let problem = scene.cut().expect_err("more than a segment holds");
+        assert_eq!(problem.code, Code::Full, "{problem}");
+        assert!(problem.reason.contains("255 GiB"), "{problem}");
+        for part in ["stay marked", "by itself", "`pollux replica remove`"] {
+            assert!(problem.way_out.contains(part), "{problem}");
+        }
+        assert!(scene.outbox().is_empty());
+    }
+    // The guest gave some of it back.
+    scene.content.store(most / 2, Relaxed);
+    scene.cut().expect("whole");
+    let told = ["content", "content", "content", "coarsen", "whole"];
+    assert_eq!(scene.told(), [told, told]);
 }
 
 #[test]

@@ -52,6 +52,24 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         }
     }
 
+    /// How many marked blocks take space, counted until there are more than `most`.
+    pub async fn content(&self, most: u64) -> u64 {
+        let (mut at, mut content) = (0, 0);
+        while content <= most {
+            let blocks = self.state.blocks();
+            let Some(run) = first(at, blocks, |within| self.state.next_marked(within)) else {
+                break;
+            };
+            let end = run.end.min(run.start + LOOK);
+            let (holes, looked) = self.holes(run.start..end).await;
+            let empty: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+            content += (looked - run.start).saturating_sub(empty);
+            at = looked;
+            give_way().await;
+        }
+        content
+    }
+
     /// How many marked blocks there are from block `from` on until about `limit` of them take space; each
     /// hole between them counts as one.
     pub async fn reach(&self, from: u64, limit: u64) -> u64 {

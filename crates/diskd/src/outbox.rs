@@ -62,6 +62,16 @@ impl OutboxError {
         path.parent().unwrap_or(path)
     }
 
+    /// Whether it is more than a segment may hold.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        let source = match self {
+            Self::Segment { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source, SegmentError::Full)
+    }
+
     /// Whether there is no space left for it.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -142,6 +142,9 @@ impl Owner {
                 tracker.publish();
                 let _ = answer.send(());
             }
+            Order::Content(most, answer) => {
+                let _ = answer.send(tracker.content(most).await);
+            }
             Order::Cut(cut, stage) => cut_epoch(&self.ring, tracker, &cut, stage).await,
             Order::Seed {
                 from,

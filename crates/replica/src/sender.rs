@@ -495,9 +495,10 @@ impl Sender {
                 self.contradicted(problem, out);
             }
             (State::Committing, Event::Committed(Err(LinkError::Refused(problem))))
+            | (State::Offering, Event::Offered(Err(problem)))
                 if problem.code == Code::Invalid =>
             {
-                // It is damaged: its blocks are read from the disk again.
+                // It is damaged, or nobody can take it: its blocks are read from the disk again.
                 if self.doubt(problem) {
                     self.drop_staged(out);
                 }

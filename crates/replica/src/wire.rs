@@ -53,6 +53,7 @@ pub const RELATIONSHIP: &str = "pollux-relationship";
 pub const CHUNK: u64 = 2 << 20;
 /// Most chunks of one segment file (256 GiB); bounds what an offer makes the replica allocate.
 pub const MAX_CHUNKS: u64 = 1 << 17;
+const _: () = assert!(MAX_CHUNKS * CHUNK == journal::segment::MAX_FILE);
 /// Longest control body in bytes, but for an offer.
 pub const MAX_BODY: usize = 1 << 20;
 /// Longest body of an offer in bytes: [`MAX_CHUNKS`] hashes and a header.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
+use journal::segment::FITTING;
 use journal::{Content, Header, Summary};
 use model::{BLOCK_SIZE, Bytes, Code, DiskId, Problem};
 
@@ -114,6 +115,7 @@ impl Engine {
         others.retain(|disk| named.iter().all(|named| named.id != disk.id));
         self.leave_out(&others)?;
         let disks: Vec<_> = orders.iter().map(|(disk, _)| *disk).collect();
+        self.check_content(&disks)?;
         self.coarsen(&disks)?;
         let mut epoch = Underway::new(self, &disks, delivered);
         let instant = self.one_instant();
@@ -136,13 +138,37 @@ impl Engine {
         self.finish(epoch, draft, filler)
     }
 
+    /// Refuses to cut more than a segment holds, before all of it was read.
+    fn check_content(&self, disks: &[&Disk]) -> Result<(), Problem> {
+        let most = FITTING / BLOCK_SIZE;
+        if marked(disks) <= most {
+            return Ok(());
+        }
+        let content = self.ask_at_length(disks, |answer| Order::Content(most, answer))?;
+        if content.iter().sum::<u64>() <= most {
+            return Ok(());
+        }
+        Err(self.too_large())
+    }
+
+    fn too_large(&self) -> Problem {
+        let marked = Bytes(marked(&self.all()).saturating_mul(BLOCK_SIZE));
+        self.problem(
+            Code::Full,
+            format!(
+                "so much changed since their newest recovery point that no other one can hold it: \
+                 {marked} are marked, and one holds {} that take space",
+                Bytes(FITTING)
+            ),
+            "the changes stay marked, and it goes on by itself should the guest discard enough of them; \
+             if not, end the replication with `pollux replica remove` and enable it anew: an initial \
+             replication comes in parts, of whatever size",
+        )
+    }
+
     /// Lets what is marked on `disks` fit into one segment.
     fn coarsen(&self, disks: &[&Disk]) -> Result<(), Problem> {
-        let marked: u64 = disks
-            .iter()
-            .map(|disk| disk.stats.dirty.load(Relaxed))
-            .sum();
-        if marked <= self.most_runs {
+        if marked(disks) <= self.most_runs {
             return Ok(());
         }
         let most = self.most_runs / (disks.len() as u64).max(1);
@@ -239,6 +265,7 @@ impl Engine {
             OutboxError::Exists(_) => {
                 self.problem(Code::Conflict, chain(error), "fold it back or remove it")
             }
+            error if error.is_too_large() => self.too_large(),
             error if error.is_full() => {
                 let way_out = "the changes stay marked; make room";
                 self.problem(Code::Full, self.lack(error), way_out)
@@ -252,8 +279,7 @@ impl Engine {
 
     /// What does not fit, and how much room there is.
     fn lack(&self, error: &OutboxError) -> String {
-        let marked = self.disks.iter().map(|disk| disk.stats.dirty.load(Relaxed));
-        let marked = Bytes(marked.sum::<u64>().saturating_mul(BLOCK_SIZE));
+        let marked = Bytes(marked(&self.all()).saturating_mul(BLOCK_SIZE));
         let folder = error.folder();
         let free = rustix::fs::statvfs(folder)
             .map(|space| Bytes(space.f_bavail.saturating_mul(space.f_frsize)));
@@ -266,4 +292,10 @@ impl Engine {
             Err(_) => chain(error),
         }
     }
+}
+
+/// Blocks that are marked on `disks`.
+fn marked(disks: &[&Disk]) -> u64 {
+    let marked = disks.iter().map(|disk| disk.stats.dirty.load(Relaxed));
+    marked.sum()
 }

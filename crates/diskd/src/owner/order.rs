@@ -75,6 +75,8 @@ pub enum Order {
     },
     /// Regions were compared: blocks of them that differ.
     Compared(Vec<(u64, Vec<Range<u64>>)>, mpsc::Sender<Result<(), Fault>>),
+    /// How many marked blocks take space, counted until there are more than so many.
+    Content(u64, mpsc::Sender<u64>),
     /// Mark blocks between marked ones until so many runs are left at most: what is cut next then fits
     /// into a segment.
     Coarsen(u64, mpsc::Sender<()>),

@@ -41,7 +41,7 @@ use crate::lines::Lines;
 use crate::measure::StagedSums;
 
 /// How much content that takes space a part of an initial replication holds, about.
-const PART: Bytes = Bytes(64 << 20);
+const PART: Bytes = Bytes(256 << 20);
 /// Regions that are looked at between two points, at least: a point that is due waits while both hosts
 /// read them.
 const AT_ONCE_COMPARED: u64 = 16;

@@ -65,6 +65,22 @@ pub const MAX_FRAMES: u32 = 1 << 22;
 /// writer's memory, when they are spread evenly over a disk of 1 TiB.
 pub const MAX_RUNS: u32 = 1 << 24;
 
+/// Longest file of a segment, in bytes.
+pub const MAX_FILE: u64 = 256 << 30;
+
+/// Content without zeroes that fits into a segment, in bytes, if it is in few enough frames and runs.
+pub const FITTING: u64 = MAX_FILE - (1 << 30);
+
+/// Last byte at which frame table and index may begin.
+const TABLES: u64 = FITTING + MAX_HEADER as u64 + (1 << 16);
+const _: () = assert!(
+    MAX_FILE
+        > TABLES
+            + MAX_FRAMES as u64 * layout::ENTRY_LEN as u64
+            + MAX_RUNS as u64 * layout::RUN_LEN as u64
+            + layout::FOOTER_LEN as u64
+);
+
 const BLOCK: usize = 4096;
 const BLOCK_BYTES: u32 = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);

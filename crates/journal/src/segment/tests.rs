@@ -452,6 +452,20 @@ fn content(fills: &[u8]) -> Vec<u8> {
     fills.iter().flat_map(block).collect()
 }
 
+#[test]
+fn a_segment_is_full_while_there_is_room_for_its_tables_in_the_longest_file() {
+    let noise = [7; BLOCK];
+    let begin = |at| {
+        let writer = SegmentWriter::create(Vec::new(), &header(1));
+        writer.expect("a good header").at(at)
+    };
+    let frame = Frame::encode(&noise, Frame::LEVEL).expect("a block");
+    let last = TABLES - u64::from(frame.stored_len());
+    begin(last).push_frame(0, 0, &noise).expect("the last one");
+    let pushed = begin(last + 1).push_frame(0, 0, &noise);
+    assert!(matches!(pushed, Err(SegmentError::Full)), "{pushed:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: crate::cases(200), ..ProptestConfig::default() })]
 

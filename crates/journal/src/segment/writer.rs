@@ -9,6 +9,7 @@ use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prel
 use super::merkle::Tree;
 use super::{
     BLOCK_BYTES, Extent, Frame, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary,
+    TABLES,
 };
 use crate::Header;
 
@@ -118,6 +119,10 @@ impl<W: Write> SegmentWriter<W> {
             .ok()
             .filter(|number| *number < MAX_FRAMES)
             .ok_or(SegmentError::Full)?;
+        // What is left of the longest file is for the tables.
+        if self.at + u64::from(frame.stored_len()) > TABLES {
+            return Err(SegmentError::Full);
+        }
         self.write(Site::Frame(number), &frame.stored)?;
         let entry = FrameEntry {
             at: self.at,
@@ -231,6 +236,13 @@ impl<W: Write> SegmentWriter<W> {
             .into_inner()
             .map_err(|error| written(error.into_error()))?;
         Ok((summary, file))
+    }
+
+    /// As if so many bytes had been written.
+    #[cfg(test)]
+    pub(super) fn at(mut self, at: u64) -> Self {
+        self.at = at;
+        self
     }
 
     /// With another size of the lots in which runs are gathered.

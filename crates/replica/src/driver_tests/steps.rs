@@ -385,3 +385,39 @@ fn a_step_that_cannot_be_done_suspends_with_its_cause_and_goes_on_by_itself_when
         replica.count()
     );
 }
+
+#[test]
+fn a_segment_that_nobody_can_take_is_folded_back_and_a_person_told_if_the_next_are_no_better() {
+    paused().block_on(async {
+        let shared = Shared(Arc::new(Mutex::new(World::new(23))));
+        let mut running = start(&shared);
+        settle(&shared, &mut running, "at first").await;
+        let too_long = Some((Step::ReadOffer, When::Before, Code::Invalid));
+        let refused = |shared: &Shared| shared.world().faults.refused;
+        shared.world().faults.broken = too_long;
+        shared.world().write();
+        while refused(&shared) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shared.world().faults.broken = None;
+        settle(&shared, &mut running, "with another one").await;
+        assert_eq!(refused(&shared), 1);
+        wait_for(&running, "no error", |report| report.last_error.is_none()).await;
+        shared.world().faults.broken = too_long;
+        shared.world().write();
+        wait_for(&running, "an error", |report| {
+            let cause = report.last_error.as_ref();
+            report.state == ReplicationState::Error
+                && cause.is_some_and(|cause| cause.reason == NO_ROOM)
+        })
+        .await;
+        assert_eq!(refused(&shared), 4);
+        shared.world().faults.broken = None;
+        let resumed = running.commands.send(Command::Resume).await;
+        resumed.expect("it listens");
+        let goes_on = |report: &LinkReport| report.state != ReplicationState::Error;
+        wait_for(&running, "it goes on", goes_on).await;
+        settle(&shared, &mut running, "after that").await;
+        check_points(&shared.world());
+    });
+}
