@@ -6,8 +6,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use api::{Authorize, DiskContentFrom, EnableReplication, Lease, NewDisk, SetReplication};
-use model::{Code, ReplicationState, StartUnasked};
+use api::{
+    Authorize, DiskContentFrom, EnableReplication, EventKind, EventQuery, Lease, NewDisk,
+    SetReplication, StartVm, VmDetails,
+};
+use model::{Code, Problem, ReplicationState, StartUnasked};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
 
@@ -253,6 +256,11 @@ async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
     }
 }
 
+/// A person starts `web` there.
+async fn start(host: &Host) -> Result<VmDetails, Problem> {
+    host.client.start("web", &StartVm { because: None }).await
+}
+
 /// The lease of `web` on a host once it is as `wanted` says.
 async fn lease_on(host: &Host, wanted: impl Fn(Option<Lease>) -> bool) -> Option<Lease> {
     let limit = Instant::now() + Duration::from_secs(30);
@@ -319,8 +327,8 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
     // Shorter at once, on both; over a restart of either; and it is renewed after it.
     set(fence("lease=3")).await.expect("shorter");
     lease_on(&pollux, |lease| seconds(lease) == Some(3)).await;
-    let castor_left = lease_on(&castor, |lease| seconds(lease) == Some(3)).await;
-    let left = castor_left.and_then(|lease| lease.left_ms);
+    let left = lease_on(&castor, |lease| seconds(lease) == Some(3)).await;
+    let left = left.and_then(|lease| lease.left_ms);
     assert!(left.is_some_and(|ms| ms <= 3000), "{left:?}");
     let pollux = pollux.restarted("pollux").await;
     assert_eq!(seconds(lease_on(&pollux, |_| true).await), Some(3));
@@ -364,8 +372,9 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
     assert_eq!(seconds(chosen.lease), Some(3));
     lease_on(&pollux, |lease| seconds(lease) == Some(3)).await;
 
-    // A primary whose replica is lost needs a person's word to end it.
+    // A primary whose replica is lost needs a person's word to start, and to end it.
     drop(pollux);
+    refused(start(&castor).await, Code::Unreachable, "may run on host");
     let ended = castor.client.disable_replication("web").await;
     refused(ended, Code::Unreachable, "--force --because STATEMENT");
     castor.client.replication("web").await.expect("it stays");
@@ -377,4 +386,31 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
     let castor = castor.restarted("castor").await;
     let none = castor.client.replication("web").await;
     refused(none, Code::Conflict, "not replicated");
+}
+
+#[tokio::test]
+async fn a_primary_starts_without_an_answer_only_if_a_person_chose_that_and_says_so() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let all = to_pollux("all");
+    let enabled = castor.client.enable_replication("web", &all).await;
+    assert_eq!(enabled.expect("made").start_unasked, StartUnasked::Deny);
+    drop(pollux);
+    refused(start(&castor).await, Code::Unreachable, "may run on host");
+    let allow = SetReplication {
+        start_unasked: Some(StartUnasked::Allow),
+        ..SetReplication::default()
+    };
+    let set = castor.client.set_replication("web", &allow).await;
+    assert_eq!(set.expect("set").start_unasked, StartUnasked::Allow);
+    // It gets as far as its supervisor, which here is none.
+    let begun = start(&castor).await.expect_err("a stand-in supervises it");
+    assert_eq!(begun.code, Code::Failed, "{begun}");
+    let told = castor.client.events(&EventQuery::default()).await;
+    let told = told.expect("listed").into_iter();
+    let kinds: Vec<EventKind> = told.map(|event| event.kind).collect();
+    assert!(kinds.contains(&EventKind::StartedUnasked), "{kinds:?}");
 }
