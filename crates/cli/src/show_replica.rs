@@ -44,36 +44,33 @@ const RANGES: usize = 16;
 
 impl Shown for LostWrites {
     fn table(&self) -> String {
-        let mut table = columns(&["Disk", "From", "Size", "File"]);
+        let mut table = columns(&["Disk", "From", "Size"]);
         let mut below = format!(
-            "\n\nwritten after point {}, which the host that took over had",
+            "\n\nwritten after point {}, the newest of the host that took over",
             self.since
         );
         if let Some(until) = self.until {
             below.push_str(&format!("; the last at {}", exact_time(until)));
         }
         for disk in &self.disks {
-            let file = || harmless(&disk.file);
             let number = disk.number.to_string();
-            let Some(ranges) = &disk.ranges else {
-                let whole = format!("nobody can tell; all of {}", disk.size);
-                table.add_row([number, "-".to_owned(), whole, file()]);
-                continue;
-            };
-            if ranges.is_empty() {
-                table.add_row([number.clone(), "-".to_owned(), "nothing".to_owned(), file()]);
-            }
+            let ranges = disk.ranges.as_deref().unwrap_or_default();
             for range in ranges.iter().take(RANGES) {
-                let (at, len) = (range.at.to_string(), range.len.to_string());
-                table.add_row([number.clone(), at, len, file()]);
+                table.add_row([number.clone(), range.at.to_string(), range.len.to_string()]);
             }
-            if ranges.len() > RANGES {
-                let sum = Bytes(ranges.iter().map(|range| range.len.0).sum());
-                below.push_str(&format!(
-                    "\ndisk {number}: {} ranges, {sum} together; `-o json` shows all",
-                    ranges.len()
-                ));
-            }
+            let sum = Bytes(ranges.iter().map(|range| range.len.0).sum());
+            let what = match &disk.ranges {
+                None => format!("nobody can tell which of its {} were written", disk.size),
+                Some(none) if none.is_empty() => "nothing was written".to_owned(),
+                Some(all) if all.len() > RANGES => {
+                    format!("{} ranges, {sum} together; `-o json` shows all", all.len())
+                }
+                Some(_) => format!("{sum} together"),
+            };
+            let file = harmless(&disk.file);
+            below.push_str(&format!(
+                "\ndisk {number}: {what}\n  as it was, not to be written to: {file}"
+            ));
         }
         finish(&table) + &below
     }
@@ -749,5 +746,51 @@ mod tests {
             "web: Warning (Suspended, Primary)\n  since 2026-11-29 06:00:00.000 UTC: Warning: it \
              is paused. `pollux replica resume web`"
         );
+    }
+}
+
+#[cfg(test)]
+mod lost_writes {
+    use api::{LostDisk, LostRange};
+    use model::{PointId, TermId};
+
+    use super::*;
+
+    #[test]
+    fn what_was_never_sent_is_listed_by_range_and_summed_where_there_are_many() {
+        let range = |n: u64| LostRange {
+            at: n << 20,
+            len: Bytes(4096),
+        };
+        let disk = |number, ranges| LostDisk {
+            number,
+            size: Bytes(1 << 30),
+            ranges,
+            file: format!("/state/branch/disk{number}.raw"),
+        };
+        let report = LostWrites {
+            since: PointId {
+                term: TermId::random(),
+                sequence: 7,
+            },
+            until: None,
+            disks: vec![
+                disk(0, Some((0..20).map(range).collect())),
+                disk(1, Some(Vec::new())),
+                disk(2, None),
+            ],
+        };
+        let shown = report.table();
+        let rows = shown.lines().filter(|line| line.ends_with("4 KiB"));
+        assert_eq!(rows.count(), RANGES, "{shown}");
+        for part in [
+            "20 ranges, 80 KiB together",
+            "disk 1: nothing was written",
+            "disk 2: nobody can tell which of its 1 GiB",
+            "/state/branch/disk2.raw",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert!(shown.lines().all(|line| line.len() <= 80), "{shown}");
     }
 }

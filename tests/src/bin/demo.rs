@@ -1,4 +1,4 @@
-//! `make demo`: two hosts, a guest, its twin, and the twin taking over.
+//! `make demo`: two hosts, a guest, its twin, the twin taking over, and the way home.
 //!
 //! Everything is done with the commands that a user would type; they are printed as they run.
 
@@ -38,6 +38,8 @@ fn demo() -> Result<()> {
     let lost = pair.lose_primary()?;
     let taken = pair.take_over()?;
     let (point, judged) = pair.judge_twin(&scratch)?;
+    let back = pair.replicate_back(&scratch)?;
+    let home = pair.go_home()?;
     ensure!(
         judged.committed <= lost.written,
         "the twin has more than was written"
@@ -73,6 +75,22 @@ fn demo() -> Result<()> {
             "verification",
             format!("{} records right, none missing", judged.records_checked),
         ),
+        (
+            "of a disk of 64 MiB sent back to castor",
+            back.shipped.to_string(),
+        ),
+        (
+            "kept at castor of what it never sent",
+            back.never_sent.to_string(),
+        ),
+        (
+            "records at pollux when it was shut down",
+            home.written.to_string(),
+        ),
+        (
+            "of those found by the guest at castor",
+            home.found.to_string(),
+        ),
     ]);
     println!("State is kept in {}.", scratch.state().display());
     Ok(())
@@ -91,6 +109,18 @@ struct Lost {
     lag_s: u64,
     points: usize,
     pause_us: u64,
+}
+
+/// What came of replicating back.
+struct Back {
+    shipped: Bytes,
+    never_sent: Bytes,
+}
+
+/// What came of the planned failover.
+struct Home {
+    written: u64,
+    found: u64,
 }
 
 /// How long the twin took, from the command on.
@@ -202,6 +232,73 @@ impl Pair {
         ])?;
         self.pollux.pollux(&["vm", "list"])?;
         Ok((name, judge(&image, Cut::Point)?))
+    }
+
+    fn replicate_back(&mut self, scratch: &Scratch) -> Result<Back> {
+        title("castor is back, hears that it was succeeded, and stands down");
+        writes_on(&self.pollux, "web", 20, MINUTE)?;
+        self.castor.start_daemon()?;
+        let (castor, pollux) = (&self.castor, &self.pollux);
+        until(MINUTE, "castor stands down", || {
+            let status = castor.json(&["replica", "status", "web"])?;
+            Ok((text(&status, "/0/state")? == "stood-down").then_some(()))
+        })?;
+        castor.refused(&["vm", "start", "web"])?;
+
+        title("Its own disks are the beginning of the new twin: only the difference is sent");
+        castor.pollux(&["replica", "server", "enable"])?;
+        pollux.pollux(&["failover", "reverse", "web"])?;
+        let written = flushed(&pollux.serial_log("web")?).context("it writes")?;
+        let image = scratch.state().join("web-at-castor.raw");
+        let file = image.display().to_string();
+        until(3 * MINUTE, "castor has what was written at pollux", || {
+            let points = castor.json(&["point", "list", "web"]);
+            if points.is_ok_and(|points| points.get(0).is_none()) {
+                return Ok(None);
+            }
+            castor.pollux(&["point", "export", "web", "latest", &file])?;
+            let judged = judge(&image, Cut::Point)?;
+            std::fs::remove_file(&image)?;
+            Ok((judged.committed >= written).then_some(()))
+        })?;
+        pollux.pollux(&["replica", "status"])?;
+        castor.pollux(&["point", "list", "web"])?;
+        castor.pollux(&["failover", "lost-writes", "web"])?;
+        let report = castor.json(&["failover", "lost-writes", "web"])?;
+        let ranges = report.pointer("/disks/0/ranges").and_then(Value::as_array);
+        let lengths = ranges.context("it is known what castor wrote")?.iter();
+        let never_sent = lengths
+            .map(|range| Ok(text(range, "/len")?.parse::<Bytes>()?.0))
+            .sum::<Result<u64>>()?;
+        let points = castor.json(&["point", "list", "web"])?;
+        let first = text(&points, "/0/size")?.parse()?;
+        Ok(Back {
+            shipped: first,
+            never_sent: Bytes(never_sent),
+        })
+    }
+
+    fn go_home(&self) -> Result<Home> {
+        title("Home, as planned: shut down at pollux, its last changes sent, started at castor");
+        let (castor, pollux) = (&self.castor, &self.pollux);
+        pollux.pollux(&["failover", "prepare", "web"])?;
+        let written = flushed(&pollux.serial_log("web")?).context("it wrote")?;
+        castor.pollux(&["failover", "start", "web"])?;
+        let found = castor.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+        println!("the guest at castor says: {found}");
+        ensure!(
+            found.ends_with(": right"),
+            "the guest does not find its records"
+        );
+        let found = found.split_once("committed ").and_then(|(_, rest)| {
+            let number = rest.split(' ').next()?;
+            number.parse().ok()
+        });
+        let found = found.context("the guest says how many")?;
+        ensure!(found >= written, "{found} of {written} records came home");
+        pollux.refused(&["vm", "start", "web"])?;
+        castor.pollux(&["vm", "list"])?;
+        Ok(Home { written, found })
     }
 
     fn points(&self) -> Result<Vec<Value>> {

@@ -296,8 +296,8 @@ impl Owner {
         );
         let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
         match message {
+            Message::Reverse { .. } => settling || self.changing || self.completing,
             Message::Turn { .. }
-            | Message::Reverse { .. }
             | Message::Change { .. }
             | Message::LetGo(_)
             | Message::ExportBegins { .. }
@@ -313,7 +313,7 @@ impl Owner {
     }
 
     fn undefer(&mut self) -> Option<Message> {
-        if self.settling > 0 || self.changing {
+        if self.settling > 0 || self.changing || self.completing {
             return None;
         }
         self.deferred.pop_front()
