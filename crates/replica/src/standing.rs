@@ -372,10 +372,11 @@ impl Standing {
     }
 
     /// Makes a failover final, or finds that it is: the VM stays on the point that it was started from. Store
-    /// the result before any other point goes.
+    /// the result before any other point goes. A primary may have been one of its partner's since it was
+    /// failed over; whether it was is for the caller to know.
     ///
     /// # Errors
-    /// [`Problem`] when it was not failed over to this host, or was taken over again.
+    /// [`Problem`] when it is received here, or was taken over again.
     pub fn complete(&self, thing: &str) -> Result<Self, Problem> {
         let name = crate::run::name(thing);
         let refuse = |reason: String, way_out: String| {
@@ -386,16 +387,12 @@ impl Standing {
                 "was not failed over to this host".to_owned(),
                 format!("`pollux failover start {name}` does that"),
             ),
-            (Role::Primary, _) => refuse(
-                "belongs to this host, so there is no failover to complete".to_owned(),
-                String::new(),
-            ),
-            (Role::FailedOver, Some(theirs)) => {
+            (_, Some(theirs)) => {
                 let by = &theirs.current().opener;
                 let reason = format!("was taken over by host `{by}` since");
                 refuse(reason, format!("Go on with it on host `{by}`"))
             }
-            (Role::FailedOver, None) => Ok(Self {
+            (_, None) => Ok(Self {
                 completed: true,
                 ..self.clone()
             }),

@@ -94,9 +94,6 @@ impl Owner {
         let view = self.view();
         let thing = view.thing();
         let completed = view.standing.complete(&thing)?;
-        if view.standing.completed {
-            return Ok(());
-        }
         let refuse = |reason: &str, way_out: &str| {
             Err(Problem::new(Code::Conflict, &thing, reason, way_out))
         };
@@ -106,8 +103,17 @@ impl Owner {
             .as_ref()
             .and_then(|machine| machine.origin.as_ref());
         let Some(origin) = origin else {
-            return refuse("lies above no recovery point", "");
+            if view.standing.completed {
+                return Ok(());
+            }
+            return refuse(
+                "lies on disks of its own: it has no failover to complete",
+                "",
+            );
         };
+        if view.standing.completed {
+            return Ok(());
+        }
         if origin.checkpoint.is_none() {
             return refuse(
                 "was failed over by an older Pollux, which kept no checkpoint of that",

@@ -301,12 +301,14 @@ impl Vm {
         let standing = with_partner(standing, relation.as_ref(), &home.path)
             .map_err(|error| failed(&error))?;
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
-        let store = (standing.role != Role::Primary || standing.completed).then(|| {
+        // A primary that was failed over to this host lies above a point until that is completed.
+        let machine = home.machine.as_ref();
+        let within = machine.is_some_and(|machine| machine.path != home.path);
+        let store = (standing.role != Role::Primary || within).then(|| {
             let store = Store::new(home.place.clone(), thing, host.flushes.clone());
-            let flat = home.machine.as_ref().is_some_and(VmFolder::lies_on_files);
-            store
-                .after_failover(standing.completed, flat)
-                .filled(&home.path)
+            let completed = standing.completed && standing.role != Role::Replica;
+            let flat = machine.is_some_and(VmFolder::lies_on_files);
+            store.after_failover(completed, flat).filled(&home.path)
         });
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let (seen, view) = watch::channel(View {

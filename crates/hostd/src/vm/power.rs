@@ -291,8 +291,7 @@ impl Owner {
         });
         let store = self.store.clone();
         let stores = Arc::clone(&self.host.stores);
-        // Of a VM that was failed over something may lie in a store still.
-        let twin = store.is_some() || self.lies_in_a_twin();
+        let twin = store.is_some();
         if let Some(store) = store.as_ref().filter(|_| !lost) {
             if let Err(problem) = tokio::task::block_in_place(|| store.nothing_locked()) {
                 refuse(answer, problem);
@@ -334,13 +333,6 @@ impl Owner {
         }
         let _ = answer.send(done);
         ended
-    }
-
-    /// Whether its home was made for a twin.
-    fn lies_in_a_twin(&self) -> bool {
-        let view = self.seen.borrow();
-        let machine = view.home.machine.as_ref();
-        machine.is_some_and(|machine| machine.path != view.home.path)
     }
 
     /// Refuses to give up what is not lost.
