@@ -104,6 +104,8 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
         refused.message
     );
     castor.pollux(&["vm", "kill", "web"])?;
+    // Nothing lies above a point any more, and what goes back is known all the same.
+    pollux.pollux(&["failover", "complete", "web"])?;
     pollux.pollux(&["failover", "reverse", "web"])?;
     until(3 * MINUTE, "points come back", || {
         Ok((points(castor).len() >= 2).then_some(()))

@@ -175,6 +175,10 @@ fn whoever_holds_a_point_is_named_and_nobody_holds_one_afterwards() {
             "nothing was changed"
         );
     };
+    let kept = home.path().join("branch");
+    std::fs::create_dir(&kept).expect("made");
+    refused("lost-writes");
+    std::fs::remove_dir(&kept).expect("removed");
     store.pin(points[7], "test-0123456789ab").expect("pinned");
     refused("stop-test");
     store
