@@ -383,7 +383,6 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
         .disable_replication_because("web", "host pollux has burnt down: 100 %")
         .await;
     assert!(lost.expect("a person's word").untold.is_some());
-    let castor = castor.restarted("castor").await;
     let none = castor.client.replication("web").await;
     refused(none, Code::Conflict, "not replicated");
 }
