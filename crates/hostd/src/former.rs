@@ -62,7 +62,7 @@ pub(crate) fn check<'a>(
     if !machine.spec.checkpoints.is_empty() {
         let reason = "has checkpoints there, which a twin cannot have".to_owned();
         let way_out = format!(
-            "`pollux checkpoint list {name}` there shows them, `pollux checkpoint delete` merges one"
+            "`pollux disk info {name}` there shows them, `pollux disk merge {name} CHECKPOINT` merges one"
         );
         return refuse(reason, way_out);
     }
