@@ -31,6 +31,9 @@ use crate::vm::create::{no_space_or, publish, remove, sync_parent};
 use crate::vm::folder::VmFolder;
 use crate::vm::progress;
 
+/// The variables of UEFI, in the folder of a VM that has them.
+const VARIABLES: &str = "uefi-variables.fd";
+
 /// What becomes a twin.
 pub(crate) struct Turning<'a> {
     /// The VM.
@@ -88,6 +91,19 @@ pub(crate) fn check<'a>(
             );
             return refuse(reason, way_out);
         };
+        let size = enrol.spec.disks.iter().find(|one| one.id == *id);
+        if let Some(wanted) = size.filter(|wanted| wanted.size < disk.size) {
+            let reason = format!(
+                "has a disk {} of {} there, and of {} on the host that took over",
+                disk.slot, disk.size, wanted.size
+            );
+            let way_out = format!(
+                "make it as large where it runs: `pollux disk resize {name} {} {}`, after `pollux \
+                 failover complete {name}`",
+                wanted.slot, disk.size
+            );
+            return refuse(reason, way_out);
+        }
         found.push(disk);
     }
     Ok(found)
@@ -171,6 +187,12 @@ fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
     for disk in &machine.spec.disks {
         link(machine, disk, &kept.disk_file(disk))?;
     }
+    let variables = machine.path.join(VARIABLES);
+    if variables.exists() {
+        access::give_back(&variables)
+            .and_then(|()| fs::hard_link(&variables, kept.path.join(VARIABLES)))
+            .map_err(failed)?;
+    }
     kept.write().map_err(failed)?;
     branch.write(&kept.path).map_err(failed)?;
     sync_parent(&kept.path.join("vm.toml")).map_err(failed)?;
@@ -224,25 +246,40 @@ pub(crate) fn give_back(
     let home = vms.join(was.spec.id.to_string());
     // This decides.
     publish(&was.path, &home).map_err(failed)?;
-    Branch::unmake(&home).map_err(failed)?;
-    if let Err(error) = remove(twin) {
-        tracing::warn!(folder = %twin.display(), %error, "is removed at the next start");
+    match remove(twin) {
+        // Until then it tells that the twin is what is left.
+        Ok(()) => Branch::unmake(&home).map_err(failed)?,
+        Err(error) => {
+            tracing::warn!(folder = %twin.display(), %error, "is removed at the next start");
+        }
     }
     Ok(home)
 }
 
-/// Of the folders of a VM and of a twin that have one name: which is what a polluxd that was killed left;
-/// none if they are not both there.
-pub(crate) fn leftover<'a>(vm: &'a Path, twin: &'a Path) -> Option<&'a Path> {
+/// Of the folders of a VM and of a twin that have one name: which is what a polluxd that was killed left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftover {
+    /// They are not both there.
+    None,
+    /// What became the twin.
+    Vm,
+    /// The one whose disks were given back.
+    Twin,
+    /// Nobody can tell: neither is to be removed.
+    Unknown,
+}
+
+/// See [`Leftover`].
+pub(crate) fn leftover(vm: &Path, twin: &Path) -> Leftover {
     if !vm.is_dir() || !twin.is_dir() {
-        return None;
-    }
-    // The twin has the VM as it was until it is given back.
-    Some(if Branch::folder(twin).is_dir() {
-        vm
+        Leftover::None
+    } else if Branch::is_in(vm) {
+        Leftover::Twin
+    } else if Branch::is_in(&Branch::folder(twin)) {
+        Leftover::Vm
     } else {
-        twin
-    })
+        Leftover::Unknown
+    }
 }
 
 /// When a disk of it was written last, by its files.
@@ -425,13 +462,17 @@ mod tests {
         let keep = scratch.path("kept");
         fs::create_dir(&keep).expect("made");
         let home = scratch.turn().expect("turned");
-        assert_eq!(leftover(&vm, &home), None);
+        assert_eq!(leftover(&vm, &home), Leftover::None);
         // The VM was not removed yet.
         fs::create_dir(&vm).expect("made");
-        assert_eq!(leftover(&vm, &home), Some(&*vm));
-        // The twin, after its disks were given back.
+        assert_eq!(leftover(&vm, &home), Leftover::Vm);
+        // What was kept was dropped since: nothing tells the two apart.
         fs::rename(Branch::folder(&home), keep.join("branch")).expect("moved");
-        assert_eq!(leftover(&vm, &home), Some(&*home));
+        assert_eq!(leftover(&vm, &home), Leftover::Unknown);
+        // The twin, after its disks were given back.
+        fs::remove_dir(&vm).expect("removed");
+        fs::rename(keep.join("branch"), &vm).expect("published");
+        assert_eq!(leftover(&vm, &home), Leftover::Twin);
     }
 
     #[test]
@@ -444,6 +485,12 @@ mod tests {
         scratch.enrol.disks.push(DiskId::random());
         let refused = scratch.turn().expect_err("no such disk");
         assert!(refused.reason.contains("no disk"), "{refused}");
+        assert_eq!(names(&scratch), 0);
+        // Of an older point of the partner: a journal never makes a disk smaller.
+        let mut scratch = Scratch::new();
+        scratch.enrol.spec.disks[0].size = Bytes(SIZE / 2);
+        let refused = scratch.turn().expect_err("larger here");
+        assert!(refused.way_out.contains("pollux disk resize"), "{refused}");
         assert_eq!(names(&scratch), 0);
         let mut scratch = Scratch::new();
         scratch.machine.spec.disks[1].file = "/elsewhere/disk.raw".into();

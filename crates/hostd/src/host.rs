@@ -20,7 +20,7 @@ use crate::clock::BootClock;
 use crate::endpoint::{Endpoint, Listening};
 use crate::event::{Bounds, Events, hook};
 use crate::flushes::Flushes;
-use crate::former;
+use crate::former::{self, Leftover};
 use crate::layout::Layout;
 use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
@@ -28,6 +28,7 @@ use crate::server::Server;
 use crate::settings::Settings;
 use crate::stores::{self, Place, Stores};
 use crate::twin::Store;
+use crate::vm::branch::Branch;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
 use crate::vm::{Home, Vm, takeover};
@@ -122,6 +123,11 @@ pub(crate) struct FileClaim {
     file: Option<(u64, u64)>,
 }
 
+/// Removes what a polluxd that was killed left.
+fn clear(left: &Path) -> Result<(), Problem> {
+    create::remove(left).map_err(|error| Problem::failed(left.display().to_string(), &error))
+}
+
 impl Drop for FileClaim {
     fn drop(&mut self) {
         let file = self.file;
@@ -197,10 +203,23 @@ impl Host {
         for path in folders(&self.layout.vms())? {
             let name = path.file_name().unwrap_or_default();
             let twin = self.layout.replicas().join(name);
-            if let Some(left) = former::leftover(&path, &twin) {
-                let removed = create::remove(left);
-                removed.map_err(|error| Problem::failed(left.display().to_string(), &error))?;
-                if left == path {
+            match former::leftover(&path, &twin) {
+                Leftover::None => {}
+                Leftover::Vm => {
+                    clear(&path)?;
+                    continue;
+                }
+                Leftover::Twin => {
+                    clear(&twin)?;
+                    Branch::unmake(&path)
+                        .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
+                }
+                Leftover::Unknown => {
+                    let reason = format!("is here twice: {} is its twin", twin.display());
+                    let way_out = "Move the one away that is not wanted, and start polluxd again";
+                    let thing = path.display().to_string();
+                    let problem = Problem::new(Code::Conflict, thing, reason, way_out);
+                    self.leave_out(&path, Err(problem));
                     continue;
                 }
             }
@@ -217,7 +236,7 @@ impl Host {
         Ok(())
     }
 
-    fn leave_out(&self, path: &Path, opened: Result<(), Problem>) {
+    pub(crate) fn leave_out(&self, path: &Path, opened: Result<(), Problem>) {
         let Err(problem) = opened else { return };
         tracing::error!(folder = %path.display(), %problem, "left out");
         let folder = path

@@ -230,13 +230,14 @@ impl Twins {
             spec,
             machine: None,
         };
+        // Before anybody sees it and tells how it is.
+        let what = format!("is received from host `{}`", principal.name);
+        let draft = Draft::new(EventKind::Enabled, Severity::Info, &name, what);
+        host.events.record(draft.about(vm));
         let twin = host.open_home(home).await?;
         // There is nothing yet, and what is begun from now on is nobody's leftover.
         host.adopt_points(&twin).await;
         tracing::info!(%vm, peer = principal.name, "is received from now on");
-        let what = format!("is received from host `{}`", principal.name);
-        let draft = Draft::new(EventKind::Enabled, Severity::Info, &name, what);
-        host.events.record(draft.about(vm));
         Ok(())
     }
 
@@ -302,7 +303,9 @@ impl ReplicaHost for Twins {
             answer,
         };
         let (home, reversed) = found.ask(ask).await?;
-        self.0.open_twin(&home).await?;
+        let opened = self.0.open_twin(&home).await;
+        self.0.leave_out(&home, opened.clone());
+        opened?;
         tracing::info!(%vm, peer = principal.name, "is received from now on: it was taken over there");
         let what = format!(
             "became the replica of host `{}`, which had taken it over",

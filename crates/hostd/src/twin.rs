@@ -292,8 +292,12 @@ impl Store {
 
     fn open(&self) -> Result<Journal, Problem> {
         let group = self.flushes.of(&self.folder);
-        Journal::open_beside(&self.folder, self.leases.clone(), group)
-            .map_err(|error| Problem::failed(&self.thing, &error))
+        let journal = Journal::open_beside(&self.folder, self.leases.clone(), group)
+            .map_err(|error| Problem::failed(&self.thing, &error))?;
+        Ok(match Branch::holds(&self.folder) {
+            true => journal.keeping_base(),
+            false => journal,
+        })
     }
 
     /// Whether to look for points that an earlier polluxd had begun to work with: true once, as soon as
@@ -439,12 +443,8 @@ impl Store {
             return Err(self.completed());
         }
         let Some(latest) = points.last() else {
-            return Err(Problem::new(
-                Code::NotFound,
-                &self.thing,
-                "has no recovery point yet: its initial replication is not complete",
-                "`pollux replica status` shows how far it is",
-            ));
+            let has_disks = Branch::holds(&self.folder);
+            return Err(replica::run::no_point(&self.thing, has_disks));
         };
         if wanted == LATEST {
             return Ok(latest.id);

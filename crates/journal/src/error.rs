@@ -217,6 +217,9 @@ pub enum Refusal {
     /// A part of an initial replication for a journal that holds points already.
     #[error("the initial replication is complete: the journal is at point {0}")]
     Complete(PointId),
+    /// A part of an initial replication for a journal whose base must stay as it is.
+    #[error("its base must stay as it is until there is a point: no part may be written to it")]
+    BaseStays,
     /// The first point builds on another number of parts than were received.
     #[error("it builds on {needs} parts of the initial replication, and {has} were received")]
     Parts {

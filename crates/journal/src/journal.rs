@@ -78,6 +78,8 @@ pub struct Journal {
     stale: bool,
     /// The space for writing the index anew is taken.
     reserved: bool,
+    /// No part of an initial replication is let in.
+    pub(crate) base_stays: bool,
 }
 
 /// What a journal has, durably.
@@ -187,6 +189,14 @@ impl Journal {
             leases,
             ..Self::open_in(folder, Some(lock), group)?
         })
+    }
+
+    /// What the base files held when the journal was made is to stay until there is a point: no part of an
+    /// initial replication is let in through this `Journal`.
+    #[must_use]
+    pub fn keeping_base(mut self) -> Self {
+        self.base_stays = true;
+        self
     }
 
     /// After a change that could not be made durable: makes the file say again what was durable before.
@@ -318,6 +328,7 @@ impl Journal {
             passed: None,
             stale: false,
             reserved: false,
+            base_stays: false,
         })
     }
 

@@ -107,6 +107,9 @@ impl Journal {
                 if seed != index.seed {
                     return Err(Refusal::OtherSeed(seed));
                 }
+                if self.base_stays {
+                    return Err(Refusal::BaseStays);
+                }
                 let (next, last) = match (&index.base, self.tip()) {
                     (Base::Seeding { parts, last }, _) => (*parts, last),
                     (_, Tip::Point { point, .. }) => return Err(Refusal::Complete(point)),

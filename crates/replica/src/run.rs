@@ -149,6 +149,22 @@ fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
     refused(thing, reason, way_out)
 }
 
+/// A twin that has no recovery point yet is not started. `has_disks`: it began with the disks of this host,
+/// which was the primary before.
+#[must_use]
+pub fn no_point(thing: &str, has_disks: bool) -> Problem {
+    let reason = "has no recovery point yet: its initial replication is not complete";
+    let name = name(thing);
+    let mut way_out = "`pollux replica status` shows how far it is".to_owned();
+    if has_disks {
+        way_out = format!(
+            "{way_out}; if the other host is lost, `pollux failover cancel {name}` gives the disks back \
+             that this host had"
+        );
+    }
+    Problem::new(Code::NotFound, thing, reason, way_out)
+}
+
 /// What the partner's answer is worth beside a person's word. The word counts for a host that stood
 /// down, if the VM does not run on the partner either: two that stood down for each other, of which
 /// one was restored, would refuse for ever.

@@ -593,7 +593,11 @@ impl Standing {
             role: Role::Replica,
             lineage: theirs.clone(),
             warrant: None,
+            // Those of another relationship.
             fence: None,
+            agreement: 0,
+            start_unasked: StartUnasked::default(),
+            succession: None,
             stood_down: None,
             prepared: false,
             completed: false,

@@ -198,11 +198,16 @@ pub(super) async fn drop_lost_writes(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<()> {
-    let view = host.find(&vm)?.view();
+    let vm = host.find(&vm)?;
+    let (view, store) = (vm.view(), vm.store.clone());
     let thing = view.thing();
     let dropped = blocking(move || {
         if Branch::read(&view.home.path)?.is_none() {
             return Err(nothing_lost(thing));
+        }
+        if let Some(store) = store {
+            // Until there is one, the disks that are kept are all that this host has.
+            store.newest()?;
         }
         Branch::drop_of(&view.home.path).map_err(|error| Problem::failed(thing, &error))
     });

@@ -63,8 +63,19 @@ pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>
         vm.ask(|answer| Message::CancelFailover { answer }).await?;
         return Ok(Json(()));
     }
-    let home = vm.ask(|answer| Message::GiveBack { answer }).await?;
-    host.open_vm(VmFolder::read(&home)?).await?;
+    // To the end, whether or not whoever asked waits: between the two steps it is no VM of this host.
+    let given = tokio::spawn(async move {
+        let home = vm.ask(|answer| Message::GiveBack { answer }).await?;
+        let opened = match VmFolder::read(&home) {
+            Ok(folder) => host.open_vm(folder).await.map(drop),
+            Err(problem) => Err(problem),
+        };
+        host.leave_out(&home, opened.clone());
+        opened
+    });
+    given
+        .await
+        .map_err(|error| Problem::failed("polluxd", &error))??;
     Ok(Json(()))
 }
 

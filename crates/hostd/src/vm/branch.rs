@@ -117,6 +117,11 @@ impl Branch {
         home.join(FOLDER)
     }
 
+    /// Whether `folder` is, or was, the one of a branch: a VM's that was given back, until its twin is gone.
+    pub(crate) fn is_in(folder: &Path) -> bool {
+        folder.join(FILE).exists()
+    }
+
     /// Whether the base of the journal, which lies in the folder `journal`, must stay as it is.
     pub(crate) fn holds(journal: &Path) -> bool {
         journal.with_file_name(FOLDER).exists()

@@ -302,7 +302,7 @@ impl Owner {
             | Message::LetGo(_)
             | Message::ExportBegins { .. }
             | Message::ExportPoint { .. }
-            | Message::Enable { .. } => settling || self.changing,
+            | Message::Enable { .. } => settling || self.changing || self.reversing.is_some(),
             _ => begins && (settling || self.changing),
         }
     }
@@ -313,7 +313,8 @@ impl Owner {
     }
 
     fn undefer(&mut self) -> Option<Message> {
-        if self.settling > 0 || self.changing || self.completing {
+        let busy = self.changing || self.completing || self.reversing.is_some();
+        if self.settling > 0 || busy {
             return None;
         }
         self.deferred.pop_front()

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::access;
+use super::branch::Branch;
 use super::create;
 use super::folder::VmFolder;
 use super::handle::Answer;
@@ -270,8 +271,11 @@ impl Owner {
 
     /// Deletes the VM. True when the owner ends.
     pub(super) async fn delete(&mut self, lost: bool, answer: Answer) -> bool {
-        let granted = self.granted(Wish::Delete);
-        if let Err(problem) = granted.and_then(|_| self.check_lost(lost)) {
+        let granted = self.granted(Wish::Delete).map(drop);
+        let checked = granted
+            .and_then(|()| self.check_lost(lost))
+            .and_then(|()| self.check_branch());
+        if let Err(problem) = checked {
             refuse(answer, problem);
             return false;
         }
@@ -333,6 +337,21 @@ impl Owner {
         }
         let _ = answer.send(done);
         ended
+    }
+
+    /// Refuses to delete what this host wrote and never sent, of which there is no other copy.
+    fn check_branch(&self) -> Result<(), Problem> {
+        let view = self.view();
+        if !Branch::folder(&view.home.path).exists() {
+            return Ok(());
+        }
+        let name = view.home.spec.name.as_str();
+        let reason = "keeps what this host wrote and never sent to the other one";
+        let way_out = format!(
+            "`pollux failover lost-writes {name}` shows it, and `--drop` keeps it no longer; before the \
+             first recovery point `pollux failover cancel {name}` gives the disks back"
+        );
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }
 
     /// Refuses to give up what is not lost.

@@ -288,7 +288,10 @@ impl Owner {
     ) -> Result<(DiskdSource, Begin), Problem> {
         let home = &view.home.path;
         let recorded = progress::read(home)?;
-        let progress = recorded.unwrap_or_else(|| Progress::begin(relation.seed));
+        let progress = recorded.unwrap_or_else(|| match relation.reversed {
+            true => Progress::reversed(relation.seed, relation.disks.len()),
+            false => Progress::begin(relation.seed),
+        });
         let source = DiskdSource {
             vm: self.id,
             thing: view.thing(),
@@ -584,6 +587,18 @@ impl Owner {
                         view.thing(),
                         "has recovery points on its replica: its initial replication is complete",
                         "`pollux replica remove` ends the replication",
+                    )),
+                    _ if relation.reversed => Err(Problem::new(
+                        Code::Conflict,
+                        view.thing(),
+                        format!(
+                            "is replicated back to host `{}`, whose own disks its twin began with",
+                            relation.partner
+                        ),
+                        format!(
+                            "`pollux failover cancel {}` there gives it these disks back",
+                            view.home.spec.name
+                        ),
                     )),
                     _ => Ok(relation),
                 });

@@ -43,6 +43,11 @@ const AT_ONCE: usize = 1024;
 impl Owner {
     /// Makes the partner the replica, and the failover final; answered when the partner is.
     pub(super) fn reverse(&mut self, choice: Option<DiskChoice>, answer: Answer) {
+        if self.is_reversed() {
+            // The answer was lost.
+            let _ = answer.send(Ok(()));
+            return;
+        }
         let (backwards, relation) = match self.may_reverse(choice) {
             Ok(both) => both,
             Err(problem) => return refuse(answer, problem),
@@ -55,6 +60,12 @@ impl Owner {
             };
             Happening::Reversed(done.await, Box::new(relation))
         });
+    }
+
+    fn is_reversed(&self) -> bool {
+        let view = self.view();
+        let relation = view.relation.as_ref();
+        view.is_sent() && relation.is_some_and(|relation| relation.reversed)
     }
 
     fn may_reverse(
@@ -187,7 +198,10 @@ impl Owner {
                 tracing::info!(vm = %self.id, "is replicated back");
                 self.go_on_completing();
             }
-            Err(_) => self.stay_open(),
+            Err(problem) => {
+                tracing::warn!(vm = %self.id, %problem, "is not replicated back");
+                self.stay_open();
+            }
         }
         if let Some(answer) = self.reversing.take() {
             // Fails only when nobody waits for it any more.
@@ -229,16 +243,11 @@ impl Backwards {
             self.supervisor
                 .ensure(&host.programs, machine, term, budget, host.uses_kvm());
         ensured.await?;
-        let relationship = self.back.relationship;
-        let tracks = self.ask(&Request::TrackAbove { relationship }).await;
         if self.back.tracked {
-            return match tracks {
-                // What it knew is gone, and what was written above the point with it.
-                Err(problem) if problem.code == Code::Conflict => self.track_anew().await,
-                tracks => tracks,
-            };
+            return self.track_on().await;
         }
-        tracks?;
+        let relationship = self.back.relationship;
+        self.ask(&Request::TrackAbove { relationship }).await?;
         let (Some(origin), Some(store)) = (machine.origin.clone(), self.store.clone()) else {
             return Err(not_a_twin(view));
         };
@@ -269,7 +278,8 @@ impl Backwards {
         Ok(())
     }
 
-    async fn track_anew(&self) -> Result<(), Problem> {
+    /// Goes on where it was; what nobody can tell any more is suspect.
+    async fn track_on(&self) -> Result<(), Problem> {
         self.ask(&Request::Track {
             relationship: self.back.relationship,
             begin: false,

@@ -23,8 +23,8 @@ use super::source::{self, DiskdSource, ask, segments};
 use super::{create, progress};
 use crate::former::{self, Turning};
 
-/// How long diskd may take for what it makes durable, or reads of a segment.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long diskd may take for what it makes durable, or reads of a segment: less than whoever asks waits.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the host that took over is told, and where the twin is at home.
 pub(crate) type Turned = (PathBuf, Reversed);
@@ -134,6 +134,7 @@ impl Owner {
                 true
             }
             Err(problem) => {
+                tracing::warn!(vm = %self.id, %problem, "does not become a replica");
                 refuse(answer, problem);
                 self.settle();
                 false

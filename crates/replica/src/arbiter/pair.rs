@@ -58,6 +58,12 @@ pub(super) struct Stored {
     pub(super) root: u8,
 }
 
+/// What the first point builds on that goes to a former primary: the disks that this had.
+pub(super) const BASE: PointId = PointId {
+    term: TermId(Uuid::nil()),
+    sequence: 0,
+};
+
 /// What a host has on disk, and what its polluxd believes to be there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Disk {
@@ -67,6 +73,8 @@ pub(super) struct Disk {
     /// The journal, the oldest first, and the lineage of the newest.
     pub(super) points: Vec<Stored>,
     pub(super) history: Lineage,
+    /// The lineage of the disks that its twin began with: it was the primary before.
+    pub(super) branch: Option<Lineage>,
     /// The sender's progress.
     pub(super) acknowledged: PointId,
     pub(super) reserved: u64,
@@ -151,6 +159,8 @@ pub(super) struct Bounds {
     pub(super) removals: u8,
     /// A person locks the primary for a planned failover.
     pub(super) plans: u8,
+    /// A host that took over makes its partner the replica.
+    pub(super) reversals: u8,
     /// Seconds that pass; none: there is no lease.
     pub(super) seconds: u8,
     /// How often a clock gains on the other one.
@@ -171,6 +181,8 @@ pub(super) struct Bounds {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Acked {
     pub(super) point: Stored,
+    /// By which host.
+    pub(super) by: usize,
     pub(super) passed: bool,
 }
 
@@ -277,6 +289,7 @@ impl Pair {
             linked: true,
             points,
             history: lineage.clone(),
+            branch: None,
             acknowledged: first,
             reserved: 1,
         };
@@ -297,6 +310,7 @@ impl Pair {
             cuts: 0,
             acked: vec![Acked {
                 point: stored,
+                by: 1,
                 passed: false,
             }],
             unsettled: [false; 2],

@@ -5,7 +5,7 @@ use journal::{Refusal, Root, Verdict};
 use model::{Lineage, PointId, SeedId, Since};
 use uuid::Uuid;
 
-use super::pair::{Acked, Disk, Lives, Pair, Say, Stored};
+use super::pair::{Acked, BASE, Disk, Lives, Pair, Say, Stored};
 use super::rule::Rule;
 use super::step::Arbiter;
 use crate::standing::Role;
@@ -28,7 +28,7 @@ impl Arbiter {
         let lineage = standing.lineage.clone();
         let sequence = lineage.next_sequence(memory.reserved)?;
         let since = memory.acknowledged;
-        if !lineage.contains(since) {
+        if since != BASE && !lineage.contains(since) {
             return None;
         }
         let mut next = pair.clone();
@@ -107,6 +107,7 @@ impl Arbiter {
         next.send(1 - x, Say::Committed(point.id));
         let acked = Acked {
             point,
+            by: x,
             passed: false,
         };
         if !next.acked.iter().any(|known| known.point == point) {
@@ -126,15 +127,21 @@ impl Arbiter {
         let known = disk.points.iter().find(|known| known.id == point.id);
         let held = Held {
             seed: SEED,
-            parts: None,
-            lineage: Some(&disk.history),
+            parts: disk.points.is_empty().then_some(0),
+            lineage: (!disk.points.is_empty()).then_some(&disk.history),
             newest: disk.points.last().map(|newest| newest.id),
             known: known.map(|known| root(known.root)),
         };
         let offered = Offered {
             lineage,
             sequence: point.id.sequence,
-            since: Since::Point(point.since),
+            since: match point.since {
+                BASE => Since::Seed {
+                    seed: SEED,
+                    parts: 0,
+                },
+                since => Since::Point(since),
+            },
             root: root(point.root),
         };
         match accept(&held, &offered) {

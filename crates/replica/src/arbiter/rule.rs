@@ -33,10 +33,11 @@ pub(super) enum Rule {
     LeaseNumbered,
     LeaseCutShort,
     MeetBeforeEnd,
+    TurnWhileOff,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 30] = [
+pub(super) const RULES: [Rule; 31] = [
     Rule::RefuseWhileRunning,
     Rule::AnswerNamesTheTerm,
     Rule::DropAttempt,
@@ -67,6 +68,7 @@ pub(super) const RULES: [Rule; 30] = [
     Rule::LeaseNumbered,
     Rule::LeaseCutShort,
     Rule::MeetBeforeEnd,
+    Rule::TurnWhileOff,
 ];
 
 impl Rule {
@@ -164,6 +166,7 @@ impl Rule {
                 "Two hosts are in contact before they end their relationship: which of them was \
                  succeeded stays known."
             }
+            Self::TurnWhileOff => "A host whose guest runs does not become the replica.",
         }
     }
 }

@@ -8,7 +8,7 @@ use model::{Lineage, PointId, TermId};
 use stateright::{Model, Property};
 use uuid::Uuid;
 
-use super::pair::{Asked, Bounds, Disk, Guest, Lives, Pair, Say};
+use super::pair::{Asked, BASE, Bounds, Disk, Guest, Host, Lives, Pair, Say};
 use super::rule::Rule;
 use crate::run::{Evidence, Rank, must_hold, rank};
 use crate::standing::{Override, Role, Standing, Warrant};
@@ -35,6 +35,12 @@ pub(super) enum Step {
     AskToStandDown(usize),
     /// The primary is locked for a planned failover.
     Plan(usize),
+    /// A host that took over makes its partner, which gave way, the replica. The partner becomes it; its
+    /// answer comes, or not.
+    Reverse {
+        host: usize,
+        told: bool,
+    },
     /// A person overrides.
     Force(usize),
     HostCrashes(usize),
@@ -398,6 +404,49 @@ impl Arbiter {
         Some(next)
     }
 
+    /// `x` makes its partner the replica.
+    fn reverse(&self, pair: &Pair, x: usize, told: bool) -> Option<Pair> {
+        let y = 1 - x;
+        let ours = pair.hosts[x].standing();
+        let took_over = ours.role == Role::FailedOver || pair.hosts[y].memory.branch.is_some();
+        if !took_over || !pair.is_linked() {
+            return None;
+        }
+        let (lineage, back) = (ours.lineage.clone(), ours.reverse(VM).ok()?);
+        let mut next = pair.clone();
+        let says = Self::tell(pair, x);
+        self.meet(&mut next, y, &says, !pair.unsettled[x]);
+        let host = &next.hosts[y];
+        let theirs = host.standing();
+        if theirs.role != Role::Replica || host.memory.branch.is_none() {
+            let runs = host.guest != Guest::Off;
+            let turned = theirs
+                .turn(VM, &lineage, runs && self.on(Rule::TurnWhileOff))
+                .ok()?;
+            let disk = Disk {
+                standing: turned,
+                points: Vec::new(),
+                history: lineage.clone(),
+                branch: Some(theirs.lineage.clone()),
+                ..(*host.memory).clone()
+            };
+            next.keep(y, disk, true);
+            // Its earlier points are gone with the journal that it had.
+            next.acked.retain(|acked| acked.by != y);
+        }
+        if told {
+            let disk = Disk {
+                standing: back,
+                acknowledged: BASE,
+                ..(*next.hosts[x].memory).clone()
+            };
+            next.keep(x, disk, true);
+        }
+        // They belong to the relationship that ended.
+        next.sent.clear();
+        Some(next)
+    }
+
     fn unlink(pair: &mut Pair, x: usize, standing: Standing) {
         let disk = Disk {
             standing,
@@ -477,6 +526,10 @@ impl Arbiter {
                 next.keep_standing(x, ready, true);
                 next.left.plans -= 1;
             }
+            Step::Reverse { host, told } => {
+                next = self.reverse(pair, host, told)?;
+                next.left.reversals -= 1;
+            }
             Step::Force(x) => {
                 next = self.force(pair, x)?;
                 next.left.forces -= 1;
@@ -554,12 +607,11 @@ impl Arbiter {
 
     /// Whether every acknowledged point is at the replica, unless something was restored.
     fn acknowledged_is_there(pair: &Pair) -> bool {
-        let there = &pair.hosts[1].durable.points;
-        pair.restored[1]
-            || pair.acked.iter().all(|acked| {
-                let mut same = there.iter().filter(|point| point.id == acked.point.id);
-                same.any(|point| point.root == acked.point.root)
-            })
+        pair.acked.iter().all(|acked| {
+            let there = &pair.hosts[acked.by].durable.points;
+            let mut same = there.iter().filter(|point| point.id == acked.point.id);
+            pair.restored[acked.by] || same.any(|point| point.root == acked.point.root)
+        })
     }
 
     fn local(pair: &Pair, x: usize, steps: &mut Vec<Step>) {
@@ -592,6 +644,11 @@ impl Arbiter {
         }
         if left.plans > 0 && off {
             steps.push(Step::Plan(x));
+        }
+        if left.reversals > 0 {
+            for told in [false, true] {
+                steps.push(Step::Reverse { host: x, told });
+            }
         }
         if left.forces > 0 && off {
             steps.push(Step::Force(x));
@@ -661,6 +718,11 @@ impl Model for Arbiter {
         vec![
             Property::always("no step breaks a promise", |_, pair: &Pair| {
                 pair.fault.is_none()
+            }),
+            Property::always("where it is received no guest is", |_, pair: &Pair| {
+                let is_replica = |host: &Host| host.standing().role == Role::Replica;
+                let mut hosts = pair.hosts.iter();
+                hosts.all(|host| host.guest == Guest::Off || !is_replica(host))
             }),
             Property::always("two run until they meet only", |arbiter: &Self, pair| {
                 arbiter.meeting_ends_it(pair)

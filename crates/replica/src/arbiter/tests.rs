@@ -19,6 +19,7 @@ const NONE: Bounds = Bounds {
     restores: 0,
     removals: 0,
     plans: 0,
+    reversals: 0,
     seconds: 0,
     drifts: 0,
     unfenced: false,
@@ -61,7 +62,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 18] = [
+const SEARCHES: [(&str, Bounds); 20] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -86,6 +87,21 @@ const SEARCHES: [(&str, Bounds); 18] = [
         Bounds {
             removals: 2,
             ..rights(1, 1, 0, 2)
+        },
+    ),
+    (
+        "reversed",
+        Bounds {
+            reversals: 1,
+            ..rights(1, 1, 1, 2)
+        },
+    ),
+    (
+        "points, reversed",
+        Bounds {
+            reversals: 1,
+            forces: 1,
+            ..shipping(2, 0, 1, 3)
         },
     ),
     ("points", shipping(2, 1, 1, 4)),

@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 
 use model::{Code, PointId, Problem};
 
-use super::pair::{Guest, Pair};
+use super::pair::{Disk, Guest, Pair};
 use super::step::{Arbiter, VM, word};
 use crate::commands::Command;
 use crate::run::{Evidence, weigh};
@@ -140,7 +140,10 @@ impl Arbiter {
                 Ok(Some(next))
             }
             Command::Failover | Command::ForceFailover if off && is_replica => {
-                let newest = host.memory.points.last().expect("it began with one").id;
+                let Some(newest) = host.memory.points.last() else {
+                    return Err(crate::run::no_point(VM, host.memory.branch.is_some()));
+                };
+                let newest = newest.id;
                 let forced = command == Command::ForceFailover;
                 self.fail_over(pair, x, newest, lost, forced).map(Some)
             }
@@ -158,6 +161,22 @@ impl Arbiter {
             }
             Command::Kill if !off => {
                 next.hosts[x].guest = Guest::Off;
+                Ok(Some(next))
+            }
+            Command::CancelFailover if is_replica => {
+                let Some(branch) = host.memory.branch.as_ref() else {
+                    return Ok(None);
+                };
+                if !off || !host.memory.points.is_empty() {
+                    return Ok(None);
+                }
+                let disk = Disk {
+                    standing: host.standing().give_back(VM, branch)?,
+                    linked: false,
+                    branch: None,
+                    ..(*host.memory).clone()
+                };
+                next.keep(x, disk, true);
                 Ok(Some(next))
             }
             Command::CancelFailover if host.standing().prepared => {
