@@ -23,7 +23,7 @@ use model::{Code, DiskChoice, DiskId, Problem, REGION_SIZE, RelationshipId, Seed
 use replica::client::PeerLink;
 use replica::link::LinkError;
 use replica::source::Progress;
-use replica::standing::Role;
+use replica::standing::{Role, Standing};
 use replica::wire::{Enrol, Reverse, Reversed};
 
 use super::handle::{Answer, View};
@@ -41,7 +41,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 1024;
 
 impl Owner {
-    /// Makes the partner the replica, and the failover final; answered when the partner is.
+    /// Makes the partner the replica, and the failover final if it can be; answered when the partner is.
     pub(super) fn reverse(&mut self, choice: Option<DiskChoice>, answer: Answer) {
         if self.is_reversed() {
             // The answer was lost.
@@ -95,11 +95,7 @@ impl Owner {
         };
         let choice = choice.unwrap_or(DiskChoice::All);
         let disks = super::replicate::chosen(&machine.spec, &choice)?;
-        if let Some(store) = self.store.as_ref().filter(|_| !view.standing.completed) {
-            // It becomes final.
-            tokio::task::block_in_place(|| store.close())?;
-        }
-        let backwards = self.backwards().inspect_err(|_| self.stay_open())?;
+        let backwards = self.backwards()?;
         let back = backwards.back;
         let relation = Relation {
             choice,
@@ -118,14 +114,18 @@ impl Owner {
         Ok((backwards, relation))
     }
 
-    /// Points may be held again: the failover is not final after all.
-    fn stay_open(&self) {
-        if let Some(store) = self
-            .store
-            .as_ref()
-            .filter(|_| !self.view().standing.completed)
-        {
-            store.reopen();
+    /// The failover is final, if nobody holds a point of it any more; else a person completes it later.
+    fn make_final(&self, standing: &Standing) -> Result<Standing, Problem> {
+        let closed = match self.store.as_ref().filter(|_| !standing.completed) {
+            Some(store) => tokio::task::block_in_place(|| store.close()),
+            None => Ok(()),
+        };
+        match closed {
+            Ok(()) => standing.complete(&self.thing()),
+            Err(problem) => {
+                tracing::info!(vm = %self.id, %problem, "its failover is not final yet");
+                Ok(standing.clone())
+            }
         }
     }
 
@@ -182,8 +182,6 @@ impl Owner {
     pub(super) fn reversed(&mut self, done: Result<(), Problem>, relation: Relation) {
         let done = done.and_then(|()| {
             let view = self.view();
-            let thing = view.thing();
-            let next = view.standing.complete(&thing)?.reverse(&thing)?;
             let begin = Progress::reversed(relation.seed, relation.disks.len());
             progress::write(&view.home.path, begin)?;
             let back = relation.back.map(|back| Back {
@@ -191,7 +189,12 @@ impl Owner {
                 ..back
             });
             self.relate(Relation { back, ..relation })?;
-            self.store(next)
+            let next = self.make_final(&view.standing)?.reverse(&view.thing())?;
+            let stored = self.store(next);
+            if let (Err(_), false, Some(store)) = (&stored, view.standing.completed, &self.store) {
+                store.reopen();
+            }
+            stored
         });
         match &done {
             Ok(()) => {
@@ -200,7 +203,6 @@ impl Owner {
             }
             Err(problem) => {
                 tracing::warn!(vm = %self.id, %problem, "is not replicated back");
-                self.stay_open();
             }
         }
         if let Some(answer) = self.reversing.take() {
