@@ -640,7 +640,8 @@ fn each_rule_of_a_cut_is_missed_when_it_is_broken() {
         Rule::CopyBeforeWrite,
         Rule::MarkBeforeIssue,
     ] {
-        match litmus(Some(rule), cuts(), 3, u64::MAX) {
+        // It ends with the first point that is wrong, which for some is a matter of chance.
+        match litmus(Some(rule), 10 * cuts(), 3, u64::MAX) {
             Ok(tally) => panic!("nobody misses {rule:?}: {tally:?}"),
             Err(wrong) => println!("{rule:?}: {wrong}"),
         }
