@@ -33,9 +33,9 @@ build: setup ## build every program, and the guests of the demo and the tests
 demo: build ## two hosts, a guest, its twin, and the twin taking over
 	@exec target/debug/demo
 
-test: build ## all tests, with real guests, then the fuzz targets
+test: build ## all tests, with real guests, then each fuzz target for half a minute
 	exec cargo test $(CARGO_FLAGS) --workspace
-	@exec $(MAKE) --no-print-directory fuzz
+	@exec $(MAKE) --no-print-directory fuzz SECONDS=30
 
 fuzz: setup ## each fuzz target for SECONDS=60, two at once; ONLY=vm_toml for one of them
 	@exec cargo run --quiet $(CARGO_FLAGS) --package pollux-fuzz --bin fuzz -- $(SECONDS_EACH) $(ONLY)
