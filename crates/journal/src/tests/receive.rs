@@ -212,6 +212,39 @@ fn the_first_point_needs_exactly_the_parts_that_it_builds_on() {
 }
 
 #[test]
+fn a_base_that_must_stay_takes_no_part_and_the_first_point_lies_above_it() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made").keeping_base();
+    let ids = primary.ids.clone();
+    let bases = || {
+        let files = ids.iter().map(|id| Journal::base_file(*id));
+        let content = files.map(|file| folder.content(&file));
+        content.collect::<Vec<_>>()
+    };
+    let before = bases();
+    primary.write(&mut Chance::new(1));
+    let seed = primary.seed;
+    let part = primary.header(Content::Seed { seed, part: 0 });
+    let (bytes, root) = primary.segment(&part, &primary.disks);
+    assert_eq!(
+        journal.check(&part, root),
+        Verdict::Unfit(Refusal::BaseStays)
+    );
+    let refused = take(&mut journal, &folder, &bytes, root).expect_err("it stays");
+    assert!(matches!(refused, JournalError::Refused(Refusal::BaseStays)));
+    let (since, zeroes) = (primary.seeded(0), before_all(&primary));
+    let (known, bytes) = primary.cut(since, &zeroes);
+    take(&mut journal, &folder, &bytes, known.root).expect("the first point");
+    assert_eq!(bases(), before);
+}
+
+/// Disks of zeroes.
+fn before_all(primary: &Primary) -> Disks {
+    let disks = primary.disks.iter();
+    disks.map(|disk| vec![0; disk.len()]).collect()
+}
+
+#[test]
 fn a_point_that_was_merged_away_is_not_taken_again() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
