@@ -7,6 +7,7 @@
 //!     copy.toml          while it is filled from another VM ([`crate::filling`])
 //!     journal/           base, segments, index; or store.toml: where they are (`stores`)
 //!     failover/  test/   VMs above a pinned point
+//!     branch/            of a former primary: the VM as it was, what it never sent ([`crate::vm::branch`])
 //!     open-ID/           a pinned point that is open for reading (`vm::opened`)
 //! ```
 //!

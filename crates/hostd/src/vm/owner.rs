@@ -436,18 +436,12 @@ impl Owner {
         let vm = self.id;
         self.spawn(async move {
             let done = match view.home.machine.as_ref().filter(|_| served) {
-                Some(machine) => {
-                    let term = view.standing.lineage.current().number;
-                    let budget = host.settings.copy_budget;
-                    let kvm = host.uses_kvm();
-                    let ensured = supervisor.ensure(&host.programs, machine, term, budget, kvm);
-                    match ensured.await {
-                        Ok(status) if off && status.guest.is_some() => {
-                            supervisor.kill_guest().await.map(drop)
-                        }
-                        ensured => ensured.map(drop),
+                Some(machine) => match supervisor.serve(&host, &view, machine).await {
+                    Ok(status) if off && status.guest.is_some() => {
+                        supervisor.kill_guest().await.map(drop)
                     }
-                }
+                    ensured => ensured.map(drop),
+                },
                 None if !off => Ok(()),
                 None => supervisor.shut_down().await,
             };

@@ -239,12 +239,7 @@ impl Backwards {
     pub(super) async fn track(&self) -> Result<(), Problem> {
         let view = &self.view;
         let machine = view.home.machine.as_ref().ok_or_else(|| not_a_twin(view))?;
-        let term = view.standing.lineage.current().number;
-        let (host, budget) = (&self.host, self.host.settings.copy_budget);
-        let ensured =
-            self.supervisor
-                .ensure(&host.programs, machine, term, budget, host.uses_kvm());
-        ensured.await?;
+        self.supervisor.serve(&self.host, view, machine).await?;
         if self.back.tracked {
             return self.track_on().await;
         }

@@ -38,8 +38,10 @@ use vmd::control::{DISKD_LIMIT, Lease, MAX_LINE, Program, Reply, Request, Status
 use super::access::{Access, own};
 use super::ended::log_tail;
 use super::folder::VmFolder;
+use super::handle::View;
 use super::reload::Configs;
 use super::tracking;
+use crate::host::Host;
 use crate::lines::{LineError, Lines};
 use crate::programs::Programs;
 
@@ -173,6 +175,22 @@ impl Supervisor {
                 Err(Problem::new(Code::Failed, &self.thing, reason, ""))
             }
         }
+    }
+
+    /// [`ensure`](Self::ensure), of the VM that is seen as `view` on `host`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn serve(
+        &self,
+        host: &Host,
+        view: &View,
+        machine: &VmFolder,
+    ) -> Result<Status, Problem> {
+        let term = view.standing.lineage.current().number;
+        let (budget, kvm) = (host.settings.copy_budget, host.uses_kvm());
+        self.ensure(&host.programs, machine, term, budget, kvm)
+            .await
     }
 
     /// Makes sure that vmd and diskd run as `folder` says, in the term `term`. The guest must

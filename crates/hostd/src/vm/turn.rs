@@ -56,11 +56,7 @@ impl Owner {
                 let (Some(machine), true) = (&view.home.machine, known) else {
                     return Ok(None);
                 };
-                let term = view.standing.lineage.current().number;
-                let budget = host.settings.copy_budget;
-                let ensured =
-                    supervisor.ensure(&host.programs, machine, term, budget, host.uses_kvm());
-                ensured.await?;
+                supervisor.serve(&host, &view, machine).await?;
                 find(&view, &wanted, supervisor.diskd_socket())
                     .await
                     .map(Some)
