@@ -25,6 +25,16 @@ fn commands(page: &'static str) -> Vec<(&'static str, Vec<&'static str>)> {
         .collect()
 }
 
+/// Waits for a recovery point of `web`.
+fn has_point(host: &Host) -> Result<()> {
+    until(LIMIT, "there is a point", || {
+        let points = host.json(&["point", "list", "web"]);
+        Ok(points
+            .is_ok_and(|points| points.get(0).is_some())
+            .then_some(()))
+    })
+}
+
 #[test]
 fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
     let scratch = Scratch::new("system/readme")?;
@@ -63,12 +73,7 @@ fn every_command_of_the_tour_works_in_its_order() -> Result<()> {
         // What a reader sees happen before the next command.
         match words[..] {
             ["vm", "start", vm] => drop(host.serial_line(vm, 0, ROOT_UP, LIMIT)?),
-            ["replica", "enable", ..] => until(LIMIT, "there is a point", || {
-                let points = pollux.json(&["point", "list", "web"]);
-                Ok(points
-                    .is_ok_and(|points| points.get(0).is_some())
-                    .then_some(()))
-            })?,
+            ["replica", "enable", ..] | ["failover", "reverse", ..] => has_point(other)?,
             _ => {}
         }
     }
