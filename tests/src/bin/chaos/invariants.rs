@@ -1,0 +1,240 @@
+//! What must hold.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pollux_tests::{BAD_NEWS, Host, flushed, json_u64, judge, text, until, writes_on};
+use serde_json::Value;
+use testkit::workload::{Cut, Verified};
+
+use crate::{BATCH, MINUTE, Pair};
+
+/// A twin that lost its primary for a while asks again within half of this.
+const CATCH_UP: Duration = MINUTE;
+
+impl Pair {
+    pub(super) fn points(&self) -> Result<Vec<Value>> {
+        let points = self.pollux.json(&["point", "list", "web"])?;
+        Ok(points.as_array().context("a list")?.clone())
+    }
+
+    /// Exports a point and judges it; none if it was merged before. It proves what it proved
+    /// the first time.
+    pub(super) fn judge_point(&mut self, name: &str) -> Result<Option<Verified>> {
+        let image = self.scratch.state().join(format!("{name}.raw"));
+        let file = image.display().to_string();
+        let exported = self.pollux.pollux(&["point", "export", "web", name, &file]);
+        if let Err(error) = exported {
+            let listed = self
+                .points()?
+                .iter()
+                .any(|point| self::name(point).is_ok_and(|n| n == name));
+            ensure!(!listed, "point {name} is not exported: {error:#}");
+            return Ok(None);
+        }
+        let now = judge(&image, Cut::Point).with_context(|| format!("point {name}"))?;
+        std::fs::remove_file(&image)?;
+        let first = *self.judged.entry(name.to_owned()).or_insert(now);
+        ensure!(first == now, "point {name} was {first:?} and is {now:?}");
+        Ok(Some(now))
+    }
+
+    /// The runs of the workload, in order.
+    fn runs(&self) -> Result<Vec<String>> {
+        let log = self.castor.serial_log("web")?;
+        let begins = log.lines().filter_map(|line| {
+            let rest = line.split_once("pollux-workload: run ")?.1;
+            Some(rest.split_once(" begins")?.0.to_owned())
+        });
+        Ok(begins.collect())
+    }
+
+    /// What must hold at any time, as far as it can be asked.
+    pub(super) fn check(&mut self) -> Result<()> {
+        if self.castor.is_up() {
+            let log = self.castor.serial_log("web")?;
+            for bad in BAD_NEWS {
+                let line = log.lines().find(|line| line.contains(bad));
+                ensure!(
+                    line.is_none(),
+                    "the guest says: {}",
+                    line.unwrap_or_default()
+                );
+            }
+            let status = self.castor.json(&["replica", "status", "web"])?;
+            let state = text(&status, "/0/state")?;
+            ensure!(state != "error", "replication needs a person: {status}");
+            ensure!(
+                (state == "suspended") || !self.suspended,
+                "suspended by a person, and the status says: {status}"
+            );
+        }
+        if self.pollux.is_up() {
+            self.check_points()?;
+        }
+        Ok(())
+    }
+
+    /// Every point is right, and none is behind the one before it.
+    fn check_points(&mut self) -> Result<()> {
+        let mut before: Option<(String, usize, Verified)> = None;
+        let listed = self.points()?;
+        for point in &listed {
+            let name = name(point)?;
+            let Some(judged) = self.judge_point(&name)? else {
+                continue;
+            };
+            if !self.castor.is_up() {
+                continue;
+            }
+            let runs = self.runs()?;
+            let run = hex(judged.run);
+            let Some(at) = runs.iter().position(|known| *known == run) else {
+                // It said so after its first record was durable, and perhaps was killed before.
+                continue;
+            };
+            if let Some((last, run, earlier)) = &before {
+                let order = (*run, earlier.committed, earlier.newest);
+                ensure!(
+                    order <= (at, judged.committed, judged.newest),
+                    "point {name} ({judged:?}) is behind {last} ({earlier:?})"
+                );
+            }
+            if at + 1 == runs.len() {
+                let written = flushed(&self.castor.serial_log("web")?).unwrap_or(0);
+                ensure!(
+                    judged.committed <= written + BATCH,
+                    "point {name} has {} records, and {written} were written",
+                    judged.committed
+                );
+            }
+            before = Some((name, at, judged));
+        }
+        if let Some((name, run, judged)) = before {
+            self.say(format_args!(
+                "         {} points right, the newest {name}: record {} of run {}",
+                listed.len(),
+                judged.committed,
+                run + 1
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until the twin has what is flushed now, of the run that writes now.
+    pub(super) fn caught_up(&mut self, written: u64) -> Result<Duration> {
+        let run = self.runs()?.pop().context("a run began")?;
+        let start = Instant::now();
+        let mut latest = None;
+        while start.elapsed() < CATCH_UP {
+            // None while the twin is being made.
+            let points = self.points().unwrap_or_default();
+            if let Some(point) = points.last() {
+                latest = self.judge_point(&name(point)?)?;
+                let there = latest.is_some_and(|l| hex(l.run) == run && l.committed >= written);
+                if there {
+                    return Ok(start.elapsed());
+                }
+            }
+            sleep(Duration::from_millis(100));
+        }
+        let status = self.castor.json(&["replica", "status", "web"])?;
+        bail!("the twin does not catch up with {written} of run {run}: {latest:?}; {status}")
+    }
+
+    /// All is made good, and then all is well.
+    pub(super) fn mend_all(&mut self) -> Result<()> {
+        self.connected()?;
+        self.resume()?;
+        self.running()?;
+        let written = writes_on(&self.castor, "web", BATCH, MINUTE)?;
+        let took = self.caught_up(written)?;
+        self.say(format_args!(
+            "         the twin caught up in {:.1} s",
+            took.as_secs_f64()
+        ));
+        self.check()?;
+        until(MINUTE, "the status says that all is well", || {
+            self.is_well()
+        })
+        .with_context(|| format!("{:?}", self.castor.json(&["replica", "status", "web"])))?;
+        let names = |host: &Host| -> Result<Vec<String>> {
+            Ok(host
+                .processes()?
+                .into_iter()
+                .map(|(_, name)| name)
+                .collect())
+        };
+        let mut here = names(&self.castor)?;
+        here.sort();
+        ensure!(
+            here == ["pollux-diskd", "pollux-vmd", "qemu-system-x86"],
+            "the primary runs {:?}",
+            self.castor.processes()?
+        );
+        let there = self.pollux.processes()?;
+        ensure!(there.is_empty(), "the replica runs {there:?}");
+        self.nothing_left_behind()
+    }
+
+    /// Whether both hosts say the truth about a relationship that is well.
+    fn is_well(&self) -> Result<Option<()>> {
+        let here = self.castor.json(&["replica", "status", "web"])?;
+        let there = self.pollux.json(&["replica", "status", "web"])?;
+        let points = self.points()?;
+        let latest = here.pointer("/0/latest");
+        let known = points.iter().any(|point| Some(&point["id"]) == latest);
+        let lag = here.pointer("/0/lag_s").and_then(Value::as_u64);
+        let well = here.pointer("/0/state") == Some(&"replicating".into())
+            && here.pointer("/0/last_error").is_none_or(Value::is_null)
+            && there.pointer("/0/state") == Some(&"replicating".into())
+            && lag.is_some_and(|lag| lag <= 5)
+            && known;
+        Ok(well.then_some(()))
+    }
+
+    /// No temporary or staged file stays for longer than it is worked on.
+    fn nothing_left_behind(&self) -> Result<()> {
+        let mut suspects = passing(self.scratch.state())?;
+        until(MINUTE, "temporary files go", || {
+            let now = passing(self.scratch.state())?;
+            suspects.retain(|path| now.contains(path));
+            Ok(suspects.is_empty().then_some(()))
+        })
+        .with_context(|| format!("{:?}", passing(self.scratch.state())))
+    }
+}
+
+/// A point as it is written on the command line.
+pub(super) fn name(point: &Value) -> Result<String> {
+    let term = text(point, "/id/term")?;
+    let number = json_u64(point, "/id/sequence")?;
+    Ok(format!("{}.{number}", &term[..8]))
+}
+
+fn hex(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Files below `folder` that are there only while something is done.
+fn passing(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let output = Command::new("find").arg(folder).output()?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let path = PathBuf::from(line);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let hidden = name.starts_with('.');
+        let kind = path.extension().unwrap_or_default().to_string_lossy();
+        let inside = |folder: &str| path.components().any(|part| part.as_os_str() == folder);
+        let staged =
+            inside("outbox") && name != "outbox" || inside("incoming") && name != "incoming";
+        if hidden || staged || kind == "new" || kind == "part" || kind == "tmp" {
+            found.insert(path);
+        }
+    }
+    Ok(found)
+}
