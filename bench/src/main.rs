@@ -13,6 +13,7 @@ mod raw;
 mod replication;
 mod scratch;
 mod servers;
+mod shipped;
 mod side;
 mod traces;
 mod tracking;
@@ -25,7 +26,7 @@ use clap::{Parser, ValueEnum};
 struct Arguments {
     /// What to measure; everything if not given.
     what: Option<What>,
-    /// Only what has this in its name (not of failover); or the file of a trace.
+    /// Only what has this in its name; or the file of a trace.
     only: Option<String>,
 }
 
@@ -39,7 +40,7 @@ enum What {
     Traces,
     /// Initial copies, deltas, histories and power cuts of real pairs of hosts.
     Replication,
-    /// A twin that takes over.
+    /// A twin that takes over, and the way home.
     Failover,
 }
 
@@ -56,7 +57,7 @@ fn main() -> anyhow::Result<()> {
             What::Tracking => tracking::run(only)?,
             What::Traces => traces::run(only)?,
             What::Replication => replication::run(only)?,
-            What::Failover => failover::run()?,
+            What::Failover => failover::run(only)?,
         }
     }
     Ok(())

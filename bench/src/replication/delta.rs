@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use journal::SegmentReader;
 use model::BLOCK_SIZE;
 
-use super::pair::{Pair, on_the_wire};
+use super::pair::Pair;
 use crate::figures::{Goal, Rows, number};
 use crate::load::{Client, Load, Pace, Pattern};
+use crate::shipped::on_the_wire;
 
 /// Bytes of the disk, which is sparse.
 const DISK: u64 = 100 << 30;

@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use rustix::fs::{Advice, fadvise};
 
 use super::content::mixed;
-use super::pair::{Pair, on_the_wire};
+use super::pair::Pair;
 use super::peer::{Credentials, Order, Server};
 use crate::figures::{Goal, Rows, number};
+use crate::shipped::on_the_wire;
 
 /// Bytes of the disk; half of them zeroes, a quarter compressible.
 const DISK: u64 = 10 << 30;

@@ -1,7 +1,6 @@
 //! Two hosts on loopback, and a VM that is off: its disks are served all the same, so this program
 //! writes to them in place of a guest.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -159,11 +158,4 @@ pub(super) fn bytes(object: &Value, path: &str) -> Result<u64> {
         Ok(text) => Ok(text.parse::<model::Bytes>()?.0),
         Err(_) => json_u64(object, path),
     }
-}
-
-/// Bytes that went over the loopback interface, headers included, both ways.
-pub(super) fn on_the_wire() -> Result<u64> {
-    let counter = "/sys/class/net/lo/statistics/tx_bytes";
-    let text = fs::read_to_string(counter).with_context(|| format!("cannot read {counter}"))?;
-    Ok(text.trim().parse()?)
 }

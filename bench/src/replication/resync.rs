@@ -2,16 +2,16 @@
 //! and hashed to find that out.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 
 use anyhow::{Context, Result};
 use model::BLOCK_SIZE;
 use pollux_tests::json_u64;
-use serde_json::Value;
 
 use super::pair::{Pair, VM, bytes};
 use crate::figures::{Goal, Rows, number};
 use crate::load::{Client, Load, Pace, Pattern};
+use crate::shipped::content;
 
 /// Bytes of the disk, of which only what the guest writes to takes space.
 const DISK: u64 = 4 << 30;
@@ -55,7 +55,8 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
         pair.wait_for_new_point(&points)?;
         pair.wait_until_sent()?;
         let status = pair.status()?;
-        let shipped = shipped(&pair, &points)?;
+        let newest = points.last().context("the twin has no point")?;
+        let shipped = content(&pair.journal(), json_u64(newest, "/id/sequence")?)?;
         ratios.push(number(shipped) / number(changed));
         read.push(number(bytes(&status, "/compared")?) / number(changed));
     }
@@ -64,21 +65,4 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
     let name = "resync_power_cut_hashed_per_changed";
     rows.add(name, "x", Goal::Reported, &read);
     Ok(())
-}
-
-/// Content, before compression, of the points that came after those `before`. Those that hold next to
-/// nothing lie in packs, and are not counted.
-fn shipped(pair: &Pair, before: &[Value]) -> Result<u64> {
-    let newest = before.last().context("the twin has no point")?;
-    let newest = json_u64(newest, "/id/sequence")?;
-    let folder = pair.journal().join("segments");
-    let mut content = 0;
-    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-        let reader = journal::SegmentReader::open(&entry?.path())?;
-        let point = reader.header().point();
-        if point.is_some_and(|point| point.sequence > newest) {
-            content += reader.summary().content.0;
-        }
-    }
-    Ok(content)
 }

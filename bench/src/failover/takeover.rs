@@ -16,7 +16,7 @@ use journal::{Content, Header, Journal, SegmentWriter, Tip};
 use model::{BLOCK_SIZE, PointId, Since};
 use pollux_tests::{FIRST_WRITE, Host, Scratch, create_idle, text, until};
 
-use crate::figures::{Figure, Goal, publish};
+use crate::figures::{Goal, Rows};
 
 /// Size of the disk.
 const DISK: &str = "100GiB";
@@ -34,8 +34,10 @@ struct Taken {
     first_read: f64,
 }
 
-/// Measures and publishes.
-pub(crate) fn run() -> Result<()> {
+pub(super) fn measure(rows: &mut Rows) -> Result<()> {
+    if !rows.want("takeover") {
+        return Ok(());
+    }
     let scratch = Scratch::new("bench/failover")?;
     scratch.clean_up_on_signals()?;
     let mut castor = Host::start("castor", &scratch)?;
@@ -73,7 +75,7 @@ pub(crate) fn run() -> Result<()> {
     let mut taken = Vec::new();
     for _ in 0..RUNS {
         let test = ["failover", "test", "web"];
-        taken.push(measure(&pollux, "web - Test", || {
+        taken.push(timed(&pollux, "web - Test", || {
             pollux.pollux(&test).map(drop)
         })?);
         pollux.pollux(&["failover", "stop-test", "web"])?;
@@ -86,46 +88,27 @@ pub(crate) fn run() -> Result<()> {
         "--because",
         "a benchmark killed castor",
     ];
-    let forced = measure(&pollux, "web", || pollux.pollux(&word).map(drop))?;
+    let forced = timed(&pollux, "web", || pollux.pollux(&word).map(drop))?;
 
-    let name = |what: &str| format!("failover.{what}.points{POINTS}.disk100gib");
     let each = |value: fn(&Taken) -> f64| taken.iter().map(value).collect::<Vec<_>>();
     let second = Goal::AtMost(1.0);
-    publish(
-        "failover",
-        &[
-            Figure::of(
-                name("test.running"),
-                "s",
-                second,
-                &each(|taken| taken.running),
-            ),
-            Figure::of(
-                name("test.first_read"),
-                "s",
-                Goal::Reported,
-                &each(|taken| taken.first_read),
-            ),
-            Figure::of(name("forced.running"), "s", second, &[forced.running]),
-            Figure::of(
-                name("forced.first_read"),
-                "s",
-                Goal::Reported,
-                &[forced.first_read],
-            ),
-            Figure::of(name("journal.open_point"), "s", Goal::AtMost(0.2), &opened),
-            Figure::of(
-                "failover.seed_of_empty_disk.disk100gib".to_owned(),
-                "s",
-                Goal::Reported,
-                &[seeded],
-            ),
-        ],
-    )
+    let reported = Goal::Reported;
+    let mut add = |what: &str, goal, samples: &[f64]| {
+        rows.add(format!("{what}_s.points{POINTS}"), "s", goal, samples);
+    };
+    add("takeover", second, &[forced.running]);
+    add("takeover_first_read", reported, &[forced.first_read]);
+    add("takeover_test", second, &each(|taken| taken.running));
+    let first_reads = each(|taken| taken.first_read);
+    add("takeover_test_first_read", reported, &first_reads);
+    add("takeover_open_point", Goal::AtMost(0.2), &opened);
+    let name = "takeover_seed_of_empty_disk_s";
+    rows.add(name, "s", reported, &[seeded]);
+    Ok(())
 }
 
 /// Runs `start` and waits until the guest of `vm` has read from its disk.
-fn measure(host: &Host, vm: &str, start: impl FnOnce() -> Result<()>) -> Result<Taken> {
+fn timed(host: &Host, vm: &str, start: impl FnOnce() -> Result<()>) -> Result<Taken> {
     let begin = Instant::now();
     start()?;
     let running = begin.elapsed().as_secs_f64();
