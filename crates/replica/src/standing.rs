@@ -138,7 +138,7 @@ pub struct Standing {
     /// go.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub completed: bool,
-    /// The lineage that this host is about to open.
+    /// The lineage that this host is about to open, or was when it gave up: the partner may know of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<Lineage>,
     /// Every override, the oldest first.
@@ -313,9 +313,13 @@ impl Standing {
                 Problem::new(Code::Invalid, thing, reason, way_out)
             })?;
         let mut terms = self.lineage.terms()[..=position].to_vec();
-        // Above the partner's as well: who takes over knowingly must win at first contact.
-        let seen = self.stood_down.as_ref().map_or(0, |l| l.current().number);
+        // Above the partner's as well: who takes over knowingly must win at first contact. And above what
+        // was attempted before: the partner may have given way to that, and gives way to this then.
+        let seen = [&self.stood_down, &self.attempt].into_iter().flatten();
         let number = seen
+            .map(|lineage| lineage.current().number)
+            .max()
+            .unwrap_or(0)
             .max(self.lineage.current().number)
             .checked_add(1)
             .ok_or_else(|| invalid("has no term number left"))?;

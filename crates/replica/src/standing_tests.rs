@@ -155,6 +155,30 @@ fn a_late_answer_opens_nothing_once_this_host_stood_down() {
 }
 
 #[test]
+fn a_takeover_that_is_begun_again_outranks_the_one_that_was_given_up() {
+    // Ids are random: each order of them comes up.
+    for _ in 0..32 {
+        let (primary, replica) = pair();
+        let given_up = replica
+            .prepare(VM, point(&replica.lineage, 3), "host-b")
+            .expect("on it");
+        let again = given_up
+            .prepare(VM, point(&replica.lineage, 4), "host-b")
+            .expect("on it");
+        let taken = again
+            .take_over(VM, &Evidence::Override(word()), None)
+            .expect("forced");
+        let mut down = primary;
+        for asked in [&given_up, &again] {
+            let asked = asked.attempt.clone().expect("an attempt");
+            down = down.stand_down(VM, &asked, false).expect("off");
+        }
+        assert_eq!(down.stood_down.as_ref(), Some(&taken.lineage));
+        down.turn(VM, &taken.lineage, false).expect("it gave way");
+    }
+}
+
+#[test]
 fn a_point_that_comes_during_a_takeover_from_the_newest_is_not_passed_over() {
     let (_, replica) = pair();
     let (third, fourth) = (point(&replica.lineage, 3), point(&replica.lineage, 4));

@@ -138,7 +138,8 @@ impl Owner {
         Ok(())
     }
 
-    /// A failover that was not granted leaves nothing.
+    /// A failover that was not granted leaves nothing but its attempt, which opens nothing: the next one is
+    /// to be above it.
     pub(super) fn forget_attempt(&mut self) {
         let view = self.view();
         if view.standing.role != Role::Replica {
@@ -147,12 +148,6 @@ impl Owner {
         let (Some(store), Some(folder)) = (self.store.clone(), view.home.machine) else {
             return;
         };
-        let mut standing = view.standing;
-        standing.attempt = None;
-        if let Err(problem) = self.store(standing) {
-            // An attempt that nobody carries on opens nothing.
-            tracing::warn!(vm = %self.id, %problem, "the attempt stays recorded");
-        }
         tokio::task::block_in_place(|| undo(&store, &folder));
         self.show(|view| view.home.machine = None);
     }
