@@ -46,7 +46,7 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    scratch::remove_when_interrupted()?;
+    pollux_tests::clean_up_on_signals(scratch::remove_all)?;
     let wanted = arguments
         .what
         .map_or(What::value_variants().to_vec(), |what| vec![what]);

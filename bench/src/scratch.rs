@@ -1,11 +1,10 @@
 //! Folders that are gone when this program is, interrupted or not.
-#![allow(unsafe_code, reason = "signals are waited for")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// Those that exist now.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -42,31 +41,10 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes all folders and exits on SIGINT and SIGTERM. To be called before any thread is started.
-pub(crate) fn remove_when_interrupted() -> Result<()> {
-    // SAFETY: a zeroed set is a valid place for `sigemptyset`; the calls only touch the set.
-    let signals = unsafe {
-        let mut signals = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut signals);
-        libc::sigaddset(&raw mut signals, libc::SIGINT);
-        libc::sigaddset(&raw mut signals, libc::SIGTERM);
-        // Children get an empty mask from the standard library.
-        if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) != 0 {
-            bail!("cannot block signals");
-        }
-        signals
-    };
-    std::thread::spawn(move || {
-        let mut signal = 0;
-        // SAFETY: both pointers are to locals of this thread.
-        let failed = unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
-        if failed == 0 {
-            for folder in folders().iter() {
-                // What cannot be removed cannot be helped any more.
-                let _ = fs::remove_dir_all(folder);
-            }
-            std::process::exit(128 + signal);
-        }
-    });
-    Ok(())
+/// Removes all folders; for a program that is about to exit.
+pub(crate) fn remove_all() {
+    for folder in folders().iter() {
+        // What cannot be removed cannot be helped any more.
+        let _ = fs::remove_dir_all(folder);
+    }
 }

@@ -10,9 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::until;
+use crate::{interrupted, until};
 
 /// Folders of a test or of the demo: state below `target/`, sockets in a short path.
 pub struct Scratch {
@@ -32,10 +31,9 @@ impl Scratch {
                 .with_context(|| format!("cannot empty {}", state.display()))?;
         }
         fs::create_dir_all(&state)?;
-        Ok(Self {
-            state,
-            run: short_folder()?,
-        })
+        let run = short_folder()?;
+        interrupted::remember(run.path());
+        Ok(Self { state, run })
     }
 
     /// Where state lies.
@@ -43,40 +41,11 @@ impl Scratch {
     pub fn state(&self) -> &Path {
         &self.state
     }
+}
 
-    /// When a signal asks this program to end: kills every process of its hosts, removes the
-    /// sockets, and ends with exit code 130.
-    ///
-    /// # Errors
-    /// Signals cannot be waited for.
-    pub fn clean_up_on_signals(&self) -> Result<()> {
-        let run = self.run.path().to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (mut interrupt, mut terminate) = {
-            let _entered = runtime.enter();
-            (
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-            )
-        };
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-            });
-            eprintln!("\ninterrupted: cleaning up");
-            if let Err(error) = kill_all_that_name(&run) {
-                eprintln!("{error:#}");
-            }
-            // What is left of it is a few sockets.
-            let _ = fs::remove_dir_all(&run);
-            std::process::exit(130);
-        });
-        Ok(())
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        interrupted::forget(self.run.path());
     }
 }
 
@@ -580,7 +549,7 @@ fn quoted(args: &[&str]) -> String {
 }
 
 /// `kill -9` of every process of which the command line names something in `folder`.
-fn kill_all_that_name(folder: &Path) -> Result<()> {
+pub(crate) fn kill_all_that_name(folder: &Path) -> Result<()> {
     until(
         Duration::from_secs(30),
         "all processes of the host are gone",

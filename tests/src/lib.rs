@@ -8,6 +8,7 @@
 pub mod churn;
 mod guest;
 mod host;
+mod interrupted;
 mod judge;
 mod pair;
 pub mod power;
@@ -21,6 +22,7 @@ pub use guest::{
     writes_on,
 };
 pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
+pub use interrupted::clean_up_on_signals;
 pub use judge::judge;
 pub use pair::{Pair, point_name};
 pub use shell::{ask, device, shell_waits, start_shell, type_in, write_on};

@@ -39,7 +39,6 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new("bench/failover")?;
-    scratch.clean_up_on_signals()?;
     let mut castor = Host::start("castor", &scratch)?;
     let mut pollux = Host::start("pollux", &scratch)?;
     pollux.pollux(&["replica", "server", "enable"])?;

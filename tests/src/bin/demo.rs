@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 use model::Bytes;
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, create_writer, flushed, json_u64, judge, kill_diskd, text, until,
-    writes_on,
+    FIRST_WRITE, Host, Scratch, clean_up_on_signals, create_writer, flushed, json_u64, judge,
+    kill_diskd, text, until, writes_on,
 };
 use serde_json::Value;
 use testkit::guest::{FLUSHED, GuestImages};
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 fn demo() -> Result<()> {
     GuestImages::build_or_get()?;
     let scratch = Scratch::new("demo")?;
-    scratch.clean_up_on_signals()?;
+    clean_up_on_signals(|| ())?;
     let mut pair = Pair::meet(&scratch)?;
     pair.protect()?;
     let restart = pair.kill_storage()?;

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use pollux_tests::{FIRST_WRITE, Host, Scratch, Wire, create_writer};
+use pollux_tests::{FIRST_WRITE, Host, Scratch, Wire, clean_up_on_signals, create_writer};
 use steps::Step;
 use testkit::Rng;
 use testkit::workload::Verified;
@@ -87,7 +87,7 @@ fn arguments() -> Result<Options> {
 fn chaos(options: &Options) -> Result<()> {
     let mut rng = Rng::new(options.seed);
     let mut pair = Pair::new(options.seed)?;
-    pair.scratch.clean_up_on_signals()?;
+    clean_up_on_signals(|| ())?;
     pair.begin(&mut rng)?;
     for round in 1..=options.rounds {
         for _ in 0..=rng.below(3) {
