@@ -13,6 +13,7 @@
 //! | | [`Evidence::Override`] | |
 //! | | `start_unasked = allow` | the partner gives no answer: then two may run |
 //! | the same, under a lease | partner's word | its answer renewed the lease, which holds now |
+//! | the same from another point | | as to start in the current term, for which a new one is opened |
 //! | open a new term | | partner's stand-down for it; its lease is over; [`Evidence::Override`] |
 //! | | newest point | it grows from that, unless a person chose an older one |
 //! | stand down | asked lineage | it does not run here, and the asker builds on what is here |

@@ -11,6 +11,9 @@
 //!   start                                           start: refused, stood down
 //! ```
 //!
+//! Another point takes the place of the one that a failover is from by a term that takes the place of the
+//! one before: both grow from the history in which the VM was received, so that they never mix.
+//!
 //! The answer is worth something only while the attempt it names is open: a host that stands
 //! down itself drops its attempt, so a late answer finds nothing to open. An override takes
 //! the place of the answer; its term then meets the partner's at first contact, and the lower
@@ -35,7 +38,7 @@ use crate::wire::{LeaseAnswer, LeaseRequest, PartnerStanding};
 pub const FILE: &str = "standing.toml";
 
 const VERSION: u32 = 1;
-/// Three of the longest lineages that a partner can tell fit; the rest is small.
+/// Four of the longest lineages that a partner can tell fit; the rest is small.
 const MAX_FILE: u64 = 16 << 20;
 const MAX_STATEMENT: usize = 1000;
 
@@ -74,6 +77,8 @@ pub struct Override {
 pub enum Warrant {
     /// The partner stood down for the current term, durably.
     StoodDown,
+    /// It stood down for a term that the current one took the place of, and may not know of this one.
+    StoodDownBefore,
     /// The last recorded override; it ends at first contact.
     Override,
     /// The partner's lease was over when the current term was opened; this host renews it no more.
@@ -121,6 +126,10 @@ pub struct Standing {
     pub start_unasked: StartUnasked,
     /// The path of terms up to the one in which it runs, or is received, here.
     pub lineage: Lineage,
+    /// The lineage in which it was received here, until the failover is final: another point of it may
+    /// take the place of the one that the failover is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Lineage>,
     /// The partner's lineage that this host gave way to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stood_down: Option<Lineage>,
@@ -205,6 +214,7 @@ impl Standing {
             agreement: 0,
             start_unasked: StartUnasked::Deny,
             lineage,
+            received: None,
             stood_down: None,
             opened: None,
             succession: None,
@@ -296,13 +306,28 @@ impl Standing {
                 ),
             ));
         }
+        let attempt = self.grown(thing, &self.lineage, point, opener, id)?;
+        Ok(Self {
+            attempt: Some(attempt),
+            ..self.clone()
+        })
+    }
+
+    /// `history` up to `point`, and from there a new term.
+    fn grown(
+        &self,
+        thing: &str,
+        history: &Lineage,
+        point: PointId,
+        opener: &str,
+        id: TermId,
+    ) -> Result<Lineage, Problem> {
         let invalid = |reason: &str| Problem::new(Code::Invalid, thing, reason, "");
-        let position = self
-            .lineage
+        let position = history
             .terms()
             .iter()
             .position(|term| term.id == point.term)
-            .filter(|_| self.lineage.contains(point))
+            .filter(|_| history.contains(point))
             .ok_or_else(|| {
                 let reason = format!("has no point {point} in its history here");
                 let name = crate::run::name(thing);
@@ -312,7 +337,7 @@ impl Standing {
                 );
                 Problem::new(Code::Invalid, thing, reason, way_out)
             })?;
-        let mut terms = self.lineage.terms()[..=position].to_vec();
+        let mut terms = history.terms()[..=position].to_vec();
         // Above the partner's as well: who takes over knowingly must win at first contact. And above what
         // was attempted before: the partner may have given way to that, and gives way to this then.
         let seen = [&self.stood_down, &self.attempt].into_iter().flatten();
@@ -329,11 +354,7 @@ impl Standing {
             opener: opener.to_owned(),
             parent: Some(point),
         });
-        let attempt = Lineage::try_from(terms).map_err(|e| Problem::failed(thing, &e))?;
-        Ok(Self {
-            attempt: Some(attempt),
-            ..self.clone()
-        })
+        Lineage::try_from(terms).map_err(|e| Problem::failed(thing, &e))
     }
 
     /// Opens the prepared term. Store the result before QEMU starts. `newest` is the newest point
@@ -361,8 +382,13 @@ impl Standing {
             Role::Primary => (Role::Primary, self.fence),
             Role::Replica | Role::FailedOver => (Role::FailedOver, None),
         };
+        let received = match self.role {
+            Role::Replica => Some(self.lineage.clone()),
+            Role::Primary | Role::FailedOver => self.received.clone(),
+        };
         let mut next = Self {
             role,
+            received,
             lineage: attempt.clone(),
             warrant: Some(warrant),
             fence,
@@ -398,9 +424,91 @@ impl Standing {
             }
             (_, None) => Ok(Self {
                 completed: true,
+                received: None,
                 ..self.clone()
             }),
         }
+    }
+
+    /// The history of which another point may take the place of the one that the failover to this host is
+    /// from.
+    ///
+    /// # Errors
+    /// [`Problem`] when there is no such failover, or it is final.
+    pub fn choosable(&self, thing: &str) -> Result<&Lineage, Problem> {
+        let name = crate::run::name(thing);
+        let refuse = |reason: &str, way_out: String| {
+            Err(Problem::new(Code::Conflict, thing, reason, way_out))
+        };
+        match (self.role, &self.received) {
+            (Role::Replica, _) => refuse(
+                "was not failed over to this host",
+                format!("`pollux failover start {name}` does that"),
+            ),
+            (Role::Primary, _) => refuse(
+                "belongs to this host: there is no failover whose point could be another",
+                format!("`pollux point export {name} POINT` takes out a point that is there still"),
+            ),
+            (Role::FailedOver, _) if self.completed => refuse(
+                "has no other point to start from: its failover is complete",
+                format!(
+                    "what to go back to is kept from now on by `pollux disk checkpoint {name}`"
+                ),
+            ),
+            (Role::FailedOver, None) => refuse(
+                "was failed over by an older Pollux, which kept nothing of the history before that",
+                format!("`pollux point export {name} POINT` takes a point out"),
+            ),
+            (Role::FailedOver, Some(received)) => Ok(received),
+        }
+    }
+
+    /// Lets another point take the place of the one that the failover to this host is from: opens a term
+    /// that grows from it, where the VM may be started. The term before is given up with all that was
+    /// written in it. Store the result before QEMU starts.
+    ///
+    /// # Errors
+    /// [`Problem`] when it [may not be chosen](Self::choosable), the VM may not be started here, or the
+    /// partner is the replica already.
+    pub fn another(
+        &self,
+        thing: &str,
+        point: PointId,
+        opener: &str,
+        evidence: &Evidence,
+    ) -> Result<Self, Problem> {
+        self.another_as(thing, point, opener, evidence, TermId::random())
+    }
+
+    /// [`another`](Self::another) with the new term's id.
+    pub(crate) fn another_as(
+        &self,
+        thing: &str,
+        point: PointId,
+        opener: &str,
+        evidence: &Evidence,
+        id: TermId,
+    ) -> Result<Self, Problem> {
+        let received = self.choosable(thing)?;
+        if let Evidence::Says(theirs) | Evidence::Leased(theirs) = evidence {
+            if theirs.role == Role::Replica && self.stood_down.is_none() {
+                let partner = self.partner.as_deref().unwrap_or_default();
+                let reason = format!("has host `{partner}` as its replica already");
+                let name = crate::run::name(thing);
+                let way_out = format!("`pollux failover reverse {name}` goes on with that");
+                return Err(Problem::new(Code::Conflict, thing, reason, way_out));
+            }
+        }
+        let started = self.start(thing, evidence)?;
+        let warrant = match started.warrant {
+            Some(Warrant::StoodDown) => Some(Warrant::StoodDownBefore),
+            other => other,
+        };
+        Ok(Self {
+            lineage: self.grown(thing, received, point, opener, id)?,
+            warrant,
+            ..started
+        })
     }
 
     /// Of a VM that was failed over to this host and lies on disks of its own: without a partner it belongs
@@ -539,8 +647,20 @@ impl Standing {
     /// [`Problem`] when it is not prepared.
     pub fn cancel_failover(&self, thing: &str) -> Result<Self, Problem> {
         if !self.prepared {
-            let reason = "is not prepared for a planned failover";
-            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+            let name = crate::run::name(thing);
+            let (reason, way_out) = match self.role {
+                Role::FailedOver => (
+                    "was failed over to this host already",
+                    format!(
+                        "`pollux failover start {name} --point POINT` goes to another point, `pollux \
+                         failover reverse {name}` makes the other host its replica"
+                    ),
+                ),
+                Role::Primary | Role::Replica => {
+                    ("is not prepared for a planned failover", String::new())
+                }
+            };
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
         }
         Ok(Self {
             prepared: false,
@@ -563,6 +683,7 @@ impl Standing {
         }
         Ok(Self {
             role: Role::Primary,
+            received: None,
             // The partner is a replica that can take over again: it is asked before each start.
             warrant: None,
             fence: None,
@@ -601,6 +722,7 @@ impl Standing {
             fence: None,
             agreement: 0,
             start_unasked: StartUnasked::default(),
+            received: None,
             succession: None,
             stood_down: None,
             prepared: false,

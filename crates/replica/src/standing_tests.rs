@@ -566,3 +566,71 @@ fn a_host_that_gave_way_becomes_the_replica_of_the_one_that_took_over() {
     assert!(unasked.way_out.contains("--force"), "{unasked}");
     assert!(again.give_back(VM, &down.lineage).is_err(), "no twin");
 }
+
+#[test]
+fn another_point_takes_the_place_of_the_one_that_a_failover_is_from() {
+    let (primary, replica) = pair();
+    let at = |sequence| point(&replica.lineage, sequence);
+    let ready = replica.prepare(VM, at(3), "host-b").expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    let taken = ready
+        .take_over(VM, &Evidence::StoodDown(asked.current().id), None)
+        .expect("stood down for it");
+
+    // A newer one, which is not on the lineage any more, and an older one; by the warrant that it has.
+    let silent = Evidence::Unreachable("no route".to_owned());
+    let mut before = taken.clone();
+    for sequence in [5, 2, 2] {
+        let next = before.another(VM, at(sequence), "host-b", &silent);
+        let next = next.expect("its partner stood down");
+        let term = next.lineage.current();
+        assert_eq!(term.parent, Some(at(sequence)));
+        assert!(term.number > before.lineage.current().number);
+        assert_eq!(next.lineage.terms().len(), 2, "the other one is given up");
+        assert_eq!(next.warrant, Some(Warrant::StoodDownBefore));
+        assert!(next.start(VM, &silent).is_ok());
+        before = next;
+    }
+    // The former primary gives way to it when it hears of it, and says so.
+    let met = down.meet(VM, &before.lineage, None).expect("the same VM");
+    assert_eq!(met.standing.stood_down.as_ref(), Some(&before.lineage));
+    let told = before.meet(VM, &down.lineage, Some(&before.lineage));
+    let told = told.expect("the same VM").standing;
+    assert_eq!(told.warrant, Some(Warrant::StoodDown));
+
+    // Not where it may not be started, nor once its partner is the replica.
+    let above = down
+        .take_back(VM, 9, "host-a", &Evidence::Override(word()))
+        .expect("a person's word");
+    let gone = taken.superseded(VM, &above.lineage).expect("related");
+    let gone = gone.standing;
+    let problem = gone.another(VM, at(2), "host-b", &silent);
+    let problem = problem.expect_err("it was taken back");
+    assert!(problem.reason.contains("host-a"), "{problem}");
+    let turned = down.turn(VM, &taken.lineage, false).expect("it gave way");
+    let says = Evidence::Says(turned.tell(false));
+    let problem = taken.another(VM, at(2), "host-b", &says);
+    let problem = problem.expect_err("it is replicated back");
+    assert!(
+        problem.way_out.contains("failover reverse web"),
+        "{problem}"
+    );
+    // Nor where there is no failover to leave, or none any more.
+    for (standing, way_out) in [
+        (replica.clone(), "`pollux failover start web`"),
+        (primary.clone(), "`pollux point export web POINT`"),
+        (
+            taken.complete(VM).expect("final"),
+            "`pollux disk checkpoint web`",
+        ),
+        (
+            taken.reverse(VM).expect("it took over"),
+            "`pollux point export web POINT`",
+        ),
+    ] {
+        let problem = standing.another(VM, at(2), "host-b", &silent);
+        let problem = problem.expect_err("no failover");
+        assert!(problem.way_out.contains(way_out), "{problem}");
+    }
+}

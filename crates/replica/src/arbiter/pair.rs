@@ -75,6 +75,8 @@ pub(super) struct Disk {
     pub(super) history: Lineage,
     /// The lineage of the disks that its twin began with: it was the primary before.
     pub(super) branch: Option<Lineage>,
+    /// Whether its partner was asked to become the replica: who asks again goes on with that.
+    pub(super) asked_back: bool,
     /// The sender's progress.
     pub(super) acknowledged: PointId,
     pub(super) reserved: u64,
@@ -161,6 +163,8 @@ pub(super) struct Bounds {
     pub(super) plans: u8,
     /// A host that took over makes its partner the replica.
     pub(super) reversals: u8,
+    /// A host that took over starts from another point.
+    pub(super) others: u8,
     /// Seconds that pass; none: there is no lease.
     pub(super) seconds: u8,
     /// How often a clock gains on the other one.
@@ -290,6 +294,7 @@ impl Pair {
             points,
             history: lineage.clone(),
             branch: None,
+            asked_back: false,
             acknowledged: first,
             reserved: 1,
         };

@@ -34,10 +34,12 @@ pub(super) enum Rule {
     LeaseCutShort,
     MeetBeforeEnd,
     TurnWhileOff,
+    AnotherByRight,
+    AnotherEndsReversal,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 31] = [
+pub(super) const RULES: [Rule; 33] = [
     Rule::RefuseWhileRunning,
     Rule::AnswerNamesTheTerm,
     Rule::DropAttempt,
@@ -69,6 +71,8 @@ pub(super) const RULES: [Rule; 31] = [
     Rule::LeaseCutShort,
     Rule::MeetBeforeEnd,
     Rule::TurnWhileOff,
+    Rule::AnotherByRight,
+    Rule::AnotherEndsReversal,
 ];
 
 impl Rule {
@@ -84,6 +88,7 @@ impl Rule {
                 | Self::NoGap
                 | Self::OneContent
                 | Self::OneHistory
+                | Self::AnotherEndsReversal
         )
     }
 
@@ -167,6 +172,13 @@ impl Rule {
                  succeeded stays known."
             }
             Self::TurnWhileOff => "A host whose guest runs does not become the replica.",
+            Self::AnotherByRight => {
+                "A failover goes to another point only where the VM may be started."
+            }
+            Self::AnotherEndsReversal => {
+                "A failover that goes to another point does not go on with what was asked for of \
+                 replicating back."
+            }
         }
     }
 }

@@ -41,6 +41,12 @@ pub(super) enum Step {
         host: usize,
         told: bool,
     },
+    /// A host that took over starts from another point; its partner is asked, or not.
+    Another {
+        host: usize,
+        older: bool,
+        asked: bool,
+    },
     /// A person overrides.
     Force(usize),
     HostCrashes(usize),
@@ -311,6 +317,38 @@ impl Arbiter {
         }
     }
 
+    /// Another point takes the place of the one that the failover to `x` is from, and the guest starts.
+    fn another(&self, pair: &Pair, x: usize, older: bool, asked: bool) -> Option<Pair> {
+        let points = &pair.hosts[x].memory.points;
+        let back = if older { 2 } else { 1 };
+        let point = points[points.len().checked_sub(back)?].id;
+        let mut next = pair.clone();
+        let evidence = match asked && pair.is_linked() {
+            true => self.ask(&mut next, x),
+            false => Evidence::Unreachable(String::new()),
+        };
+        let id = self.next_term(&mut next, x);
+        let mut standing = next.hosts[x].standing().clone();
+        let mut unheard = evidence.clone();
+        if !self.on(Rule::AnotherByRight) {
+            standing.stood_down = None;
+            unheard = Evidence::StoodDown(standing.lineage.current().id);
+        }
+        let standing = standing.another_as(VM, point, "", &unheard, id).ok()?;
+        let disk = Disk {
+            standing,
+            asked_back: pair.hosts[x].memory.asked_back && !self.on(Rule::AnotherEndsReversal),
+            ..(*next.hosts[x].memory).clone()
+        };
+        next.keep(x, disk, true);
+        // A person chose it.
+        let lineage = next.hosts[x].standing().lineage.clone();
+        for acked in &mut next.acked {
+            acked.passed |= !lineage.contains(acked.point.id);
+        }
+        self.start(&next, x, &evidence)
+    }
+
     fn stand_down(&self, pair: &Pair, x: usize, asked: &Lineage) -> Option<Pair> {
         let host = &pair.hosts[x];
         let runs = host.guest != Guest::Off && self.on(Rule::RefuseWhileRunning);
@@ -428,20 +466,25 @@ impl Arbiter {
                 points: Vec::new(),
                 history: lineage.clone(),
                 branch: Some(theirs.lineage.clone()),
+                asked_back: false,
                 ..(*host.memory).clone()
             };
             next.keep(y, disk, true);
             // Its earlier points are gone with the journal that it had.
             next.acked.retain(|acked| acked.by != y);
+        } else if !pair.hosts[x].memory.asked_back {
+            // It is that in another relationship.
+            return None;
         }
+        let mut disk = Disk {
+            asked_back: true,
+            ..(*next.hosts[x].memory).clone()
+        };
         if told {
-            let disk = Disk {
-                standing: back,
-                acknowledged: BASE,
-                ..(*next.hosts[x].memory).clone()
-            };
-            next.keep(x, disk, true);
+            disk.standing = back;
+            disk.acknowledged = BASE;
         }
+        next.keep(x, disk, true);
         // They belong to the relationship that ended.
         next.sent.clear();
         Some(next)
@@ -529,6 +572,10 @@ impl Arbiter {
             Step::Reverse { host, told } => {
                 next = self.reverse(pair, host, told)?;
                 next.left.reversals -= 1;
+            }
+            Step::Another { host, older, asked } => {
+                next = self.another(pair, host, older, asked)?;
+                next.left.others -= 1;
             }
             Step::Force(x) => {
                 next = self.force(pair, x)?;
@@ -648,6 +695,12 @@ impl Arbiter {
         if left.reversals > 0 {
             for told in [false, true] {
                 steps.push(Step::Reverse { host: x, told });
+            }
+        }
+        if left.others > 0 && off {
+            for (older, asked) in [(false, false), (false, true), (true, false), (true, true)] {
+                let host = x;
+                steps.push(Step::Another { host, older, asked });
             }
         }
         if left.forces > 0 && off {

@@ -20,6 +20,7 @@ const NONE: Bounds = Bounds {
     removals: 0,
     plans: 0,
     reversals: 0,
+    others: 0,
     seconds: 0,
     drifts: 0,
     unfenced: false,
@@ -62,7 +63,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 20] = [
+const SEARCHES: [(&str, Bounds); 22] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -102,6 +103,22 @@ const SEARCHES: [(&str, Bounds); 20] = [
             reversals: 1,
             forces: 1,
             ..shipping(2, 0, 1, 3)
+        },
+    ),
+    (
+        "another point",
+        Bounds {
+            others: 1,
+            ..rights(1, 1, 1, 2)
+        },
+    ),
+    (
+        "points, another, reversed",
+        Bounds {
+            others: 1,
+            reversals: 2,
+            forces: 1,
+            ..shipping(2, 0, 0, 2)
         },
     ),
     ("points", shipping(2, 1, 1, 4)),
