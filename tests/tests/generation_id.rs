@@ -51,6 +51,11 @@ const TABLE: &[(&str, Rule, Operation)] = &[
         MustNotChange,
         start_there,
     ),
+    (
+        "unplanned failover: another point",
+        MustChange,
+        go_to_another_point,
+    ),
 ];
 
 #[test]
@@ -167,5 +172,15 @@ fn fail_over(pair: &mut Pair) -> Result<Guest<'_>> {
 fn start_there(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.pollux.pollux(&["vm", "kill", "web"])?;
     start_shell(&pair.pollux, "web")?;
+    Ok((&pair.pollux, "web"))
+}
+
+/// The same point once more: what the guest did since is undone.
+fn go_to_another_point(pair: &mut Pair) -> Result<Guest<'_>> {
+    pair.pollux.pollux(&["vm", "kill", "web"])?;
+    let start = ["failover", "start", "web", "--point", "latest"];
+    pair.pollux
+        .pollux(&[&start[..], &["--drop-writes"]].concat())?;
+    shell_waits(&pair.pollux, "web", 0, LIMIT)?;
     Ok((&pair.pollux, "web"))
 }

@@ -179,6 +179,91 @@ fn a_twin_is_tested_and_then_takes_over_when_the_primary_stood_down() -> Result<
     let refused = castor.refused(&["vm", "start", "web"])?;
     assert_eq!(refused.exit, 4, "{}", refused.message);
     assert!(refused.message.contains("pollux"), "{}", refused.message);
+    let older = pair.points("web").first().cloned().context("a point")?;
+    let proved = committed(&pair, &older)?;
+    let Pair {
+        castor,
+        mut pollux,
+        wire: _wire,
+        ..
+    } = pair;
+    go_to_another_point(&castor, &mut pollux, &point_name(&older)?, proved)
+}
+
+/// The point was a bad choice: an `older` one, which proves so many records, takes its place while polluxd
+/// is killed on the way. What was written since the failover goes with the one that is left.
+fn go_to_another_point(castor: &Host, pollux: &mut Host, older: &str, proved: u64) -> Result<()> {
+    let start = ["failover", "start", "web"];
+    let other = [&start[..], &["--point", older]].concat();
+    let drop = [&other[..], &["--drop-writes"]].concat();
+    for (asked, way_out) in [
+        (&start[..], "--point POINT"),
+        (&drop, "pollux vm kill web"),
+        (&["failover", "stop-test", "web"], "--point POINT"),
+        (&["failover", "cancel", "web"], "--point POINT"),
+    ] {
+        let refused = pollux.refused(asked)?;
+        assert_eq!(refused.exit, 4, "{}", refused.message);
+        assert!(refused.message.contains(way_out), "{}", refused.message);
+    }
+    pollux.serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pollux.pollux(&["vm", "kill", "web"])?;
+    let refused = pollux.refused(&other)?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    for part in ["has written", "--drop-writes", "disk export"] {
+        assert!(refused.message.contains(part), "{}", refused.message);
+    }
+
+    let details = pollux.json(&["vm", "show", "web"])?;
+    let home = pollux
+        .state()
+        .join("replicas")
+        .join(text(&details, "/spec/id")?);
+    let term = || -> Result<String> {
+        let standing = std::fs::read_to_string(home.join("standing.toml"))?;
+        let opened = standing.lines().find(|line| line.starts_with("opened"));
+        Ok(opened.context("a term was opened")?.to_owned())
+    };
+    let gave_way_to = || json_u64(&castor.json(&["vm", "show", "web"])?, "/succeeded/term");
+    let first = gave_way_to()?;
+    let (opened, before) = (term()?, text(&details, "/spec/generation_id")?);
+    let mut asked = pollux.command(&drop)?.spawn()?;
+    until(MINUTE, "it is decided", || {
+        Ok((term()? != opened).then_some(()))
+    })?;
+    pollux.kill_daemon()?;
+    asked.wait()?;
+    pollux.start_daemon()?;
+    if state(pollux)? == "off" {
+        pollux.pollux(&["vm", "start", "web"])?;
+    }
+    let found = pollux.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+    ensure!(found.ends_with(": right"), "{found}");
+    let committed = found.split(" committed ").nth(1);
+    let committed = committed.and_then(|rest| rest.split(' ').next());
+    assert_eq!(committed, Some(&*proved.to_string()), "{found}");
+    assert_ne!(generation_id(pollux, "web")?, before);
+    let points = pollux.json(&["point", "list", "web"])?;
+    let held = points.as_array().into_iter().flatten();
+    let held = held.filter(|point| point["pinned"] == true);
+    let held = held.map(point_name).collect::<Result<Vec<_>>>()?;
+    assert_eq!(held, [older], "{points}");
+
+    // The former primary hears of the new term, so that its replica may be started from there.
+    until(MINUTE, "it gives way to the new term", || {
+        Ok((gave_way_to()? > first).then_some(()))
+    })?;
+    assert_eq!(castor.refused(&["vm", "start", "web"])?.exit, 4);
+    // There is no way back from what is final.
+    pollux.pollux(&["failover", "complete", "web"])?;
+    pollux.pollux(&["vm", "kill", "web"])?;
+    let refused = pollux.refused(&drop)?;
+    assert_eq!(refused.exit, 4, "{}", refused.message);
+    assert!(
+        refused.message.contains("disk checkpoint"),
+        "{}",
+        refused.message
+    );
     Ok(())
 }
 

@@ -170,13 +170,16 @@ pub struct SetReplication {
     pub start_unasked: Option<StartUnasked>,
 }
 
-/// Start the twin because the primary is lost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Start the twin because the primary is lost; or what was failed over, from another point.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StartFailover {
-    /// The point, `latest` when absent.
+    /// The point, `latest` when absent. One that was failed over already goes to the point that is named.
     #[serde(default)]
     pub point: Option<String>,
+    /// What was written since the failover may go with the point that is left.
+    #[serde(default)]
+    pub drop_writes: bool,
     /// A person's statement why the primary cannot be running, when it cannot be asked. It is
     /// recorded.
     #[serde(default)]

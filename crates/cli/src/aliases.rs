@@ -162,10 +162,8 @@ const ALIASES: &[Alias] = &[
             VM_NAME,
             parameter("AsTest", To::Instead(&["failover", "test"])),
             parameter("Prepare", To::Instead(&["failover", "prepare"])),
-            parameter(
-                "VMRecoverySnapshot",
-                To::Not("Name the point: `pollux failover start VM --point POINT`"),
-            ),
+            parameter("VMRecoverySnapshot", To::Option("--point")),
+            parameter("VMRecoverySnapshotName", To::Option("--point")),
         ],
         needs: &["VMName"],
     },
@@ -609,8 +607,8 @@ mod tests {
             ),
             ("Start-VMFailover web", "--wide failover start -- web"),
             (
-                "Start-VMFailover web -AsTest",
-                "--wide failover test -- web",
+                "Start-VMFailover web -AsTest -VMRecoverySnapshotName 4f1c09ab.7",
+                "--wide failover test --point=4f1c09ab.7 -- web",
             ),
             (
                 "Start-VMFailover web -AsTest:$false",

@@ -542,13 +542,17 @@ pub(crate) enum FailoverVerb {
         #[arg(long)]
         drop: bool,
     },
-    /// Start the twin: because the primary is lost, or was prepared for it
+    /// Start the twin: because the primary is lost, or was prepared for it. One that was failed over
+    /// already, and is off, is started from another point until the failover is completed or reversed
     Start {
         /// The VM
         vm: String,
-        /// The point: as `pollux point list` shows it, or `latest`
-        #[arg(long, default_value = "latest")]
-        point: String,
+        /// The point: as `pollux point list` shows it, or `latest`, which goes without saying the first time
+        #[arg(long)]
+        point: Option<String>,
+        /// What was written since the failover goes with the point that is left for another
+        #[arg(long, requires = "point")]
+        drop_writes: bool,
         /// Wait until the lease of a primary that does not answer is over
         #[arg(long, conflicts_with = "force")]
         wait: bool,

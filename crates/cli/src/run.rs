@@ -558,11 +558,13 @@ impl Command {
             FailoverVerb::Start {
                 vm,
                 point,
+                drop_writes,
                 wait,
                 force,
             } => {
                 let start = StartFailover {
-                    point: Some(point),
+                    point,
+                    drop_writes,
                     wait,
                     because: statement(force),
                 };

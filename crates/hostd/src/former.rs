@@ -21,13 +21,12 @@ use journal::{DiskExtent, Journal};
 use model::{Code, DiskSpec, Problem};
 use replica::standing::{self, Standing};
 use replica::wire::Enrol;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::stores::{self, Stores};
 use crate::twin;
 use crate::vm::access;
 use crate::vm::branch::Branch;
-use crate::vm::create::{no_space_or, publish, remove, sync_parent};
+use crate::vm::create::{exchange, no_space_or, publish, remove, sync_parent};
 use crate::vm::folder::VmFolder;
 use crate::vm::progress;
 
@@ -126,9 +125,7 @@ pub(crate) fn turn(
     let made = make(turning, &temporary).and_then(|()| {
         let published = match turning.home == home {
             // It was a twin once.
-            true => renameat_with(CWD, &temporary, CWD, &home, RenameFlags::EXCHANGE)
-                .map_err(io::Error::from)
-                .and_then(|()| sync_parent(&home)),
+            true => exchange(&temporary, &home),
             false => publish(&temporary, &home),
         };
         published.map_err(failed)

@@ -31,7 +31,7 @@ use crate::twin::Store;
 use crate::vm::branch::Branch;
 use crate::vm::folder::{VmFolder, thing};
 use crate::vm::launch::Engine;
-use crate::vm::{Home, Vm, takeover};
+use crate::vm::{Home, Vm, another, takeover};
 use crate::vm::{access, create};
 
 /// Everything that belongs to this polluxd.
@@ -294,8 +294,13 @@ impl Host {
             .map_err(|error| Problem::failed(received.thing(), &error))?;
         let place = Place::of(path, received.spec.id, &self.stores)?;
         // Since its failover was completed and turned round it may be a primary like others.
-        let received_only = standing.is_none_or(|standing| standing.role == Role::Replica);
+        let received_only = standing
+            .as_ref()
+            .is_none_or(|standing| standing.role == Role::Replica);
         let machine = if !received_only {
+            if let Some(standing) = &standing {
+                another::settle(path, &self.layout.run_of(received.spec.id), standing)?;
+            }
             Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
         } else {
             let flushes = self.flushes.clone();

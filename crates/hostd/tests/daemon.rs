@@ -343,11 +343,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
         Code::Conflict,
         "no recovery points",
     );
-    let failover = StartFailover {
-        point: None,
-        because: None,
-        wait: false,
-    };
+    let failover = StartFailover::default();
     refused(
         client.failover("web", &failover).await,
         Code::Conflict,

@@ -197,11 +197,7 @@ async fn a_twin_whose_store_is_not_mounted_is_known_said_to_be_away_and_goes_on_
     assert!(away.twins == 1 && away.free.is_none(), "{away:?}");
     assert!(away.problem.expect("why").way_out.contains(path));
     refused(pollux.client.points("web").await, Code::Failed, "is away");
-    let failover = StartFailover {
-        point: None,
-        because: None,
-        wait: false,
-    };
+    let failover = StartFailover::default();
     refused(
         pollux.client.failover("web", &failover).await,
         Code::Failed,

@@ -22,6 +22,7 @@ use super::{Answered, Refusal};
 use crate::event::Draft;
 use crate::host::{Host, NameReservation};
 use crate::twin::LATEST;
+use crate::vm::another::Choice;
 use crate::vm::branch::Branch;
 use crate::vm::folder::Made;
 use crate::vm::{Message, Vm, takeover};
@@ -38,6 +39,16 @@ pub(super) async fn start(
 ) -> Answered<VmDetails> {
     let vm = host.find(&vm)?;
     let word = word(wanted.because.as_deref())?;
+    let failed_over = vm.view().standing.role == Role::FailedOver;
+    if let Some(named) = wanted.point.clone().filter(|_| failed_over) {
+        let choice = Choice {
+            point: point(&vm, Some(named)).await?,
+            drop_writes: wanted.drop_writes,
+            word,
+        };
+        vm.ask(|answer| Message::Another { choice, answer }).await?;
+        return details(&vm).await;
+    }
     let newest = wanted.point.as_deref().is_none_or(|name| name == LATEST);
     let mut from = point(&vm, wanted.point.clone()).await?;
     let mut left = TRIES;
@@ -228,13 +239,19 @@ pub(super) async fn stop_test(
     let vm = host.find(&vm)?;
     let copies = tests_of(&host, &vm);
     if copies.is_empty() {
-        let way_out = if vm.view().standing.prepared {
-            "`pollux failover cancel` ends the planned failover that it is prepared for"
+        let view = vm.view();
+        let name = &view.home.spec.name;
+        let way_out = if view.standing.prepared {
+            format!(
+                "`pollux failover cancel {name}` ends the planned failover that it is prepared for"
+            )
+        } else if view.standing.choosable("").is_ok() {
+            format!("`pollux failover start {name} --point POINT` goes to another point")
         } else {
-            "`pollux failover test` starts one"
+            format!("`pollux failover test {name}` starts one")
         };
         let reason = "has no test failover";
-        return Err(Problem::new(Code::Conflict, vm.view().thing(), reason, way_out).into());
+        return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out).into());
     }
     for copy in copies {
         let twin = copy.view().home.machine.and_then(|machine| machine.origin);

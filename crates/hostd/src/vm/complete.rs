@@ -286,4 +286,4 @@ fn forget(machine: VmFolder, store: &Store) -> Result<Stepped, Problem> {
 
 #[cfg(test)]
 #[path = "complete_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -18,7 +18,7 @@ const POINTS: u64 = 9;
 const CHOSEN: usize = 4;
 
 /// A machine that a failover to a point in the middle made.
-fn failed_over(home: &Path) -> (Store, VmFolder, Vec<PointId>) {
+pub(in crate::vm) fn failed_over(home: &Path) -> (Store, VmFolder, Vec<PointId>) {
     let (store, extent, points) = twin(home, POINTS);
     let mut disk = DiskSpec::new("disk0.raw".into(), extent.size, Bus::Virtio, 0);
     disk.id = extent.id;
@@ -33,6 +33,7 @@ fn failed_over(home: &Path) -> (Store, VmFolder, Vec<PointId>) {
         twin: VmId::random(),
         point: points[CHOSEN],
         checkpoint: Some(checkpoint),
+        term: None,
     };
     let folder = make(home, &store, above).expect("made");
     (store, folder, points)

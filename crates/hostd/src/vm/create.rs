@@ -14,6 +14,7 @@ use model::{
     BLOCK_SIZE, Bus, Bytes, Code, DiskSpec, Generation, Lineage, Problem, VmSpec, free_slot,
 };
 use replica::standing::{self, Standing};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::folder::{VmFolder, thing};
 
@@ -57,6 +58,12 @@ pub(crate) fn create(
 pub(crate) fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
     fs::rename(temporary, path)?;
     sync_parent(path)
+}
+
+/// Lets two folders that lie beside each other change their names, durably and at once.
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?;
+    sync_parent(other)
 }
 
 /// Removes a folder; it stays away after a crash, whole or not.

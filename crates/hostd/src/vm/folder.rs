@@ -14,10 +14,13 @@
 //! ```
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use diskd::config::StackSpec;
-use model::{CheckpointId, Code, DiskSpec, OverlaySpec, PointId, Problem, VmId, VmSpec};
+use model::{
+    Bytes, CheckpointId, Code, DiskSpec, OverlaySpec, PointId, Problem, TermId, VmId, VmSpec,
+};
 use serde::{Deserialize, Serialize};
 
 const SPEC: &str = "vm.toml";
@@ -64,6 +67,9 @@ pub(crate) struct Origin {
     /// failover, or was failed over by an older build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint: Option<CheckpointId>,
+    /// The term that was opened to start from this point instead of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) term: Option<TermId>,
     /// Whether the disk files are those that hold the point, as the journal's base.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) flat: bool,
@@ -78,13 +84,9 @@ impl Origin {
             journal,
             point,
             checkpoint: None,
+            term: None,
             flat: false,
         }
-    }
-
-    /// The same, with all that is written since a checkpoint.
-    pub(crate) fn above(self, checkpoint: Option<CheckpointId>) -> Self {
-        Self { checkpoint, ..self }
     }
 }
 
@@ -216,6 +218,25 @@ impl VmFolder {
             PathBuf::from(name)
         };
         (with(".overlay"), with(".map"))
+    }
+
+    /// How much was written above the point that it was failed over to, by what its files take; none if
+    /// nobody can tell, or it lies above none any more.
+    pub(crate) fn written_above(&self) -> Option<Bytes> {
+        self.origin.as_ref().filter(|origin| !origin.flat)?;
+        let disks = self.spec.disks.iter();
+        let files = disks.flat_map(|disk| {
+            let overlays = disk.overlays.iter();
+            let above = overlays.map(|overlay| self.overlay_files(overlay).0);
+            above.chain([self.disk_file(disk)])
+        });
+        let taken = files.map(|file| match file.metadata() {
+            Ok(meta) => Some(meta.blocks().saturating_mul(512)),
+            // It is made when the disk is opened first, if at all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(0),
+            Err(_) => None,
+        });
+        taken.sum::<Option<u64>>().map(Bytes)
     }
 
     /// Folder of what was written since checkpoints.

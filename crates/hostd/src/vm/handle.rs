@@ -15,6 +15,7 @@ use replica::standing::{self, Override, Role, Standing, StandingError};
 use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding, Reverse};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::another::Choice;
 use super::change::Change;
 use super::complete::Completing;
 use super::folder::{self, VmFolder};
@@ -152,6 +153,8 @@ pub(crate) enum Message {
         word: Option<Override>,
         answer: Answer,
     },
+    /// Start a VM that was failed over from another point; answered when the guest runs.
+    Another { choice: Choice, answer: Answer },
     /// The partner took over and wants this host to be its replica; answered when it is, and the owner
     /// ends.
     Turn {

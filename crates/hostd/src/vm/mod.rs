@@ -1,6 +1,7 @@
 //! Virtual machines: their folders, their processes, and the task that owns each of them.
 
 pub(crate) mod access;
+pub(crate) mod another;
 pub(crate) mod branch;
 pub(crate) mod change;
 pub(crate) mod complete;

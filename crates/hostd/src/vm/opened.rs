@@ -207,6 +207,7 @@ impl Openings {
                 twin: home.spec.id,
                 point: wanted.point,
                 checkpoint: None,
+                term: None,
             };
             make(&home.path, store, above)
         })?;

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{CheckpointId, Problem, VmId, VmState};
+use model::{CheckpointId, PointId, Problem, VmId, VmState};
 use replica::driver::Command;
 use replica::run::Evidence;
 use replica::standing::Override;
@@ -144,6 +144,8 @@ pub(super) struct Owner {
     pub(super) round: u64,
     /// Whether the failover that goes on is from the newest point, whatever that is.
     pub(super) from_newest: bool,
+    /// The point that takes the place of the failover's, if it may be started.
+    pub(super) another: Option<PointId>,
     /// Ends a launch before it is done.
     pub(super) cancel: Option<oneshot::Sender<()>>,
     pub(super) starting: Vec<Answer>,
@@ -196,6 +198,7 @@ impl Owner {
             doubt: false,
             round: 0,
             from_newest: false,
+            another: None,
             cancel: None,
             starting: Vec::new(),
             stopping: Vec::new(),
@@ -297,6 +300,9 @@ impl Owner {
         let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
         match message {
             Message::Reverse { .. } => settling || self.changing || self.completing,
+            Message::Another { .. } => {
+                settling || self.changing || self.completing || self.reversing.is_some()
+            }
             Message::Turn { .. }
             | Message::Change { .. }
             | Message::LetGo(_)
@@ -403,6 +409,7 @@ impl Owner {
                 word,
                 answer,
             } => self.failover(point, newest, word, answer),
+            Message::Another { choice, answer } => self.try_another(choice, answer),
             Message::GiveBack { answer } => return self.give_back(answer).await,
             Message::Turn { asked, answer } => self.turn(asked, answer).await,
             Message::Reverse { choice, answer } => self.reverse(choice, answer),

@@ -32,9 +32,14 @@ impl Owner {
             Ok((_, Act::Launch)) => {}
             Ok(_) => return self.starting.push(answer),
         }
-        if let Err(problem) = self.begin_start() {
-            return refuse(answer, problem);
+        match self.begin_start() {
+            Ok(()) => self.ask_to_start(word, answer),
+            Err(problem) => refuse(answer, problem),
         }
+    }
+
+    /// Asks whether it may be started.
+    pub(super) fn ask_to_start(&mut self, word: Option<Override>, answer: Answer) {
         self.starting.push(answer);
         let view = self.view();
         let host = Arc::clone(&self.host);
@@ -128,7 +133,9 @@ impl Owner {
         }
         let evidence = &self.weigh_lease(evidence);
         let unasked = matches!(evidence, Evidence::Unreachable(_));
-        let decided = if self.seen.borrow().standing.attempt.is_some() {
+        let decided = if let Some(point) = self.another.take() {
+            self.go_to(point, evidence)
+        } else if self.seen.borrow().standing.attempt.is_some() {
             self.take_over(evidence)
         } else {
             self.decide(evidence)
@@ -200,6 +207,7 @@ impl Owner {
     /// It may not be started: all is as it was before.
     pub(super) fn refuse_start(&mut self, problem: Problem) {
         self.cancel = None;
+        self.another = None;
         self.host.ledger.release(self.id);
         self.forget_attempt();
         for answer in self.starting.drain(..) {

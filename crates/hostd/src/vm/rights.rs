@@ -42,15 +42,25 @@ pub(super) struct Yielding {
 }
 
 impl Owner {
-    /// Who may run, decided and durable.
-    pub(super) fn decide(&self, evidence: &Evidence) -> Result<(), Problem> {
+    /// Takes into account what the partner said, durably.
+    pub(super) fn heed(&self, evidence: &Evidence) -> Result<(), Problem> {
         let view = self.view();
-        let thing = view.thing();
         if let Evidence::Says(theirs) | Evidence::Leased(theirs) = evidence {
             let told = theirs.stood_down.as_ref();
-            let met = view.standing.meet(&thing, &theirs.lineage, told)?.standing;
+            let met = view
+                .standing
+                .meet(&view.thing(), &theirs.lineage, told)?
+                .standing;
             self.store(met.without_replica(theirs, met.agreement))?;
         }
+        Ok(())
+    }
+
+    /// Who may run, decided and durable.
+    pub(super) fn decide(&self, evidence: &Evidence) -> Result<(), Problem> {
+        self.heed(evidence)?;
+        let view = self.view();
+        let thing = view.thing();
         let standing = self.seen.borrow().standing.clone();
         let used = progress::reserved(&view.home.path)?;
         let next = standing.take_back(&thing, used, self.host.name(), evidence)?;

@@ -4,7 +4,6 @@
 //! For people: no decision rests on it. It is stored with the fact that the host stood down, in one
 //! file; what the partner did not say at first is asked for until it does.
 
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use api::Succeeded;
@@ -89,14 +88,7 @@ impl Owner {
     async fn written_here(&self, view: &View) -> Option<Bytes> {
         if view.standing.role == Role::FailedOver {
             // All that was written since then lies above the point.
-            let machine = view.home.machine.as_ref()?;
-            let files = machine
-                .spec
-                .disks
-                .iter()
-                .map(|disk| machine.disk_file(disk));
-            let taken = files.map(|file| Some(file.metadata().ok()?.blocks().saturating_mul(512)));
-            return taken.sum::<Option<u64>>().map(Bytes);
+            return view.home.machine.as_ref()?.written_above();
         }
         let socket = self.supervisor.diskd_socket();
         let pending = unsent::pending(&socket, &view.home.path);

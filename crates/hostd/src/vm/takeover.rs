@@ -19,12 +19,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use model::{
-    Bytes, CheckpointId, Code, DiskId, DiskSpec, GenerationId, Lineage, PointId, Problem, VmId,
-    VmName, VmSpec, VmState,
+    Bytes, CheckpointId, Code, DiskId, DiskSpec, GenerationId, Lineage, PointId, Problem, TermId,
+    VmId, VmName, VmSpec, VmState,
 };
 use replica::run::Evidence;
 use replica::standing::{self, Override, Role, Standing};
 
+use super::another::ANOTHER;
 use super::change::{Change, new_checkpoint};
 use super::create::{no_space_or, publish, remove};
 use super::folder::{Made, Origin, VmFolder};
@@ -68,20 +69,24 @@ impl Owner {
         let Some(store) = self.store.clone() else {
             return Err(not_a_twin(&view));
         };
+        if view.standing.role == Role::FailedOver {
+            let name = &view.home.spec.name;
+            let reason = "was failed over to this host already";
+            let way_out = format!(
+                "`pollux vm start {name}` starts it, `pollux failover start {name} --point POINT` goes to \
+                 another point"
+            );
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
+        }
         if view.state != VmState::Off {
             let reason = format!("is not off on this host but {}", view.state);
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
-        }
-        if view.standing.role == Role::FailedOver {
-            let reason = "was failed over to this host already";
-            let way_out = "Start it with `pollux vm start`";
-            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
         }
         let prepared = view.standing.prepare(&thing, point, self.host.name())?;
         let reserve = self.host.settings.memory_reserve;
         let spec = VmSpec {
             generation_id: GenerationId::random(),
-            disks: overlays(&view, &store, point, "raw")?,
+            disks: overlays(&view, &view.home.spec, &store, point, "raw")?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -94,6 +99,7 @@ impl Owner {
                 twin: self.id,
                 point,
                 checkpoint: Some(checkpoint),
+                term: None,
             };
             make(&view.home.path, &store, above)
         })?;
@@ -162,7 +168,7 @@ impl Owner {
             id: VmId::random(),
             name,
             generation_id: GenerationId::random(),
-            disks: overlays(&view, &store, point, "overlay")?,
+            disks: overlays(&view, &view.home.spec, &store, point, "overlay")?,
             checkpoints: Vec::new(),
             ..view.home.spec.clone()
         };
@@ -175,6 +181,7 @@ impl Owner {
                 twin: self.id,
                 point,
                 checkpoint: None,
+                term: None,
             };
             make(&view.home.path, &store, above)
         })
@@ -183,9 +190,10 @@ impl Owner {
 
 /// The disks that the point has, as large as they were then, each with a file for what is written
 /// above it. One that is not replicated is left out, as Hyper-V does: an empty one in its place would
-/// pass for one that lost its content.
-fn overlays(
+/// pass for one that lost its content. `received`: the VM as it was received last.
+pub(super) fn overlays(
     view: &View,
+    received: &VmSpec,
     store: &Store,
     point: PointId,
     ending: &str,
@@ -193,7 +201,7 @@ fn overlays(
     let held = tokio::task::block_in_place(|| store.disks(point))?;
     let former = view.relation.as_ref().map(|relation| &relation.former[..]);
     let former = former.unwrap_or_default();
-    Ok(above(&view.home.spec, former, &held, ending))
+    Ok(above(received, former, &held, ending))
 }
 
 /// What is written from the failover on is since a checkpoint, which is merged when that is completed. Until
@@ -235,6 +243,8 @@ pub(super) struct Above<'a> {
     pub(super) point: PointId,
     /// That of what is written above it, of a failover.
     pub(super) checkpoint: Option<CheckpointId>,
+    /// The term that is opened with it, if it takes the place of another.
+    pub(super) term: Option<TermId>,
 }
 
 /// Pins the point and makes the folder in `home`, whole or not at all. Blocking.
@@ -246,6 +256,7 @@ pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder,
         twin,
         point,
         checkpoint,
+        term,
     } = above;
     let thing = super::folder::thing(spec.name.as_str());
     let temporary = home.join(format!(".{name}"));
@@ -256,11 +267,13 @@ pub(super) fn make(home: &Path, store: &Store, above: Above) -> Result<VmFolder,
             std::fs::remove_dir_all(&temporary).map_err(failed)?;
         }
         durable::create_folder(&temporary).map_err(failed)?;
-        let origin = Origin::new(made, twin, store.folder().to_owned(), point);
+        let mut origin = Origin::new(made, twin, store.folder().to_owned(), point);
+        origin.checkpoint = checkpoint;
+        origin.term = term;
         let folder = VmFolder {
             path: temporary.clone(),
             spec,
-            origin: Some(origin.above(checkpoint)),
+            origin: Some(origin),
         };
         folder.write().map_err(failed)?;
         if made == Made::Test {
@@ -324,10 +337,20 @@ pub(crate) fn tidy(home: &Path, store: &Store) -> Result<(), Problem> {
 /// Unpins what a crash left pinned in the twin whose home is `home`, when polluxd starts: a pin goes
 /// with its folder, and a point that stays pinned is never let go. Blocking.
 pub(crate) fn unpin(home: &Path, store: &Store) -> Result<(), Problem> {
+    let failover = home.join(FAILOVER);
+    let of = match failover.exists() {
+        true => VmFolder::read(&failover)?.origin.map(|origin| origin.point),
+        false => None,
+    };
     for point in store.points()? {
         for pin in &point.pins {
-            let of_a_folder = pin == FAILOVER || pin.starts_with(TEST);
-            if of_a_folder && !home.join(pin).exists() {
+            let left = match &**pin {
+                // It may have gone to another point.
+                FAILOVER => of != Some(point.id),
+                ANOTHER => !home.join(ANOTHER).exists(),
+                pin => pin.starts_with(TEST) && !home.join(pin).exists(),
+            };
+            if left {
                 store.unpin(point.id, pin)?;
             }
         }
