@@ -20,12 +20,12 @@ const ALIGNMENT: usize = 4096;
 pub struct Buffer {
     pieces: SmallVec<[libc::iovec; 4]>,
     len: usize,
-    _keep: Keep,
+    keep: Keep,
 }
 
 /// What keeps the memory alive; dropped after the pieces are no longer used.
 enum Keep {
-    Allocated { _memory: Allocation },
+    Allocated(Allocation),
     Borrowed { _owner: Arc<dyn Any + Send + Sync> },
 }
 
@@ -57,9 +57,7 @@ impl Buffer {
                 iov_len: len
             }],
             len,
-            _keep: Keep::Allocated {
-                _memory: Allocation { start, layout },
-            },
+            keep: Keep::Allocated(Allocation { start, layout }),
         }
     }
 
@@ -85,7 +83,7 @@ impl Buffer {
         Self {
             pieces,
             len,
-            _keep: Keep::Borrowed { _owner: owner },
+            keep: Keep::Borrowed { _owner: owner },
         }
     }
 
@@ -114,6 +112,17 @@ impl Buffer {
         self.pieces
             .iter()
             .all(|piece| (piece.iov_base as usize | piece.iov_len) & mask == 0)
+    }
+
+    /// All bytes, if they were allocated here: those of a guest are only ever copied.
+    #[must_use]
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        let Keep::Allocated(memory) = &self.keep else {
+            return None;
+        };
+        // SAFETY: `len` bytes that were zeroed when they were allocated. Whoever writes to them, the kernel
+        // too, has the buffer for itself until that is done.
+        Some(unsafe { std::slice::from_raw_parts(memory.start.as_ptr(), self.len) })
     }
 
     /// Copies `target.len()` bytes from `offset` on into `target`.
@@ -232,6 +241,15 @@ mod tests {
         assert_eq!(read, [7, 8, 9, 32, 33, 34]);
         assert_eq!(buffer.len(), 20);
         assert!(!buffer.is_aligned(512));
+    }
+
+    #[test]
+    fn only_memory_that_was_allocated_is_given_out_as_a_slice() {
+        let own = Buffer::from_slice(&[7; 5000]);
+        assert_eq!(own.as_slice(), Some(&[7; 5000][..]));
+        // SAFETY: no pieces.
+        let borrowed = unsafe { Buffer::borrowed(smallvec![], Arc::new(())) };
+        assert_eq!(borrowed.as_slice(), None);
     }
 
     #[test]

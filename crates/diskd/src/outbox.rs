@@ -229,8 +229,6 @@ pub struct Filler<W: Write = File> {
     zeroes: (u16, u64, u64),
     /// See [`SAVED`].
     saved_from: usize,
-    /// The piece that is being added; kept for its capacity.
-    piece: Vec<u8>,
 }
 
 impl<W: Write> Filler<W> {
@@ -246,7 +244,6 @@ impl<W: Write> Filler<W> {
             extents: Vec::new(),
             zeroes: (0, 0, 0),
             saved_from: SAVED,
-            piece: Vec::with_capacity(FRAME),
         })
     }
 
@@ -265,22 +262,43 @@ impl<W: Write> Filler<W> {
                 Ok(())
             }
             Payload::Zeroes(blocks) => self.add_zeroes(piece.disk, piece.block, *blocks),
-            Payload::Read(content) => {
-                let mut bytes = std::mem::take(&mut self.piece);
-                bytes.resize(content.len(), 0);
-                content.copy_to_slice(0, &mut bytes);
-                let split = !saves || is_zero(&bytes);
-                for (block, content) in (piece.block..).zip(bytes.chunks(BLOCK)) {
-                    if split && is_zero(content) {
-                        self.add_zeroes(piece.disk, block, 1)?;
-                    } else {
-                        self.add(piece.disk, block, content)?;
-                    }
-                }
-                self.piece = bytes;
-                Ok(())
+            Payload::Read(content) => match content.as_slice() {
+                Some(bytes) => self.add_blocks(piece.disk, piece.block, bytes, saves),
+                None => self.add_blocks(piece.disk, piece.block, &content.to_vec(), saves),
+            },
+        }
+    }
+
+    fn add_blocks(
+        &mut self,
+        disk: u16,
+        first: u64,
+        bytes: &[u8],
+        saves: bool,
+    ) -> Result<(), OutboxError> {
+        // What fills a frame is encoded where it is, unless that leaves a frame of next to nothing behind.
+        let alone = self.content.is_empty() || self.content.len() >= SCATTERED;
+        if alone && bytes.len() == FRAME && !bytes.chunks(BLOCK).any(is_zero) {
+            if !self.content.is_empty() {
+                self.frame()?;
+            }
+            let count = u32::try_from(FRAME / BLOCK).expect("few");
+            let extent = Extent {
+                disk,
+                block: first,
+                count,
+            };
+            return self.encode(bytes, &[extent]);
+        }
+        let split = !saves || is_zero(bytes);
+        for (block, content) in (first..).zip(bytes.chunks(BLOCK)) {
+            if split && is_zero(content) {
+                self.add_zeroes(disk, block, 1)?;
+            } else {
+                self.add(disk, block, content)?;
             }
         }
+        Ok(())
     }
 
     /// Adds blocks of zeroes to those that were seen last, or notes these.
@@ -331,13 +349,22 @@ impl<W: Write> Filler<W> {
     }
 
     fn frame(&mut self) -> Result<(), OutboxError> {
-        let frame = Frame::encode(&self.content, Frame::LEVEL).map_err(failed(&self.path))?;
-        self.writer
-            .push(&frame, &self.extents)
-            .map_err(failed(&self.path))?;
-        self.content.clear();
-        self.extents.clear();
+        let (mut content, mut extents) = (
+            std::mem::take(&mut self.content),
+            std::mem::take(&mut self.extents),
+        );
+        self.encode(&content, &extents)?;
+        content.clear();
+        extents.clear();
+        (self.content, self.extents) = (content, extents);
         Ok(())
+    }
+
+    fn encode(&mut self, content: &[u8], extents: &[Extent]) -> Result<(), OutboxError> {
+        let encoded = Frame::encode(content, Frame::LEVEL);
+        encoded
+            .and_then(|frame| self.writer.push(&frame, extents))
+            .map_err(failed(&self.path))
     }
 
     /// Completes the segment.

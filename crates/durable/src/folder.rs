@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 
 /// A folder and what is in it. Names are relative to it, parts separated by `/`, without `..`;
 /// the empty name is the folder itself.
@@ -110,6 +110,10 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the operating system says.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Begins to write out what was stored and is not durable yet, so that [`File::sync`] has less to wait
+    /// for. Says nothing of when it is.
+    fn begin_sync(&self) {}
 
     /// Makes content and length durable.
     ///
@@ -241,6 +245,11 @@ impl File for OsFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+
+    fn begin_sync(&self) {
+        // Linux writes out what is to be forgotten. It is advice: what comes of it the sync tells.
+        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -401,6 +401,9 @@ fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refu
     Ok(())
 }
 
+/// Bytes written to a base after which the operating system is asked to begin with making them durable.
+const BEGIN_SYNC: u64 = 32 << 20;
+
 /// Writes everything that a segment holds to the base files. May be repeated, in whole or in part, any
 /// number of times. Gives what has to be flushed.
 pub(crate) fn lay_down(
@@ -421,7 +424,7 @@ pub(crate) fn lay_down(
         }
         of_disks.push(file);
     }
-    let mut open: Option<(u32, Vec<u8>)> = None;
+    let (mut open, mut since_sync): (Option<(u32, Vec<u8>)>, u64) = (None, 0);
     for run in reader.runs() {
         let run = run.map_err(failed)?;
         let base = of_disks
@@ -444,6 +447,11 @@ pub(crate) fn lay_down(
                 })?;
                 base.write_at(at, part).map_err(written)?;
                 open = Some((frame, content));
+                since_sync += len;
+                if since_sync >= BEGIN_SYNC {
+                    base.begin_sync();
+                    since_sync = 0;
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Frames: up to 64 KiB of content, compressed and hashed on their own.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
@@ -9,8 +10,8 @@ use super::{BLOCK, MAX_CONTENT, SegmentError, Site};
 /// An encoded frame, ready to be written. Made on any thread: compression and hashing are the
 /// costly part of a segment.
 #[derive(Debug, Clone)]
-pub struct Frame {
-    pub(super) stored: Vec<u8>,
+pub struct Frame<'a> {
+    pub(super) stored: Cow<'a, [u8]>,
     pub(super) content_len: u32,
     pub(super) hash: [u8; 32],
 }
@@ -21,7 +22,7 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-impl Frame {
+impl<'a> Frame<'a> {
     /// The level for [`Frame::encode`] when nothing speaks for another: zstd's fastest that
     /// still codes literals.
     pub const LEVEL: i32 = 1;
@@ -31,14 +32,14 @@ impl Frame {
     ///
     /// # Errors
     /// [`SegmentError::Content`] for any other length.
-    pub fn encode(content: &[u8], level: i32) -> Result<Self, SegmentError> {
+    pub fn encode(content: &'a [u8], level: i32) -> Result<Self, SegmentError> {
         if content.is_empty() || content.len() > MAX_CONTENT || content.len() % BLOCK != 0 {
             return Err(SegmentError::Content(content.len()));
         }
         // A compressor that fails costs space, never content.
         let stored = compress(content, level)
             .filter(|stored| stored.len() < content.len())
-            .unwrap_or_else(|| content.to_vec());
+            .map_or(Cow::Borrowed(content), Cow::Owned);
         Ok(Self {
             hash: *blake3::hash(&stored).as_bytes(),
             stored,
@@ -60,7 +61,7 @@ impl Frame {
 
     /// Its content, if it was read as frame `number`.
     pub(crate) fn decode(self, number: u32) -> Result<Vec<u8>, SegmentError> {
-        decode(number, self.content_len, self.stored)
+        decode(number, self.content_len, self.stored.into_owned())
     }
 
     /// Number of bytes that it takes in the file, its table entry not counted.

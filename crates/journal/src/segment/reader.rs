@@ -1,5 +1,6 @@
 //! Reads a segment that nobody vouches for.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -164,10 +165,10 @@ impl SegmentReader {
     ///
     /// # Errors
     /// As [`SegmentReader::read_frame`].
-    pub(crate) fn stored_frame(&self, number: u32) -> Result<Frame, SegmentError> {
+    pub(crate) fn stored_frame(&self, number: u32) -> Result<Frame<'static>, SegmentError> {
         let entry = self.entry(number)?;
         Ok(Frame {
-            stored: self.stored_bytes(number, &entry)?,
+            stored: Cow::Owned(self.stored_bytes(number, &entry)?),
             content_len: entry.content_len,
             hash: entry.hash,
         })

@@ -283,7 +283,8 @@ fn an_index_that_verifies_but_lies_is_refused_with_the_run_at_fault() {
 fn a_frame_that_decodes_to_another_length_is_refused() {
     // zstd of 64 KiB of zeroes, announced as 4 KiB; and of 4 KiB, announced as 8 KiB.
     for (len, announced) in [(MAX_CONTENT, BLOCK), (BLOCK, 2 * BLOCK)] {
-        let mut frame = Frame::encode(&vec![0; len], 1).expect("encoded");
+        let content = vec![0; len];
+        let mut frame = Frame::encode(&content, 1).expect("encoded");
         frame.content_len = u32::try_from(announced).expect("small");
         let mut writer = SegmentWriter::create(Vec::new(), &header(1)).expect("a good header");
         let extent = Extent {

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::Header;
 
-/// Bytes gathered before a write.
-const BUFFER: usize = 256 * 1024;
+/// Bytes gathered before a write; a frame that cannot be compressed is written without.
+const BUFFER: usize = super::MAX_CONTENT;
 
 /// Writes a segment to `W`, a file in general. Frames and zeroes come in any order; the index is
 /// sorted at the end. Dropped without [`SegmentWriter::finish`], it leaves something that no
@@ -79,7 +79,7 @@ impl<W: Write> SegmentWriter<W> {
     /// # Errors
     /// Extents outside their disks or of another length than the content; a full segment; a
     /// failed write. Only the last one breaks the segment.
-    pub fn push(&mut self, frame: &Frame, extents: &[Extent]) -> Result<(), SegmentError> {
+    pub fn push(&mut self, frame: &Frame<'_>, extents: &[Extent]) -> Result<(), SegmentError> {
         let blocks = u64::from(frame.content_len) / BLOCK_SIZE;
         let mut sum = 0;
         for extent in extents {
@@ -114,7 +114,7 @@ impl<W: Write> SegmentWriter<W> {
 
     /// Appends a frame whose blocks are named with [`SegmentWriter::push_run`]: each of them, and
     /// once, or no reader accepts the segment. Gives its number.
-    pub(crate) fn push_content(&mut self, frame: &Frame) -> Result<u32, SegmentError> {
+    pub(crate) fn push_content(&mut self, frame: &Frame<'_>) -> Result<u32, SegmentError> {
         let number = u32::try_from(self.frames.len())
             .ok()
             .filter(|number| *number < MAX_FRAMES)
