@@ -86,21 +86,29 @@ pub(crate) fn same_files(last: &Flat, inodes: &[u64], now: &Flat) -> bool {
             .all(|(file, noted)| inode(file) == *noted)
 }
 
-/// Inode, size, modification and change time (in nanoseconds) of a file. The number of the device is
-/// no part of it: a reboot may give the same device another one.
-fn stamp(file: &Path) -> std::io::Result<[u64; 4]> {
+/// What a file looks like. The number of the device is no part of it: a reboot may give the same device
+/// another one.
+struct Stamp {
+    /// Inode, size and time of modification in nanoseconds.
+    content: [u64; 3],
+    /// When anything of it was changed, in nanoseconds.
+    changed: u64,
+    names: u64,
+}
+
+fn stamp(file: &Path) -> std::io::Result<Stamp> {
     let meta = std::fs::metadata(file)?;
     // Only compared: that a time before 1970 wraps does no harm.
     let nanoseconds = |seconds: i64, nanos: i64| {
         let sum = seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
         u64::from_ne_bytes(sum.to_ne_bytes())
     };
-    Ok([
-        meta.ino(),
-        meta.size(),
-        nanoseconds(meta.mtime(), meta.mtime_nsec()),
-        nanoseconds(meta.ctime(), meta.ctime_nsec()),
-    ])
+    let modified = nanoseconds(meta.mtime(), meta.mtime_nsec());
+    Ok(Stamp {
+        content: [meta.ino(), meta.size(), modified],
+        changed: nanoseconds(meta.ctime(), meta.ctime_nsec()),
+        names: meta.nlink(),
+    })
 }
 
 /// What the files of a stack look like, to tell whether they were touched while they were closed; none
@@ -114,11 +122,14 @@ pub(crate) fn looks(flat: &Flat) -> Option<Looks> {
 
 /// As [`looks`]; the file that cannot be looked at, and why.
 pub(crate) fn try_looks(flat: &Flat) -> Result<Looks, (&Path, std::io::Error)> {
-    let mut words = Vec::new();
+    let (mut content, mut changed, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for file in flat.files() {
-        words.extend(stamp(file).map_err(|error| (file, error))?);
+        let stamp = stamp(file).map_err(|error| (file, error))?;
+        content.extend(stamp.content);
+        changed.push(stamp.changed);
+        names.push(stamp.names);
     }
-    Ok(Looks::of(&words))
+    Ok(Looks::of_files(&content, &changed, &names))
 }
 
 #[cfg(test)]

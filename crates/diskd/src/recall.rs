@@ -80,7 +80,8 @@ pub(crate) async fn recall<S: Store>(
         }
         return Ok(());
     };
-    let changed = log.closed().is_some_and(|closed| looks != Some(closed));
+    let since = |closed| looks.is_none_or(|now| now.is_changed_since(&closed));
+    let changed = log.closed().is_some_and(since);
     // A log that was kept above a point goes on above the file that holds it.
     let noted = log.identity().filter(|files| *files != at_a_point());
     let other = noted.is_some_and(|files| files != ledger.identity());

@@ -117,6 +117,23 @@ impl Looks {
         }
         Self(looks)
     }
+
+    /// Of files: by `content`, whatever tells that they were written to, such as sizes and times; by when
+    /// they were `changed` in any way; and by how many `names` they have.
+    #[must_use]
+    pub fn of_files(content: &[u64], changed: &[u64], names: &[u64]) -> Self {
+        let [first, second, ..] = Self::of(content).0;
+        Self([first, second, Self::of(changed).0[0], Self::of(names).0[0]])
+    }
+
+    /// Whether what looked like `before` was changed since, as far as one can see. That files got or lost
+    /// names is a change of them too, and none of what they hold.
+    #[must_use]
+    pub fn is_changed_since(&self, before: &Self) -> bool {
+        let [first, second, changed, names] = self.0;
+        let content = [first, second] != before.0[..2];
+        content || (changed != before.0[2] && names == before.0[3])
+    }
 }
 
 /// Why nothing is known from a log.

@@ -52,7 +52,7 @@ impl Rest {
         let writes = tracker.writes();
         let changed = self.seen.borrow().is_some_and(|(looks, so_far)| {
             // Nothing is known of a time in which a guest came and went.
-            so_far == writes && looks != now
+            so_far == writes && now.is_changed_since(&looks)
         });
         if changed {
             if tracker.state().relationship().is_some() {

@@ -76,6 +76,25 @@ fn what_others_change_while_no_guest_is_there_is_suspect_and_another_file_is_tol
 }
 
 #[test]
+fn a_disk_of_which_the_file_gets_or_loses_a_name_is_not_compared_for_that() {
+    let mut vm = Vm::new(64 << 20);
+    let relationship = RelationshipId::random();
+    vm.track(relationship);
+    assert!(vm.track(relationship), "looked at");
+    fs::hard_link(vm.path("0.raw"), vm.path("kept.raw")).unwrap();
+    assert!(vm.track(relationship), "it has two names");
+    vm.terminate();
+    assert!(vm.process.exit().success());
+    fs::remove_file(vm.path("kept.raw")).unwrap();
+    vm.process.launch();
+    assert!(vm.track(relationship), "it has one, since it was closed");
+    let disk = fs::File::options().write(true).open(vm.path("0.raw"));
+    disk.unwrap().write_all_at(b"behind", 0).unwrap();
+    fs::hard_link(vm.path("0.raw"), vm.path("kept.raw")).unwrap();
+    assert!(!vm.track(relationship), "it was written to besides");
+}
+
+#[test]
 fn a_failed_flush_ends_when_the_vm_is_stopped_and_started_and_not_by_a_kill() {
     /// Word of the state file that says that a flush failed.
     const FLUSH_FAILED: u64 = 4;
