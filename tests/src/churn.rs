@@ -6,19 +6,16 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use testkit::Rng;
 
 use crate::{
-    Host, Pair, create_shell, device, no_bad_news, point_name, start_shell, type_in, until,
+    Host, Pair, create_shell, device, no_bad_news, nothing_pending, point_name, start_shell,
+    type_in,
 };
 
 const MIB: u64 = 1 << 20;
-/// For a comparison and a copy of both disks on a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(180);
 /// Sizes of the two disks.
 pub const DISKS: [u64; 2] = [48 * MIB, 32 * MIB];
 /// A block of the tracker.
@@ -154,15 +151,7 @@ fn differ(here: &Path, there: &Path) -> Result<Vec<u64>> {
 /// # Errors
 /// Something differs.
 pub fn are_equal(pair: &Pair) -> Result<()> {
-    until(LIMIT, "the twin lacks nothing", || {
-        let mut left = 0;
-        for field in ["suspect", "marked", "sealed", "unconfirmed"] {
-            // It is not tracked yet just after a start.
-            left += tracked(&pair.castor, field).map_or(1, |sizes| sizes.iter().sum());
-        }
-        Ok((left == 0).then_some(()))
-    })
-    .with_context(|| format!("{:?}", pair.castor.json(&["track", "status", "web"])))?;
+    nothing_pending(&pair.castor, "web")?;
     for (disk, there) in newest(pair)?.iter().enumerate() {
         let (here, text) = file(pair, &format!("primary{disk}.raw"))?;
         let export = ["disk", "export", "web", &disk.to_string(), &text];
@@ -174,20 +163,4 @@ pub fn are_equal(pair: &Pair) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What `pollux track status` says of each disk of `web` in `field`, in bytes.
-///
-/// # Errors
-/// It cannot be asked.
-pub fn tracked(host: &Host, field: &str) -> Result<Vec<u64>> {
-    let status = host.json(&["track", "status", "web"])?;
-    let disks = status.pointer("/disks").and_then(Value::as_array);
-    let sizes = disks.context("a list of disks")?.iter().map(|disk| {
-        let size = disk.pointer(&format!("/tracked/{field}"));
-        let size = size.and_then(Value::as_str);
-        let size = size.with_context(|| format!("no {field} in {disk}"))?;
-        Ok(size.parse::<model::Bytes>()?.0)
-    });
-    sizes.collect()
 }

@@ -7,7 +7,7 @@ use model::Bytes;
 use serde_json::Value;
 use testkit::guest::GuestImages;
 
-use crate::{Host, json_u64, kill, until};
+use crate::{Host, json_u64, kill, text, until};
 
 /// Until a guest that boots its kernel directly writes its first records.
 pub const FIRST_WRITE: Duration = Duration::from_secs(180);
@@ -137,14 +137,33 @@ pub fn no_bad_news(log: &str) -> Result<()> {
 /// Waits until the twin of `vm`, which does not write any more, lacks nothing.
 ///
 /// # Errors
-/// Changes still wait after two minutes.
+/// It lacks something after three minutes.
 pub fn nothing_pending(host: &Host, vm: &str) -> Result<()> {
-    until(Duration::from_secs(120), "all changes went out", || {
-        let status = host.json(&["replica", "status", vm])?;
-        let pending = status.pointer("/0/pending").and_then(Value::as_str);
-        let pending = pending.map(str::parse::<Bytes>).transpose()?;
-        Ok((pending == Some(Bytes(0))).then_some(()))
+    const ALL: [&str; 4] = ["suspect", "marked", "sealed", "unconfirmed"];
+    until(Duration::from_secs(180), "the twin lacks nothing", || {
+        // It is not tracked yet just after a start.
+        let left = tracked(host, vm, &ALL).ok();
+        Ok((left == Some(0)).then_some(()))
     })
+    .with_context(|| format!("{:?}", host.json(&["track", "status", vm])))
+}
+
+/// What `pollux track status` says of `vm` in these fields: bytes of all its disks.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn tracked(host: &Host, vm: &str, fields: &[&str]) -> Result<u64> {
+    let status = host.json(&["track", "status", vm])?;
+    let disks = status.pointer("/disks").and_then(Value::as_array);
+    let mut sum = 0;
+    for disk in disks.context("a list of disks")? {
+        for field in fields {
+            sum += text(disk, &format!("/tracked/{field}"))?
+                .parse::<Bytes>()?
+                .0;
+        }
+    }
+    Ok(sum)
 }
 
 /// `kill -9` of the diskd of `vm`; returns when another one runs.

@@ -19,7 +19,7 @@ mod wire;
 pub use guest::{
     BAD_NEWS, FIRST_WRITE, create_idle, create_local_writer, create_shell, create_writer,
     device_writes_on, flushed, flushed_on, kill_diskd, no_bad_news, nothing_pending, since_start,
-    writes_on,
+    tracked, writes_on,
 };
 pub use host::{Host, Refusal, Scratch, json_u64, kill, text};
 pub use interrupted::clean_up_on_signals;

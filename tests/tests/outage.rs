@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pollux_tests::{Pair, churn, text, until};
+use pollux_tests::{Pair, churn, text, tracked, until};
 use serde_json::Value;
 use testkit::{SmallDisk, may_mount};
 
@@ -33,9 +33,7 @@ fn outage(pair: &Pair, bytes: u64) -> Result<u64> {
     for entry in fs::read_dir(outbox.join("outbox"))? {
         lacks += entry?.metadata()?.len();
     }
-    for field in ["marked", "sealed"] {
-        lacks += churn::tracked(castor, field)?.iter().sum::<u64>();
-    }
+    lacks += tracked(castor, "web", &["marked", "sealed"])?;
     ensure!(
         lacks >= bytes / 2,
         "{lacks} bytes are known to have changed"
@@ -62,7 +60,7 @@ fn no_room(pair: &Pair, outbox: &SmallDisk) -> Result<()> {
         LIMIT,
         "the guest goes on, and its changes are tracked",
         || {
-            let marked = churn::tracked(castor, "marked")?.iter().sum::<u64>();
+            let marked = tracked(castor, "web", &["marked"])?;
             let goes_on = churn::changed(castor)? >= before + 2 * MIB;
             Ok((goes_on && marked > MIB).then_some(()))
         },

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use model::Bytes;
-use pollux_tests::{Host, Pair, churn, json_u64, kill, text, until};
+use pollux_tests::{Host, Pair, churn, json_u64, kill, text, tracked, until};
 use serde_json::Value;
 use testkit::Rng;
 
@@ -265,8 +265,8 @@ fn after_reboots_under_changes_flips_applied_and_merged_checkpoints_the_twin_is_
     pair.wire.cut();
     pair.castor.start_daemon()?;
     until(MINUTE, "it is said what nobody can tell", || {
-        let suspect = churn::tracked(&pair.castor, "suspect").unwrap_or_default();
-        Ok((suspect.iter().sum::<u64>() > 0).then_some(()))
+        let suspect = tracked(&pair.castor, "web", &["suspect"]);
+        Ok((suspect.unwrap_or_default() > 0).then_some(()))
     })?;
     until(MINUTE, "the state says that it is compared", || {
         let status = pair.castor.json(&["replica", "status", "web"])?;
