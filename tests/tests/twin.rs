@@ -249,6 +249,10 @@ fn go_to_another_point(castor: &Host, pollux: &mut Host, older: &str, proved: u6
     let held = held.map(point_name).collect::<Result<Vec<_>>>()?;
     assert_eq!(held, [older], "{points}");
 
+    let told = pollux.json(&["event", "list", "--vm", "web"])?;
+    let said = format!("goes to point {older} instead of");
+    assert!(told.to_string().contains(&said), "{told}");
+
     // The former primary hears of the new term, so that its replica may be started from there.
     until(MINUTE, "it gives way to the new term", || {
         Ok((gave_way_to()? > first).then_some(()))

@@ -13,17 +13,19 @@
 use std::io;
 use std::path::Path;
 
+use api::{EventKind, Severity};
 use model::{Bytes, Code, GenerationId, PointId, Problem, VmSpec, VmState};
 use replica::run::Evidence;
 use replica::standing::{Override, Standing};
 
 use super::create::{exchange, remove};
 use super::folder::{Made, VmFolder};
-use super::handle::Answer;
+use super::handle::{Answer, View};
 use super::owner::{Owner, refuse};
 use super::relation::Relation;
 use super::succession;
 use super::takeover::{Above, FAILOVER, make, overlays, since_failover, undo, unpin};
+use crate::event::Draft;
 use crate::twin::not_a_twin;
 
 /// Folder of the VM above the other point, in the twin's home, until it has the place of [`FAILOVER`]; the
@@ -133,7 +135,7 @@ impl Owner {
             make(&home, &store, above)
         })?;
         let decided = tokio::task::block_in_place(|| store.pin(point, FAILOVER))
-            .and_then(|()| self.end_back(view.relation))
+            .and_then(|()| self.end_back(view.relation.clone()))
             .and_then(|()| self.store(succession::dated(&view.standing, next)));
         if let Err(problem) = decided {
             tokio::task::block_in_place(|| {
@@ -142,7 +144,7 @@ impl Owner {
             });
             return Err(problem);
         }
-        tracing::info!(vm = %self.id, %point, "goes to another point in a new term");
+        self.say_left(&view, point);
         let show = |folder: VmFolder| {
             self.show(|view| {
                 view.home.spec = folder.spec.clone();
@@ -159,6 +161,20 @@ impl Owner {
             unpin_or_warn(&home, &store);
             Ok(())
         })
+    }
+
+    fn say_left(&self, before: &View, point: PointId) {
+        let machine = before.home.machine.as_ref();
+        let left = machine.and_then(|machine| machine.origin.as_ref());
+        let left = left.map_or_else(String::new, |origin| {
+            format!(" instead of {}", origin.point)
+        });
+        let what =
+            format!("goes to point {point}{left}; what was written since the failover is gone");
+        tracing::info!(vm = %self.id, what, "in a new term");
+        let name = before.home.spec.name.as_str();
+        let draft = Draft::new(EventKind::FailedOver, Severity::Warning, name, what);
+        self.host.events.record(draft.about(self.id));
     }
 
     /// What was asked for of replicating back is not gone on with: it would go on from what is left now.
