@@ -1,6 +1,11 @@
 //! A host that was taken over from becomes the replica by difference, and takes the VM home.
 
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::Read;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -58,6 +63,67 @@ fn lost_bytes(host: &Host) -> Result<u64> {
     lengths
         .map(|range| Ok(text(range, "/len")?.parse::<Bytes>()?.0))
         .sum()
+}
+
+/// A copy is started from them and they are read, while polluxd is killed; they are kept as long, and stay
+/// as they were: `proved` records in the disk that is `kept`.
+fn look_into_lost_writes(castor: &mut Host, kept: &Path, proved: u64) -> Result<()> {
+    let drop = ["failover", "lost-writes", "web", "--drop"];
+    let kept_for = |castor: &Host, way_out: &str| -> Result<()> {
+        let refused = castor.refused(&drop)?;
+        ensure!(refused.exit == 4, "{}", refused.message);
+        ensure!(refused.message.contains(way_out), "{}", refused.message);
+        Ok(())
+    };
+    let before = content(kept)?;
+    castor.pollux(&["failover", "test", "web", "--point", "lost-writes"])?;
+    castor.pollux(&["point", "open", "web", "lost-writes"])?;
+    castor.kill_daemon()?;
+    castor.start_daemon()?;
+    let found = castor.serial_line("web - Test", 0, "pollux-workload: found", FIRST_WRITE)?;
+    ensure!(found.ends_with(": right"), "{found}");
+    ensure!(found.contains(&format!(" committed {proved} ")), "{found}");
+    writes_on(castor, "web - Test", 100, 2 * MINUTE)?;
+    kept_for(castor, "pollux failover stop-test")?;
+    castor.pollux(&["failover", "stop-test", "web"])?;
+    ensure!(castor.refused(&["vm", "show", "web - Test"])?.exit == 3);
+
+    kept_for(castor, "pollux point close")?;
+    let report = castor.json(&["failover", "lost-writes", "web"])?;
+    let same = Command::new("qemu-img")
+        .args(["compare", "-f", "raw", "-F", "raw"])
+        .args([text(&report, "/open/0/uri")?.as_ref(), kept.as_os_str()])
+        .status()?;
+    ensure!(same.success(), "{same}");
+    castor.pollux(&["point", "close", "web", "lost-writes"])?;
+    ensure!(content(kept)? == before, "it was written to");
+    // They are no point to go on from.
+    let start = ["failover", "start", "web", "--point", "lost-writes"];
+    let refused = castor.refused(&start)?;
+    ensure!(refused.message.contains("vm create"), "{}", refused.message);
+    let left = std::fs::read_dir(kept.parent().context("a folder")?)?;
+    let left = left.map(|entry| entry.map(|entry| entry.file_name()));
+    let mut left = left.collect::<std::io::Result<Vec<_>>>()?;
+    left.retain(|name| {
+        let name = name.to_string_lossy();
+        ["test-", "open-", "."]
+            .iter()
+            .any(|kind| name.starts_with(kind))
+    });
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// A hash of what a file holds.
+fn content(file: &Path) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    let (mut file, mut block) = (File::open(file)?, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.write(&block[..read]),
+        }
+    }
 }
 
 #[test]
@@ -126,8 +192,16 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     let kept = text(&report, "/disks/0/file")?;
     let proved = judge(Path::new(kept), Cut::Point)?.committed;
     ensure!(proved >= lost, "{proved} of {lost}");
+    look_into_lost_writes(&mut pair.castor, Path::new(kept), proved)?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
     castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
     ensure!(castor.refused(&["failover", "lost-writes", "web"])?.exit == 3);
+    ensure!(
+        castor
+            .refused(&["point", "open", "web", "lost-writes"])?
+            .exit
+            == 3
+    );
 
     // Home, as planned: nothing is lost.
     pollux.pollux(&["failover", "prepare", "web"])?;

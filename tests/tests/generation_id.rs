@@ -56,6 +56,11 @@ const TABLE: &[(&str, Rule, Operation)] = &[
         MustChange,
         go_to_another_point,
     ),
+    (
+        "what was never sent, tested: the copy",
+        MustChange,
+        test_lost_writes,
+    ),
 ];
 
 #[test]
@@ -173,6 +178,18 @@ fn start_there(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.pollux.pollux(&["vm", "kill", "web"])?;
     start_shell(&pair.pollux, "web")?;
     Ok((&pair.pollux, "web"))
+}
+
+/// On the host that was taken over from, once it is the replica.
+fn test_lost_writes(pair: &mut Pair) -> Result<Guest<'_>> {
+    pair.castor.pollux(&["replica", "server", "enable"])?;
+    // A twin cannot have a checkpoint.
+    pair.castor.pollux(&["disk", "merge", "web", "one"])?;
+    pair.pollux.pollux(&["failover", "reverse", "web"])?;
+    let test = ["failover", "test", "web", "--point", "lost-writes"];
+    pair.castor.pollux(&test)?;
+    shell_waits(&pair.castor, "web - Test", 0, LIMIT)?;
+    Ok((&pair.castor, "web - Test"))
 }
 
 /// The same point once more: what the guest did since is undone.

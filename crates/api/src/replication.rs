@@ -7,7 +7,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{HealthMessage, Progress};
+use crate::{HealthMessage, OpenDisk, Progress};
 
 /// A relationship, seen from this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,7 +217,7 @@ pub struct FailoverStep {
     pub result: String,
 }
 
-/// Start a copy of the twin beside it.
+/// Start a copy of the twin beside it, or of what its host wrote and never sent: `lost-writes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TestFailover {
@@ -246,6 +246,9 @@ pub struct LostWrites {
     pub until: Option<Timestamp>,
     /// The disks as they were.
     pub disks: Vec<LostDisk>,
+    /// How they are read, while they are open.
+    #[serde(default)]
+    pub open: Vec<OpenDisk>,
 }
 
 /// A disk as it was on a host that was taken over from.

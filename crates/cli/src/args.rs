@@ -534,7 +534,8 @@ pub(crate) enum FailoverVerb {
         #[arg(long, value_name = "DISKS")]
         disks: Option<DiskChoice>,
     },
-    /// What this host wrote and never sent before the other one took over
+    /// What this host wrote and never sent before the other one took over. `failover test`, `point open` and
+    /// `point export` know it as the point `lost-writes`
     LostWrites {
         /// The VM
         vm: String,

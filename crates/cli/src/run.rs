@@ -464,7 +464,7 @@ impl Command {
             PointVerb::Open { vm, point, disk } => {
                 let opened = client.open_point(&vm, &point, &OpenPoint { disk }).await?;
                 self.print(&opened)?;
-                self.hint(&show_point::how_to_read(&vm, &opened))
+                self.hint(&show_point::how_to_read(&vm, &point, &opened))
             }
             PointVerb::Close { vm, point } => {
                 client.close_point(&vm, &point).await?;

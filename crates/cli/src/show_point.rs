@@ -4,7 +4,7 @@ use api::{ComparedReplica, ExportedDisk, OpenedPoint, Point, VerifiedReplica};
 use jiff::{SignedDuration, Timestamp};
 use model::{Bytes, Code, PointId, Problem};
 
-use crate::show::{Shown, columns, exact_time, finish, list, or_dash};
+use crate::show::{Shown, columns, exact_time, finish, harmless, list, or_dash};
 
 impl Shown for Vec<Point> {
     fn table(&self) -> String {
@@ -165,12 +165,17 @@ pub(crate) fn after(hours: u32) -> Timestamp {
     Timestamp::from_second(then.as_second()).unwrap_or(then)
 }
 
-/// What can be done with a point that is open.
-pub(crate) fn how_to_read(vm: &str, opened: &OpenedPoint) -> String {
+/// What can be done with a point that is open, which a person called `named`.
+pub(crate) fn how_to_read(vm: &str, named: &str, opened: &OpenedPoint) -> String {
     let Some(disk) = opened.disks.first() else {
         return String::new();
     };
-    let (uri, point, slot) = (&disk.uri, opened.point, disk.slot);
+    let point = match named {
+        // Another one tomorrow.
+        "latest" => opened.point.to_string(),
+        named => harmless(named),
+    };
+    let (uri, slot) = (&disk.uri, disk.slot);
     format!(
         "Any program that speaks NBD reads it, such as\n  \
          nbdinfo '{uri}'\n  \

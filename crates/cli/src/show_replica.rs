@@ -71,6 +71,10 @@ impl Shown for LostWrites {
             below.push_str(&format!(
                 "\ndisk {number}: {what}\n  as it was, not to be written to: {file}"
             ));
+            let open = self.open.iter().find(|open| open.slot == disk.number);
+            if let Some(open) = open {
+                below.push_str(&format!("\n  open: {}", open.uri));
+            }
         }
         finish(&table) + &below
     }
@@ -751,8 +755,8 @@ mod tests {
 
 #[cfg(test)]
 mod lost_writes {
-    use api::{LostDisk, LostRange};
-    use model::{PointId, TermId};
+    use api::{LostDisk, LostRange, OpenDisk};
+    use model::{DiskId, PointId, TermId};
 
     use super::*;
 
@@ -779,6 +783,13 @@ mod lost_writes {
                 disk(1, Some(Vec::new())),
                 disk(2, None),
             ],
+            open: vec![OpenDisk {
+                slot: 1,
+                id: DiskId::random(),
+                size: Bytes(1 << 30),
+                uri: "nbd+unix:///disk?socket=/run/nbd1.sock".to_owned(),
+                socket: "/run/nbd1.sock".into(),
+            }],
         };
         let shown = report.table();
         let rows = shown.lines().filter(|line| line.ends_with("4 KiB"));
@@ -788,6 +799,7 @@ mod lost_writes {
             "disk 1: nothing was written",
             "disk 2: nobody can tell which of its 1 GiB",
             "/state/branch/disk2.raw",
+            "open: nbd+unix:///disk?socket=/run/nbd1.sock",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }

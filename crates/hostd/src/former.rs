@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use journal::{DiskExtent, Journal};
-use model::{Code, DiskSpec, Problem};
+use model::{Code, DiskSpec, Problem, SeedId};
 use replica::standing::{self, Standing};
 use replica::wire::Enrol;
 
@@ -158,23 +158,7 @@ fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
     let thing = machine.thing();
     let failed = |error: io::Error| no_space_or(&thing, &error);
     let disks = check(machine, enrol)?;
-    let extents: Vec<_> = disks
-        .iter()
-        .map(|disk| DiskExtent {
-            joining: false,
-            id: disk.id,
-            size: disk.size,
-        })
-        .collect();
-    let journal = folder.join("journal");
-    Journal::create(&journal, enrol.spec.id, &extents, enrol.seed)
-        .map_err(|error| twin::journal_failed(&thing, &error))?;
-    for disk in disks {
-        let base = journal.join(Journal::base_file(disk.id));
-        durable::remove(&base).map_err(failed)?;
-        link(machine, disk, &base)?;
-    }
-    sync_parent(&journal.join("index")).map_err(failed)?;
+    journal_of(machine, &disks, enrol.seed, &folder.join("journal"))?;
 
     let kept = VmFolder {
         path: Branch::folder(folder),
@@ -200,6 +184,35 @@ fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
         .map_err(|error| Problem::failed(&thing, &error))?;
     // A number is never given twice in a term.
     progress::reserve(folder, progress::reserved(home)?)
+}
+
+/// Makes a journal in the folder `journal` whose base is disks of a VM, which keep their names. Blocking.
+pub(crate) fn journal_of(
+    machine: &VmFolder,
+    disks: &[&DiskSpec],
+    seed: SeedId,
+    journal: &Path,
+) -> Result<(), Problem> {
+    let thing = machine.thing();
+    let failed = |error: io::Error| no_space_or(&thing, &error);
+    let extents: Vec<_> = disks.iter().map(|disk| extent(disk)).collect();
+    Journal::create(journal, machine.spec.id, &extents, seed)
+        .map_err(|error| twin::journal_failed(&thing, &error))?;
+    for disk in disks {
+        let base = journal.join(Journal::base_file(disk.id));
+        durable::remove(&base).map_err(failed)?;
+        link(machine, disk, &base)?;
+    }
+    sync_parent(&journal.join("index")).map_err(failed)
+}
+
+/// A disk that is as long as it is said to be.
+pub(crate) fn extent(disk: &DiskSpec) -> DiskExtent {
+    DiskExtent {
+        joining: false,
+        id: disk.id,
+        size: disk.size,
+    }
 }
 
 /// Gives a disk another name; the file is polluxd's from then on.

@@ -288,7 +288,11 @@ impl Host {
 
     /// Opens a twin, what a failover made of it, and the copy that a test failover made.
     pub(crate) async fn open_twin(self: &Arc<Self>, path: &Path) -> Result<(), Problem> {
-        create::sweep(path).map_err(|error| Problem::failed(path.display().to_string(), &error))?;
+        let failed = |error| Problem::failed(path.display().to_string(), &error);
+        create::sweep(path).map_err(failed)?;
+        if Branch::folder(path).exists() {
+            create::sweep(&Branch::folder(path)).map_err(failed)?;
+        }
         let received = VmFolder::read(path)?;
         let standing = Standing::load(&path.join(standing::FILE))
             .map_err(|error| Problem::failed(received.thing(), &error))?;
@@ -319,8 +323,10 @@ impl Host {
         };
         let twin = self.open_home(home).await?;
         self.adopt_points(&twin).await;
-        let tests = takeover::tests(path)
-            .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
+        let mut tests = takeover::tests(path).map_err(failed)?;
+        if Branch::folder(path).exists() {
+            tests.extend(takeover::tests(&Branch::folder(path)).map_err(failed)?);
+        }
         for test in tests {
             self.open_vm(VmFolder::read(&test)?).await?;
         }
@@ -336,11 +342,22 @@ impl Host {
         if !begun {
             return;
         }
-        if let Err(problem) = tokio::task::block_in_place(|| takeover::unpin(&home.path, store)) {
-            tracing::error!(vm = %twin.id, %problem, "a point may stay pinned");
+        self.adopt_in(twin.id, store, &home).await;
+        match tokio::task::block_in_place(|| store.lost_before(&home.path)) {
+            Ok(None) => {}
+            Ok(Some(lost)) => self.adopt_in(twin.id, &lost.store, &lost.home).await,
+            Err(problem) => {
+                tracing::error!(vm = %twin.id, %problem, "what was never sent cannot be looked into");
+            }
         }
-        if let Err(problem) = store.opened.adopt(self, store, &home).await {
-            tracing::error!(vm = %twin.id, %problem, "points that were open may not be served");
+    }
+
+    async fn adopt_in(self: &Arc<Self>, vm: VmId, store: &Store, home: &Home) {
+        if let Err(problem) = tokio::task::block_in_place(|| takeover::unpin(&home.path, store)) {
+            tracing::error!(%vm, %problem, "a point may stay pinned");
+        }
+        if let Err(problem) = store.opened.adopt(self, store, home).await {
+            tracing::error!(%vm, %problem, "points that were open may not be served");
         }
     }
 

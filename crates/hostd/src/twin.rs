@@ -7,7 +7,8 @@
 //!     copy.toml          while it is filled from another VM ([`crate::filling`])
 //!     journal/           base, segments, index; or store.toml: where they are (`stores`)
 //!     failover/  test/   VMs above a pinned point
-//!     branch/            of a former primary: the VM as it was, what it never sent ([`crate::vm::branch`])
+//!     branch/            of a former primary: the VM as it was, what it never sent ([`crate::vm::branch`],
+//!                        [`lost`])
 //!     open-ID/           a pinned point that is open for reading (`vm::opened`)
 //! ```
 //!
@@ -16,10 +17,11 @@
 //! that is completed ([`flatten`]).
 
 mod flatten;
+mod lost;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use journal::{Begun, ChangedDisk, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
@@ -29,6 +31,7 @@ use replica::standing::{self, Role, Standing, StandingError};
 use replica::wire::Enrol;
 
 use self::flatten::Fate;
+pub(crate) use self::lost::{LOST, Lost, nothing_lost};
 use crate::filling::{Copy, Filling};
 use crate::flushes::Flushes;
 use crate::stores::{self, Place, Stores, Volume};
@@ -220,6 +223,8 @@ pub(crate) struct Store {
     /// The journal while a failover is completed, opened once for all of it. Locked with the shelf only.
     aside: Arc<Mutex<Option<Journal>>>,
     fate: Arc<Mutex<Fate>>,
+    /// The journal of what this host wrote and never sent.
+    lost: Arc<OnceLock<Store>>,
 }
 
 impl Store {
@@ -239,6 +244,7 @@ impl Store {
             opened: Openings::default(),
             aside: Arc::default(),
             fate: Arc::default(),
+            lost: Arc::default(),
         }
     }
 
@@ -439,6 +445,12 @@ impl Store {
 
     /// The point that a person means: [`LATEST`], or as it is printed.
     pub(crate) fn find(&self, wanted: &str) -> Result<PointId, Problem> {
+        if wanted == LOST {
+            let reason = format!("does not have {LOST} among its points");
+            let way_out = "What was written here and never sent can be tested, opened and exported; \
+                           `pollux vm create --image` makes another VM of what was exported";
+            return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
+        }
         let points = self.points()?;
         if self.fate() == Fate::Ended {
             return Err(self.completed());

@@ -15,13 +15,13 @@ use replica::standing::Role;
 
 use super::body::Json as Body;
 use super::hosts::blocking;
-use super::points::store_of;
+use super::points::{disks as open_disks, store_of};
 use super::replication::tell;
 use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::event::Draft;
 use crate::host::{Host, NameReservation};
-use crate::twin::LATEST;
+use crate::twin::{LATEST, LOST, nothing_lost};
 use crate::vm::another::Choice;
 use crate::vm::branch::Branch;
 use crate::vm::folder::Made;
@@ -101,7 +101,10 @@ pub(super) async fn test(
     Body(wanted): Body<TestFailover>,
 ) -> Answered<VmDetails> {
     let twin = host.find(&vm)?;
-    let point = point(&twin, wanted.point).await?;
+    let point = match wanted.point.as_deref() {
+        Some(LOST) => None,
+        _ => Some(point(&twin, wanted.point).await?),
+    };
     let name = free_name(&host, &twin)?;
     let made = twin.ask(|answer| Message::Test {
         point,
@@ -115,7 +118,9 @@ pub(super) async fn test(
             let store = store_of(&twin)?;
             // Nothing else would end it.
             let undo = move || {
-                takeover::undo(&store, &folder);
+                if let Some(origin) = &folder.origin {
+                    takeover::undo(store.at(&origin.journal), &folder);
+                }
                 Ok(())
             };
             blocking(undo).await?;
@@ -180,10 +185,15 @@ pub(super) async fn lost_writes(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
 ) -> Answered<LostWrites> {
-    let view = host.find(&vm)?.view();
+    let vm = host.find(&vm)?;
+    let view = vm.view();
     let thing = view.thing();
     let read = blocking(move || Branch::read(&view.home.path)).await?;
-    let (branch, was) = read.ok_or_else(|| nothing_lost(thing))?;
+    let (branch, was) = read.ok_or_else(|| nothing_lost(&thing))?;
+    let opened = vm
+        .store
+        .iter()
+        .flat_map(|store| store.of_lost().opened.list());
     let disks = was.spec.disks.iter().map(|disk| LostDisk {
         number: disk.slot,
         size: disk.size,
@@ -202,6 +212,7 @@ pub(super) async fn lost_writes(
         since: branch.since,
         until: branch.until,
         disks: disks.collect(),
+        open: opened.flat_map(|one| open_disks(&one)).collect(),
     }))
 }
 
@@ -213,23 +224,17 @@ pub(super) async fn drop_lost_writes(
     let (view, store) = (vm.view(), vm.store.clone());
     let thing = view.thing();
     let dropped = blocking(move || {
-        if Branch::read(&view.home.path)?.is_none() {
-            return Err(nothing_lost(thing));
-        }
-        if let Some(store) = store {
-            // Until there is one, the disks that are kept are all that this host has.
-            store.newest()?;
-        }
-        Branch::drop_of(&view.home.path).map_err(|error| Problem::failed(thing, &error))
+        let home = &view.home.path;
+        let kept = store.filter(|_| Branch::folder(home).exists());
+        let store = kept.ok_or_else(|| nothing_lost(&thing))?;
+        // Until there is one, the disks that are kept are all that this host has.
+        store.newest()?;
+        store.while_lost_is_free(|| {
+            Branch::drop_of(home).map_err(|error| Problem::failed(thing, &error))
+        })
     });
     dropped.await?;
     Ok(Json(()))
-}
-
-fn nothing_lost(thing: String) -> Problem {
-    let reason = "keeps nothing here that was written and never sent";
-    let way_out = "It is kept on the host from which a VM was taken over, once that is the replica";
-    Problem::new(Code::NotFound, thing, reason, way_out)
 }
 
 pub(super) async fn stop_test(
@@ -306,7 +311,7 @@ pub(super) async fn end_test(host: &Host, copy: &Vm) -> Result<(), Problem> {
     let twin = host.vm(origin.twin).and_then(|twin| twin.store);
     if let (Some(store), Some(pin)) = (twin, folder.file_name()) {
         let pin = pin.to_string_lossy().into_owned();
-        blocking(move || store.unpin(origin.point, &pin))
+        blocking(move || store.at(&origin.journal).unpin(origin.point, &pin))
             .await
             .map_err(|Refusal(problem)| problem)?;
     }

@@ -19,10 +19,10 @@ use super::body::{Json as Body, lines};
 use super::hosts::blocking;
 use super::{Answered, Refusal};
 use crate::host::Host;
-use crate::twin::{Store, not_a_twin};
+use crate::twin::{LOST, Lost, Store, not_a_twin};
 use crate::vm::folder::Made;
 use crate::vm::opened::{Opened, Wanted};
-use crate::vm::{Vm, export};
+use crate::vm::{Home, Vm, export};
 
 /// Of a verification is told whenever so much more was read.
 const TOLD: u64 = 16 << 20;
@@ -60,7 +60,7 @@ pub(super) fn store_of(vm: &Vm) -> Result<Store, Problem> {
     vm.store.clone().ok_or_else(|| not_a_twin(&vm.view()))
 }
 
-fn disks(opened: &Opened) -> Vec<OpenDisk> {
+pub(super) fn disks(opened: &Opened) -> Vec<OpenDisk> {
     let disks = opened.folder.spec.disks.iter();
     let told = disks.map(|disk| {
         let socket = opened.socket(disk);
@@ -75,20 +75,33 @@ fn disks(opened: &Opened) -> Vec<OpenDisk> {
     told.collect()
 }
 
-/// A twin and one of its points.
+/// A twin and one of its points, or what this host wrote and never sent.
 struct At {
     vm: Vm,
     store: Store,
+    /// Where it is looked into.
+    home: Home,
     point: PointId,
 }
 
 impl At {
     async fn find(host: &Host, vm: &str, point: String) -> Result<Self, Refusal> {
         let vm = host.find(vm)?;
-        let store = store_of(&vm)?;
-        let journal = store.clone();
-        let point = blocking(move || journal.find(&point)).await?;
-        Ok(Self { vm, store, point })
+        let (store, home) = (store_of(&vm)?, vm.view().home);
+        let Lost { store, home, point } = blocking(move || match &*point {
+            LOST => store.lost(&home.path),
+            named => {
+                let point = store.find(named)?;
+                Ok(Lost { store, home, point })
+            }
+        })
+        .await?;
+        Ok(Self {
+            vm,
+            store,
+            home,
+            point,
+        })
     }
 
     async fn open(
@@ -102,8 +115,10 @@ impl At {
             disk,
             made,
         };
-        let home = self.vm.view().home;
-        let opened = self.store.opened.open(host, &self.store, &home, wanted);
+        let opened = self
+            .store
+            .opened
+            .open(host, &self.store, &self.home, wanted);
         opened.await
     }
 }
@@ -130,7 +145,9 @@ pub(super) async fn close(
     State(host): State<Arc<Host>>,
     Path((vm, point)): Path<(String, String)>,
 ) -> Answered<()> {
-    let At { vm, store, point } = At::find(&host, &vm, point).await?;
+    let At {
+        vm, store, point, ..
+    } = At::find(&host, &vm, point).await?;
     let mut opened = store.opened.list().into_iter();
     let opened = opened.find(|one| one.point == point).ok_or_else(|| {
         let thing = format!("point {point} of {}", vm.view().thing());
@@ -148,7 +165,10 @@ pub(super) async fn lock(
     Path((vm, point)): Path<(String, String)>,
     Body(wanted): Body<LockPoint>,
 ) -> Answered<Point> {
-    let At { store, point, .. } = At::find(&host, &vm, point).await?;
+    // Of the twin's own: what was never sent is kept until a person drops it.
+    let store = store_of(&host.find(&vm)?)?;
+    let journal = store.clone();
+    let point = blocking(move || journal.find(&point)).await?;
     let opened = store.opened.list();
     let locked = blocking(move || {
         store.lock_point(point, wanted.until)?;

@@ -82,17 +82,7 @@ impl Store {
             let Some(pin) = point.pins.iter().find(|pin| *pin != FAILOVER) else {
                 continue;
             };
-            let (what, way_out) = if pin.starts_with(TEST) {
-                (
-                    "which a test failover runs from",
-                    "End it with `pollux failover stop-test`",
-                )
-            } else {
-                (
-                    "which is open or exported",
-                    "Close it with `pollux point close`, or wait for the end of the export",
-                )
-            };
+            let (what, way_out) = holder(pin);
             let reason = format!("has point {}, {what}", point.id);
             return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
         }
@@ -217,6 +207,21 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// What holds a point with this pin, and how that ends.
+pub(super) fn holder(pin: &str) -> (&'static str, &'static str) {
+    if pin.starts_with(TEST) {
+        (
+            "which a test failover runs from",
+            "End it with `pollux failover stop-test`",
+        )
+    } else {
+        (
+            "which is open or exported",
+            "Close it with `pollux point close`, or wait for the end of the export",
+        )
     }
 }
 

@@ -5,6 +5,7 @@
 //!     vm.toml             the VM as it was here
 //!     disk0.raw ...       its disks: the files that are the bases of the journal, by another name
 //!     branch.json         where they may differ from what the other host had
+//!     journal/ open-ID/ test-ID/     when they are looked into ([`crate::twin`])
 //! ```
 //!
 //! While the folder is there nothing is merged into the bases, so that the disks stay as they were. It
@@ -19,8 +20,9 @@ use model::{DiskId, Lineage, PointId, Problem, REGION_SIZE};
 use replica::wire::{Differs, MAX_DIFFERS};
 use serde::{Deserialize, Serialize};
 
-use super::create::remove;
+use super::create::{self, remove};
 use super::folder::VmFolder;
+use crate::stores::Place;
 
 const FOLDER: &str = "branch";
 const FILE: &str = "branch.json";
@@ -122,9 +124,14 @@ impl Branch {
         folder.join(FILE).exists()
     }
 
+    /// The folder, beside that of the twin's `journal`.
+    pub(crate) fn beside(journal: &Path) -> PathBuf {
+        journal.with_file_name(FOLDER)
+    }
+
     /// Whether the base of the journal, which lies in the folder `journal`, must stay as it is.
     pub(crate) fn holds(journal: &Path) -> bool {
-        journal.with_file_name(FOLDER).exists()
+        Self::beside(journal).exists()
     }
 
     /// Reads that of the twin whose home is `home`, with the VM as it was; none if there is none.
@@ -149,6 +156,11 @@ impl Branch {
 
     /// The folder is a VM's again. Blocking.
     pub(crate) fn unmake(folder: &Path) -> io::Result<()> {
+        let journal = Place::beside(folder).journal();
+        if journal.exists() {
+            remove(&journal)?;
+        }
+        create::sweep(folder)?;
         durable::remove(&folder.join(FILE))
     }
 

@@ -167,9 +167,10 @@ pub(crate) enum Message {
         choice: Option<DiskChoice>,
         answer: Answer,
     },
-    /// Make a VM above a point, beside the twin; answered with its folder.
+    /// Make a VM above a point, beside the twin; none: above what this host wrote and never sent. Answered
+    /// with its folder.
     Test {
-        point: PointId,
+        point: Option<PointId>,
         name: VmName,
         answer: Answer<VmFolder>,
     },

@@ -33,7 +33,7 @@ use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use super::succession;
 use crate::partner;
-use crate::twin::{Store, not_a_twin};
+use crate::twin::{Lost, Store, not_a_twin};
 
 /// Folder of the VM that a failover made, in the twin's home; the reason of its pin.
 pub(crate) const FAILOVER: &str = "failover";
@@ -158,19 +158,31 @@ impl Owner {
         self.show(|view| view.home.machine = None);
     }
 
-    /// Makes a VM of its own above a point.
-    pub(super) fn test(&mut self, point: PointId, name: VmName) -> Result<VmFolder, Problem> {
+    /// Makes a VM of its own above a point; none: above what this host wrote and never sent.
+    pub(super) fn test(
+        &mut self,
+        point: Option<PointId>,
+        name: VmName,
+    ) -> Result<VmFolder, Problem> {
         let view = self.view();
         let Some(store) = self.store.clone() else {
             return Err(not_a_twin(&view));
+        };
+        let Lost { store, home, point } = match point {
+            Some(point) => Lost {
+                store,
+                home: view.home.clone(),
+                point,
+            },
+            None => tokio::task::block_in_place(|| store.lost(&view.home.path))?,
         };
         let spec = VmSpec {
             id: VmId::random(),
             name,
             generation_id: GenerationId::random(),
-            disks: overlays(&view, &view.home.spec, &store, point, "overlay")?,
+            disks: overlays(&view, &home.spec, &store, point, "overlay")?,
             checkpoints: Vec::new(),
-            ..view.home.spec.clone()
+            ..home.spec
         };
         let id = spec.id.0.simple().to_string();
         tokio::task::block_in_place(|| {
@@ -183,7 +195,7 @@ impl Owner {
                 checkpoint: None,
                 term: None,
             };
-            make(&view.home.path, &store, above)
+            make(&home.path, &store, above)
         })
     }
 }

@@ -168,8 +168,10 @@ impl Owner {
                         );
                         return refuse_so("has recovery points already", way_out).map(drop);
                     }
-                    home = former::give_back(&view.home.path, &was, &standing, &vms)?;
-                    Ok(())
+                    store.while_lost_is_free(|| {
+                        home = former::give_back(&view.home.path, &was, &standing, &vms)?;
+                        Ok(())
+                    })
                 })
             })?;
             Ok(home)
