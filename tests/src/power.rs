@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 use block::{Buffer, Op};
 use testkit::Rng;
 
+pub mod twin;
+
 /// Size of the disk in sectors of 512 bytes.
 pub const SECTORS: u64 = 4096;
 const SECTOR: usize = 512;

@@ -1,5 +1,5 @@
-//! Power cuts under a real kernel: a guest runs Pollux's overlay, and a disk with a write-intent log, on
-//! ext4, on a disk whose power is cut.
+//! Power cuts under a real kernel: a guest runs Pollux's overlay, and a disk with a write-intent log, or takes
+//! in points as a replica does, on ext4, on a disk whose power is cut.
 //!
 //! The guest's disk is served from memory that keeps what was flushed and a random part, torn at sectors,
 //! of the rest ([`PowerCutStore`]). After a number of operations that the seed chooses, the disk does
@@ -9,19 +9,21 @@
 use std::cell::Cell;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use block::{Buffer, Device, Done, Fault, Op};
 use diskd::vhost_user::{DiskInfo, serve};
 use image::RawDevice;
 use model::DiskId;
 use pollux_tests::power::{DRAINED_FROM, drains};
-use ring::{Mailbox, Ring};
+use ring::{Mailbox, Ring, Sender};
+use tempfile::TempDir;
 use testkit::guest::GuestImages;
 use testkit::{PowerCutStore, Rng};
 
@@ -30,6 +32,8 @@ const DISK: usize = 64 << 20;
 const CUTS: u64 = 5;
 /// Most operations of a disk between "session begins" and the cut.
 const LONGEST: u64 = 400;
+/// Most points that a replica acknowledged before.
+const LONGEST_HISTORY: u64 = 12;
 /// The same from when a session drains; and in which batch of these that is, at most.
 const LONGEST_DRAINING: u64 = 60;
 const DRAINED_BATCHES: u64 = 5;
@@ -204,16 +208,12 @@ impl Guest {
         }
     }
 
-    /// `kill -9`; what it said of the last batch that was flushed, in whole lines.
-    fn kill(mut self) -> Result<Flushed> {
+    /// `kill -9`; all that it said, in whole lines.
+    fn kill(mut self) -> Result<Vec<String>> {
         self.qemu.kill()?;
         self.qemu.wait()?;
         self.log.extend(self.lines.iter());
-        let said = self.log.iter().rev();
-        Ok(said
-            .filter_map(|line| Flushed::parse(line))
-            .next()
-            .unwrap_or_default())
+        Ok(std::mem::take(&mut self.log))
     }
 }
 
@@ -257,34 +257,87 @@ fn setting(name: &str, usual: u64) -> u64 {
     set.and_then(|set| set.parse().ok()).unwrap_or(usual)
 }
 
+/// A disk whose power is cut, and the seed of all that is done to it.
+struct Power {
+    images: GuestImages,
+    socket: PathBuf,
+    orders: Sender<Order>,
+    blown: Receiver<()>,
+    owner: JoinHandle<()>,
+    _folder: TempDir,
+    cuts: u64,
+    seed: u64,
+    rng: Rng,
+}
+
+impl Power {
+    fn begin() -> Result<Self> {
+        let images = GuestImages::build_or_get()?;
+        let cuts = setting("POLLUX_POWER_CUTS", CUTS);
+        let seed = setting("POLLUX_POWER_SEED", 1);
+        println!("{cuts} cuts from seed {seed}");
+        let folder = tempfile::tempdir()?;
+        let content = file_system(folder.path())?;
+        let socket = folder.path().join("disk.sock");
+        let listener = UnixListener::bind(&socket)?;
+        let (orders, mailbox) = ring::mailbox(4);
+        let (fuse, blown) = channel();
+        let owner = std::thread::spawn(move || owner(listener, &content, mailbox, fuse, seed));
+        Ok(Self {
+            images,
+            socket,
+            orders,
+            blown,
+            owner,
+            _folder: folder,
+            cuts,
+            seed,
+            rng: Rng::new(seed),
+        })
+    }
+
+    /// Boots session `number`, which judges what the one before left after `said`.
+    fn boot(&self, number: u64, said: Option<u64>, kind: &str) -> Result<Guest> {
+        let said = said.map_or("none".to_owned(), |said| said.to_string());
+        let arguments = format!("{number}:{}:{said}:{kind}", self.seed);
+        Guest::boot(&self.images, &self.socket, &arguments)
+    }
+
+    fn tell(&self, order: Order) -> Result<()> {
+        let told = self.orders.send(order);
+        told.map_err(|_full| anyhow!("the owner is gone"))
+    }
+
+    /// Cuts the power after so many operations of the disk; all that the guest said.
+    fn cut(&mut self, guest: Guest, operations: u64) -> Result<Vec<String>> {
+        self.tell(Order::Arm(operations))?;
+        self.blown
+            .recv_timeout(LIMIT)
+            .context("the guest works on")?;
+        let said = guest.kill()?;
+        let (cut, wait) = sync_channel(1);
+        let seed = self.rng.bits();
+        self.tell(Order::Cut(seed, cut))?;
+        wait.recv_timeout(LIMIT).context("the power was cut")?;
+        Ok(said)
+    }
+
+    fn end(self) {
+        drop(self.orders);
+        self.owner.join().expect("the owner did not panic");
+    }
+}
+
 #[test]
 fn what_was_flushed_survives_power_cuts_under_a_real_kernel_and_what_differs_is_armed() -> Result<()>
 {
-    let images = GuestImages::build_or_get()?;
-    let cuts = setting("POLLUX_POWER_CUTS", CUTS);
-    let seed = setting("POLLUX_POWER_SEED", 1);
-    println!("{cuts} cuts from seed {seed}");
-    let folder = tempfile::tempdir()?;
-    let content = file_system(folder.path())?;
-    let socket = folder.path().join("disk.sock");
-    let listener = UnixListener::bind(&socket)?;
-    let (orders, mailbox) = ring::mailbox(4);
-    let (blown, fuse) = channel();
-    let owner = std::thread::spawn(move || owner(listener, &content, mailbox, blown, seed));
-    let tell = |order| {
-        orders
-            .send(order)
-            .map_err(|_full| anyhow::anyhow!("the owner is gone"))
-    };
-
-    let mut rng = Rng::new(seed);
+    let mut power = Power::begin()?;
+    let cuts = power.cuts;
     let mut last: Option<Flushed> = None;
     let (mut filled, mut drained) = (0, 0);
     for session in 1..=cuts + 1 {
         let kind = ["io-uring", "threads"][usize::from(session % 4 >= 2)];
-        let flushed = last.map_or("none".to_owned(), |last| last.batch.to_string());
-        let arguments = format!("{session}:{seed}:{flushed}:{kind}");
-        let mut guest = Guest::boot(&images, &socket, &arguments)?;
+        let mut guest = power.boot(session, last.map(|last| last.batch), kind)?;
         if let Some(last) = last {
             println!("  {}", guest.line(&["right"])?);
             filled += u64::from(!last.draining && last.left > 0);
@@ -295,20 +348,17 @@ fn what_was_flushed_survives_power_cuts_under_a_real_kernel_and_what_differs_is_
             break;
         }
         let operations = if drains(session) {
-            let batch = DRAINED_FROM + rng.below(DRAINED_BATCHES);
+            let batch = DRAINED_FROM + power.rng.below(DRAINED_BATCHES);
             guest.line(&[&format!("flushed {batch} ")])?;
-            1 + rng.below(LONGEST_DRAINING)
+            1 + power.rng.below(LONGEST_DRAINING)
         } else {
-            1 + rng.below(LONGEST)
+            1 + power.rng.below(LONGEST)
         };
-        tell(Order::Arm(operations))?;
-        fuse.recv_timeout(LIMIT).context("the guest works on")?;
-        let flushed = guest.kill()?;
+        let said = power.cut(guest, operations)?;
+        let flushed = said.iter().rev().find_map(|line| Flushed::parse(line));
+        let flushed = flushed.unwrap_or_default();
         println!("  cut {operations} operations later: {flushed:?}");
         last = Some(flushed);
-        let (cut, wait) = sync_channel(1);
-        tell(Order::Cut(rng.bits(), cut))?;
-        wait.recv_timeout(LIMIT).context("the power was cut")?;
     }
     println!("{filled} overlays judged that were being filled, {drained} that were being drained");
     assert!(drained > 0, "no overlay was judged that was half drained");
@@ -316,7 +366,38 @@ fn what_was_flushed_survives_power_cuts_under_a_real_kernel_and_what_differs_is_
         filled > 0 || cuts < 4,
         "no overlay was judged that held something"
     );
-    drop(orders);
-    owner.join().expect("the owner did not panic");
+    power.end();
+    Ok(())
+}
+
+#[test]
+fn a_replica_holds_every_point_that_it_acknowledged_after_power_cuts_under_a_real_kernel()
+-> Result<()> {
+    let mut power = Power::begin()?;
+    let cuts = power.cuts;
+    let mut last = None;
+    for session in 1..=cuts + 1 {
+        let mut guest = power.boot(session, last, "twin")?;
+        if last.is_some() {
+            println!("  {}", guest.line(&["right"])?);
+        }
+        println!("{}", guest.line(&["session"])?);
+        if session > cuts {
+            break;
+        }
+        // Of the first sessions not even the initial replication may be there.
+        let first = power.rng.below(LONGEST_HISTORY);
+        guest.line(&[&format!("acknowledged {first}")])?;
+        let operations = 1 + power.rng.below(LONGEST);
+        let said = power.cut(guest, operations)?;
+        let acknowledged = said.iter().rev().find_map(|line| {
+            let (_, point) = line.split_once("pollux-power: acknowledged ")?;
+            point.trim_end().parse::<u64>().ok()
+        });
+        let acknowledged = acknowledged.context("it acknowledged some")?;
+        println!("  cut {operations} operations later: {acknowledged} points acknowledged");
+        last = Some(acknowledged);
+    }
+    power.end();
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Runs in a test guest, on a file system whose power is cut: see [`pollux_tests::power`].
 //!
 //! `pollux-power FOLDER SESSION SEED FLUSHED|none KIND`: judges what session SESSION - 1 left, which flushed
-//! so many batches, then runs SESSION until the power is cut. KIND is `io-uring` or `threads`.
+//! so many batches, then runs SESSION until the power is cut. KIND is `io-uring` or `threads`: a disk over
+//! that; or `twin`: what takes in points, which are batches then.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -14,6 +16,7 @@ use image::{Overlay, OverlayFiles, RawDevice};
 use model::{DiskId, REGION_SIZE, RelationshipId};
 use pollux_tests::power::{
     CONFIRMED, DRAINED_FROM, REGIONS, SECTORS, Step, batch, drains, is_confirmed, judge, tracked,
+    twin,
 };
 use ring::{Kind, Ring, RingStore};
 use uuid::Uuid;
@@ -118,6 +121,9 @@ fn run() -> Result<()> {
     let folder = Path::new(folder);
     let number: u64 = session.parse()?;
     let seed: u64 = seed.parse()?;
+    if kind == "twin" {
+        return take_in(folder, number, seed, flushed);
+    }
     let kind = match &kind[..] {
         "io-uring" => Kind::IoUring,
         "threads" => Kind::Threads,
@@ -146,6 +152,23 @@ fn run() -> Result<()> {
         let tracked = Tracked::begin(&ring, folder, number).await?;
         say(&format!("session {number} begins over {kind}"));
         work(&disk, &tracked, seed + number, drains(number)).await
+    })
+}
+
+fn take_in(folder: &Path, number: u64, seed: u64, acknowledged: &str) -> Result<()> {
+    let journal = |number: u64| folder.join(format!("journal{number}"));
+    if acknowledged != "none" {
+        let (left, acknowledged) = (journal(number - 1), acknowledged.parse()?);
+        match twin::judge(&left, seed + number - 1, acknowledged) {
+            Ok(points) => say(&format!("right after {acknowledged} points, {points} held")),
+            Err(fault) => bail!("DAMAGE after {acknowledged} points: {fault:#}"),
+        }
+        fs::remove_dir_all(left)?;
+    }
+    say(&format!("session {number} begins"));
+    twin::take_in(&journal(number), seed + number, |point| {
+        say(&format!("acknowledged {point}"));
+        ControlFlow::Continue(())
     })
 }
 
