@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How often is looked; far below what is waited for.
-const LOOK: Duration = Duration::from_millis(25);
+/// From one look to the next, at first and at most: a look is a process in general, and must not take the
+/// processor from what is waited for.
+const FIRST: Duration = Duration::from_millis(25);
+const LONGEST: Duration = Duration::from_millis(200);
 
 /// Looks until `look` finds something, and fails after `limit` with `what` was waited for.
 ///
@@ -16,7 +18,7 @@ pub fn until<T>(
     what: &str,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let start = Instant::now();
+    let (start, mut pause) = (Instant::now(), FIRST);
     loop {
         if let Some(found) = look()? {
             return Ok(found);
@@ -24,6 +26,7 @@ pub fn until<T>(
         if start.elapsed() > limit {
             bail!("waited {} s in vain: {what}", limit.as_secs());
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(pause);
+        pause = (pause * 5 / 4).min(LONGEST);
     }
 }
