@@ -74,7 +74,12 @@ pub(crate) fn check<'a>(
                 "has the disk {} there, which lies outside of its folder",
                 disk.file.display()
             );
-            let way_out = format!("`pollux disk detach {name} {}` there lets it go", disk.slot);
+            let way_out = format!(
+                "`pollux disk detach {name} {}` there lets it go. Or have a new twin made, from a copy of \
+                 all: `pollux replica remove {name}` on both hosts, `pollux vm delete {name}` there, \
+                 `pollux failover complete {name}` and `pollux replica enable {name}`",
+                disk.slot
+            );
             return refuse(reason, way_out);
         }
     }
@@ -136,12 +141,13 @@ pub(crate) fn turn(
         }
         return Err(problem);
     }
-    let old = match turning.home == home {
-        true => &temporary,
-        false => turning.home,
+    let removed = match turning.home == home {
+        // With what its note leads to: none of the disks lies there.
+        true => stores::make_way(replicas, enrol.spec.id, stores),
+        false => fs::remove_dir_all(turning.home).map_err(failed),
     };
-    if let Err(error) = fs::remove_dir_all(old) {
-        tracing::warn!(folder = %old.display(), %error, "is removed at the next start");
+    if let Err(problem) = removed {
+        tracing::warn!(%problem, "is removed at the next start");
     }
     Ok(home)
 }
@@ -314,6 +320,7 @@ mod tests {
     use replica::wire::Configuration;
 
     use super::*;
+    use crate::layout::Layout;
 
     const SIZE: u64 = 1 << 20;
 
@@ -458,7 +465,19 @@ mod tests {
         let home = scratch.path("replicas").join(&id);
         fs::rename(&scratch.machine.path, &home).expect("moved");
         scratch.machine.path.clone_from(&home);
+        // Its journal lay in a store, and went.
+        let (stores, store) = (Stores::new("castor"), scratch.path("store"));
+        fs::create_dir_all(store.join(&id)).expect("made");
+        // The temporary folder of the host may be a link.
+        let store = fs::canonicalize(store).expect("it is there");
+        let layout = Layout {
+            state: scratch.path("state"),
+            run: scratch.path("run"),
+        };
+        let known = stores::add(&store, &layout, "castor", &[]).expect("a store");
+        stores::note(&home, &stores.get(&known)).expect("noted");
         assert_eq!(scratch.turn().expect("turned"), home);
+        assert!(!store.join(&id).exists(), "nothing leads there any more");
         let entries = fs::read_dir(scratch.path("replicas")).expect("listed");
         let left: Vec<_> = entries.map(|one| one.expect("read").file_name()).collect();
         assert_eq!(left, [&*id], "nothing else is left");

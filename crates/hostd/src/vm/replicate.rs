@@ -137,6 +137,13 @@ impl Owner {
             Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
                 machine
             }
+            _ if view.standing.role == Role::FailedOver => {
+                let reason = "was failed over to this host, and that is not final".to_owned();
+                return refuse(
+                    reason,
+                    "Make it final first with `pollux failover complete`",
+                );
+            }
             _ => {
                 let reason = "lies above a recovery point and cannot be replicated yet".to_owned();
                 return refuse(reason, "Replicate the VM that it was made from");
