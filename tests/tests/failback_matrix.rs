@@ -16,15 +16,15 @@ use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use model::Bytes;
-use pollux_tests::{Host, Pair, Wire, nothing_pending, point_name, text, until};
+use pollux_tests::{Host, Pair, Scratch, Wire, nothing_pending, point_name, text, until};
 use serde_json::Value;
-use testkit::Rng;
+use testkit::{Rng, SmallDisk, may_mount};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
@@ -141,8 +141,12 @@ struct Hosts {
 }
 
 impl Hosts {
-    fn new() -> Result<Self> {
-        let pair = Pair::new("failback-matrix")?;
+    fn new(what: &str) -> Result<Self> {
+        Self::start_in(Scratch::new(&format!("system/{what}"))?)
+    }
+
+    fn start_in(scratch: Scratch) -> Result<Self> {
+        let pair = Pair::start_in(scratch)?;
         let back = Wire::to(pair.castor.port())?;
         pair.pollux.trust(&pair.castor, &back.address())?;
         pair.castor.pollux(&["replica", "server", "enable"])?;
@@ -205,7 +209,17 @@ struct Point {
     disk: Vec<u8>,
 }
 
-impl Cell<'_> {
+impl<'a> Cell<'a> {
+    fn new(hosts: &'a mut Hosts, vm: String, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        Self {
+            hosts,
+            vm,
+            disk: rng.bytes(SIZE),
+            rng,
+        }
+    }
+
     fn host(&self, side: Side) -> &Host {
         match side {
             Castor => &self.hosts.pair.castor,
@@ -677,19 +691,13 @@ fn differ(one: &[u8], other: &[u8]) -> BTreeSet<usize> {
 
 #[test]
 fn whatever_happened_only_the_difference_goes_back_and_the_twin_is_the_disk() -> Result<()> {
-    let mut hosts = Hosts::new()?;
+    let mut hosts = Hosts::new("failback-matrix")?;
     let mut wrong = Vec::new();
     for (number, fate) in (0..).zip(FATES) {
         for from in [Chosen::Newest, Chosen::Older] {
             let name = format!("{fate:?}, {from:?}");
-            let mut rng = Rng::new(number);
-            let mut cell = Cell {
-                hosts: &mut hosts,
-                vm: format!("{fate:?}-{from:?}").to_lowercase(),
-                disk: rng.bytes(SIZE),
-                rng,
-            };
-            match cell.run(from, fate) {
+            let vm = format!("{fate:?}-{from:?}").to_lowercase();
+            match Cell::new(&mut hosts, vm, number).run(from, fate) {
                 Ok(costs) => costs.iter().for_each(|cost| println!("{name:<22} {cost}")),
                 Err(error) => {
                     println!("{name:<22} {error:#}");
@@ -701,5 +709,118 @@ fn whatever_happened_only_the_difference_goes_back_and_the_twin_is_the_disk() ->
         }
     }
     ensure!(wrong.is_empty(), "{wrong:?}");
+    Ok(())
+}
+
+/// Lets castor make its twins on pollux in the folder `store`.
+fn twins_lie_in(hosts: &Hosts, store: &Path) -> Result<()> {
+    let store = fs::canonicalize(store)?.display().to_string();
+    let authorize = ["replica", "authorize", "castor", "--store", &store];
+    hosts.pair.pollux.pollux(&authorize).map(drop)
+}
+
+#[test]
+fn a_twin_in_another_folder_goes_there_and_back_and_leaves_nothing_in_it() -> Result<()> {
+    let mut hosts = Hosts::new("failback-store")?;
+    let store = hosts.pair.scratch.state().join("twins");
+    fs::create_dir(&store)?;
+    twins_lie_in(&hosts, &store)?;
+    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
+    let costs = cell.run(Chosen::Newest, SecondFailover)?;
+    costs.iter().for_each(|cost| println!("{cost}"));
+    let left: Vec<_> = fs::read_dir(&store)?
+        .flatten()
+        .map(|one| one.file_name())
+        .collect();
+    ensure!(left == ["pollux-store.toml"], "left behind: {left:?}");
+    Ok(())
+}
+
+#[test]
+fn a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time() -> Result<()> {
+    const NAME: &str = "a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time";
+    if !may_mount(NAME)? {
+        return Ok(());
+    }
+    let scratch = Scratch::new("system/failback-mounted")?;
+    let store = SmallDisk::mount(scratch.state().join("twins"), 128)?;
+    let settings = scratch.state().join("pollux");
+    fs::create_dir(&settings)?;
+    fs::write(settings.join("host.toml"), "store_reserve = \"0B\"\n")?;
+    let mut hosts = Hosts::start_in(scratch)?;
+    twins_lie_in(&hosts, store.path())?;
+    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
+    cell.create(Nothing)?;
+    let newest = cell.history(Nothing)?.newest;
+    cell.take_over(Pollux, &newest)?;
+    cell.write(Pollux, 0..0)?;
+    cell.gives_way(Castor)?;
+    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.equal(Pollux)?;
+    // The disk stays where the journal was.
+    let id = cell.id(Pollux)?;
+    ensure!(store.path().join(&id).join("disk0.raw").exists());
+
+    let newest = cell.settled(Pollux)?;
+    cell.hosts.part();
+    cell.take_over(Castor, &newest)?;
+    cell.write(Castor, 0..0)?;
+    cell.gives_way(Pollux)?;
+    cell.on(Pollux, &["vm", "kill"], &[])?;
+    let refused = cell.host(Castor).refused(&["failover", "reverse", "web"])?;
+    ensure!(
+        refused.message.contains("pollux replica remove web"),
+        "{refused:?}"
+    );
+    for side in [Castor, Pollux] {
+        cell.on(side, &["replica", "remove"], &[])?;
+    }
+    cell.on(Pollux, &["vm", "delete"], &[])?;
+    ensure!(!store.path().join(&id).exists(), "the disk is deleted");
+    let enable = ["replica", "enable", "web", "--to", "pollux"];
+    let enable = [&enable[..], &["--frequency", "1s"]].concat();
+    let refused = cell.host(Castor).refused(&enable)?;
+    ensure!(refused.message.contains("failover complete"), "{refused:?}");
+    let refused = cell
+        .host(Castor)
+        .refused(&["failover", "complete", "web"])?;
+    ensure!(refused.message.contains("--drop"), "{refused:?}");
+    cell.on(Castor, &["failover", "lost-writes"], &["--drop"])?;
+    cell.on(Castor, &["failover", "complete"], &[])?;
+    cell.host(Castor).pollux(&enable)?;
+    cell.equal(Castor)
+}
+
+#[test]
+fn before_its_first_point_the_replica_takes_its_own_disks_back() -> Result<()> {
+    let mut hosts = Hosts::new("failback-cancel")?;
+    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
+    cell.create(Nothing)?;
+    let newest = cell.history(Nothing)?.newest;
+    let own = cell.disk.clone();
+    cell.take_over(Pollux, &newest)?;
+    cell.write(Pollux, 0..0)?;
+    cell.gives_way(Castor)?;
+    cell.hosts.back.cut_after(100_000);
+    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    until(MINUTE, "the point is on its way", || {
+        Ok(cell.hosts.back.is_cut().then_some(()))
+    })?;
+    // The second failover comes in the middle of it.
+    cell.hosts.pair.pollux.kill_everything()?;
+    let start = [&["failover", "start", "web"][..], &LOST].concat();
+    let refused = cell.host(Castor).refused(&start)?;
+    let way_out = "pollux failover cancel";
+    ensure!(refused.message.contains(way_out), "{refused:?}");
+    cell.on(Castor, &["failover", "cancel"], &[])?;
+    let refused = cell.host(Castor).refused(&["vm", "start", "web"])?;
+    ensure!(refused.message.contains("--force"), "{refused:?}");
+    cell.on(Castor, &["vm", "start"], &LOST)?;
+    // What was never sent is there, and it goes on.
+    cell.disk = own;
+    cell.write(Castor, 0..0)?;
+    let (path, name) = cell.file("disk.raw")?;
+    cell.on(Castor, &["disk", "export"], &["0", &name])?;
+    ensure!(fs::read(path)? == cell.disk, "the disk is its own");
     Ok(())
 }
