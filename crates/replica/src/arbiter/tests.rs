@@ -178,8 +178,16 @@ const SEARCHES: [(&str, Bounds); 22] = [
     ),
 ];
 
-/// Searched too with `POLLUX_MODEL=large`: one and a half million states, in some minutes.
-const LARGE: [(&str, Bounds); 8] = [
+/// Searched too with `POLLUX_MODEL=large`: two and a half million states, in some minutes.
+const LARGE: [(&str, Bounds); 9] = [
+    (
+        "another point, large",
+        Bounds {
+            others: 2,
+            reversals: 1,
+            ..rights(1, 1, 1, 3)
+        },
+    ),
     ("stand-down, large", rights(0, 3, 1, 6)),
     ("override, large", rights(1, 1, 1, 4)),
     ("two overrides, large", rights(2, 1, 1, 2)),
