@@ -148,9 +148,9 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
                 look.succeeded.unwrap_or("the other host took over")
             ),
             format!(
-                "Work with it on host `{peer}`; `pollux replica status` there tells how it is. \
-                 `pollux vm kill {vm}` ends a guest that is held here, and `pollux vm create NAME \
-                 --image FILE` makes another VM of a disk that `pollux vm show {vm}` lists"
+                "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host its \
+                 replica by what differs, and keeps what was written here alone; `pollux vm kill {vm}` \
+                 ends a guest that is held here, which that needs"
             ),
         ),
         Error => critical(
