@@ -143,6 +143,7 @@ impl<'a> Underway<'a> {
             self.note(&delivery);
             if let Delivery::Piece(piece) = delivery {
                 filler.push(&piece).map_err(EpochFault::Outbox)?;
+                piece.written();
             }
         }
     }

@@ -21,12 +21,18 @@ pub enum Cause {
     Copied,
 }
 
+/// Length of a buffer that is used again: what most reads have.
+const FULL: usize = 64 << 10;
+/// Of these, so many are kept: as many as the window takes.
+const SPARE: usize = 32;
+
 /// Bytes that are being read, or were handed over and are not written yet.
 #[derive(Debug, Default)]
 pub struct Flow {
     staged: AtomicU64,
     copied: AtomicU64,
     waiting: Mutex<Vec<Waker>>,
+    spare: Mutex<Vec<Buffer>>,
 }
 
 impl Flow {
@@ -70,6 +76,10 @@ impl Flow {
         .await;
     }
 
+    fn spares(&self) -> std::sync::MutexGuard<'_, Vec<Buffer>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn waiters(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +91,14 @@ pub struct Permit {
     flow: Arc<Flow>,
     cause: Cause,
     bytes: u64,
+}
+
+impl Permit {
+    /// A buffer of `len` bytes to be read into; what it holds before is of no meaning.
+    pub fn buffer(&self, len: usize) -> Buffer {
+        let used = (len == FULL).then(|| self.flow.spares().pop()).flatten();
+        used.unwrap_or_else(|| Buffer::zeroed(len))
+    }
 }
 
 impl Drop for Permit {
@@ -133,6 +151,18 @@ pub struct Piece {
     pub cause: Cause,
     /// Kept until the content is written or dropped.
     pub permit: Permit,
+}
+
+impl Piece {
+    /// It was written: what it took may be read into again.
+    pub fn written(self) {
+        if let Payload::Read(content) = self.content {
+            let mut spare = self.permit.flow.spares();
+            if content.len() == FULL && spare.len() < SPARE {
+                spare.push(content);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Piece {

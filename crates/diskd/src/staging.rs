@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{Buffer, Device, Fault, Image, Op, Store};
+use block::{Device, Fault, Image, Op, Store};
 use futures_util::future::join_all;
 use model::BLOCK_SIZE;
 use roaring::RoaringTreemap;
@@ -407,7 +407,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
         } = read;
         let op = Op::Read {
             at: run.start * BLOCK_SIZE,
-            into: Buffer::zeroed(usize::try_from(len).expect("64 KiB at most")),
+            into: permit.buffer(usize::try_from(len).expect("64 KiB at most")),
         };
         let done = self.below.run(op).await;
         let mut failed = None;
