@@ -87,12 +87,12 @@ impl Twins {
         if same {
             return Ok(());
         }
-        Err(Problem::new(
-            Code::Conflict,
-            view.thing(),
-            format!("exists already on host `{}`", self.0.name()),
-            "Delete it there first, if it is not wanted any more",
-        ))
+        let reason = format!("exists already on host `{}`", self.0.name());
+        let way_out = format!(
+            "`pollux vm delete {}` there deletes it, if it is not wanted any more",
+            view.home.spec.name
+        );
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }
 
     /// What the twin is to be filled from, if the primary `asks` for that and may.

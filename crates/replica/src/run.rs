@@ -103,7 +103,7 @@ fn refused(thing: &str, reason: impl Into<String>, way_out: impl Into<String>) -
 }
 
 /// What `pollux` calls the VM that problems call `thing`.
-pub(crate) fn name(thing: &str) -> &str {
+pub fn name(thing: &str) -> &str {
     let name = thing.strip_prefix("VM ").unwrap_or(thing);
     let quoted = name.strip_prefix('`').and_then(|n| n.strip_suffix('`'));
     quoted.unwrap_or(name)

@@ -75,7 +75,11 @@ impl Store {
     fn nothing_held(&self) -> Result<(), Problem> {
         if Branch::holds(&self.folder) {
             let reason = "keeps what this host wrote and never sent, which lies in the same files";
-            let way_out = "`pollux failover lost-writes` shows it, and `--drop` keeps it no longer";
+            let name = replica::run::name(&self.thing);
+            let way_out = format!(
+                "`pollux failover lost-writes {name}` shows it, and `pollux failover lost-writes {name} \
+                 --drop` keeps it no longer"
+            );
             return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
         }
         for point in self.points()? {

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
+use super::folder::Made;
 use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use super::progress;
@@ -137,16 +138,17 @@ impl Owner {
             Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
                 machine
             }
-            _ if view.standing.role == Role::FailedOver => {
-                let reason = "was failed over to this host, and that is not final".to_owned();
-                return refuse(
-                    reason,
-                    "Make it final first with `pollux failover complete`",
-                );
-            }
-            _ => {
+            machine => {
                 let reason = "lies above a recovery point and cannot be replicated yet".to_owned();
-                return refuse(reason, "Replicate the VM that it was made from");
+                let origin = machine.as_ref().and_then(|machine| machine.origin.as_ref());
+                let way_out = match origin.map(|origin| origin.made) {
+                    Some(Made::Failover) => format!(
+                        "`pollux failover complete {}` makes ordinary disks of it",
+                        view.home.spec.name
+                    ),
+                    _ => "Replicate the VM that it was made from".to_owned(),
+                };
+                return refuse(reason, &way_out);
             }
         };
         if machine.spec.disks.is_empty() {
