@@ -235,3 +235,69 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     writes_on(castor, "web", 100, 2 * MINUTE)?;
     Ok(())
 }
+
+/// Fails over as planned from one host to the other, which has points.
+fn planned(from: &Host, to: &Host) -> Result<()> {
+    from.pollux(&["failover", "prepare", "web"])?;
+    let before = to.serial_log("web").map_or(0, |log| log.len());
+    to.pollux(&["failover", "start", "web"])?;
+    let found = to.serial_line("web", before, "pollux-workload: found", FIRST_WRITE)?;
+    ensure!(found.ends_with(": right"), "{found}");
+    to.serial_line("web", before, "pollux-workload: flushed", FIRST_WRITE)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_that_was_taken_over_from_before_its_own_failover_was_final_becomes_the_replica()
+-> Result<()> {
+    let mut pair = Pair::new("failback-again")?;
+    create_local_writer(&pair.castor, "web", "64MiB", 8)?;
+    pair.castor.pollux(&["vm", "start", "web"])?;
+    pair.castor
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pair.castor.pollux(&["replica", "server", "enable"])?;
+    pair.replicate("web")?;
+    pair.wait_for_points("web", 2)?;
+    pair.castor.kill_everything()?;
+    let because = ["--force", "--because", "castor is dark"];
+    pair.pollux
+        .pollux(&[&["failover", "start", "web"][..], &because[..]].concat())?;
+    // Before it listens for its power button it does not shut down.
+    pair.pollux
+        .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
+    pair.castor.start_daemon()?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+    until(2 * MINUTE, "the old primary stands down", || {
+        Ok((state(castor)? == "stood-down").then_some(()))
+    })?;
+    let points_of = |host: &Host| {
+        until(3 * MINUTE, "there are points", || {
+            Ok((points(host).len() >= 2).then_some(()))
+        })
+    };
+    pollux.pollux(&["failover", "reverse", "web"])?;
+    points_of(castor)?;
+
+    // Home, where what was never sent lies in the files of the point: that failover is not final yet.
+    planned(pollux, castor)?;
+    castor.pollux(&["failover", "reverse", "web"])?;
+    points_of(pollux)?;
+    planned(castor, pollux)?;
+
+    // The way out, from one refusal to the next.
+    let refused = |host: &Host, command: &str, way_out: &str| -> Result<()> {
+        let said = host.refused(&["failover", command, "web"])?.message;
+        ensure!(said.contains(way_out), "{said}");
+        Ok(())
+    };
+    refused(pollux, "reverse", "pollux failover complete web")?;
+    refused(castor, "complete", "pollux failover lost-writes web --drop")?;
+    castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
+    castor.pollux(&["failover", "complete", "web"])?;
+    pollux.pollux(&["failover", "reverse", "web"])?;
+    let written = writes_on(pollux, "web", 100, 2 * MINUTE)?;
+    until(3 * MINUTE, "what is written arrives", || {
+        let there = !points(castor).is_empty();
+        Ok((there && committed(castor, pair.scratch.state())? >= written).then_some(()))
+    })
+}

@@ -403,31 +403,23 @@ impl Standing {
 
     /// Makes a failover final, or finds that it is: the VM stays on the point that it was started from. Store
     /// the result before any other point goes. A primary may have been one of its partner's since it was
-    /// failed over; whether it was is for the caller to know.
+    /// failed over; whether it was is for the caller to know. So may one that was taken over from since: its
+    /// disks are to become those of a replica.
     ///
     /// # Errors
-    /// [`Problem`] when it is received here, or was taken over again.
+    /// [`Problem`] when it is received here.
     pub fn complete(&self, thing: &str) -> Result<Self, Problem> {
         let name = crate::run::name(thing);
-        let refuse = |reason: String, way_out: String| {
-            Err(Problem::new(Code::Conflict, thing, reason, way_out))
-        };
-        match (self.role, &self.stood_down) {
-            (Role::Replica, _) => refuse(
-                "was not failed over to this host".to_owned(),
-                format!("`pollux failover start {name}` does that"),
-            ),
-            (_, Some(theirs)) => {
-                let by = &theirs.current().opener;
-                let reason = format!("was taken over by host `{by}` since");
-                refuse(reason, format!("Go on with it on host `{by}`"))
-            }
-            (_, None) => Ok(Self {
-                completed: true,
-                received: None,
-                ..self.clone()
-            }),
+        if self.role == Role::Replica {
+            let reason = "was not failed over to this host";
+            let way_out = format!("`pollux failover start {name}` does that");
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
         }
+        Ok(Self {
+            completed: true,
+            received: None,
+            ..self.clone()
+        })
     }
 
     /// The history of which another point may take the place of the one that the failover to this host is
