@@ -1,5 +1,6 @@
 //! For tests only: power-cut store and folder, a seeded executor, conformance suites.
 
+pub mod bank;
 pub mod guest;
 pub mod workload;
 

@@ -6,36 +6,12 @@
 //! until it is killed; 0 MiB: all of the device, and not only its beginning. What an earlier run left
 //! is verified first.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pollux_testkit::workload::{BLOCK, Cut, Disk, VerifyError, Writer, verify};
-
-struct Device {
-    file: File,
-    len: u64,
-}
-
-impl Disk for Device {
-    fn len(&self) -> u64 {
-        self.len
-    }
-    fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-    fn read(&self, offset: u64, block: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(block, offset)
-    }
-    fn write(&self, offset: u64, block: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(block, offset)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
+use pollux_testkit::workload::{Cut, Device, Disk, VerifyError, Writer, verify};
 
 struct Options {
     device: String,
@@ -95,15 +71,8 @@ fn say(text: &str) {
 }
 
 fn run(options: &Options) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&options.device)?;
-    let len = file.seek(SeekFrom::End(0))?.min(options.span);
-    let len = len / BLOCK as u64 * BLOCK as u64;
-    let disk = Device { file, len };
-    match verify(len, Cut::PowerLoss, |offset, block| {
+    let disk = Device::open(&options.device, options.span)?;
+    match verify(disk.len(), Cut::PowerLoss, |offset, block| {
         disk.read(offset, block)
     }) {
         Ok(found) => say(&format!(

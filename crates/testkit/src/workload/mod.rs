@@ -22,10 +22,12 @@
 //! Record numbers wrap around the disk: a slot then holds the newest record that may be there.
 //! The same code runs in the guest (`pollux-workload`) and judges images on the host.
 
+mod device;
 mod record;
 mod verify;
 mod write;
 
+pub use device::Device;
 pub use record::{BLOCK, Commit, FIRST_SLOT_BLOCK, RunId};
 pub use verify::{Cut, Verified, VerifyError, verify};
 pub use write::{Disk, Writer};
