@@ -18,7 +18,7 @@ CARGO_FLAGS := --locked
 SECONDS_EACH := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz bench lint clean
+.PHONY: help setup build demo test fuzz chaos bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: build ## all tests, with real guests, then each fuzz target for half a min
 
 fuzz: setup ## each fuzz target for SECONDS=60, two at once; ONLY=vm_toml for one of them
 	@exec cargo run --quiet $(CARGO_FLAGS) --package pollux-fuzz --bin fuzz -- $(SECONDS_EACH) $(ONLY)
+
+chaos: build ## random kills, cuts, full disks and commands over two hosts; SEED=1 and ROUNDS=5 are what they are
+	@exec target/debug/chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),5)
 
 bench: setup ## figures into target/bench; ONLY=dataplane, tracking, traces, replication or failover for a part
 	cargo build $(CARGO_FLAGS) --release --workspace --bins

@@ -125,8 +125,11 @@ pub fn differ_from_twin(pair: &Pair, disks: &[PathBuf]) -> Result<u64> {
     Ok(sum)
 }
 
-/// The blocks that differ.
-fn differ(here: &Path, there: &Path) -> Result<Vec<u64>> {
+/// The blocks in which two files differ.
+///
+/// # Errors
+/// They cannot be read, or have other sizes.
+pub fn differ(here: &Path, there: &Path) -> Result<Vec<u64>> {
     let (mut here, mut there) = (File::open(here)?, File::open(there)?);
     let size = here.metadata()?.len();
     ensure!(size == there.metadata()?.len(), "the sizes differ");

@@ -572,6 +572,22 @@ pub fn kill(pid: u32) -> Result<()> {
     send(pid, Signal::KILL)
 }
 
+/// Stops a process where it is.
+///
+/// # Errors
+/// There is none.
+pub fn freeze(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)
+}
+
+/// Lets a process go on that was stopped.
+///
+/// # Errors
+/// There is none.
+pub fn thaw(pid: u32) -> Result<()> {
+    send(pid, Signal::CONT)
+}
+
 fn send(pid: u32, signal: Signal) -> Result<()> {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = process.with_context(|| format!("{pid} is no process id"))?;

@@ -21,6 +21,6 @@ pub use folder::CutFolder;
 pub use history::History;
 pub use lives::{World, finish, lives, seeds};
 pub use rng::Rng;
-pub use room::{SmallDisk, may_mount};
+pub use room::{SmallDisk, in_own_mounts, may_mount};
 pub use schedule::Schedule;
 pub use store::PowerCutStore;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +39,25 @@ pub fn may_mount(name: &str) -> io::Result<bool> {
     } else {
         Err(io::Error::other("it failed in its mount namespace"))
     }
+}
+
+/// Goes on, with the same arguments, where the caller may mount and what it mounts ends with it: in a
+/// mount namespace.
+///
+/// # Errors
+/// There is no `unshare`. One that refuses says so itself, and ends the caller.
+pub fn in_own_mounts() -> io::Result<()> {
+    if std::env::var_os(MAY_MOUNT).is_some() {
+        return Ok(());
+    }
+    let root = rustix::process::geteuid().is_root();
+    let error = Command::new("unshare")
+        .arg(if root { "-m" } else { "-rm" })
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(MAY_MOUNT, "1")
+        .exec();
+    Err(error)
 }
 
 /// A small file system that is mounted while this lives. See [`may_mount`].

@@ -1,17 +1,14 @@
 //! What is done, step by step.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use pollux_tests::{FIRST_WRITE, Host, json_u64, judge, kill, text, until, writes_on};
-use serde_json::Value;
-use testkit::workload::Cut;
+use anyhow::{Context, Result};
+use pollux_tests::{freeze, kill, thaw, until, writes_on};
 
-use crate::invariants::name;
 use crate::steps::{Part, Side, Step};
-use crate::{BATCH, MINUTE, POINTS, Pair};
+use crate::{BATCH, MINUTE, Pair};
 
 impl Pair {
     pub(super) fn take(&mut self, step: Step) -> Result<()> {
@@ -29,37 +26,51 @@ impl Pair {
             Step::KillInStart(ms) => self.kill_in_start(ms),
             Step::KillWhileOff(part) => self.kill_while_off(part),
             Step::Cut(lasting) => {
-                self.wire.cut();
+                self.network.cut();
                 if let Some(ms) = lasting {
                     sleep(Duration::from_millis(ms));
-                    self.wire.mend();
+                    self.network.mend();
                 }
                 Ok(())
             }
             Step::Flicker(bytes, times) => {
                 for _ in 0..times {
                     self.break_after(bytes)?;
-                    self.wire.mend();
+                    self.network.mend();
                 }
                 Ok(())
             }
             Step::FlickerAndKill(bytes) => {
                 self.break_after(bytes)?;
-                self.pollux.kill_daemon()?;
-                self.wire.mend();
+                self.host(Side::Replica).kill_daemon()?;
+                self.network.mend();
                 self.up(Side::Replica)
             }
+            Step::KillHost(side, lasting) => {
+                self.host(side).kill_everything()?;
+                if let Some(ms) = lasting {
+                    sleep(Duration::from_millis(ms));
+                    self.up(side)?;
+                }
+                Ok(())
+            }
+            Step::FreezeDaemon(side, ms) => {
+                self.up(side)?;
+                let pid = self.host(side).daemon_id().context("polluxd runs")?;
+                self.freeze(pid, ms)
+            }
+            Step::Freeze(part, ms) => {
+                self.up(Side::Primary)?;
+                self.running()?;
+                let pid = self.process(part)?;
+                self.freeze(pid.with_context(|| format!("{part:?} runs"))?, ms)
+            }
+            Step::Full(side, ms) => self.full(side, ms),
             Step::Suspend(lasting) => self.suspend(lasting),
             Step::Restart => self.restart(),
             Step::Open(daemon) => self.open(daemon),
             Step::Test(part, daemon, diskd) => self.test(part, daemon, diskd),
-        }
-    }
-
-    fn host(&mut self, side: Side) -> &mut Host {
-        match side {
-            Side::Primary => &mut self.castor,
-            Side::Replica => &mut self.pollux,
+            Step::Circle(circle) => self.circle(circle),
         }
     }
 
@@ -74,7 +85,7 @@ impl Pair {
     pub(super) fn connected(&mut self) -> Result<()> {
         self.up(Side::Primary)?;
         self.up(Side::Replica)?;
-        self.wire.mend();
+        self.network.mend();
         Ok(())
     }
 
@@ -83,9 +94,9 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        self.wire.cut_after(bytes);
+        self.network.cut_after(bytes);
         until(2 * MINUTE, "the network carries something", || {
-            Ok(self.wire.is_cut().then_some(()))
+            Ok(self.network.is_cut().then_some(()))
         })
     }
 
@@ -96,13 +107,13 @@ impl Pair {
             .process(part)?
             .with_context(|| format!("{part:?} runs"))?;
         if daemon {
-            self.castor.kill_daemon()?;
+            self.host(Side::Primary).kill_daemon()?;
         }
         kill(pid)?;
         self.up(Side::Primary)?;
         match part {
             Part::Diskd => {
-                writes_on(&self.castor, "web", BATCH, MINUTE)?;
+                writes_on(self.primary(), "web", BATCH, MINUTE)?;
             }
             Part::Vmd | Part::Guest => {
                 self.becomes("off")?;
@@ -118,8 +129,8 @@ impl Pair {
         let pid = self
             .process(part)?
             .with_context(|| format!("{part:?} runs"))?;
-        self.pollux.kill_daemon()?;
-        self.castor.kill_daemon()?;
+        self.host(Side::Replica).kill_daemon()?;
+        self.host(Side::Primary).kill_daemon()?;
         kill(pid)?;
         sleep(Duration::from_millis(ms));
         self.connected()?;
@@ -132,24 +143,27 @@ impl Pair {
     fn kill_in_start(&mut self, ms: u64) -> Result<()> {
         self.connected()?;
         self.off()?;
+        let before = self.primary().serial_log("web")?.len();
         let mut start = self
-            .castor
+            .primary()
             .command(&["vm", "start", "web"])?
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
         sleep(Duration::from_millis(ms));
-        self.castor.kill_daemon()?;
+        self.host(Side::Primary).kill_daemon()?;
         start.wait()?;
         self.up(Side::Primary)?;
-        self.running()
+        self.running()?;
+        // It may have gone on starting by itself.
+        self.writes_after(self.primary, before)
     }
 
     fn kill_while_off(&mut self, part: Part) -> Result<()> {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(&self.castor, "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
         self.off()?;
         let pid = until(MINUTE, "the disks are served while the VM is off", || {
             self.process(part)
@@ -159,132 +173,25 @@ impl Pair {
         self.running()
     }
 
-    fn suspend(&mut self, lasting: Option<u64>) -> Result<()> {
-        self.up(Side::Primary)?;
-        self.castor.pollux(&["replica", "pause", "web"])?;
-        self.suspended = true;
-        until(MINUTE, "the status says that it is suspended", || {
-            let status = self.castor.json(&["replica", "status", "web"])?;
-            Ok((status.pointer("/0/state") == Some(&"suspended".into())).then_some(()))
-        })?;
-        if let Some(ms) = lasting {
-            sleep(Duration::from_millis(ms));
-            self.resume()?;
-        }
-        Ok(())
+    fn freeze(&self, pid: u32, ms: u64) -> Result<()> {
+        freeze(pid)?;
+        sleep(Duration::from_millis(ms));
+        thaw(pid)
     }
 
-    pub(super) fn resume(&mut self) -> Result<()> {
-        if self.suspended {
-            self.castor.pollux(&["replica", "resume", "web"])?;
-            self.suspended = false;
-        }
-        Ok(())
-    }
-
-    fn restart(&mut self) -> Result<()> {
-        self.connected()?;
-        self.running()?;
-        self.castor.pollux(&["vm", "stop", "web"])?;
-        ensure!(
-            self.state()? == "off",
-            "a VM that was stopped is {}",
-            self.state()?
-        );
-        self.running()
-    }
-
-    /// A point that is open stays as it is and where it is while points are taken in and merged.
-    fn open(&mut self, daemon: bool) -> Result<()> {
+    /// Nothing is lost, and everything goes on by itself.
+    fn full(&mut self, side: Side, ms: u64) -> Result<()> {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        self.up(Side::Replica)?;
-        // A point may be merged away before it is open.
-        let oldest = until(MINUTE, "the oldest point is opened", || {
-            let oldest = name(self.points()?.first().context("there are points")?)?;
-            let open = ["point", "open", "web", &oldest];
-            Ok(self.pollux.json(&open).is_ok().then_some(oldest))
+        let room = &self.rooms[self.number(side)];
+        room.fill(0)?;
+        sleep(Duration::from_millis(ms));
+        room.make_room()?;
+        until(MINUTE, "the guest goes on when there is room", || {
+            Ok((self.state()? == "running").then_some(()))
         })?;
-        if daemon {
-            self.pollux.kill_daemon()?;
-            self.up(Side::Replica)?;
-        }
-        let newest = |points: &[Value]| -> Result<u64> {
-            json_u64(points.last().context("there are points")?, "/id/sequence")
-        };
-        let before = newest(&self.points()?)?;
-        let more = before + u64::from(POINTS) + 3;
-        until(2 * MINUTE, "newer points come", || {
-            Ok((newest(&self.points()?)? >= more).then_some(()))
-        })?;
-        let points = self.points()?;
-        let opened = points
-            .iter()
-            .find(|point| name(point).is_ok_and(|name| name == oldest))
-            .with_context(|| format!("point {oldest} is gone while it is open"))?;
-        let image = self.scratch.state().join("open.raw");
-        let copied = Command::new("nbdcopy")
-            .arg(text(opened, "/open/0/uri")?)
-            .arg(&image)
-            .status()?;
-        ensure!(copied.success(), "point {oldest} cannot be read");
-        self.pollux.pollux(&["point", "close", "web", &oldest])?;
-        let judged = judge(&image, Cut::Point).with_context(|| format!("point {oldest}"))?;
-        std::fs::remove_file(&image)?;
-        let first = *self.judged.entry(oldest.clone()).or_insert(judged);
-        ensure!(
-            first == judged,
-            "point {oldest} was {first:?} and is {judged:?}"
-        );
-        Ok(())
-    }
-
-    fn test(&mut self, part: u64, daemon: bool, diskd: bool) -> Result<()> {
-        self.up(Side::Replica)?;
-        let copy = "web - Test";
-        let name = until(MINUTE, "a point stays while its test begins", || {
-            let points = self.points()?;
-            let at = usize::try_from(part)? * points.len() / 1000;
-            let name = name(points.get(at).context("there are points")?)?;
-            let test = ["failover", "test", "web", "--point", &name];
-            match self.pollux.pollux(&test) {
-                Ok(_) => Ok(Some(name)),
-                // It may have been merged meanwhile.
-                Err(error) if format!("{error:#}").contains("does not exist") => Ok(None),
-                Err(error) => Err(error),
-            }
-        })?;
-        if daemon {
-            self.pollux.kill_daemon()?;
-            self.up(Side::Replica)?;
-        }
-        if diskd {
-            let show = self.pollux.json(&["vm", "show", copy])?;
-            kill(u32::try_from(json_u64(&show, "/processes/diskd")?)?)?;
-        }
-        let found = self
-            .pollux
-            .serial_line(copy, 0, "pollux-workload: found", FIRST_WRITE)?;
-        ensure!(found.ends_with(": right"), "the test found: {found}");
-        let point = self.judge_point(&name)?.context("a pinned point stays")?;
-        let expected = format!("committed {} newest", point.committed);
-        ensure!(
-            found.contains(&expected),
-            "{found}, and the point: {expected}"
-        );
-        let listed = self.points()?;
-        let pinned = listed
-            .iter()
-            .filter(|point| point["pinned"] == true)
-            .count();
-        ensure!(pinned == 1, "{pinned} points are pinned during a test");
-        writes_on(&self.pollux, copy, BATCH, MINUTE)?;
-        self.pollux.pollux(&["failover", "stop-test", "web"])?;
-        let pinned = self.points()?.iter().any(|point| point["pinned"] == true);
-        ensure!(!pinned, "a point is pinned after the test");
-        let left = self.pollux.processes()?;
-        ensure!(left.is_empty(), "the test leaves {left:?}");
+        writes_on(self.primary(), "web", BATCH, MINUTE)?;
         Ok(())
     }
 }

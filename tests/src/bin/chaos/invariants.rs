@@ -7,10 +7,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use model::PointId;
+use pollux_tests::churn::differ;
 use pollux_tests::{BAD_NEWS, Host, flushed, json_u64, judge, text, until, writes_on};
 use serde_json::Value;
 use testkit::workload::{Cut, Verified};
 
+use crate::steps::Trouble;
 use crate::{BATCH, MINUTE, Pair};
 
 /// Keeps the space in which a journal writes its index anew; it stays.
@@ -20,22 +23,27 @@ const CATCH_UP: Duration = MINUTE;
 
 impl Pair {
     pub(super) fn points(&self) -> Result<Vec<Value>> {
-        let points = self.pollux.json(&["point", "list", "web"])?;
+        let points = self.replica().json(&["point", "list", "web"])?;
         Ok(points.as_array().context("a list")?.clone())
     }
 
     /// Exports a point and judges it; none if it was merged before. It proves what it proved
     /// the first time.
     pub(super) fn judge_point(&mut self, name: &str) -> Result<Option<Verified>> {
-        let image = self.scratch.state().join(format!("{name}.raw"));
-        let file = image.display().to_string();
-        let exported = self.pollux.pollux(&["point", "export", "web", name, &file]);
+        self.judge_point_on(1 - self.primary, name)
+    }
+
+    pub(super) fn judge_point_on(&mut self, at: usize, name: &str) -> Result<Option<Verified>> {
+        let (image, file) = self.image(name);
+        let exported = self.hosts[at].pollux(&["point", "export", "web", name, &file]);
         if let Err(error) = exported {
-            let listed = self
-                .points()?
-                .iter()
-                .any(|point| self::name(point).is_ok_and(|n| n == name));
-            ensure!(!listed, "point {name} is not exported: {error:#}");
+            let points = self.hosts[at].json(&["point", "list", "web"])?;
+            let listed = points.as_array().context("a list")?.iter();
+            let listed = listed.filter(|point| self::name(point).is_ok_and(|n| n == name));
+            ensure!(
+                listed.count() == 0,
+                "point {name} is not exported: {error:#}"
+            );
             return Ok(None);
         }
         let now = judge(&image, Cut::Point).with_context(|| format!("point {name}"))?;
@@ -45,20 +53,62 @@ impl Pair {
         Ok(Some(now))
     }
 
-    /// The runs of the workload, in order.
-    fn runs(&self) -> Result<Vec<String>> {
-        let log = self.castor.serial_log("web")?;
-        let begins = log.lines().filter_map(|line| {
-            let rest = line.split_once("pollux-workload: run ")?.1;
-            Some(rest.split_once(" begins")?.0.to_owned())
-        });
-        Ok(begins.collect())
+    /// A file beside the hosts, and its path as text.
+    fn image(&self, name: &str) -> (PathBuf, String) {
+        let image = self.scratch.state().join(format!("{name}.raw"));
+        let file = image.display().to_string();
+        (image, file)
+    }
+
+    /// The VM is off and its twin lacks nothing: so both have the same, byte by byte.
+    pub(super) fn are_equal(&self) -> Result<()> {
+        let latest = name(self.points()?.last().context("a point")?)?;
+        let (here, file) = self.image("primary");
+        self.primary()
+            .pollux(&["disk", "export", "web", "0", &file])?;
+        let (there, file) = self.image("twin");
+        self.replica()
+            .pollux(&["point", "export", "web", &latest, &file])?;
+        let differing = differ(&here, &there)?;
+        std::fs::remove_file(&here)?;
+        std::fs::remove_file(&there)?;
+        ensure!(
+            differing.is_empty(),
+            "the blocks {differing:?} differ from point {latest}"
+        );
+        Ok(())
+    }
+
+    /// The newest point is no older than what the primary was told last.
+    pub(super) fn nothing_acknowledged_is_lost(&self, newest: &Value) -> Result<()> {
+        let newest: PointId = serde_json::from_value(newest["id"].clone())?;
+        if let Some(told) = self.acknowledged {
+            ensure!(
+                newest.term == told.term && newest.sequence >= told.sequence,
+                "the twin's newest point is {newest}, and {told} was acknowledged"
+            );
+        }
+        Ok(())
+    }
+
+    /// Without a person's word it runs on one host at most.
+    pub(super) fn check_alone(&self) -> Result<()> {
+        let both_up = self.hosts.iter().all(Host::is_up);
+        if both_up && !self.overridden {
+            let runs = [self.state_on(0)?, self.state_on(1)?];
+            ensure!(
+                runs.iter().any(|state| state != "running"),
+                "it runs on both hosts"
+            );
+        }
+        Ok(())
     }
 
     /// What must hold at any time, as far as it can be asked.
     pub(super) fn check(&mut self) -> Result<()> {
-        if self.castor.is_up() {
-            let log = self.castor.serial_log("web")?;
+        self.check_alone()?;
+        if self.primary().is_up() {
+            let log = self.primary().serial_log("web")?;
             for bad in BAD_NEWS {
                 let line = log.lines().find(|line| line.contains(bad));
                 ensure!(
@@ -67,15 +117,18 @@ impl Pair {
                     line.unwrap_or_default()
                 );
             }
-            let status = self.castor.json(&["replica", "status", "web"])?;
+            let status = self.primary().json(&["replica", "status", "web"])?;
             let state = text(&status, "/0/state")?;
             ensure!(state != "error", "replication needs a person: {status}");
             ensure!(
                 (state == "suspended") || !self.suspended,
                 "suspended by a person, and the status says: {status}"
             );
+            if let Some(latest) = status.pointer("/0/latest").filter(|id| !id.is_null()) {
+                self.acknowledged = Some(serde_json::from_value(latest.clone())?);
+            }
         }
-        if self.pollux.is_up() {
+        if self.replica().is_up() {
             self.check_points()?;
         }
         Ok(())
@@ -85,15 +138,20 @@ impl Pair {
     fn check_points(&mut self) -> Result<()> {
         let mut before: Option<(String, usize, Verified)> = None;
         let listed = self.points()?;
+        let oldest = listed.first().map(name).transpose()?;
         for point in &listed {
             let name = name(point)?;
+            // What lies above the base changes for none but the oldest, into which others are merged.
+            if self.judged.contains_key(&name) && oldest.as_ref() != Some(&name) {
+                continue;
+            }
             let Some(judged) = self.judge_point(&name)? else {
                 continue;
             };
-            if !self.castor.is_up() {
+            if !self.primary().is_up() {
                 continue;
             }
-            let runs = self.runs()?;
+            let runs = runs(&self.primary().serial_log("web")?);
             let run = hex(judged.run);
             let Some(at) = runs.iter().position(|known| *known == run) else {
                 // It said so after its first record was durable, and perhaps was killed before.
@@ -107,7 +165,7 @@ impl Pair {
                 );
             }
             if at + 1 == runs.len() {
-                let written = flushed(&self.castor.serial_log("web")?).unwrap_or(0);
+                let written = flushed(&self.primary().serial_log("web")?).unwrap_or(0);
                 ensure!(
                     judged.committed <= written + BATCH,
                     "point {name} has {} records, and {written} were written",
@@ -129,7 +187,8 @@ impl Pair {
 
     /// Waits until the twin has what is flushed now, of the run that writes now.
     pub(super) fn caught_up(&mut self, written: u64) -> Result<Duration> {
-        let run = self.runs()?.pop().context("a run began")?;
+        let run = runs(&self.primary().serial_log("web")?);
+        let run = run.last().context("a run began")?;
         let start = Instant::now();
         let mut latest = None;
         while start.elapsed() < CATCH_UP {
@@ -137,14 +196,14 @@ impl Pair {
             let points = self.points().unwrap_or_default();
             if let Some(point) = points.last() {
                 latest = self.judge_point(&name(point)?)?;
-                let there = latest.is_some_and(|l| hex(l.run) == run && l.committed >= written);
+                let there = latest.is_some_and(|l| hex(l.run) == *run && l.committed >= written);
                 if there {
                     return Ok(start.elapsed());
                 }
             }
             sleep(Duration::from_millis(100));
         }
-        let status = self.castor.json(&["replica", "status", "web"])?;
+        let status = self.primary().json(&["replica", "status", "web"])?;
         bail!("the twin does not catch up with {written} of run {run}: {latest:?}; {status}")
     }
 
@@ -153,7 +212,7 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(&self.castor, "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
         let took = self.caught_up(written)?;
         self.say(format_args!(
             "         the twin caught up in {:.1} s",
@@ -163,7 +222,7 @@ impl Pair {
         until(MINUTE, "the status says that all is well", || {
             self.is_well()
         })
-        .with_context(|| format!("{:?}", self.castor.json(&["replica", "status", "web"])))?;
+        .with_context(|| format!("{:?}", self.primary().json(&["replica", "status", "web"])))?;
         let names = |host: &Host| -> Result<Vec<String>> {
             Ok(host
                 .processes()?
@@ -171,22 +230,38 @@ impl Pair {
                 .map(|(_, name)| name)
                 .collect())
         };
-        let mut here = names(&self.castor)?;
+        let mut here = names(self.primary())?;
         here.sort();
         ensure!(
             here == ["pollux-diskd", "pollux-vmd", "qemu-system-x86"],
             "the primary runs {:?}",
-            self.castor.processes()?
+            self.primary().processes()?
         );
-        let there = self.pollux.processes()?;
-        ensure!(there.is_empty(), "the replica runs {there:?}");
+        until(MINUTE, "the replica runs nothing", || {
+            Ok(self.replica().processes()?.is_empty().then_some(()))
+        })
+        .with_context(|| format!("{:?}", self.replica().processes()))?;
+        self.lies_on_disks_of_its_own()?;
         self.nothing_left_behind()
+    }
+
+    /// The last failover is final, and nothing is left of it.
+    fn lies_on_disks_of_its_own(&mut self) -> Result<()> {
+        let details = self.primary().json(&["vm", "show", "web"])?;
+        let twin = self.primary().state().join("replicas");
+        let journal = twin.join(text(&details, "/spec/id")?).join("journal");
+        let complete = ["failover", "complete", "web"];
+        let is_done = |_: &Self| Ok(!journal.exists());
+        self.insist(self.primary, &complete, Trouble::None, is_done)?;
+        until(MINUTE, "what the failover grew from is gone", || {
+            Ok((!journal.exists()).then_some(()))
+        })
     }
 
     /// Whether both hosts say the truth about a relationship that is well.
     fn is_well(&self) -> Result<Option<()>> {
-        let here = self.castor.json(&["replica", "status", "web"])?;
-        let there = self.pollux.json(&["replica", "status", "web"])?;
+        let here = self.primary().json(&["replica", "status", "web"])?;
+        let there = self.replica().json(&["replica", "status", "web"])?;
         let points = self.points()?;
         let latest = here.pointer("/0/latest");
         let known = points.iter().any(|point| Some(&point["id"]) == latest);
@@ -218,7 +293,7 @@ pub(super) fn name(point: &Value) -> Result<String> {
     Ok(format!("{}.{number}", &term[..8]))
 }
 
-fn hex(bytes: [u8; 16]) -> String {
+pub(super) fn hex(bytes: [u8; 16]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -242,4 +317,13 @@ fn passing(folder: &Path) -> Result<BTreeSet<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The runs of the workload that a serial log tells of, in order.
+pub(super) fn runs(log: &str) -> Vec<String> {
+    let begins = log.lines().filter_map(|line| {
+        let rest = line.split_once("pollux-workload: run ")?.1;
+        Some(rest.split_once(" begins")?.0.to_owned())
+    });
+    begins.collect()
 }

@@ -4,33 +4,44 @@
 //!   chaos --seed N --rounds M      exit 0: every promise held
 //!         --only STEP              draws only steps of which the name begins so
 //!
-//!   round: some steps, each breaks something and may leave it broken
-//!          after each: every point that is listed is exported and judged
+//!   round: some steps, each breaks something and may leave it broken, or is a person's command
+//!          after each: what must hold at any time; points that are listed are exported and judged
 //!          then all is mended: the twin catches up, the status is true, nothing is left behind
-//!   end:   the twin takes over, by stand-down or by force, and the old primary is held
 //! ```
+//!
+//! One step is the whole way to the other host: failed over as planned or by force, perhaps completed,
+//! replicated back. The roles have changed then, and the next step goes on from there.
 //!
 //! The seed decides what is done and for how long; when it hits is the machine's business, so
 //! a seed is a good place to begin looking and no recording.
 
+mod circle;
+mod commands;
 mod faults;
 mod invariants;
+mod network;
+mod operator;
 mod steps;
-mod takeover;
 mod vm;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use pollux_tests::{FIRST_WRITE, Host, Scratch, Wire, clean_up_on_signals, create_writer};
-use steps::Step;
-use testkit::Rng;
+use model::{Bytes, PointId};
+use network::Network;
+use pollux_tests::{FIRST_WRITE, Host, Scratch, clean_up_on_signals, create_writer};
+use steps::{Side, Step};
 use testkit::workload::Verified;
+use testkit::{Rng, SmallDisk};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Of the VM.
+const DISK: Bytes = Bytes(32 << 20);
+/// Of each host's file system. As long as what was never sent is kept, nothing is merged into the base.
+const ROOM_MIB: u64 = 1200;
 /// Points that the twin keeps: few, so that merging never rests.
 const POINTS: u32 = 8;
 /// Records of a batch: so far may the serial log lag behind the disk.
@@ -44,17 +55,36 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let seed = options.seed;
-    match chaos(&options) {
-        Ok(()) => {
-            println!("seed {seed}: every promise held");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            println!("seed {seed} FAILED: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = testkit::in_own_mounts() {
+        eprintln!("chaos: cannot run unshare, to mount small file systems: {error}");
+        return ExitCode::from(2);
     }
+    let mut done = Done::default();
+    let result = chaos(&options, &mut done);
+    let violations = u32::from(result.is_err());
+    if let Err(error) = result {
+        println!("violation: {error:#}");
+    }
+    println!(
+        "seed {}: {} rounds, {} faults, {} failovers, {violations} violations",
+        options.seed, done.rounds, done.faults, done.failovers
+    );
+    if violations == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+struct Done {
+    /// Rounds at the end of which all was well.
+    rounds: u32,
+    /// What was killed, cut, stopped or filled, or asked for by a person.
+    faults: u32,
+    /// Of them, how often the VM went to the other host.
+    failovers: u32,
 }
 
 struct Options {
@@ -84,41 +114,51 @@ fn arguments() -> Result<Options> {
     Ok(options)
 }
 
-fn chaos(options: &Options) -> Result<()> {
+fn chaos(options: &Options, done: &mut Done) -> Result<()> {
     let mut rng = Rng::new(options.seed);
     let mut pair = Pair::new(options.seed)?;
     clean_up_on_signals(|| ())?;
-    pair.begin(&mut rng)?;
+    let all_well = rounds(&mut pair, &mut rng, options, done);
+    if all_well.is_err() {
+        pair.keep()?;
+    }
+    all_well
+}
+
+fn rounds(pair: &mut Pair, rng: &mut Rng, options: &Options, done: &mut Done) -> Result<()> {
+    pair.begin(rng)?;
     for round in 1..=options.rounds {
         for _ in 0..=rng.below(3) {
-            let step = Step::draw(&mut rng, &options.only)?;
+            let step = Step::draw(rng, &options.only)?;
             pair.say(format_args!("round {round}: {step:?}"));
             pair.take(step)
                 .with_context(|| format!("round {round}: {step:?}"))?;
             pair.check()
                 .with_context(|| format!("round {round}: after {step:?}"))?;
+            done.faults += 1;
+            done.failovers += u32::from(matches!(step, Step::Circle(_)));
         }
         pair.mend_all()
             .with_context(|| format!("round {round}: mending"))?;
-    }
-    if rng.once_in(2) {
-        pair.say(format_args!("end: the primary stands down"));
-        pair.stand_down().context("the end: stand-down")?;
-    } else {
-        pair.say(format_args!("end: a forced takeover"));
-        pair.forced(&mut rng)
-            .context("the end: a forced takeover")?;
+        done.rounds = round;
     }
     Ok(())
 }
 
-/// Two hosts that trust each other; the primary reaches the replica through the wire.
+/// Two hosts that trust each other and reach each other through the network.
 struct Pair {
-    castor: Host,
-    pollux: Host,
-    wire: Wire,
+    hosts: [Host; 2],
+    /// The number of the host to which the VM belongs.
+    primary: usize,
+    network: Network,
+    /// The file systems of the hosts' states.
+    rooms: [SmallDisk; 2],
     scratch: Scratch,
     suspended: bool,
+    /// Whether a person gave a word, and the hosts were not in contact since: two may run.
+    overridden: bool,
+    /// The newest point that the primary was told that the twin has.
+    acknowledged: Option<PointId>,
     /// What each point proved the first time: it must prove the same for ever.
     judged: BTreeMap<String, Verified>,
     begun: Instant,
@@ -127,23 +167,32 @@ struct Pair {
 impl Pair {
     fn new(seed: u64) -> Result<Self> {
         let scratch = Scratch::new(&format!("chaos/{seed}"))?;
-        let settings = scratch.state().join("pollux");
-        std::fs::create_dir_all(&settings)?;
-        std::fs::write(
-            settings.join("host.toml"),
-            format!("keep = \"{POINTS}:all\"\n"),
-        )?;
-        let castor = Host::start("castor", &scratch)?;
-        let pollux = Host::start("pollux", &scratch)?;
-        let wire = Wire::to(pollux.port())?;
-        pollux.pollux(&["replica", "server", "enable"])?;
-        castor.trust_each_other(&pollux, &wire.address())?;
+        let mut rooms = Vec::new();
+        let mut hosts = Vec::new();
+        for name in ["castor", "pollux"] {
+            let state = scratch.state().join(name);
+            rooms.push(SmallDisk::mount(state.clone(), ROOM_MIB)?);
+            let settings = format!("keep = \"{POINTS}:all\"\nstore_reserve = \"8MiB\"\n");
+            std::fs::write(state.join("host.toml"), settings)?;
+            hosts.push(Host::start(name, &scratch)?);
+        }
+        let (Ok(hosts), Ok(rooms)) = (<[Host; 2]>::try_from(hosts), rooms.try_into()) else {
+            bail!("there are two hosts");
+        };
+        let network = Network::to([hosts[0].port(), hosts[1].port()])?;
+        for (here, there) in [(0, 1), (1, 0)] {
+            hosts[here].pollux(&["replica", "server", "enable"])?;
+            hosts[here].trust(&hosts[there], &network.address(there))?;
+        }
         Ok(Self {
-            castor,
-            pollux,
-            wire,
+            hosts,
+            primary: 0,
+            network,
+            rooms,
             scratch,
             suspended: false,
+            overridden: false,
+            acknowledged: None,
             judged: BTreeMap::new(),
             begun: Instant::now(),
         })
@@ -153,14 +202,46 @@ impl Pair {
         println!("{:7.1} s  {what}", self.begun.elapsed().as_secs_f64());
     }
 
+    fn primary(&self) -> &Host {
+        &self.hosts[self.primary]
+    }
+
+    fn replica(&self) -> &Host {
+        &self.hosts[1 - self.primary]
+    }
+
+    fn number(&self, side: Side) -> usize {
+        match side {
+            Side::Primary => self.primary,
+            Side::Replica => 1 - self.primary,
+        }
+    }
+
+    fn host(&mut self, side: Side) -> &mut Host {
+        &mut self.hosts[self.number(side)]
+    }
+
+    /// Copies the states of the hosts to where they can be looked at: file systems of ours end with us.
+    fn keep(&self) -> Result<()> {
+        for host in &self.hosts {
+            let kept = host.state().with_extension("kept");
+            let copied = Command::new("cp")
+                .arg("-a")
+                .args([host.state(), &kept])
+                .status()?;
+            ensure!(copied.success(), "{} cannot be kept", kept.display());
+        }
+        Ok(())
+    }
+
     /// The guest writes, and its twin is made while the network breaks once.
     fn begin(&mut self, rng: &mut Rng) -> Result<()> {
-        let pause = u32::try_from(rng.below(80))?;
-        create_writer(&self.castor, "web", "64MiB", pause)?;
-        self.castor.pollux(&["vm", "start", "web"])?;
-        self.castor
+        let pause = 20 + u32::try_from(rng.below(80))?;
+        create_writer(self.primary(), "web", &DISK.to_string(), pause)?;
+        self.primary().pollux(&["vm", "start", "web"])?;
+        self.primary()
             .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
-        self.wire.cut_after(20_000 + rng.below(2_000_000));
+        self.network.cut_after(20_000 + rng.below(2_000_000));
         let enable = [
             "replica",
             "enable",
@@ -171,9 +252,9 @@ impl Pair {
             "1s",
         ];
         // The cut may hit the agreement itself.
-        while let Err(error) = self.castor.pollux(&enable) {
-            ensure!(self.wire.is_cut(), "{error:#}");
-            self.wire.mend();
+        while let Err(error) = self.primary().pollux(&enable) {
+            ensure!(self.network.is_cut(), "{error:#}");
+            self.network.mend();
         }
         self.say(format_args!("pause {pause} ms; replica enabled"));
         self.mend_all().context("the first points")

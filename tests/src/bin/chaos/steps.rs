@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use testkit::Rng;
 
-/// A host of the pair.
+/// A host, by what it is for the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Primary,
@@ -18,6 +18,68 @@ pub(super) enum Part {
     Guest,
 }
 
+/// What happens while a person's command is carried out; durations in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trouble {
+    None,
+    /// `kill -9` of the polluxd that was asked, after so long.
+    KillHere(u64),
+    /// Of the other one.
+    KillThere(u64),
+    KillBoth(u64),
+    /// The network breaks once it carried so many bytes.
+    Cut(u64),
+    /// The other polluxd is stopped for so long.
+    FreezeThere(u64),
+    /// The other host has no room for so long.
+    FullThere(u64),
+}
+
+/// How the VM comes to run on the host of its twin.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Prepared on its own host, and perhaps cancelled once before.
+    Planned(bool),
+    /// Without the primary's word, which is away.
+    Forced(Loss),
+}
+
+/// What is lost of the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// All of its processes.
+    Host,
+    /// Its polluxd: the guest runs on.
+    Daemon,
+    /// The network to it: everything runs on.
+    Network,
+}
+
+/// Who is lost next, before the VM is replicated again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    Nobody,
+    /// The host that took over by force dies, and the former primary runs until it is back.
+    Successor,
+}
+
+/// The VM goes to the other host, and is replicated back from there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circle {
+    pub(super) way: Way,
+    /// The point at this part of the list (of 1000); past that the newest.
+    pub(super) point: u64,
+    pub(super) again: Again,
+    /// Whether the failover is completed before the VM is replicated back.
+    pub(super) complete: bool,
+    /// Whether the new replica is asked for its disks back before it has a point.
+    pub(super) give_back: bool,
+    /// Whether what was never sent is dropped as soon as there is a point.
+    pub(super) drop: bool,
+    /// Of the failover, its completion, and the way back.
+    pub(super) troubles: [Trouble; 3],
+}
+
 /// Something that is done to the pair; durations in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
@@ -27,6 +89,8 @@ pub(super) enum Step {
     Kill(Part, bool),
     /// `kill -9` of both polluxd and of a process of the VM; so long until they are back.
     KillAll(Part, u64),
+    /// `kill -9` of everything on a host, which is away for so long; or until all is mended.
+    KillHost(Side, Option<u64>),
     /// `kill -9` of the primary's polluxd while the VM is being started for so long.
     KillInStart(u64),
     /// `kill -9` of a process of the VM while the guest is off.
@@ -37,6 +101,12 @@ pub(super) enum Step {
     Flicker(u64, u64),
     /// As above, and the replica's polluxd is killed when it breaks.
     FlickerAndKill(u64),
+    /// A polluxd is stopped for so long.
+    FreezeDaemon(Side, u64),
+    /// A process of the VM is stopped for so long.
+    Freeze(Part, u64),
+    /// The file system of a host has no room for so long.
+    Full(Side, u64),
     /// Suspended for so long, or until all is mended.
     Suspend(Option<u64>),
     /// The guest shuts down, and starts again.
@@ -46,6 +116,8 @@ pub(super) enum Step {
     /// Test failover of the point at this part of the list (of 1000); meanwhile the replica's
     /// polluxd or the test's diskd may be killed.
     Test(u64, bool, bool),
+    /// See there.
+    Circle(Circle),
 }
 
 impl Step {
@@ -66,19 +138,63 @@ impl Step {
         let part = [Part::Vmd, Part::Diskd, Part::Diskd, Part::Guest][rng.index(4)];
         let short = rng.below(3000);
         let lasting = (!rng.once_in(3)).then_some(short);
-        match rng.below(16) {
-            0..=2 => Self::KillDaemon(side, lasting),
-            3 | 4 => Self::Kill(part, rng.once_in(2)),
-            5 => Self::KillInStart(short / 3),
-            6 => Self::KillWhileOff(if part == Part::Guest { Part::Vmd } else { part }),
-            7 => Self::Cut(lasting),
-            8 | 9 => Self::Flicker(1 + rng.below(400_000), 1 + rng.below(4)),
-            10 => Self::FlickerAndKill(1 + rng.below(400_000)),
-            11 => Self::Suspend(lasting),
-            12 => Self::Restart,
-            13 => Self::KillAll(part, short),
-            14 => Self::Open(rng.once_in(2)),
-            _ => Self::Test(rng.below(1000), rng.once_in(2), rng.once_in(2)),
+        match rng.below(28) {
+            0 | 1 => Self::KillDaemon(side, lasting),
+            2 | 3 => Self::Kill(part, rng.once_in(2)),
+            4 => Self::KillInStart(short / 3),
+            5 => Self::KillWhileOff(if part == Part::Guest { Part::Vmd } else { part }),
+            6 => Self::Cut(lasting),
+            7 => Self::Flicker(1 + rng.below(400_000), 1 + rng.below(4)),
+            8 => Self::FlickerAndKill(1 + rng.below(400_000)),
+            9 => Self::Suspend(lasting),
+            10 => Self::Restart,
+            11 => Self::KillAll(part, short),
+            12 => Self::Open(rng.once_in(2)),
+            13 => Self::Test(rng.below(1000), rng.once_in(2), rng.once_in(2)),
+            14 => Self::KillHost(side, lasting),
+            15 => Self::FreezeDaemon(side, short),
+            16 => Self::Freeze(part, short),
+            17 | 18 => Self::Full(side, short),
+            _ => Self::Circle(Circle::any(rng)),
+        }
+    }
+}
+
+impl Circle {
+    fn any(rng: &mut Rng) -> Self {
+        let way = match rng.below(5) {
+            0 => Way::Planned(false),
+            1 => Way::Planned(true),
+            2 => Way::Forced(Loss::Host),
+            3 => Way::Forced(Loss::Daemon),
+            _ => Way::Forced(Loss::Network),
+        };
+        Self {
+            way,
+            point: rng.below(2000),
+            again: match rng.once_in(4) {
+                true => Again::Successor,
+                false => Again::Nobody,
+            },
+            complete: rng.once_in(2),
+            give_back: rng.once_in(4),
+            drop: rng.once_in(2),
+            troubles: [Trouble::any(rng), Trouble::any(rng), Trouble::any(rng)],
+        }
+    }
+}
+
+impl Trouble {
+    fn any(rng: &mut Rng) -> Self {
+        let soon = rng.below(600);
+        match rng.below(12) {
+            0 => Self::KillHere(soon),
+            1 => Self::KillThere(soon),
+            2 => Self::KillBoth(soon),
+            3 => Self::Cut(1 + rng.below(20_000)),
+            4 => Self::FreezeThere(1000 + 2 * soon),
+            5 => Self::FullThere(soon),
+            _ => Self::None,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{MINUTE, Pair};
 
 impl Pair {
     pub(super) fn state(&self) -> Result<String> {
-        let show = self.castor.json(&["vm", "show", "web"])?;
+        let show = self.primary().json(&["vm", "show", "web"])?;
         Ok(text(&show, "/vm/state")?.to_owned())
     }
 
@@ -20,7 +20,7 @@ impl Pair {
     }
 
     pub(super) fn process(&self, part: Part) -> Result<Option<u32>> {
-        let show = self.castor.json(&["vm", "show", "web"])?;
+        let show = self.primary().json(&["vm", "show", "web"])?;
         let field = match part {
             Part::Vmd => "/processes/vmd",
             Part::Diskd => "/processes/diskd",
@@ -32,7 +32,7 @@ impl Pair {
 
     pub(super) fn off(&self) -> Result<()> {
         if self.state()? != "off" {
-            self.castor.pollux(&["vm", "kill", "web"])?;
+            self.primary().pollux(&["vm", "kill", "web"])?;
         }
         ensure!(
             self.state()? == "off",
@@ -52,22 +52,24 @@ impl Pair {
             return Ok(());
         }
         ensure!(state == "off", "the VM is {state}");
-        let before = self.castor.serial_log("web")?.len();
-        let started = self.castor.pollux(&["vm", "start", "web"]);
+        let before = self.primary().serial_log("web")?.len();
+        let started = self.primary().pollux(&["vm", "start", "web"]);
         if let Err(error) = started {
-            let cut = self.wire.is_cut() || !self.pollux.is_up();
+            let cut = self.network.is_cut() || !self.replica().is_up();
             let unasked = format!("{error:#}").contains("does not answer");
             ensure!(cut && unasked, "a start was refused: {error:#}");
             self.say(format_args!("         not started unasked; mended first"));
             self.connected()?;
-            self.castor.pollux(&["vm", "start", "web"])?;
+            self.primary().pollux(&["vm", "start", "web"])?;
         }
-        let found =
-            self.castor
-                .serial_line("web", before, "pollux-workload: found", FIRST_WRITE)?;
+        self.writes_after(self.primary, before)
+    }
+
+    /// A guest that was started when its serial log had so many bytes finds its records right, and writes.
+    pub(super) fn writes_after(&self, at: usize, before: usize) -> Result<()> {
+        let line = |what| self.hosts[at].serial_line("web", before, what, FIRST_WRITE);
+        let found = line("pollux-workload: found")?;
         ensure!(found.ends_with(": right"), "the guest found: {found}");
-        self.castor
-            .serial_line("web", before, "pollux-workload: flushed", FIRST_WRITE)?;
-        Ok(())
+        line("pollux-workload: flushed").map(drop)
     }
 }
