@@ -15,8 +15,7 @@ use super::source::{DiskdSource, ask, segments};
 /// How long diskd may take to answer; whoever asks to stand down waits for it.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// How much waits to be sent; none when nobody can tell. What is being staged at this moment is
-/// not in it.
+/// How much waits to be sent; none when nobody can tell.
 pub(crate) async fn pending(socket: &Path, home: &Path) -> Option<Bytes> {
     let (marked, unconfirmed) = marked(socket).await.ok()?;
     let staged = match staged(home).ok()? {
@@ -55,7 +54,7 @@ impl Unsent {
         }
     }
 
-    /// Refuses if something is seen that was not sent. What is being staged is not seen.
+    /// Refuses if something is seen that was not sent.
     async fn seen(&self) -> Result<(), Problem> {
         match pending(&self.socket, &self.home).await {
             Some(Bytes(0)) => Ok(()),
@@ -111,8 +110,8 @@ fn staged(home: &Path) -> io::Result<u64> {
     })
 }
 
-/// Bytes marked in all disks with those of which nobody can tell; and how much of them was staged and
-/// not confirmed.
+/// Bytes marked in all disks, or being staged, with those of which nobody can tell; and how much of them was
+/// staged and not confirmed.
 async fn marked(socket: &Path) -> Result<(u64, u64), Problem> {
     match ask(socket, "diskd", &Request::Status, LIMIT).await? {
         Reply::Status { disks, .. } => {
@@ -120,7 +119,8 @@ async fn marked(socket: &Path) -> Result<(u64, u64), Problem> {
             for disk in &disks {
                 marked = marked.saturating_add(disk.dirty.0);
                 if let Some(tracking) = &disk.tracking {
-                    marked = marked.saturating_add(tracking.suspect.0);
+                    let more = tracking.suspect.0.saturating_add(tracking.sealed.0);
+                    marked = marked.saturating_add(more);
                     unconfirmed = unconfirmed.saturating_add(tracking.unconfirmed.0);
                 }
             }
@@ -139,13 +139,14 @@ mod tests {
 
     use super::*;
 
-    /// Answers as a diskd does that waits for the confirmation of a segment.
-    fn diskd(socket: &Path) {
+    /// Answers as a diskd does that waits for the confirmation of a segment, and stages another one with so
+    /// many bytes.
+    fn diskd(socket: &Path, sealed: u64) {
         let listener = UnixListener::bind(socket).expect("bound");
         let tracking = TrackingStatus {
             relationship: RelationshipId::random(),
             marked: Bytes(0),
-            sealed: Bytes(0),
+            sealed: Bytes(sealed),
             unconfirmed: Bytes(REGION_SIZE),
             suspect: Bytes(0),
             armed: Bytes(REGION_SIZE),
@@ -192,7 +193,7 @@ mod tests {
     async fn a_segment_that_somebody_removed_is_not_taken_for_sent() {
         let home = tempfile::tempdir().expect("scratch");
         let socket = home.path().join("diskd.sock");
-        diskd(&socket);
+        diskd(&socket, 0);
         let outbox = DiskdSource::outbox(home.path());
         std::fs::create_dir(&outbox).expect("made");
         let file = outbox.join("7.delta");
@@ -201,5 +202,14 @@ mod tests {
         std::fs::remove_file(&file).expect("removed");
         let gone = pending(&socket, home.path()).await;
         assert_eq!(gone, Some(Bytes(REGION_SIZE)));
+    }
+
+    #[tokio::test]
+    async fn what_is_being_staged_waits_to_be_sent() {
+        let home = tempfile::tempdir().expect("scratch");
+        let socket = home.path().join("diskd.sock");
+        diskd(&socket, 4096);
+        let pending = pending(&socket, home.path()).await;
+        assert_eq!(pending, Some(Bytes(4096 + REGION_SIZE)));
     }
 }
