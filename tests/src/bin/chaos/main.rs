@@ -236,7 +236,7 @@ impl Pair {
 
     /// The guest writes, and its twin is made while the network breaks once.
     fn begin(&mut self, rng: &mut Rng) -> Result<()> {
-        let pause = 20 + u32::try_from(rng.below(80))?;
+        let pause = 100 + u32::try_from(rng.below(150))?;
         create_writer(self.primary(), "web", &DISK.to_string(), pause)?;
         self.primary().pollux(&["vm", "start", "web"])?;
         self.primary()
