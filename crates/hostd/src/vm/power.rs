@@ -206,6 +206,8 @@ impl Owner {
 
     /// It may not be started: all is as it was before.
     pub(super) fn refuse_start(&mut self, problem: Problem) {
+        // Evidence that is still under way comes too late.
+        self.round += 1;
         self.cancel = None;
         self.another = None;
         self.host.ledger.release(self.id);

@@ -85,6 +85,11 @@ impl Owner {
             let reason = "was not failed over to this host";
             return refuse(reason, "Ask on the host to which it was failed over");
         }
+        if self.is_launching() {
+            // It may be going to another point.
+            let reason = "is being started at the moment";
+            return refuse(reason, "Try again when that is done");
+        }
         if self.reversing.is_some() || self.ending || self.completing {
             let reason = "is being reversed, completed or ended at the moment";
             return refuse(reason, "Try again when that is done");
@@ -182,6 +187,17 @@ impl Owner {
     pub(super) fn reversed(&mut self, done: Result<(), Problem>, relation: Relation) {
         let done = done.and_then(|()| {
             let view = self.view();
+            let asked = |relation: &Relation| relation.back.map(|back| back.relationship);
+            if view.relation.as_ref().and_then(asked) != Some(relation.id) {
+                let reason =
+                    "went to another point, or lost its partner, while it was being reversed";
+                let name = &view.home.spec.name;
+                let way_out = format!(
+                    "`pollux failover cancel {name}` on host `{}` takes back what was made there",
+                    relation.partner
+                );
+                return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
+            }
             let begin = Progress::reversed(relation.seed, relation.disks.len());
             progress::write(&view.home.path, begin)?;
             let back = relation.back.map(|back| Back {

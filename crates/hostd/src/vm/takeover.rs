@@ -126,7 +126,7 @@ impl Owner {
     /// Opens the new term, if the evidence allows it: durable before QEMU starts.
     pub(super) fn take_over(&mut self, evidence: &Evidence) -> Result<(), Problem> {
         let view = self.view();
-        let Some(store) = self.store.clone() else {
+        let (Some(store), Some(machine)) = (self.store.clone(), view.home.machine.clone()) else {
             return Err(not_a_twin(&view));
         };
         tokio::task::block_in_place(|| {
@@ -137,9 +137,7 @@ impl Owner {
                 self.store(succession::dated(&view.standing, next))
             })
         })?;
-        if let Some(machine) = view.home.machine {
-            self.show(|view| view.home.spec = machine.spec);
-        }
+        self.show(|view| view.home.spec = machine.spec);
         tracing::info!(vm = %self.id, evidence = ?evidence, "taken over in a new term");
         Ok(())
     }
