@@ -8,24 +8,30 @@
 //! ```
 //!
 //! Killed before, the VM stays above 5; afterwards it is above 3. Which of the two the folder `another` is
-//! left from is told by the term that was opened with it ([`settle`]).
+//! left from is told by the term that was opened with it ([`settle`]). Nothing runs from `another`: until it
+//! has its place the VM is not started.
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use api::{EventKind, Severity};
 use model::{Bytes, Code, GenerationId, PointId, Problem, VmSpec, VmState};
 use replica::run::Evidence;
 use replica::standing::{Override, Standing};
+use rustix::io::Errno;
+use tokio::runtime::Handle;
 
-use super::create::{exchange, remove};
+use super::create::{exchange, publish, remove};
 use super::folder::{Made, VmFolder};
 use super::handle::{Answer, View};
-use super::owner::{Owner, refuse};
+use super::owner::{Happening, Owner, refuse};
 use super::relation::Relation;
 use super::succession;
 use super::takeover::{Above, FAILOVER, make, overlays, since_failover, undo, unpin};
 use crate::event::Draft;
+use crate::host::Host;
+use crate::partner;
 use crate::twin::not_a_twin;
 
 /// Folder of the VM above the other point, in the twin's home, until it has the place of [`FAILOVER`]; the
@@ -56,7 +62,9 @@ impl Owner {
             return refuse(answer, problem);
         }
         self.another = Some(point);
-        self.ask_to_start(word, answer);
+        self.starting.push(answer);
+        let (host, view, round) = (Arc::clone(&self.host), self.view(), self.round);
+        self.spawn(async move { Happening::Evidence(round, hear(&host, &view, word).await) });
     }
 
     /// Whether the point that the failover is from may be left.
@@ -74,10 +82,7 @@ impl Owner {
             );
             return refuse(format!("is not off but {}", view.state), way_out);
         }
-        if self.exports > 0 || self.ending {
-            let reason = "is being exported, or its relationship ended, at the moment";
-            return refuse(reason.to_owned(), "Try again when that is done".to_owned());
-        }
+        self.check_idle()?;
         let machine = view.home.machine.as_ref();
         let Some((machine, origin)) = machine.and_then(|one| Some((one, one.origin.as_ref()?)))
         else {
@@ -101,6 +106,26 @@ impl Owner {
         refuse(reason, way_out)
     }
 
+    /// Refuses while somebody is at work on the disks that would go.
+    fn check_idle(&self) -> Result<(), Problem> {
+        let view = self.view();
+        let (reason, way_out) = if let Some(checkpoint) = view.merging_checkpoint() {
+            let name = &view.home.spec.name;
+            let way_out = format!("Wait until that is done; `pollux disk info {name}` shows it");
+            (
+                format!("is merging checkpoint `{}`", checkpoint.name),
+                way_out,
+            )
+        } else if self.exports > 0 || self.changing || self.completing || self.ending {
+            let reason =
+                "is being exported, changed or completed, or its relationship ended, at the moment";
+            (reason.to_owned(), "Try again when that is done".to_owned())
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
+    }
+
     /// Goes to the point, if the evidence allows a start: durable before QEMU starts.
     pub(super) fn go_to(&mut self, point: PointId, evidence: &Evidence) -> Result<(), Problem> {
         self.heed(evidence)?;
@@ -110,10 +135,13 @@ impl Owner {
             return Err(not_a_twin(&view));
         };
         check_heard(&thing, view.relation.as_ref(), evidence)?;
+        self.check_idle()?;
         let host = self.host.name();
         let next = view.standing.another(&thing, point, host, evidence)?;
         let (home, run) = (view.home.path.clone(), self.supervisor.run().to_owned());
         let folder = tokio::task::block_in_place(|| {
+            // Nobody could reach what lives in the run folder once that is gone.
+            Handle::current().block_on(self.supervisor.shut_down())?;
             settle(&home, &run, &view.standing)?;
             let received = VmFolder::read(&home)?.spec;
             let (spec, checkpoint) = since_failover(&VmSpec {
@@ -145,20 +173,29 @@ impl Owner {
             return Err(problem);
         }
         self.say_left(&view, point);
-        let show = |folder: VmFolder| {
-            self.show(|view| {
-                view.home.spec = folder.spec.clone();
-                view.home.machine = Some(folder);
-            });
+        self.show(|view| {
+            view.home.spec = folder.spec.clone();
+            view.home.machine = Some(folder);
+        });
+        self.take_place()
+    }
+
+    /// Sees to it that the VM lies in [`FAILOVER`], if it went to another point.
+    pub(super) fn take_place(&self) -> Result<(), Problem> {
+        let view = self.view();
+        let home = &view.home.path;
+        let Some(machine) = view.home.machine.filter(VmFolder::waits_for_its_place) else {
+            return Ok(());
         };
-        show(folder.clone());
         tokio::task::block_in_place(|| {
-            settle(&home, &run, &self.view().standing)?;
-            show(VmFolder {
-                path: home.join(FAILOVER),
-                ..folder
+            settle(home, self.supervisor.run(), &view.standing)?;
+            self.show(|view| {
+                let path = home.join(FAILOVER);
+                view.home.machine = Some(VmFolder { path, ..machine });
             });
-            unpin_or_warn(&home, &store);
+            if let Some(store) = &self.store {
+                unpin_or_warn(home, store);
+            }
             Ok(())
         })
     }
@@ -195,32 +232,75 @@ fn unpin_or_warn(home: &Path, store: &crate::twin::Store) {
     }
 }
 
+impl VmFolder {
+    /// Whether it is one that goes to another point, and nothing may run from there yet.
+    pub(super) fn waits_for_its_place(&self) -> bool {
+        self.path.ends_with(ANOTHER)
+    }
+}
+
+/// What the partner says. A person's word stands in for one that is silent, not for one that was asked to
+/// become the replica and refuses.
+async fn hear(host: &Host, view: &View, word: Option<Override>) -> Evidence {
+    let asked = view.relation.as_ref().is_some_and(|one| one.back.is_some());
+    if asked && word.is_some() {
+        let said = partner::evidence_to_start(host, view, None).await;
+        if matches!(said, Evidence::Refused(_)) {
+            return said;
+        }
+    }
+    partner::evidence_to_start(host, view, word).await
+}
+
 /// A partner that was asked to become the replica may be it already, unless it says otherwise.
 fn check_heard(
     thing: &str,
     relation: Option<&Relation>,
     evidence: &Evidence,
 ) -> Result<(), Problem> {
-    let asked = relation.filter(|relation| relation.back.is_some());
-    let heard = matches!(
-        evidence,
-        Evidence::Says(_) | Evidence::Leased(_) | Evidence::Override(_)
-    );
-    let Some(relation) = asked.filter(|_| !heard) else {
+    let Some(relation) = relation.filter(|relation| relation.back.is_some()) else {
         return Ok(());
     };
-    let partner = &relation.partner;
+    let (partner, name) = (&relation.partner, replica::run::name(thing));
+    let (code, says, way_out) = match evidence {
+        Evidence::Says(_) | Evidence::Leased(_) | Evidence::Override(_) => return Ok(()),
+        // In the relationship that it was asked for it does not know the one before.
+        Evidence::Refused(problem) => {
+            let says = format!("refuses ({} {})", problem.thing, problem.reason);
+            let way_out = format!(
+                "`pollux failover reverse {name}` goes on with that; `pollux failover cancel {name}` on \
+                 host `{partner}` takes it back"
+            );
+            (Code::Conflict, says, way_out)
+        }
+        _ => {
+            let way_out =
+                "Try again when it answers; if it is lost, say so with --force --because STATEMENT";
+            (
+                Code::Unreachable,
+                "does not answer".to_owned(),
+                way_out.to_owned(),
+            )
+        }
+    };
     let reason = format!(
-        "was to be replicated back: host `{partner}`, which does not answer, may be its replica already"
+        "was to be replicated back: host `{partner}`, which {says}, may be its replica already"
     );
-    let way_out =
-        "Try again when it answers; if it is lost, say so with --force --because STATEMENT";
-    Err(Problem::new(Code::Unreachable, thing, reason, way_out))
+    Err(Problem::new(code, thing, reason, way_out))
 }
 
 /// Ends what was begun with the folder [`ANOTHER`] in the home of a failed-over VM that is off: it takes the
 /// place of [`FAILOVER`] if its term was opened, else it goes. Blocking.
 pub(crate) fn settle(home: &Path, run: &Path, standing: &Standing) -> Result<(), Problem> {
+    settle_by(exchange, home, run, standing)
+}
+
+fn settle_by(
+    exchange: impl Fn(&Path, &Path) -> io::Result<()>,
+    home: &Path,
+    run: &Path,
+    standing: &Standing,
+) -> Result<(), Problem> {
     let another = home.join(ANOTHER);
     if !another.exists() {
         return Ok(());
@@ -234,9 +314,24 @@ pub(crate) fn settle(home: &Path, run: &Path, standing: &Standing) -> Result<(),
         if run.exists() {
             std::fs::remove_dir_all(run).map_err(failed)?;
         }
-        exchange(&another, &home.join(FAILOVER)).map_err(failed)?;
+        let failover = home.join(FAILOVER);
+        if failover.exists() {
+            match exchange(&another, &failover) {
+                Ok(()) => return remove(&another).map_err(failed),
+                Err(error) if cannot_exchange(&error) => remove(&failover).map_err(failed)?,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        // One that was killed here finds no `failover`.
+        return publish(&another, &failover).map_err(failed);
     }
     remove(&another).map_err(failed)
+}
+
+/// Whether a file system knows no exchange of names.
+fn cannot_exchange(error: &io::Error) -> bool {
+    let code = Errno::from_io_error(error);
+    code.is_some_and(|code| [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&code))
 }
 
 #[cfg(test)]
@@ -347,6 +442,29 @@ mod tests {
     }
 
     #[test]
+    fn where_names_cannot_be_exchanged_the_one_goes_before_the_other_has_its_place() {
+        let settle_by = |scratch: &Scratch, errno: Errno| {
+            let no_exchange = |_: &Path, _: &Path| Err(errno.into());
+            let standing = &scratch.standings[1];
+            super::settle_by(no_exchange, scratch.home.path(), &scratch.run(), standing)
+        };
+        for killed in [false, true] {
+            let scratch = Scratch::new(false);
+            let (home, after) = (scratch.home.path(), &scratch.standings[1]);
+            settle_by(&scratch, Errno::IO).expect_err("the file system is broken");
+            assert!(home.join(ANOTHER).exists() && home.join(FAILOVER).exists());
+            if killed {
+                remove(&home.join(FAILOVER)).expect("removed");
+            } else {
+                settle_by(&scratch, Errno::INVAL).expect("settled");
+                assert!(!home.join(ANOTHER).exists());
+            }
+            let term = after.lineage.current().id;
+            assert_eq!(scratch.settled(after), (scratch.points[1], Some(term)));
+        }
+    }
+
+    #[test]
     fn a_partner_that_was_asked_to_become_the_replica_says_that_it_is_not_or_is_lost() {
         let (thing, seed) = ("VM `web`", SeedId::random());
         let mut relation = Relation::new(RelationshipId::random(), "castor", 30, seed, Vec::new());
@@ -364,6 +482,14 @@ mod tests {
         let problem = check_heard(thing, Some(&relation), &silent).expect_err("it may be");
         assert_eq!(problem.code, Code::Unreachable);
         assert!(problem.reason.contains("castor"), "{problem}");
+        let unknown = Problem::new(Code::NotFound, thing, "has another relationship there", "");
+        let problem = check_heard(thing, Some(&relation), &Evidence::Refused(unknown));
+        let problem = problem.expect_err("it is there");
+        assert_eq!(problem.code, Code::Conflict);
+        assert!(!problem.reason.contains("does not answer"), "{problem}");
+        for part in ["failover reverse web", "failover cancel web", "castor"] {
+            assert!(problem.way_out.contains(part), "{problem}");
+        }
         let at = jiff::Timestamp::UNIX_EPOCH;
         let word = Override::new("castor has burnt down", "root", at).expect("a statement");
         check_heard(thing, Some(&relation), &Evidence::Override(word)).expect("a word");

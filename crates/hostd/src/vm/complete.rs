@@ -91,6 +91,7 @@ pub(super) fn next(machine: &VmFolder, left: bool) -> Option<Step> {
 impl Owner {
     /// Decides that the failover is final, durably, and goes about it.
     pub(super) fn complete(&mut self) -> Result<(), Problem> {
+        self.take_place()?;
         let view = self.view();
         let thing = view.thing();
         let completed = view.standing.complete(&thing)?;

@@ -51,6 +51,7 @@ impl Owner {
 
     /// What must hold before anybody is asked.
     pub(super) fn begin_start(&mut self) -> Result<(), Problem> {
+        self.take_place()?;
         let view = self.view();
         let thing = view.thing();
         let Some(machine) = &view.home.machine else {

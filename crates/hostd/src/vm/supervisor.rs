@@ -204,6 +204,12 @@ impl Supervisor {
         kvm: bool,
     ) -> Result<Status, Problem> {
         let _alone = self.changing.lock().await;
+        if folder.waits_for_its_place() {
+            let reason = "went to another point, whose disks have not their place yet";
+            let name = &folder.spec.name;
+            let way_out = format!("`pollux vm start {name}` sees to it");
+            return Err(Problem::new(Code::Failed, &self.thing, reason, way_out));
+        }
         durable::create_folder(&self.run).map_err(|error| Problem::failed(&self.thing, &error))?;
         let running = self.status().await?;
         if let Some(status) = running.as_ref().filter(|status| status.guest.is_some()) {
