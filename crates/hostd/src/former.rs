@@ -123,6 +123,8 @@ pub(crate) fn turn(
     let thing = machine.thing();
     let failed = |error: io::Error| no_space_or(&thing, &error);
     let home = replicas.join(enrol.spec.id.to_string());
+    // Else what is left of it would tell that the twin that is made now is the leftover.
+    finish_giving_back(turning.home)?;
     let _alone = stores.alone();
     stores::make_way(replicas, enrol.spec.id, stores)?;
     let temporary = replicas.join(format!("{}{}", stores::NEW, enrol.spec.id));
@@ -264,12 +266,20 @@ pub(crate) fn give_back(
     publish(&was.path, &home).map_err(failed)?;
     match remove(twin) {
         // Until then it tells that the twin is what is left.
-        Ok(()) => Branch::unmake(&home).map_err(failed)?,
+        Ok(()) => finish_giving_back(&home)?,
         Err(error) => {
             tracing::warn!(folder = %twin.display(), %error, "is removed at the next start");
         }
     }
     Ok(home)
+}
+
+/// The folder of a VM, whose twin is gone, keeps nothing of the branch that it was. Blocking.
+pub(crate) fn finish_giving_back(vm: &Path) -> Result<(), Problem> {
+    if !Branch::is_in(vm) {
+        return Ok(());
+    }
+    Branch::unmake(vm).map_err(|error| Problem::failed(vm.display().to_string(), &error))
 }
 
 /// Of the folders of a VM and of a twin that have one name: which is what a polluxd that was killed left.
@@ -454,8 +464,16 @@ mod tests {
         let loaded = Standing::load(&again.join(standing::FILE)).expect("reads");
         assert_eq!(loaded, Some(given));
         assert_eq!(progress::reserved(&again), Ok(41));
-        // And once more.
+        // Killed when the twin was gone, it is a branch still: what is left of that goes.
+        scratch.branch.write(&again).expect("written");
+        fs::create_dir(again.join("journal")).expect("made");
+        finish_giving_back(&again).expect("finished");
+        assert!(!again.join("journal").exists());
+        assert_eq!(leftover(&again, &scratch.path("vms")), Leftover::Unknown);
+        // And once more, whose own branch alone tells which of the two is left.
+        scratch.branch.write(&again).expect("written");
         scratch.turn().expect("turned again");
+        assert!(!Branch::is_in(&home));
     }
 
     #[test]

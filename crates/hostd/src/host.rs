@@ -211,8 +211,6 @@ impl Host {
                 }
                 Leftover::Twin => {
                     clear(&twin)?;
-                    Branch::unmake(&path)
-                        .map_err(|error| Problem::failed(path.display().to_string(), &error))?;
                 }
                 Leftover::Unknown => {
                     let reason = format!("is here twice: {} is its twin", twin.display());
@@ -223,7 +221,8 @@ impl Host {
                     continue;
                 }
             }
-            let opened = match self.read_own(&path) {
+            let given = former::finish_giving_back(&path);
+            let opened = match given.and_then(|()| self.read_own(&path)) {
                 Ok(folder) => self.open_vm(folder).await.map(drop),
                 Err(problem) => Err(problem),
             };
