@@ -198,6 +198,11 @@ fn go_to_another_point(castor: &Host, pollux: &mut Host, older: &str, proved: u6
     let drop = [&other[..], &["--drop-writes"]].concat();
     for (asked, way_out) in [
         (&start[..], "--point POINT"),
+        // As a client of an older Pollux asks.
+        (
+            &[&start[..], &["--point", "latest"]].concat(),
+            "--drop-writes",
+        ),
         (&drop, "pollux vm kill web"),
         (&["failover", "stop-test", "web"], "--point POINT"),
         (&["failover", "cancel", "web"], "--point POINT"),

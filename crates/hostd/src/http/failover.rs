@@ -41,6 +41,9 @@ pub(super) async fn start(
     let word = word(wanted.because.as_deref())?;
     let failed_over = vm.view().standing.role == Role::FailedOver;
     if let Some(named) = wanted.point.clone().filter(|_| failed_over) {
+        if named == LATEST && !wanted.drop_writes {
+            return Err(failed_over_already(&vm).into());
+        }
         let choice = Choice {
             point: point(&vm, Some(named)).await?,
             drop_writes: wanted.drop_writes,
@@ -84,6 +87,18 @@ pub(super) async fn start(
         from = latest;
     }
     details(&vm).await
+}
+
+/// Older clients name the newest point unless a person names one, so that alone is no wish to go to it.
+fn failed_over_already(vm: &Vm) -> Problem {
+    let view = vm.view();
+    let name = &view.home.spec.name;
+    let reason = "was failed over to this host already";
+    let way_out = format!(
+        "`pollux vm start {name}` starts it, `pollux failover start {name} --point latest --drop-writes` \
+         goes to the newest point"
+    );
+    Problem::new(Code::Conflict, view.thing(), reason, way_out)
 }
 
 /// How long the lease of a primary that does not answer lasts, if it holds to one.
@@ -137,8 +152,15 @@ pub(super) async fn test(
         let _ = end_test(&host, &copy).await;
         return Err(problem.into());
     }
-    twin.observed.tested(jiff::Timestamp::now());
-    record_test(&host, &twin, EventKind::TestBegan, "a test failover began");
+    let what = match point {
+        Some(_) => {
+            twin.observed.tested(jiff::Timestamp::now());
+            "a test failover began"
+        }
+        // No point of the twin was tested.
+        None => "a test began of what was never sent",
+    };
+    record_test(&host, &twin, EventKind::TestBegan, what);
     details(&copy).await
 }
 
