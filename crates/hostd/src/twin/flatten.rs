@@ -86,7 +86,8 @@ impl Store {
             let Some(pin) = point.pins.iter().find(|pin| *pin != FAILOVER) else {
                 continue;
             };
-            let (what, way_out) = holder(pin);
+            let name = replica::run::name(&self.thing);
+            let (what, way_out) = holder(pin, name, &point.id.to_string());
             let reason = format!("has point {}, {what}", point.id);
             return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
         }
@@ -214,17 +215,19 @@ impl Store {
     }
 }
 
-/// What holds a point with this pin, and how that ends.
-pub(super) fn holder(pin: &str) -> (&'static str, &'static str) {
+/// What holds the `point` of the VM `name` with this pin, and how that ends.
+pub(super) fn holder(pin: &str, name: &str, point: &str) -> (&'static str, String) {
     if pin.starts_with(TEST) {
         (
             "which a test failover runs from",
-            "End it with `pollux failover stop-test`",
+            format!("End it with `pollux failover stop-test {name}`"),
         )
     } else {
         (
             "which is open or exported",
-            "Close it with `pollux point close`, or wait for the end of the export",
+            format!(
+                "Close it with `pollux point close {name} {point}`, or wait for the end of the export"
+            ),
         )
     }
 }

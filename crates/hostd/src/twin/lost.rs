@@ -66,10 +66,11 @@ impl Store {
     /// # Errors
     /// It keeps nothing; or its journal cannot be made.
     pub(crate) fn lost(&self, home: &Path) -> Result<Lost, Problem> {
-        let (branch, was) = Branch::read(home)?.ok_or_else(|| nothing_lost(&self.thing))?;
         let store = self.of_lost().clone();
         let failed = |error: io::Error| no_space_or(store.thing(), &error);
+        // It is dropped under the lock: what is read before may be gone, and would be made again in part.
         let shelf = store.lock();
+        let (branch, was) = Branch::read(home)?.ok_or_else(|| nothing_lost(&self.thing))?;
         if !store.folder.exists() {
             // Whoever works above the point comes through it.
             access::let_pass(home).map_err(failed)?;
@@ -77,8 +78,13 @@ impl Store {
             if half.exists() {
                 fs::remove_dir_all(&half).map_err(failed)?;
             }
-            make(&store, &was, &branch, progress::reserved(home)?, &half)?;
-            publish(&half, &store.folder).map_err(failed)?;
+            progress::reserved(home)
+                .and_then(|used| make(&store, &was, &branch, used, &half))
+                .and_then(|()| publish(&half, &store.folder).map_err(failed))
+                .inspect_err(|_| {
+                    // What cannot be removed now is removed by the next attempt.
+                    let _ = fs::remove_dir_all(&half);
+                })?;
         }
         drop(shelf);
         let point = store.newest()?;
@@ -111,7 +117,7 @@ impl Store {
             let points = lost.open()?.points();
             let held = points.iter().find_map(|point| point.pins.first());
             if let Some(pin) = held {
-                let (what, way_out) = holder(pin);
+                let (what, way_out) = holder(pin, replica::run::name(&self.thing), LOST);
                 let reason = format!("is a point {what}");
                 return Err(Problem::new(Code::Conflict, &lost.thing, reason, way_out));
             }
@@ -245,7 +251,11 @@ mod tests {
             })
         };
         let lost = store.lost(home.path()).expect("kept");
-        for (pin, way_out) in [("test-0", "failover stop-test"), ("open-0", "point close")] {
+        let ways_out = [
+            ("test-0", "failover stop-test web`"),
+            ("open-0", "point close web lost-writes`"),
+        ];
+        for (pin, way_out) in ways_out {
             lost.store.pin(lost.point, pin).expect("pinned");
             let refused = drop_it().expect_err("it is held");
             assert!(refused.way_out.contains(way_out), "{refused}");
@@ -261,6 +271,17 @@ mod tests {
         drop_it().expect("nobody holds it");
         assert!(!was.path.exists());
         drop_it().expect_err("it is gone");
+        store.lost(home.path()).expect_err("it is gone");
+        assert!(!was.path.exists(), "nothing of it is made again");
+    }
+
+    #[test]
+    fn a_journal_of_it_that_cannot_be_made_leaves_nothing() {
+        let (home, store, was) = kept();
+        fs::remove_file(was.disk_file(&was.spec.disks[0])).expect("removed");
+        store.lost(home.path()).expect_err("a disk is not there");
+        assert!(!was.path.join(HALF).exists());
+        assert!(store.lost_before(home.path()).expect("looked").is_none());
     }
 
     #[test]

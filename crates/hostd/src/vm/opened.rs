@@ -26,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
+use super::branch::Branch;
 use super::change::find_disk;
 use super::create::remove;
 use super::ended::log_tail;
@@ -34,7 +35,7 @@ use super::handle::Home;
 use super::supervisor::Supervisor;
 use super::takeover::{Above, make};
 use crate::host::Host;
-use crate::twin::Store;
+use crate::twin::{LOST, Store};
 
 /// Most points of a twin that are open or exported at once. Each has two processes.
 const MOST: usize = 8;
@@ -106,7 +107,14 @@ impl Opened {
                 let said = log_tail(&self.folder.path.join("diskd.log"), 0);
                 let said = said.unwrap_or_else(|| "what serves it said nothing".to_owned());
                 let reason = format!("cannot be opened: {said}");
-                let way_out = "`pollux replica verify` says what is damaged";
+                let name = &self.folder.spec.name;
+                let way_out = match self.folder.path.parent().is_some_and(Branch::is_in) {
+                    // They are no part of what is verified.
+                    true => {
+                        format!("`pollux failover lost-writes {name}` says where its disks lie")
+                    }
+                    false => format!("`pollux replica verify {name}` says what is damaged"),
+                };
                 return Err(Problem::new(
                     Code::Failed,
                     self.supervisor.thing(),
@@ -190,7 +198,7 @@ impl Openings {
         wanted: Wanted<'_>,
     ) -> Result<Opened, Problem> {
         let _alone = self.changing.lock().await;
-        self.check_room(&home.spec, &wanted)?;
+        self.check_room(home, &wanted)?;
         let spec = specification(&home.spec, &info(store, home, wanted.point)?, wanted.disk)?;
         let id = spec.id.0.simple().to_string();
         let kind = if wanted.made == Made::Open {
@@ -227,16 +235,25 @@ impl Openings {
         Ok(opened)
     }
 
-    fn check_room(&self, twin: &VmSpec, wanted: &Wanted) -> Result<(), Problem> {
+    fn check_room(&self, home: &Home, wanted: &Wanted) -> Result<(), Problem> {
         let all = self.lock();
         let same = |one: &Opened| one.point == wanted.point && one.made == Made::Open;
-        let thing = super::folder::thing(twin.name.as_str());
+        let name = home.spec.name.as_str();
+        let thing = super::folder::thing(name);
         if wanted.made == Made::Open && all.iter().any(same) {
+            let (list, point) = match Branch::is_in(&home.path) {
+                true => ("failover lost-writes", LOST.to_owned()),
+                false => ("point list", wanted.point.to_string()),
+            };
+            let way_out = format!(
+                "`pollux {list} {name} -o json` shows its sockets; `pollux point close {name} {point}` \
+                 closes it"
+            );
             return Err(Problem::new(
                 Code::Conflict,
                 format!("point {} of {thing}", wanted.point),
                 "is open already",
-                "`pollux point list -o json` shows its sockets; `pollux point close` closes it",
+                way_out,
             ));
         }
         if all.len() >= MOST {
@@ -244,7 +261,7 @@ impl Openings {
                 Code::Conflict,
                 thing,
                 format!("has {MOST} points that are open or exported, as many as it can have"),
-                "Close one first with `pollux point close`",
+                format!("Close one first with `pollux point close {name} POINT`"),
             ));
         }
         Ok(())
