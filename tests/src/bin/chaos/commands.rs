@@ -55,6 +55,7 @@ impl Pair {
         self.resume()?;
         self.running()?;
         self.up(Side::Replica)?;
+        self.has_points()?;
         // A point may be merged away before it is open.
         let oldest = until(MINUTE, "the oldest point is opened", || {
             let oldest = name(self.points()?.first().context("there are points")?)?;
@@ -95,8 +96,21 @@ impl Pair {
         Ok(())
     }
 
+    /// A twin that was made just now gets its first point.
+    fn has_points(&mut self) -> Result<()> {
+        if self.points()?.is_empty() {
+            self.connected()?;
+            self.resume()?;
+            self.running()?;
+        }
+        until(MINUTE, "the twin has points", || {
+            Ok((!self.points()?.is_empty()).then_some(()))
+        })
+    }
+
     pub(super) fn test(&mut self, part: u64, daemon: bool, diskd: bool) -> Result<()> {
         self.up(Side::Replica)?;
+        self.has_points()?;
         let copy = "web - Test";
         let name = until(MINUTE, "a point stays while its test begins", || {
             let points = self.points()?;
