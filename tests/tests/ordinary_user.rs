@@ -30,7 +30,7 @@ fn a_guest_runs_and_its_disk_server_is_killed_under_an_ordinary_user() -> Result
         Ok(copy.display().to_string())
     };
     let (kernel, initrd) = (put(&images.kernel)?, put(&images.initrd)?);
-    let cmdline = "console=ttyS0 quiet pollux.workload=/dev/vda:pause-ms=5";
+    let cmdline = "console=ttyS0 no_timer_check quiet pollux.workload=/dev/vda:pause-ms=5";
     host.pollux(&[
         "vm",
         "create",

@@ -142,7 +142,8 @@ struct Guest {
 
 impl Guest {
     fn boot(images: &GuestImages, socket: &Path, arguments: &str) -> Result<Self> {
-        let append = format!("console=ttyS0 quiet panic=5 pollux.power=/dev/vda:{arguments}");
+        let append =
+            format!("console=ttyS0 no_timer_check quiet panic=5 pollux.power=/dev/vda:{arguments}");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args([
                 "-nodefaults",

@@ -100,7 +100,9 @@ impl GuestImages {
     #[must_use]
     pub fn workload_cmdline(device: &str, arguments: &[&str]) -> String {
         let arguments: String = arguments.iter().map(|arg| format!(":{arg}")).collect();
-        format!("console=ttyS0 loglevel=3 panic=5 pollux.workload={device}{arguments}")
+        format!(
+            "console=ttyS0 no_timer_check loglevel=3 panic=5 pollux.workload={device}{arguments}"
+        )
     }
 }
 

@@ -42,7 +42,7 @@ impl Qemu {
             .arg(images.kernel)
             .arg("-initrd")
             .arg(images.initrd)
-            .args(["-append", "console=ttyS0 loglevel=1 panic=5"])
+            .args(["-append", "console=ttyS0 no_timer_check loglevel=1 panic=5"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .arg("-chardev")
