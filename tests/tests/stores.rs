@@ -44,9 +44,17 @@ fn goes_on(pair: &Pair, before: u64) -> Result<()> {
         Ok(newest(pair).is_ok_and(|now| now > before + 1).then_some(()))
     })?;
     let normal = |host: &Host| -> Result<bool> { Ok(text(&health(host)?, "/health")? == "normal") };
-    until(MINUTE, "both sides are well again", || {
+    let well = until(3 * MINUTE, "both sides are well again", || {
         Ok((normal(&pair.castor)? && normal(&pair.pollux)?).then_some(()))
-    })
+    });
+    let told = || {
+        Ok::<_, anyhow::Error>(format!(
+            "{}{}",
+            health(&pair.castor)?,
+            health(&pair.pollux)?
+        ))
+    };
+    well.with_context(|| told().unwrap_or_else(|error| error.to_string()))
 }
 
 /// Waits until both sides say that the store is away.
