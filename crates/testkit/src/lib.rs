@@ -7,6 +7,8 @@ pub mod workload;
 mod conformance;
 mod folder;
 mod history;
+#[cfg(test)]
+mod image;
 mod lives;
 mod rng;
 mod room;

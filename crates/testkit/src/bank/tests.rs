@@ -1,6 +1,7 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::image::{at, put, read};
 
 const LEN: u64 = ACCOUNTS * BLOCK as u64;
 const DISKS: usize = 3;
@@ -33,19 +34,6 @@ impl Disk for Memory<'_> {
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn at(offset: u64) -> usize {
-    usize::try_from(offset).expect("small")
-}
-
-fn put(image: &mut [u8], offset: u64, block: &[u8]) {
-    image[at(offset)..at(offset) + block.len()].copy_from_slice(block);
-}
-
-fn read(image: &[u8], offset: u64, block: &mut [u8]) -> io::Result<()> {
-    block.copy_from_slice(&image[at(offset)..at(offset) + block.len()]);
-    Ok(())
 }
 
 fn judge_images(images: &[Vec<u8>]) -> Result<Balanced, BankError> {

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 
 use super::record::Block;
 use super::*;
+use crate::image::{put, read};
 
 /// A disk in memory that remembers the order of its writes.
 struct Memory {
@@ -42,19 +43,6 @@ impl Disk for Memory {
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn at(offset: u64) -> usize {
-    usize::try_from(offset).expect("small")
-}
-
-fn put(image: &mut [u8], offset: u64, block: &[u8]) {
-    image[at(offset)..at(offset) + block.len()].copy_from_slice(block);
-}
-
-fn read(image: &[u8], offset: u64, block: &mut [u8]) -> io::Result<()> {
-    block.copy_from_slice(&image[at(offset)..at(offset) + block.len()]);
-    Ok(())
 }
 
 fn judge(image: &[u8], cut: Cut) -> Result<Verified, VerifyError> {

@@ -104,13 +104,19 @@ fn arguments() -> Result<Options> {
         let value = args
             .next()
             .with_context(|| format!("{name} has no value"))?;
+        let number = || {
+            let number = value.parse::<u64>();
+            number.with_context(|| format!("{name} takes a number, not {value}"))
+        };
         match name.as_str() {
-            "--seed" => options.seed = value.parse()?,
-            "--rounds" => options.rounds = value.parse()?,
+            "--seed" => options.seed = number()?,
+            "--rounds" => options.rounds = number()?.try_into()?,
             "--only" => options.only = value,
             _ => bail!("{name} is unknown"),
         }
     }
+    // A name that none has is a wrong argument, and no promise that was broken.
+    Step::draw(&mut Rng::new(options.seed), &options.only)?;
     Ok(options)
 }
 
