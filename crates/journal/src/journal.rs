@@ -43,6 +43,7 @@ use crate::index::{
     Base, BaseDisk, CHANGES, Change, Entry, INDEX, Index, Log, MAX_REASON, Note, PACKS, Pin,
     Prepared, RUNS, SEGMENTS, reserve,
 };
+use crate::laying::Laying;
 use crate::packs::Packs;
 use crate::rules::{Rule, hold};
 use crate::runs::Tended;
@@ -80,6 +81,8 @@ pub struct Journal {
     reserved: bool,
     /// No part of an initial replication is let in.
     pub(crate) base_stays: bool,
+    /// The part of an initial replication that is written to the base while it comes.
+    pub(crate) ahead: Option<Laying>,
 }
 
 /// What a journal has, durably.
@@ -329,6 +332,7 @@ impl Journal {
             stale: false,
             reserved: false,
             base_stays: false,
+            ahead: None,
         })
     }
 

@@ -23,6 +23,7 @@ mod index;
 mod journal;
 #[doc(hidden)]
 pub mod large;
+mod laying;
 mod merge;
 mod packs;
 mod point;

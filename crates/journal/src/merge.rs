@@ -23,7 +23,7 @@ use model::PointId;
 use crate::changes::{NewSet, Sets};
 use crate::index::{Base, Change, Note};
 use crate::journal::BaseFile;
-use crate::receive::lay_down;
+use crate::laying::Laying;
 use crate::{Journal, JournalError, Root, SegmentReader};
 
 /// What stands in the way of merging.
@@ -82,9 +82,10 @@ impl Merge {
         if reader.summary().root != self.root {
             return Err(JournalError::NotOffered(self.name));
         }
-        let needs = lay_down(&reader, &self.name, &self.bases)?;
+        let mut laying = Laying::begin(reader.clone(), &self.name, &self.bases)?;
+        laying.advance(u64::MAX)?;
         self.group
-            .flush(needs)
+            .flush(laying.needs())
             .map_err(|source| JournalError::io("flush the base after", &self.name, source))?;
         let sets = match self.set {
             Some(set) => set.write(&reader, &self.name)?,

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use durable::{File, Need};
-use model::{BLOCK_SIZE, Bytes, PointId, Since};
+use model::{Bytes, PointId, Since};
 
 use crate::accept::{Held, Offered, accept};
 use crate::index::{Base, Change, Entry, Index, MAX_BASES, Note, Place, SEGMENTS};
-use crate::journal::BaseFile;
+use crate::laying::Laying;
 use crate::packs::{Memory, whole};
 use crate::{
-    Content, DiskExtent, Header, Journal, JournalError, Refusal, Root, SegmentReader, Source, Tip,
+    Content, DiskExtent, Header, Journal, JournalError, Refusal, Root, SegmentReader, Tip,
 };
 
 /// A segment that came.
@@ -145,15 +145,9 @@ impl Journal {
     /// be synced, and has to be received again.
     pub fn commit(&mut self, name: &str, root: Root) -> Result<Tip, JournalError> {
         self.settle()?;
-        if name.is_empty() || name.starts_with('.') || name.contains('/') {
-            return Err(JournalError::Name(name.to_owned()));
-        }
-        let incoming = format!("{}/{name}", Self::INCOMING);
+        let incoming = incoming(name)?;
         let failed = |source| JournalError::segment(&incoming, source);
-        let file = self
-            .folder
-            .open(&incoming)
-            .map_err(|source| JournalError::io("open", &incoming, source))?;
+        let file = self.open_incoming(&incoming)?;
         let len = file
             .size()
             .map_err(|source| JournalError::io("read", &incoming, source))?;
@@ -185,7 +179,7 @@ impl Journal {
             (Some(point), Content::Delta { since, .. }) => {
                 self.commit_point(&incoming, &received, &reader, point, since)?;
             }
-            (_, Content::Seed { part, .. }) => self.commit_part(&incoming, &reader, part)?,
+            (_, Content::Seed { part, .. }) => self.commit_part(&incoming, reader, part)?,
             (None, Content::Delta { .. }) => return Err(Refusal::Seeding.into()),
         }
         Ok(self.tip())
@@ -259,28 +253,71 @@ impl Journal {
         published
     }
 
+    /// Writes to the base what lies in the first `come` bytes of the file `name` of
+    /// [`Journal::INCOMING`], a part of the initial replication of which the frame table and the index
+    /// came before the rest: [`Journal::commit`] has that much less to do. Nothing is published by it,
+    /// and what is written counts as little as what an interrupted commit left. Nothing is done with a
+    /// segment that is no such part, or none that comes next.
+    ///
+    /// # Errors
+    /// It is not the segment that was offered with this root, as far as that can be told, or a failed
+    /// read or write.
+    pub fn lay_ahead(&mut self, name: &str, root: Root, come: Bytes) -> Result<(), JournalError> {
+        let ahead = self.ahead.take().filter(|ahead| ahead.root() == root);
+        let mut laying = match ahead {
+            Some(ahead) => ahead,
+            None => {
+                let incoming = incoming(name)?;
+                let file = self.open_incoming(&incoming)?;
+                let failed = |source| JournalError::segment(&incoming, source);
+                let reader = SegmentReader::of(file).map_err(failed)?;
+                if reader.summary().root != root {
+                    return Err(JournalError::NotOffered(incoming));
+                }
+                let is_part = matches!(reader.header().content, Content::Seed { .. });
+                if !is_part || self.check(reader.header(), root) != Verdict::Fits {
+                    return Ok(());
+                }
+                Laying::begin(reader, &incoming, &self.bases()?)?
+            }
+        };
+        laying.advance(come.0)?;
+        self.ahead = Some(laying);
+        Ok(())
+    }
+
+    fn open_incoming(&self, incoming: &str) -> Result<Arc<dyn File>, JournalError> {
+        let opened = self.folder.open(incoming);
+        opened.map_err(|source| JournalError::io("open", incoming, source))
+    }
+
     /// Verifies a part of an initial replication, writes it to the base and publishes that.
     fn commit_part(
         &mut self,
         incoming: &str,
-        reader: &SegmentReader,
+        reader: SegmentReader,
         part: u64,
     ) -> Result<(), JournalError> {
-        let bases = self.bases()?;
-        let needs = lay_down(reader, incoming, &bases)?;
+        let (header, root) = (reader.header().clone(), reader.summary().root);
+        let ahead = self.ahead.take().filter(|ahead| ahead.root() == root);
+        let mut laying = match ahead {
+            Some(ahead) => ahead,
+            None => Laying::begin(reader, incoming, &self.bases()?)?,
+        };
+        laying.advance(u64::MAX)?;
         self.group
-            .flush(needs)
+            .flush(laying.needs())
             .map_err(|source| JournalError::io("flush the base after", incoming, source))?;
         let mut disks = self.index.disks.clone();
         for disk in &mut disks {
-            let extents = &reader.header().disks;
+            let extents = &header.disks;
             if let Some(extent) = extents.iter().find(|extent| extent.id == disk.id) {
                 disk.size = extent.size;
             }
         }
         let mut changes = vec![Change::Note(Note::Seeding {
             parts: part.saturating_add(1),
-            last: Some(reader.summary().root),
+            last: Some(root),
         })];
         if disks != self.index.disks {
             changes.push(Change::Note(Note::Disks(disks)));
@@ -401,59 +438,10 @@ fn grown(index: &Index, header: &Header, tip: Option<&Entry>) -> Result<(), Refu
     Ok(())
 }
 
-/// Bytes written to a base after which the operating system is asked to begin with making them durable.
-const BEGIN_SYNC: u64 = 32 << 20;
-
-/// Writes everything that a segment holds to the base files. May be repeated, in whole or in part, any
-/// number of times. Gives what has to be flushed.
-pub(crate) fn lay_down(
-    reader: &SegmentReader,
-    name: &str,
-    bases: &[BaseFile],
-) -> Result<Vec<Need>, JournalError> {
-    let failed = |source| JournalError::segment(name, source);
-    let written = |source| JournalError::io("write the base from", name, source);
-    let mut of_disks = Vec::with_capacity(reader.header().disks.len());
-    for disk in &reader.header().disks {
-        let (base, file) = bases
-            .iter()
-            .find(|(base, _)| base.id == disk.id)
-            .ok_or_else(|| JournalError::Missing(name.to_owned()))?;
-        if disk.size.0 > base.size.0 {
-            file.set_len(disk.size.0).map_err(written)?;
-        }
-        of_disks.push(file);
+/// The file `name` of what is being received, in the journal's folder.
+fn incoming(name: &str) -> Result<String, JournalError> {
+    if name.is_empty() || name.starts_with('.') || name.contains('/') {
+        return Err(JournalError::Name(name.to_owned()));
     }
-    let (mut open, mut since_sync): (Option<(u32, Vec<u8>)>, u64) = (None, 0);
-    for run in reader.runs() {
-        let run = run.map_err(failed)?;
-        let base = of_disks
-            .get(usize::from(run.disk))
-            .ok_or_else(|| JournalError::Missing(name.to_owned()))?;
-        let (at, len) = (run.block * BLOCK_SIZE, u64::from(run.count) * BLOCK_SIZE);
-        match run.source {
-            Source::Zero => base.punch(at, len).map_err(written)?,
-            Source::Frame { frame, skip } => {
-                let content = match open.take() {
-                    Some((number, content)) if number == frame => content,
-                    _ => reader.read_frame(frame).map_err(failed)?,
-                };
-                let start = usize::from(skip) * 4096;
-                let end = start + run.count as usize * 4096;
-                let part = content.get(start..end).ok_or_else(|| {
-                    failed(crate::SegmentError::Damaged(crate::segment::Site::Frame(
-                        frame,
-                    )))
-                })?;
-                base.write_at(at, part).map_err(written)?;
-                open = Some((frame, content));
-                since_sync += len;
-                if since_sync >= BEGIN_SYNC {
-                    base.begin_sync();
-                    since_sync = 0;
-                }
-            }
-        }
-    }
-    Ok(of_disks.into_iter().cloned().map(Need::Content).collect())
+    Ok(format!("{}/{name}", Journal::INCOMING))
 }

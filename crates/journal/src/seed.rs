@@ -6,7 +6,8 @@
 //!
 //! What is found equal is not sent again, so it has to be durable: it may be what a part wrote whose
 //! commit a kill interrupted, and be in the page cache only. Nothing writes to the base meanwhile that
-//! is not a commit of this [`Journal`], for which whoever reads has to wait.
+//! is not a commit of this [`Journal`] or [ahead](Journal::lay_ahead) of one, for which whoever reads has
+//! to wait.
 
 use std::fmt;
 use std::sync::Arc;

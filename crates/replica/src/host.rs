@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use journal::{
     Header, Journal, JournalError, PointReader, Refusal, Root, SeedReader, SegmentError,
 };
-use model::{Code, DiskId, Lineage, PointId, Problem, RelationshipId, VmId};
+use model::{Bytes, Code, DiskId, Lineage, PointId, Problem, RelationshipId, VmId};
 
 use crate::standing::Role;
 use crate::wire::{
@@ -184,6 +184,14 @@ pub trait Receipts: Send + 'static {
     /// [`Code::Failed`]: then opening the journal again tells.
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem>;
 
+    /// Writes to the base what lies in the first `come` bytes of the segment `file` of
+    /// [`Relation::incoming`], a part of an initial replication whose tables have come: `take` has that
+    /// much less to do.
+    ///
+    /// # Errors
+    /// [`Problem`]; nothing was published, and `take` tells what is wrong.
+    fn ahead(&mut self, file: &Path, root: Root, come: u64) -> Result<(), Problem>;
+
     /// Opens `point`, which it holds, for reading.
     ///
     /// # Errors
@@ -227,10 +235,14 @@ impl Receipts for Journal {
     }
 
     fn take(&mut self, file: &Path, header: &Header, root: Root) -> Result<(), Problem> {
-        let name = file.file_name().and_then(|name| name.to_str());
-        self.commit(name.unwrap_or_default(), root)
+        self.commit(name_of(file), root)
             .map(drop)
             .map_err(|error| not_taken(header.vm, &error))
+    }
+
+    fn ahead(&mut self, file: &Path, root: Root, come: u64) -> Result<(), Problem> {
+        let laid = self.lay_ahead(name_of(file), root, Bytes(come));
+        laid.map_err(|error| not_taken(self.vm(), &error))
     }
 
     fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
@@ -246,6 +258,11 @@ impl Receipts for Journal {
             Problem::failed(thing, &error)
         })
     }
+}
+
+fn name_of(file: &Path) -> &str {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.unwrap_or_default()
 }
 
 /// What the sender of a segment is told that could not be committed.

@@ -15,9 +15,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use journal::SegmentReader;
+use journal::{Content, SegmentReader};
 use model::{Code, Problem};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -32,7 +33,49 @@ pub(crate) struct Incoming {
     path: PathBuf,
     offer: Offer,
     file: File,
-    present: Mutex<Vec<bool>>,
+    present: Mutex<Present>,
+    /// How what has come is [taken in](Self::ahead) before the rest.
+    ahead: tokio::sync::Mutex<Ahead>,
+    /// Nobody receives it any more.
+    over: AtomicBool,
+}
+
+/// The chunks that have come.
+#[derive(Debug)]
+struct Present {
+    chunks: Vec<bool>,
+    /// All before this one have.
+    first_missing: usize,
+}
+
+impl Present {
+    fn of(chunks: Vec<bool>) -> Self {
+        let mut present = Self {
+            chunks,
+            first_missing: 0,
+        };
+        present.skip();
+        present
+    }
+
+    fn skip(&mut self) {
+        while self.chunks.get(self.first_missing) == Some(&true) {
+            self.first_missing += 1;
+        }
+    }
+}
+
+/// How a part of an initial replication is taken in while it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// Its tables have not come.
+    NotYet,
+    /// There is room for what it holds.
+    Admitted,
+    /// There is, and no more of it before the commit, which tells what went wrong.
+    Stopped,
+    /// As a whole only.
+    Never,
 }
 
 fn failed(error: &io::Error) -> Problem {
@@ -72,6 +115,10 @@ impl Incoming {
             let _ = clear(incoming, &[]);
             return Err(failed(&error));
         }
+        let ahead = match offer.header.content {
+            Content::Seed { .. } => Ahead::NotYet,
+            Content::Delta { .. } => Ahead::Never,
+        };
         let present = if goes_on {
             find_present(&file, &offer).map_err(|error| {
                 // It would fail again with every offer: the next one begins anew.
@@ -86,7 +133,9 @@ impl Incoming {
             path,
             offer,
             file,
-            present: Mutex::new(present),
+            present: Mutex::new(Present::of(present)),
+            ahead: tokio::sync::Mutex::new(ahead),
+            over: AtomicBool::new(false),
         })
     }
 
@@ -100,12 +149,49 @@ impl Incoming {
 
     /// Numbers of the chunks that have not come.
     pub(crate) fn missing(&self) -> Vec<u64> {
-        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         (0..)
-            .zip(present.iter())
+            .zip(&self.present().chunks)
             .filter(|(_, there)| !**there)
             .map(|(n, _)| n)
             .collect()
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many bytes of the beginning have come.
+    pub(crate) fn come(&self) -> u64 {
+        let chunks = self.present().first_missing as u64;
+        chunks.saturating_mul(CHUNK).min(self.offer.file_len)
+    }
+
+    /// Whether the header has come, and the chunks that are sent [first](Offer::TABLES).
+    pub(crate) fn has_tables(&self) -> bool {
+        let present = self.present();
+        let end = present.chunks.iter().rev().take(Offer::TABLES);
+        present.first_missing > 0 && end.copied().all(|there| there)
+    }
+
+    /// The turn to take in what has come; none while another one does.
+    pub(crate) fn ahead(&self) -> Option<tokio::sync::MutexGuard<'_, Ahead>> {
+        self.ahead.try_lock().ok()
+    }
+
+    /// Whether what it holds was found to have room already; waits for whoever takes it in.
+    pub(crate) async fn is_admitted(&self) -> bool {
+        matches!(*self.ahead.lock().await, Ahead::Admitted | Ahead::Stopped)
+    }
+
+    /// Nobody receives it any more: nothing of it is taken in from the next time on that the lock of
+    /// the journal is taken.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it [ended](Self::end); asked under the lock of the journal.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// Stores a chunk, if it is the offered one.
@@ -129,8 +215,9 @@ impl Incoming {
         self.file
             .write_all_at(chunk, n.saturating_mul(CHUNK))
             .map_err(|e| failed(&e))?;
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        present[index] = true;
+        let mut present = self.present();
+        present.chunks[index] = true;
+        present.skip();
         Ok(())
     }
 

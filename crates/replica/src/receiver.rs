@@ -39,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use compare::{Comparison, Issued, Round};
 
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
-use crate::incoming::Incoming;
+use crate::incoming::{Ahead, Incoming};
 use crate::run::{Rank, anew, rank};
 use crate::sender::{filled, paused};
 use crate::standing::Role;
@@ -83,12 +83,21 @@ type Lane = Arc<tokio::sync::Mutex<Receiving>>;
 /// See [`Lane`].
 #[derive(Default)]
 struct Receiving {
-    incoming: Option<Arc<Incoming>>,
+    incoming: Option<Current>,
     /// Since the last comparison.
     issued: Option<Issued>,
     /// Of what came of the initial replication.
     round: Option<Round>,
     comparison: Option<Comparison>,
+}
+
+/// What is being received; who drops it ends it.
+struct Current(Arc<Incoming>);
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 struct Receiver<H> {
@@ -436,8 +445,8 @@ async fn cancel<H: ReplicaHost>(
 
 /// The relationship is over: what is being received for it goes.
 async fn forget_lane(receiving: &mut Receiving) -> Answer<StatusCode> {
-    if let Some(incoming) = std::mem::take(receiving).incoming {
-        blocking(move || incoming.remove()).await?;
+    if let Some(current) = std::mem::take(receiving).incoming {
+        blocking(move || current.0.remove()).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -525,20 +534,21 @@ async fn offer<H: ReplicaHost>(
     receiving.comparison = None;
     let current = receiving
         .incoming
-        .as_ref()
-        .filter(|incoming| *incoming.offer() == offer);
-    let incoming = match current {
-        Some(incoming) => incoming.clone(),
+        .take()
+        .filter(|current| *current.0.offer() == offer);
+    let current = match current {
+        Some(current) => current,
+        // The other one ended: nothing is written to its folder afterwards.
         None => {
-            // Before its folder goes: nothing is written to it afterwards.
-            receiving.incoming = None;
             receiver.host.admit(bound.vm, offer.file_len, 0).await?;
             let folder = bound.relation.incoming.clone();
-            Arc::new(blocking(move || Incoming::open(&folder, offer)).await?)
+            Current(Arc::new(
+                blocking(move || Incoming::open(&folder, offer)).await?,
+            ))
         }
     };
-    let chunks = incoming.missing();
-    receiving.incoming = Some(incoming);
+    let chunks = current.0.missing();
+    receiving.incoming = Some(current);
     Ok(Json(OfferAnswer::Missing { chunks }))
 }
 
@@ -581,7 +591,9 @@ async fn chunk<H: ReplicaHost>(
     if matches!(&stored, Err(Refusal(problem)) if problem.code == Code::Failed) {
         receiver.give_up(&bound, &incoming).await;
     }
-    stored.map(|()| StatusCode::NO_CONTENT)
+    stored?;
+    receiver.take_ahead(&bound, &incoming).await;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn not_offered(root: &str) -> Refusal {
@@ -603,7 +615,8 @@ async fn commit<H: ReplicaHost>(
     let mut receiving = lane.lock().await;
     check_receives(&*receiver.host, &bound)?;
     let again = |problem| Ok(Json(CommitAnswer::Again { problem }));
-    let Some(incoming) = receiving.incoming.clone().filter(|i| same(i, &root)) else {
+    let current = receiving.incoming.as_ref().map(|current| current.0.clone());
+    let Some(incoming) = current.filter(|i| same(i, &root)) else {
         return again(not_offered(&root).0);
     };
     if !incoming.missing().is_empty() {
@@ -618,10 +631,9 @@ async fn commit<H: ReplicaHost>(
     if let Some(lineage) = meet(&receiver, &bound, &incoming.offer().header.lineage).await? {
         return Ok(Json(CommitAnswer::Superseded { lineage }));
     }
-    let (measured, held) = (incoming.clone(), incoming.offer().file_len);
-    let content = blocking(move || Ok(measured.content())).await?;
-    let more = content.saturating_sub(held);
-    receiver.host.admit(bound.vm, more, held).await?;
+    if !incoming.is_admitted().await {
+        receiver.admit_content(&bound, &incoming).await?;
+    }
     let shelf = receiver.host.shelf(bound.vm).await?;
     let (taking, host, asks) = (incoming.clone(), receiver.host.clone(), bound.clone());
     let outcome = blocking(move || {
@@ -661,11 +673,11 @@ async fn commit<H: ReplicaHost>(
 }
 
 /// Receives it no more; what is offered again is sent anew.
-async fn forget(bound: &Bound, incoming: &mut Option<Arc<Incoming>>) {
+async fn forget(bound: &Bound, incoming: &mut Option<Current>) {
     let Some(done) = incoming.take() else {
         return;
     };
-    if let Err(Refusal(problem)) = blocking(move || done.remove()).await {
+    if let Err(Refusal(problem)) = blocking(move || done.0.remove()).await {
         tracing::warn!(vm = %bound.vm, %problem, "cannot clear what was received");
     }
 }
@@ -701,7 +713,7 @@ impl<H: ReplicaHost> Receiver<H> {
         if receiving
             .incoming
             .as_ref()
-            .is_some_and(|now| Arc::ptr_eq(now, broken))
+            .is_some_and(|now| Arc::ptr_eq(&now.0, broken))
         {
             tracing::warn!(vm = %bound.vm, "what is being received is dropped after an I/O error");
             forget(bound, &mut receiving.incoming).await;
@@ -709,7 +721,50 @@ impl<H: ReplicaHost> Receiver<H> {
     }
 
     async fn receiving(&self, bound: &Bound, root: &str) -> Option<Arc<Incoming>> {
-        let receiving = self.lane(bound.vm).lock_owned().await.incoming.clone();
-        receiving.filter(|incoming| same(incoming, root))
+        let lane = self.lane(bound.vm).lock_owned().await;
+        let current = lane.incoming.as_ref().map(|current| &current.0);
+        current.filter(|incoming| same(incoming, root)).cloned()
+    }
+
+    /// Refuses a segment whose content has no room beyond what its file takes.
+    async fn admit_content(&self, bound: &Bound, incoming: &Arc<Incoming>) -> Answer<()> {
+        let (measured, held) = (incoming.clone(), incoming.offer().file_len);
+        let content = blocking(move || Ok(measured.content())).await?;
+        let more = content.saturating_sub(held);
+        Ok(self.host.admit(bound.vm, more, held).await?)
+    }
+
+    /// Takes in what has come of a part of an initial replication while the rest still comes. The commit
+    /// does what is left, and tells what goes wrong.
+    async fn take_ahead(&self, bound: &Bound, incoming: &Arc<Incoming>) {
+        let Some(mut ahead) = incoming.ahead() else {
+            return;
+        };
+        match *ahead {
+            Ahead::Never | Ahead::Stopped => return,
+            Ahead::NotYet if !incoming.has_tables() => return,
+            Ahead::NotYet if self.admit_content(bound, incoming).await.is_err() => {
+                *ahead = Ahead::Never;
+                return;
+            }
+            Ahead::NotYet | Ahead::Admitted => *ahead = Ahead::Admitted,
+        }
+        let Ok(shelf) = self.host.shelf(bound.vm).await else {
+            return;
+        };
+        let (taking, host, asks) = (incoming.clone(), self.host.clone(), bound.clone());
+        let taken = blocking(move || {
+            let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            if taking.is_over() || check_receives(&*host, &asks).is_err() {
+                return Ok(());
+            }
+            match shelf.as_mut() {
+                Some(journal) => journal.ahead(taking.path(), taking.offer().root, taking.come()),
+                None => Ok(()),
+            }
+        });
+        if taken.await.is_err() {
+            *ahead = Ahead::Stopped;
+        }
     }
 }

@@ -556,6 +556,10 @@ impl Offer {
         file_len.div_ceil(CHUNK)
     }
 
+    /// So many chunks at the end are sent before the others. What says where everything belongs lies
+    /// there, at least of a part of an initial replication: the replica can begin with it then.
+    pub const TABLES: usize = 2;
+
     /// Length in bytes of chunk `n` of a file of `file_len` bytes; 0 past the end.
     #[must_use]
     pub fn chunk_len(file_len: u64, n: u64) -> u64 {

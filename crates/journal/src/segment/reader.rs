@@ -127,7 +127,8 @@ impl SegmentReader {
         self.runs_from(0)
     }
 
-    fn runs_from(&self, next: u32) -> Runs<'_> {
+    /// The index from run `next` on.
+    pub(crate) fn runs_from(&self, next: u32) -> Runs<'_> {
         Runs {
             reader: self,
             next,
@@ -159,6 +160,19 @@ impl SegmentReader {
     /// [`SegmentError::Damaged`] if it does not match; a frame that there is not; a failed read.
     pub fn read_frame(&self, number: u32) -> Result<Vec<u8>, SegmentError> {
         self.content(number, &self.entry(number)?)
+    }
+
+    /// [`SegmentReader::read_frame`]; none if it does not lie in the first `come` bytes of the file.
+    pub(crate) fn frame_within(
+        &self,
+        number: u32,
+        come: u64,
+    ) -> Result<Option<Vec<u8>>, SegmentError> {
+        let entry = self.entry(number)?;
+        if entry.at.saturating_add(u64::from(entry.stored_len)) > come {
+            return Ok(None);
+        }
+        self.content(number, &entry).map(Some)
     }
 
     /// Frame `number` as it is stored, which matched its hash.

@@ -50,6 +50,10 @@ struct Seen {
     torn: u64,
     /// How often the newest points were given up.
     cut_off: u64,
+    /// How often what had come of a part was laid down before its commit.
+    ahead: u64,
+    /// Parts that were laid down in part, and came otherwise afterwards.
+    withdrawn: u64,
 }
 
 struct Trial {
@@ -149,6 +153,8 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
             seen.locked,
             seen.thinned,
             seen.cut_off,
+            seen.ahead,
+            seen.withdrawn,
         ];
         assert!(seen.full > count, "{seen:?}");
         let disks = [
@@ -401,6 +407,20 @@ impl Trial {
         // Noted before: whether it was taken is asked of the tip, and nothing is lost if it was
         // not, as all of the part is sent again.
         self.sent = sent;
+        if self.chance.below(2) == 0 {
+            let received = receive(&self.folder, &bytes);
+            let name =
+                received.map_err(|source| JournalError::io("receive", "incoming", source))?;
+            for _ in 0..1 + self.chance.below(3) {
+                let come = Bytes(self.chance.below(bytes.len() as u64 + 1));
+                journal.lay_ahead(name, summary.root, come)?;
+                self.seen.ahead += 1;
+            }
+            if self.chance.below(3) == 0 {
+                self.seen.withdrawn += 1;
+                return Ok(());
+            }
+        }
         take(journal, &self.folder, &bytes, summary.root)?;
         self.next_part += 1;
         Ok(())

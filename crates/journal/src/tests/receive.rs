@@ -349,6 +349,102 @@ fn a_disk_that_grew_has_its_size_at_each_point() {
     assert_points(&journal, &points, "opened again");
 }
 
+/// What the base files hold.
+fn base_of(journal: &Journal) -> Disks {
+    let read = |(disk, file): (crate::index::BaseDisk, Arc<dyn durable::File>)| {
+        let mut content = vec![0xaa; usize::try_from(disk.size.0).expect("small")];
+        file.read_at(0, &mut content).expect("read");
+        content
+    };
+    let bases = journal.bases().expect("opened");
+    bases.into_iter().map(read).collect()
+}
+
+#[test]
+fn what_came_of_a_part_is_laid_down_before_its_commit_and_nothing_else() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made");
+    let empty = primary.disks.clone();
+    for seed in 0..20 {
+        primary.write(&mut Chance::new(seed));
+    }
+    let seed = primary.seed;
+    let header = primary.header(Content::Seed { seed, part: 0 });
+    let (bytes, root) = primary.segment(&header, &empty);
+    let name = receive(&folder, &bytes).expect("received");
+    let (mut laid, mut partly) = (empty.clone(), 0);
+    for come in (0..=bytes.len() as u64).step_by(512) {
+        let before = std::mem::replace(&mut laid, {
+            journal.lay_ahead(name, root, Bytes(come)).expect("laid");
+            base_of(&journal)
+        });
+        let blocks = |disks: &Disks| -> Vec<Vec<u8>> {
+            let blocks = disks.iter().flat_map(|disk| disk.chunks(BLOCK));
+            blocks.map(<[u8]>::to_vec).collect()
+        };
+        let states = blocks(&laid).into_iter().zip(blocks(&before));
+        for (now, wanted) in states.zip(blocks(&primary.disks)) {
+            let (now, before) = now;
+            assert!(now == before || now == wanted, "at {come}");
+        }
+        partly += u64::from(laid != empty && laid != primary.disks);
+    }
+    assert!(partly > 0 && laid == primary.disks);
+    assert_eq!(journal.check(&header, root), Verdict::Fits, "not published");
+    journal.commit(name, root).expect("committed");
+    assert!(base_of(&journal) == primary.disks);
+    // What was committed, and points, are none of its business.
+    let before = primary.disks.clone();
+    primary.write(&mut Chance::new(77));
+    let (known, bytes) = primary.cut(primary.seeded(1), &before);
+    let name = receive(&folder, &bytes).expect("received");
+    let all = Bytes(bytes.len() as u64);
+    journal.lay_ahead(name, known.root, all).expect("ignored");
+    assert!(base_of(&journal) == before);
+}
+
+#[test]
+fn a_part_that_is_not_what_was_offered_is_found_while_it_is_laid_down_and_is_not_committed() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let mut journal = primary.create(&folder).expect("made");
+    let empty = primary.disks.clone();
+    primary.write(&mut Chance::new(3));
+    let seed = primary.seed;
+    let header = primary.header(Content::Seed { seed, part: 0 });
+    let (bytes, root) = primary.segment(&header, &empty);
+    let all = Bytes(bytes.len() as u64);
+    let name = receive(&folder, &bytes).expect("received");
+    let other = Root([7; 32]);
+    let error = journal.lay_ahead(name, other, all).expect_err("another");
+    assert!(matches!(error, JournalError::NotOffered(_)), "{error}");
+    let mut tried = 0;
+    for byte in (0..bytes.len()).rev() {
+        let mut damaged = bytes.clone();
+        damaged[byte] ^= 1;
+        let name = receive(&folder, &damaged).expect("received");
+        let Err(error) = journal.lay_ahead(name, root, all) else {
+            panic!("byte {byte} says nothing");
+        };
+        if matches!(
+            error,
+            JournalError::Segment {
+                source: crate::SegmentError::Damaged(crate::segment::Site::Frame(_)),
+                ..
+            }
+        ) {
+            tried += 1;
+            journal.commit(name, root).expect_err("damaged");
+            if tried == 3 {
+                break;
+            }
+        }
+    }
+    assert_eq!(tried, 3);
+    let name = receive(&folder, &bytes).expect("received");
+    journal.commit(name, root).expect("as it was offered");
+    assert!(base_of(&journal) == primary.disks);
+}
+
 #[test]
 fn what_a_journal_takes_never_exceeds_what_it_was_said_to_take_while_it_is_merged() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());

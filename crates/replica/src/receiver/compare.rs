@@ -229,7 +229,7 @@ impl Receiving {
 
     /// Whether what is being received was offered before the comparison with `basis` began.
     fn is_before(&self, basis: Basis) -> bool {
-        let offer = self.incoming.as_ref().map(|incoming| incoming.offer());
+        let offer = self.incoming.as_ref().map(|current| current.0.offer());
         match (offer.map(|offer| offer.header.content), basis) {
             (Some(Content::Seed { .. }), Basis::Seed { round, .. }) => {
                 offer.is_some_and(|offer| offer.round < round)

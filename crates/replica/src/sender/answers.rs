@@ -216,6 +216,8 @@ impl Sender {
                     sent: Bytes(had),
                     total: Bytes(offer.file_len),
                 });
+                let tables = count.saturating_sub(Offer::TABLES as u64);
+                waiting.rotate_left(waiting.partition_point(|n| *n < tables));
                 let first = waiting.len().min(WINDOW);
                 let flying: BTreeSet<u64> = waiting.drain(..first).collect();
                 if flying.is_empty() {

@@ -62,12 +62,13 @@ async fn a_replica_without_room_refuses_each_step_and_goes_on_when_there_is_some
         is_full(sending.put(1).await);
     }
     small.make_room().unwrap();
-    for n in 1..4 {
+    for n in 1..3 {
         sending.put(n).await.unwrap();
     }
 
-    // Its blocks go into the base.
+    // Its blocks go into the base, from this chunk on.
     small.fill(MIB).unwrap();
+    sending.put(3).await.unwrap();
     for _ in 0..2 {
         is_full(link.commit(offer.root).await);
         assert_eq!(tip().await, at(sending.parts(0)));

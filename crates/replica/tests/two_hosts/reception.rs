@@ -111,10 +111,19 @@ async fn nothing_is_taken_in_after_a_pause_though_it_was_let_in_before() {
         offer,
         ..
     } = &sending;
-    sending.put_all().await;
+    let resume = || {
+        let resume = |enrolled: &mut Enrolled| enrolled.relation.reception.paused = false;
+        replicas.with(spec.id, resume).unwrap();
+    };
+    link.offer(offer).await.unwrap();
+    replicas.pauses.store(true, Ordering::Relaxed);
+    sending.put(0).await.unwrap();
+    assert_eq!(super::segments::laid_down(replicas, spec, 1, 8), 0);
+    resume();
     replicas.pauses.store(true, Ordering::Relaxed);
     let problem = refused(link.commit(offer.root).await.unwrap_err());
     assert!(problem.reason.contains("paused"), "{problem}");
+    assert_eq!(super::segments::laid_down(replicas, spec, 1, 8), 0);
     let parts = |tip| match tip {
         TipAnswer::At {
             tip: Tip::Seeding { parts, .. },
@@ -123,8 +132,7 @@ async fn nothing_is_taken_in_after_a_pause_though_it_was_let_in_before() {
         other => panic!("{other:?}"),
     };
     assert_eq!(parts(link.tip(&ask.lineage).await.unwrap()), 0);
-    let resume = |enrolled: &mut Enrolled| enrolled.relation.reception.paused = false;
-    replicas.with(spec.id, resume).unwrap();
+    resume();
     // What had come is there still, and is not sent again.
     let missing = OfferAnswer::Missing { chunks: Vec::new() };
     assert_eq!(link.offer(offer).await.unwrap(), missing);

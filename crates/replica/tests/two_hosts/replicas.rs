@@ -74,6 +74,14 @@ impl Receipts for Paced {
         self.journal.take(file, header, root)
     }
 
+    fn ahead(&mut self, file: &Path, root: Root, come: u64) -> Result<(), Problem> {
+        match &self.disk {
+            // It lies elsewhere until it is whole.
+            Some(_) => Ok(()),
+            None => self.journal.ahead(file, root, come),
+        }
+    }
+
     fn open_point(&self, point: PointId) -> Result<Arc<PointReader>, Problem> {
         Receipts::open_point(&self.journal, point)
     }
@@ -218,10 +226,7 @@ impl ReplicaHost for Replicas {
         })?
     }
 
-    async fn admit(&self, vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
-        if self.pauses.swap(false, Ordering::Relaxed) {
-            self.with(vm, |enrolled| enrolled.relation.reception.paused = true)?;
-        }
+    async fn admit(&self, _vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
         if len + held > self.limit.load(Ordering::Relaxed) {
             return Err(Problem::new(Code::Full, "the store", "is full", ""));
         }
@@ -229,7 +234,9 @@ impl ReplicaHost for Replicas {
     }
 
     async fn shelf(&self, vm: VmId) -> Result<Shelf<Paced>, Problem> {
+        let pauses = self.pauses.swap(false, Ordering::Relaxed);
         self.with(vm, |enrolled| {
+            enrolled.relation.reception.paused |= pauses;
             let mut shelf = enrolled.shelf.lock().unwrap();
             if shelf.is_none() && enrolled.standing.role == Role::Replica {
                 let disk = self.disk.lock().unwrap().clone();

@@ -1,5 +1,7 @@
 //! Segments on their way into the journal.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 #[tokio::test]
@@ -102,6 +104,101 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     assert!(content == expected, "the point reads as what was cut");
     let left = std::fs::read_dir(replicas.path.join(Journal::INCOMING)).unwrap();
     assert_eq!(left.count(), 0, "nothing is left of what was received");
+}
+
+/// What is in the base of the replica's only disk that was sent with `salt`, in blocks from the beginning.
+pub(super) fn laid_down(replicas: &Replicas, spec: &VmSpec, salt: u64, blocks: usize) -> usize {
+    let base = replicas.path.join(Journal::base_file(spec.disks[0].id));
+    let base = std::fs::read(base).unwrap();
+    let sent = noise(salt, blocks * 4096);
+    let same = base.chunks(4096).zip(sent.chunks(4096));
+    same.take_while(|(one, other)| one == other).count()
+}
+
+#[tokio::test]
+async fn a_part_is_laid_down_while_it_comes_until_another_one_takes_its_place() {
+    let sending = Sending::of(pair().await, 2000).await;
+    let Sending {
+        a,
+        replicas,
+        spec,
+        ask,
+        link,
+        offer,
+        ..
+    } = &sending;
+    link.offer(offer).await.unwrap();
+    let laid = || laid_down(replicas, spec, 1, 2000);
+    let mut seen = Vec::new();
+    for n in [0, 2, 3, 1] {
+        sending.put(n).await.unwrap();
+        seen.push(laid());
+    }
+    // Nothing without the tables, then what has come; all of a frame or nothing.
+    let blocks = usize::try_from(CHUNK).unwrap() / 4096;
+    assert_eq!(seen[..2], [0, 0]);
+    assert!((blocks - 32..=blocks).contains(&seen[2]), "{seen:?}");
+    assert_eq!(seen[3], 2000);
+    let tip = link.tip(&ask.lineage).await.unwrap();
+    assert_eq!(tip, at(sending.parts(0)), "not published");
+
+    // Sent anew, otherwise.
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let other = segment(&a.path, header(spec, &ask.lineage, part), 2000, 2);
+    let instead = outbox::offer(&other).await.unwrap();
+    link.offer(&instead).await.unwrap();
+    let late = refused(sending.put(1).await.unwrap_err());
+    assert_eq!(late.code, Code::NotFound);
+    for n in [2, 3, 0, 1] {
+        let chunk = outbox::chunk(&other, n).await.unwrap();
+        link.put(instead.root, n, chunk).await.unwrap();
+    }
+    let committed = link.commit(instead.root).await.unwrap();
+    assert!(matches!(committed, CommitAnswer::Committed { .. }));
+    assert_eq!(laid_down(replicas, spec, 2, 2000), 2000);
+}
+
+#[tokio::test]
+async fn a_part_whose_content_has_no_room_is_not_laid_down_before_it_is_refused() {
+    let sending = Sending::of(pair().await, 16).await;
+    let Sending {
+        a,
+        replicas,
+        spec,
+        ask,
+        link,
+        ..
+    } = &sending;
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    let file = a.path.join("bomb.segment");
+    let out = std::fs::File::create(&file).unwrap();
+    let mut writer = SegmentWriter::create(out, &header(spec, &ask.lineage, part)).unwrap();
+    let frame = [7; 16 * 4096];
+    for at in 0..100 {
+        writer.push_frame(0, at * 16, &frame).unwrap();
+    }
+    writer.finish().unwrap();
+    let bomb = outbox::read(&file).unwrap();
+    let offer = outbox::offer(&bomb).await.unwrap();
+    assert_eq!(offer.chunks.len(), 1);
+    link.offer(&offer).await.unwrap();
+    let base = replicas.path.join(Journal::base_file(spec.disks[0].id));
+    let held = || std::fs::metadata(&base).unwrap().blocks();
+    replicas.limit.store(offer.file_len, Ordering::Relaxed);
+    let chunk = outbox::chunk(&bomb, 0).await.unwrap();
+    link.put(offer.root, 0, chunk.clone()).await.unwrap();
+    let problem = refused(link.commit(offer.root).await.unwrap_err());
+    assert_eq!((problem.code, held()), (Code::Full, 0));
+    replicas.limit.store(64 * CHUNK, Ordering::Relaxed);
+    let committed = link.commit(offer.root).await.unwrap();
+    assert!(matches!(committed, CommitAnswer::Committed { .. }));
+    assert!(held() > 0);
 }
 
 #[tokio::test]
