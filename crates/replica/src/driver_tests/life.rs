@@ -5,7 +5,7 @@ use second::Second;
 use super::*;
 
 /// What must have happened in many lives.
-const LIVES: [&str; 20] = [
+const LIVES: [&str; 21] = [
     "lost request",
     "lost answer",
     "repeated request",
@@ -15,6 +15,7 @@ const LIVES: [&str; 20] = [
     "primary killed",
     "primary lost power",
     "replica killed",
+    "part laid down ahead",
     "primary restored",
     "replica restored",
     "paused on the replica",

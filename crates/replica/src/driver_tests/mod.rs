@@ -218,6 +218,10 @@ struct World {
     pending: Option<(Offer, BTreeSet<u64>)>,
     /// Chunks on the replica's disk, by root.
     store: BTreeMap<Root2, BTreeMap<u64, Bytes>>,
+    /// Chunks of a part that were laid down before its commit.
+    ahead: BTreeMap<(Root2, u64), Laid>,
+    /// Blocks of which the content came so, and was not committed since.
+    tentative: BTreeSet<(usize, u64)>,
     /// Nothing is let in that was issued up to here.
     issued: u64,
     /// No part of an earlier one is let in.
@@ -242,6 +246,8 @@ struct World {
     seen: Seen,
 }
 
+/// A block that was written, and what was there before.
+type Laid = Option<((usize, u64), Option<u64>)>;
 /// A root as a key.
 type Root2 = [u8; 32];
 /// Disk and region.
@@ -301,6 +307,8 @@ impl World {
             damaged: BTreeSet::new(),
             pending: None,
             store: BTreeMap::new(),
+            ahead: BTreeMap::new(),
+            tentative: BTreeSet::new(),
             issued: 0,
             round: 0,
             resent: 0,

@@ -14,6 +14,14 @@ impl World {
         for chunks in self.store.values_mut() {
             chunks.retain(|_, _| chance.percent(70));
         }
+        // What was laid down ahead was not synced.
+        for (n, laid) in std::mem::take(&mut self.ahead) {
+            match laid {
+                Some((block, Some(before))) if n.1 % 4 < 2 => self.received.insert(block, before),
+                Some((block, None)) if n.1 % 4 < 2 => self.received.remove(&block),
+                _ => continue,
+            };
+        }
         self.chance = chance;
     }
 
@@ -102,8 +110,17 @@ impl World {
                 let index = usize::try_from(n).expect("small");
                 assert_eq!(Digest::of(chunk), offer.chunks[index], "another chunk");
                 there.insert(n);
+                let is_part = matches!(offer.header.content, Content::Seed { .. });
                 let chunks = self.store.entry(root.0).or_default();
                 chunks.insert(n, chunk.clone());
+                // Every other one, whatever the chance.
+                let is_ahead = (u64::from(root.0[0]) + n) % 2 == 0;
+                if is_part && is_ahead && !self.ahead.contains_key(&(root.0, n)) {
+                    self.happened("part laid down ahead");
+                    let laid = self.lay_down(chunk, true);
+                    self.tentative.extend(laid.map(|(block, _)| block));
+                    self.ahead.insert((root.0, n), laid);
+                }
                 Ok(())
             }
             _ => Err(LinkError::Refused(problem(Code::NotFound, "not offered"))),
@@ -133,18 +150,17 @@ impl World {
             self.pending = Some((offer, there));
             return CommitAnswer::Again { problem };
         }
-        for chunk in self.store.remove(&root.0).unwrap_or_default().into_values() {
-            let number = |at: usize| {
-                u64::from_le_bytes(chunk[8 * at..8 * at + 8].try_into().expect("eight bytes"))
+        let is_part = matches!(offer.header.content, Content::Seed { .. });
+        for (n, chunk) in self.store.remove(&root.0).unwrap_or_default() {
+            let laid = match self.ahead.get(&(root.0, n)) {
+                Some(laid) => *laid,
+                None => self.lay_down(&chunk, is_part),
             };
-            if number(0) != u64::MAX {
-                let disk = usize::try_from(number(0)).expect("small");
-                let before = self.received.insert((disk, number(1)), number(2));
-                let part = matches!(offer.header.content, Content::Seed { .. });
-                self.resent += u64::from(part && before == Some(number(2)));
-                self.rotten.remove(&(disk, number(1)));
+            if let Some((block, _)) = laid {
+                self.tentative.remove(&block);
             }
         }
+        self.ahead.clear();
         self.tip = match offer.header.content {
             Content::Seed { seed, part } => Tip::Seeding {
                 seed,
@@ -173,5 +189,20 @@ impl World {
             }
         };
         CommitAnswer::Committed { tip: self.tip }
+    }
+    /// Writes the block that a chunk holds, if it holds one: which, and what was there before.
+    fn lay_down(&mut self, chunk: &[u8], is_part: bool) -> Laid {
+        let number = |at: usize| {
+            u64::from_le_bytes(chunk[8 * at..8 * at + 8].try_into().expect("eight bytes"))
+        };
+        if number(0) == u64::MAX {
+            return None;
+        }
+        let block = (usize::try_from(number(0)).expect("small"), number(1));
+        let before = self.received.insert(block, number(2));
+        let had = before == Some(number(2)) && !self.tentative.contains(&block);
+        self.resent += u64::from(is_part && had);
+        self.rotten.remove(&block);
+        Some((block, before))
     }
 }
