@@ -192,6 +192,16 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     let kept = text(&report, "/disks/0/file")?;
     let proved = judge(Path::new(kept), Cut::Point)?.committed;
     ensure!(proved >= lost, "{proved} of {lost}");
+    // Nothing is merged into it, and the twin takes no more for every point.
+    pair.pollux
+        .pollux(&["replica", "set", "web", "--keep", "2:all"])?;
+    let oldest = |host: &Host| points(host).first().map(|point| point["id"].clone());
+    let first = oldest(&pair.castor).context("a point")?;
+    until(3 * MINUTE, "the oldest points go into each other", || {
+        Ok((oldest(&pair.castor) != Some(first.clone())).then_some(()))
+    })?;
+    let report = pair.castor.json(&["failover", "lost-writes", "web"])?;
+    println!("held: {}", text(&report, "/held")?);
     look_into_lost_writes(&mut pair.castor, Path::new(kept), proved)?;
     let (castor, pollux) = (&pair.castor, &pair.pollux);
     castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
@@ -202,6 +212,10 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
             .exit
             == 3
     );
+
+    until(MINUTE, "points are merged again", || {
+        Ok((points(castor).len() <= 3).then_some(()))
+    })?;
 
     // Home, as planned: nothing is lost.
     pollux.pollux(&["failover", "prepare", "web"])?;

@@ -246,6 +246,9 @@ pub struct LostWrites {
     pub until: Option<Timestamp>,
     /// The disks as they were.
     pub disks: Vec<LostDisk>,
+    /// What older points of the twin take that would be merged otherwise. None: it cannot be told now.
+    #[serde(default)]
+    pub held: Option<Bytes>,
     /// How they are read, while they are open.
     #[serde(default)]
     pub open: Vec<OpenDisk>,

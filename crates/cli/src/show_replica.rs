@@ -76,6 +76,12 @@ impl Shown for LostWrites {
                 below.push_str(&format!("\n  open: {}", open.uri));
             }
         }
+        if let Some(held) = self.held {
+            let held = Bytes(held.0.div_ceil(1 << 20) << 20);
+            below.push_str(&format!(
+                "\nfor its sake {held} of older points are kept; `--drop` lets them go"
+            ));
+        }
         finish(&table) + &below
     }
 }
@@ -783,6 +789,7 @@ mod lost_writes {
                 disk(1, Some(Vec::new())),
                 disk(2, None),
             ],
+            held: Some(Bytes((3 << 20) - 1)),
             open: vec![OpenDisk {
                 slot: 1,
                 id: DiskId::random(),
@@ -800,6 +807,7 @@ mod lost_writes {
             "disk 2: nobody can tell which of its 1 GiB",
             "/state/branch/disk2.raw",
             "open: nbd+unix:///disk?socket=/run/nbd1.sock",
+            "3 MiB of older points are kept; `--drop`",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }

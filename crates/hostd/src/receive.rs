@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::{EventKind, Severity};
 use jiff::Timestamp;
 use journal::{Header, Journal, Room};
-use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, VmId, VmState};
+use model::{Bytes, Code, DiskId, Keep, Lineage, Problem, RelationshipId, VmId, VmState};
 use replica::authorization::Content;
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
 use replica::standing::Role;
@@ -401,19 +401,27 @@ impl ReplicaHost for Twins {
         let reserve = self.0.settings.store_reserve;
         let name = self.0.name().to_owned();
         let place = view.home.place.clone();
+        let keep = kept_points(&self.0, &vm);
         let checked = tokio::task::spawn_blocking(move || {
             let limit = limit.map(|limit| remaining(limit, &others)).transpose()?;
             let limit = limit.map(|limit| Bytes(limit.0.saturating_sub(held)));
             let room = Room { limit, reserve };
-            store.with(|journal| {
-                journal.would_fit(Bytes(len), room).map_err(|error| {
-                    let way_out = no_room(&name, said.as_ref());
-                    Problem {
-                        code: Code::Full,
-                        way_out,
-                        ..Problem::failed(view.thing(), &error)
-                    }
-                })
+            let fits = store.with(|journal| Ok(journal.would_fit(Bytes(len), room)))?;
+            fits.map_err(|error| {
+                let mut way_out = no_room(&name, said.as_ref());
+                // What cannot be told is no way out.
+                if let Ok(Some(held)) = store.held_back(&keep) {
+                    let vm = &view.home.spec.name;
+                    way_out.push_str(&format!(
+                        ". `pollux failover lost-writes {vm} --drop` there gives up what it wrote and never \
+                         sent, for whose sake {held} of older points are kept"
+                    ));
+                }
+                Problem {
+                    code: Code::Full,
+                    way_out,
+                    ..Problem::failed(view.thing(), &error)
+                }
             })
         });
         let checked = checked
@@ -445,23 +453,33 @@ impl ReplicaHost for Twins {
         if header.point().is_none() || vm.view().standing.role != Role::Replica {
             return;
         }
-        let wanted = vm.view().relation.and_then(|relation| relation.keep);
-        let keep = wanted.unwrap_or_else(|| self.0.settings.keep.clone());
-        let reserve = self.0.settings.store_reserve;
-        tokio::task::spawn_blocking(move || {
-            if let Err(problem) = store.retain(&keep, reserve) {
-                tracing::error!(vm = %vm.id, %problem, "old points do not go");
-            }
-            if let Err(problem) = store.tidy() {
-                tracing::warn!(vm = %vm.id, %problem, "run files are not made: points open slower");
-            }
-        });
+        let_points_go(&self.0, vm, store);
     }
 
     async fn remove(&self, vm: VmId) -> Result<(), Problem> {
         let vm = self.vm(vm)?;
         vm.ask(|answer| Message::Removed { answer }).await.map(drop)
     }
+}
+
+/// Which points of a twin are kept.
+pub(crate) fn kept_points(host: &Host, vm: &Vm) -> Keep {
+    let wanted = vm.view().relation.and_then(|relation| relation.keep);
+    wanted.unwrap_or_else(|| host.settings.keep.clone())
+}
+
+/// Lets the others go, in the background.
+pub(crate) fn let_points_go(host: &Host, vm: Vm, store: twin::Store) {
+    let keep = kept_points(host, &vm);
+    let reserve = host.settings.store_reserve;
+    tokio::task::spawn_blocking(move || {
+        if let Err(problem) = store.retain(&keep, reserve) {
+            tracing::error!(vm = %vm.id, %problem, "old points do not go");
+        }
+        if let Err(problem) = store.tidy() {
+            tracing::warn!(vm = %vm.id, %problem, "run files are not made: points open slower");
+        }
+    });
 }
 
 async fn blocking<T: Send + 'static>(

@@ -419,6 +419,15 @@ impl Store {
         self.with(|journal| Ok(journal.points()))
     }
 
+    /// What points take that would have gone by `keep` if nothing had to stay that was written here and
+    /// never sent; none if nothing has to. Blocking.
+    pub(crate) fn held_back(&self, keep: &Keep) -> Result<Option<Bytes>, Problem> {
+        match Branch::holds(&self.folder) {
+            true => self.with(|journal| Ok(Some(journal.due_len(keep, Timestamp::now())))),
+            false => Ok(None),
+        }
+    }
+
     /// The newest point. Blocking.
     pub(crate) fn newest(&self) -> Result<PointId, Problem> {
         self.find(LATEST)
@@ -531,8 +540,9 @@ impl Store {
     }
 
     /// Lets go of the points that `keep` does not want: the oldest ones into the base, others into the
-    /// next newer one while more than `reserve` is free. The journal takes points in meanwhile.
-    /// Blocking.
+    /// next newer one while more than `reserve` is free. While what was written here and never sent lies
+    /// in the base, which has to stay, the oldest ones go into each other. The journal takes points in
+    /// meanwhile. Blocking.
     pub(crate) fn retain(&self, keep: &Keep, reserve: Bytes) -> Result<(), Problem> {
         let Ok(_alone) = self.merging.try_lock() else {
             return Ok(());
@@ -588,7 +598,12 @@ impl Store {
         let failed = |error| Problem::failed(&self.thing, &error);
         let now = Timestamp::now();
         let begun = match self.lock().as_mut() {
-            Some(journal) => journal.begin_thin(keep, now, reserve).map_err(failed)?,
+            Some(journal) => match journal.begin_thin(keep, now, reserve).map_err(failed)? {
+                None if Branch::holds(&self.folder) => journal
+                    .begin_thin_oldest(keep, now, reserve)
+                    .map_err(failed)?,
+                begun => begun,
+            },
             None => None,
         };
         let Some(thin) = begun else {

@@ -23,7 +23,12 @@ pub(crate) fn make_bases(folder: &dyn Folder, disks: &[BaseDisk]) -> Result<(), 
     for disk in disks {
         let name = disk.file();
         let make = || {
-            // One that an interrupted attempt left is emptied.
+            // One that an interrupted attempt left, or that could not be removed. It is not emptied: what is
+            // the base of a former primary has another name, under which it is kept.
+            match folder.remove(&name) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             let file = folder.create(&name)?;
             file.set_len(disk.size.0)?;
             file.sync()

@@ -34,8 +34,9 @@ use visible::Visible;
 /// Most segments at once. Each is open, and is looked at for every run of the result.
 pub(crate) const MAX_SEGMENTS: usize = 128;
 
-/// Most frames of all of them together: 24 MiB of memory.
-const MAX_SOURCE_FRAMES: u64 = MAX_FRAMES as u64;
+/// Most frames of all of them together: 48 MiB of memory. As many again as the result has at most, for much
+/// of it is hidden.
+const MAX_SOURCE_FRAMES: u64 = 2 * MAX_FRAMES as u64;
 
 /// [`BLOCK_SIZE`] in memory.
 const BLOCK: usize = 4096;

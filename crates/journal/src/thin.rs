@@ -18,8 +18,22 @@
 //! However long a point is open, segments do not pile up below it: none comes there any more. Those at or
 //! below it are at most what the policy left when it was opened; what comes later lies above, and is
 //! thinned as ever. What is below is thinned once the point is closed.
+//!
+//! Where the base has to stay as it is, the oldest points go into each other instead
+//! ([`Journal::begin_thin_oldest`]), so that they take no more for it than about twice what differs from
+//! the base:
+//!
+//! ```text
+//!   base (stays)   [1 . . . 9]   10 11 12 .. 40    50 51 52     the policy keeps 50 and newer
+//!                  [1 . . . . . . . . . . . . 40]  50 51 52     once 10 to 40 are as long as 1 to 9
+//! ```
+//!
+//! Some more points are kept than the policy wants, [`PARTS`] and a few: what is short waits for more
+//! of it, what is long for as much again. So a byte is written again when what it lies in doubles, and no
+//! more often. What one segment does not hold (256 GiB) stays apart.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use durable::{File, Folder, Need};
@@ -33,6 +47,10 @@ use crate::{Journal, JournalError, SegmentReader, Summary};
 
 /// What is being written. It is none of the journal's: removed when it is opened.
 pub(crate) const NEW: &str = "segments/new";
+
+/// Most segments of points that are to go, where these cannot go into the base, before short ones are put
+/// together without the long ones beside them.
+pub(crate) const PARTS: usize = if cfg!(test) { 4 } else { 64 };
 
 /// Neighbouring segments on their way into one. Borrows nothing, so that it can run on another
 /// thread while the journal goes on taking points in.
@@ -52,6 +70,35 @@ pub struct Thinned {
     /// None: one segment does not hold as much.
     summary: Option<Summary>,
     _token: Arc<()>,
+}
+
+/// Of neighbours, which are so long, those to put together: all of them if it is worth it, so that none of
+/// their bytes is written again before there is as much beside it. Where it is not, or `can` says no to
+/// all, some of them on one side of the longest; if it is not, only if `parts`.
+fn worthwhile<E>(
+    lens: &[u64],
+    among: Range<usize>,
+    parts: bool,
+    can: &impl Fn(Range<usize>) -> Result<bool, E>,
+) -> Result<Option<Range<usize>>, E> {
+    let of = |at: &usize| lens[*at];
+    let Some(longest) = among.clone().max_by_key(of).filter(|_| among.len() > 1) else {
+        return Ok(None);
+    };
+    let sum: u64 = lens[among.clone()].iter().sum();
+    let worth = sum - lens[longest] >= lens[longest];
+    if worth && can(among.clone())? {
+        return Ok(Some(among));
+    }
+    if !worth && !parts {
+        return Ok(None);
+    }
+    for side in [among.start..longest, longest + 1..among.end] {
+        if let Some(found) = worthwhile(lens, side, parts, can)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Segments that one does not hold, by the numbers of the first and the last. They are not tried again
@@ -181,6 +228,20 @@ impl Journal {
         usize::from(self.index.base == Base::Merging) + merges.count()
     }
 
+    /// What the segments take that would go into the base by `keep`.
+    #[must_use]
+    pub fn due_len(&self, keep: &Keep, now: Timestamp) -> Bytes {
+        let going = self.going(keep, now);
+        let len = |step: &Going| match step {
+            Going::Merge(point) => match self.index.find(*point) {
+                Some((Some(_), entry)) => Some(entry.file_len.0),
+                _ => Some(0),
+            },
+            Going::Squash { .. } => None,
+        };
+        Bytes(going.iter().map_while(len).sum())
+    }
+
     /// The next points to put into a newer one by `keep`; none if there are none, or if the file
     /// system has less left than that takes and `reserve`.
     ///
@@ -208,22 +269,90 @@ impl Journal {
             let Some(entries) = self.group(&points, into, lasts) else {
                 continue;
             };
-            let len: u64 = entries.iter().map(|entry| entry.file_len.0).sum();
-            let free = self
-                .folder
-                .free()
-                .map_err(|source| JournalError::io("measure", "", source))?;
-            if len.saturating_add(reserve.0) > free {
-                tracing::debug!(len, free, "no room for putting segments together");
-                continue;
+            if self.has_room(&entries.iter().collect::<Vec<_>>(), reserve)? {
+                return Ok(Some(self.thin(entries)));
             }
-            return Ok(Some(Thin {
-                folder: self.folder.clone(),
-                entries,
-                token: self.merge.clone(),
-            }));
         }
         Ok(None)
+    }
+
+    /// The next of the oldest points that go by `keep` to put together, where the base has to stay as it
+    /// is; as [`Journal::begin_thin`]. The newest of them stays, until it goes with others.
+    ///
+    /// # Errors
+    /// As [`Journal::begin_thin`].
+    pub fn begin_thin_oldest(
+        &mut self,
+        keep: &Keep,
+        now: Timestamp,
+        reserve: Bytes,
+    ) -> Result<Option<Thin>, JournalError> {
+        self.settle()?;
+        if self.is_merging() {
+            return Err(JournalError::Busy);
+        }
+        let untouched = self.read_up_to();
+        let mut entries = Vec::new();
+        for step in self.going(keep, now) {
+            let Going::Merge(point) = step else {
+                break;
+            };
+            match self.index.find(point) {
+                Some((Some(position), entry))
+                    if Some(point.sequence) > untouched && self.is_free(position) =>
+                {
+                    entries.push(entry);
+                }
+                // The base is, or somebody reads what lies above it.
+                _ => {}
+            }
+        }
+        let parts = entries.len() > PARTS;
+        for some in entries.chunks(MAX_SEGMENTS) {
+            let lens: Vec<_> = some.iter().map(|entry| entry.file_len.0).collect();
+            let can = |range: Range<usize>| {
+                let some = &some[range];
+                Ok::<_, JournalError>(!self.is_unfit(some) && self.has_room(some, reserve)?)
+            };
+            if let Some(found) = worthwhile(&lens, 0..some.len(), parts, &can)? {
+                let entries = some[found].iter().copied().cloned().collect();
+                return Ok(Some(self.thin(entries)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn thin(&self, entries: Vec<Entry>) -> Thin {
+        Thin {
+            folder: self.folder.clone(),
+            entries,
+            token: self.merge.clone(),
+        }
+    }
+
+    /// Whether the file system has room for all of `entries` once more, and `reserve`.
+    fn has_room(&self, entries: &[&Entry], reserve: Bytes) -> Result<bool, JournalError> {
+        let len: u64 = entries.iter().map(|entry| entry.file_len.0).sum();
+        let free = self
+            .folder
+            .free()
+            .map_err(|source| JournalError::io("measure", "", source))?;
+        let has = len.saturating_add(reserve.0) <= free;
+        if !has {
+            tracing::debug!(len, free, "no room for putting segments together");
+        }
+        Ok(has)
+    }
+
+    /// Whether one segment is known not to hold these, or some of them.
+    fn is_unfit(&self, entries: &[&Entry]) -> bool {
+        let numbers = |entry: &&Entry| entry.point.sequence;
+        let (Some(first), Some(last)) = (entries.first().map(numbers), entries.last().map(numbers))
+        else {
+            return false;
+        };
+        let mut unfit = self.unfit.iter();
+        unfit.any(|(from, to)| first <= *from && *to <= last)
     }
 
     /// The segments to put together now, the oldest first, if it is worth that.
@@ -367,5 +496,69 @@ impl Journal {
             thinned += u32::from(self.finish_thin(done, now)?);
         }
         Ok((merges, thinned))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Chance;
+
+    /// Each point changes some of so many bytes; put together, the same bytes are there once.
+    #[test]
+    fn what_goes_is_at_most_twice_what_differs_in_few_segments_and_is_not_written_often() {
+        const DIFFERS: u64 = 1 << 24;
+        for seed in 0..20 {
+            let mut chance = Chance::new(seed);
+            let (mut lens, mut came, mut written) = (Vec::<u64>::new(), 0, 0);
+            for number in 0..4000 {
+                // Little for long, then much; the first one is what a failover left to send.
+                let limit = [64, 1 << 10, 1 << 17][chance.index(3)];
+                let len = match number {
+                    0 => DIFFERS / 2,
+                    _ => 1 + chance.below(limit),
+                };
+                lens.push(len);
+                came += len;
+                let can = |_| Ok::<_, ()>(true);
+                while let Some(found) =
+                    worthwhile(&lens, 0..lens.len(), lens.len() > PARTS, &can).expect("none")
+                {
+                    let sum: u64 = lens[found.clone()].iter().sum();
+                    let one = sum.min(DIFFERS);
+                    written += one;
+                    lens.splice(found, [one]);
+                }
+                let sum: u64 = lens.iter().sum();
+                assert!(sum < 2 * DIFFERS, "{sum} after {number}");
+                assert!(lens.len() <= PARTS + 40, "{lens:?}");
+            }
+            assert!(
+                came > 4 * DIFFERS && written < 8 * came,
+                "{written} of {came}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_may_not_be_put_together_is_left_out_and_its_neighbours_are_not() {
+        let lens = [5, 9, 1, 1, 2, 9, 4, 4];
+        let all = |range: Range<usize>| Ok::<_, ()>(range.len() < 8);
+        let found = worthwhile(&lens, 0..8, false, &all).expect("none");
+        assert_eq!(
+            found,
+            Some(0..5),
+            "older than the newest of the two longest"
+        );
+        let none = |_: Range<usize>| Ok::<_, ()>(false);
+        assert_eq!(worthwhile(&lens, 0..8, true, &none), Ok(None));
+        assert_eq!(
+            worthwhile(&[9, 1, 1], 0..3, false, &|_| Ok::<_, ()>(true)),
+            Ok(None)
+        );
+        assert_eq!(
+            worthwhile(&[9, 1, 1], 0..3, true, &|_| Ok::<_, ()>(true)),
+            Ok(Some(1..3))
+        );
     }
 }

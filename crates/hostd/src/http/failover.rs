@@ -21,6 +21,7 @@ use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::event::Draft;
 use crate::host::{Host, NameReservation};
+use crate::receive::{kept_points, let_points_go};
 use crate::twin::{LATEST, LOST, nothing_lost};
 use crate::vm::another::Choice;
 use crate::vm::branch::Branch;
@@ -210,8 +211,14 @@ pub(super) async fn lost_writes(
     let vm = host.find(&vm)?;
     let view = vm.view();
     let thing = view.thing();
-    let read = blocking(move || Branch::read(&view.home.path)).await?;
-    let (branch, was) = read.ok_or_else(|| nothing_lost(&thing))?;
+    let (store, keep) = (vm.store.clone(), kept_points(&host, &vm));
+    let read = blocking(move || {
+        let read = Branch::read(&view.home.path)?;
+        // What it keeps is told while the journal is away, too.
+        let held = store.and_then(|store| store.held_back(&keep).ok().flatten());
+        Ok(read.map(|(branch, was)| (branch, was, held)))
+    });
+    let (branch, was, held) = read.await?.ok_or_else(|| nothing_lost(&thing))?;
     let opened = vm
         .store
         .iter()
@@ -234,6 +241,7 @@ pub(super) async fn lost_writes(
         since: branch.since,
         until: branch.until,
         disks: disks.collect(),
+        held,
         open: opened.flat_map(|one| open_disks(&one)).collect(),
     }))
 }
@@ -253,9 +261,11 @@ pub(super) async fn drop_lost_writes(
         store.newest()?;
         store.while_lost_is_free(|| {
             Branch::drop_of(home).map_err(|error| Problem::failed(thing, &error))
-        })
+        })?;
+        Ok(store)
     });
-    dropped.await?;
+    // If the store is full, no point comes that would begin it.
+    let_points_go(&host, vm, dropped.await?);
     Ok(Json(()))
 }
 

@@ -177,6 +177,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use model::{Bus, Bytes, Generation, Lineage, VmSpec};
+    use replica::standing::Role;
 
     use super::*;
     use crate::flushes::Flushes;
@@ -240,6 +241,105 @@ mod tests {
         let nothing = tempfile::tempdir().expect("scratch");
         let refused = store.lost(nothing.path()).expect_err("nothing is kept");
         assert_eq!(refused.code, Code::NotFound);
+    }
+
+    /// A point of one disk, in which the block `at` is full of `byte`.
+    fn point(store: &Store, was: &VmFolder, lineage: &Lineage, sequence: u64, at: u64, byte: u8) {
+        let disk = &was.spec.disks[0];
+        store
+            .with(|journal| {
+                let since = match journal.tip() {
+                    journal::Tip::Seeding { seed, .. } => Since::Seed { seed, parts: 0 },
+                    journal::Tip::Point { point, .. } => Since::Point(point),
+                };
+                let header = Header {
+                    vm: was.spec.id,
+                    disks: vec![former::extent(disk)],
+                    lineage: lineage.clone(),
+                    content: Content::Delta { sequence, since },
+                    time: Timestamp::now(),
+                    consistency: Consistency::Crash,
+                };
+                let incoming = store.folder().join(Journal::INCOMING).join("1");
+                let out = File::create(incoming).expect("made");
+                let mut writer = SegmentWriter::create(out, &header).expect("a header");
+                // What compresses to nothing would fill no journal.
+                let (mut content, mut chance) = (vec![0; 4096], sequence);
+                for bytes in content.chunks_mut(8) {
+                    chance = chance.wrapping_mul(6_364_136_223_846_793_005) + 1;
+                    bytes.copy_from_slice(&(chance ^ chance >> 33).to_le_bytes());
+                }
+                content[0] = byte;
+                writer.push_frame(0, at, &content).expect("fits");
+                let (summary, _) = writer.finish().expect("written");
+                Ok(journal.commit("1", summary.root).expect("taken"))
+            })
+            .expect("a point");
+    }
+
+    /// The journal of a twin grew by every point for as long as these writes were kept.
+    #[test]
+    fn while_it_is_kept_points_go_all_the_same_and_take_twice_the_disk_at_most() {
+        let (home, store, was) = kept();
+        let lost = store.lost(home.path()).expect("kept");
+        let kept_disk = was.disk_file(&was.spec.disks[0]);
+        let (keep, lineage) = ("3:all".parse().expect("a policy"), Lineage::begin("castor"));
+        let points = 700_u64;
+        let mut most = 0;
+        for sequence in 1..=points {
+            let at = sequence * 7 % (SIZE / 4096);
+            point(
+                &store,
+                &was,
+                &lineage,
+                sequence,
+                at,
+                sequence.to_le_bytes()[0],
+            );
+            if sequence % 4 > 0 {
+                continue;
+            }
+            // The receiver puts it on the shelf.
+            drop(store.shelf(|| Role::Replica).expect("opened"));
+            store.retain(&keep, Bytes(0)).expect("done");
+            let held = store.held_back(&keep).expect("told").expect("it is kept");
+            most = most.max(held.0);
+        }
+        println!("{} at most", Bytes(most));
+        assert!(most > SIZE && most < 2 * SIZE + SIZE / 4, "{}", Bytes(most));
+        assert!(store.points().expect("told").len() < 100);
+        let is_as_it_was = || {
+            fs::read(&kept_disk)
+                .expect("there")
+                .iter()
+                .all(|byte| *byte == 7)
+        };
+        assert!(is_as_it_was());
+        let open = |journal: &mut Journal| Ok(journal.open_point(lost.point).expect("there"));
+        let reader = lost.store.with(open).expect("opened");
+        let mut block = [0; 4096];
+        reader
+            .read_at(was.spec.disks[0].id, 0, &mut block)
+            .expect("read");
+        assert_eq!(block, [7; 4096]);
+        drop(reader);
+
+        let newest = store.newest().expect("there");
+        let drop_it =
+            || Branch::drop_of(home.path()).map_err(|error| Problem::failed("it", &error));
+        store.while_lost_is_free(drop_it).expect("nobody holds it");
+        assert_eq!(store.held_back(&keep), Ok(None));
+        store.retain(&keep, Bytes(0)).expect("done");
+        assert_eq!(store.points().expect("told").len(), 3);
+        let open = |journal: &mut Journal| Ok(journal.open_point(newest).expect("there"));
+        let reader = store.with(open).expect("opened");
+        for sequence in points - SIZE / 4096 + 1..=points {
+            let at = sequence * 7 % (SIZE / 4096) * 4096;
+            reader
+                .read_at(was.spec.disks[0].id, at, &mut block)
+                .expect("read");
+            assert_eq!(block[0], sequence.to_le_bytes()[0], "point {sequence}");
+        }
     }
 
     #[test]

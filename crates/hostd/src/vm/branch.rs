@@ -8,8 +8,8 @@
 //!     journal/ open-ID/ test-ID/     when they are looked into ([`crate::twin`])
 //! ```
 //!
-//! While the folder is there nothing is merged into the bases, so that the disks stay as they were. It
-//! goes when a person drops it.
+//! While the folder is there nothing is merged into the bases, so that the disks stay as they were: points
+//! that go go into each other ([`crate::twin::Store::retain`]). It goes when a person drops it.
 
 use std::io;
 use std::ops::Range;

@@ -170,3 +170,19 @@ fn more_disks_than_bases_may_be_are_refused_until_older_points_are_gone() {
     points.push(known);
     assert_points(&journal, &points, "taken");
 }
+
+#[test]
+fn a_base_that_could_not_be_removed_is_made_anew_and_kept_under_its_other_name() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let disk = crate::index::BaseDisk::new(DiskId::random(), Bytes(BLOCK_SIZE));
+    let (base, other) = (
+        scratch.path().join(disk.file()),
+        scratch.path().join("disk0.raw"),
+    );
+    std::fs::write(&other, [7; BLOCK]).expect("written");
+    std::fs::hard_link(&other, &base).expect("linked");
+    let folder = durable::OsFolder::open(scratch.path()).expect("opened");
+    crate::bases::make_bases(&folder, &[disk]).expect("made");
+    assert_eq!(std::fs::read(base).expect("read"), [0; BLOCK]);
+    assert_eq!(std::fs::read(other).expect("read"), [7; BLOCK]);
+}

@@ -36,6 +36,8 @@ struct Seen {
     locked: u64,
     /// How often segments were put together.
     thinned: u64,
+    /// How often the oldest ones were, above a base that stays.
+    stacked: u64,
     /// Disks that were added, and had a point that has them whole.
     joined: u64,
     /// Disks that were taken away.
@@ -73,6 +75,9 @@ struct Trial {
     gone: Vec<(DiskId, Vec<u8>)>,
     /// Whether newest points may be given up: the next one is cut in a term of its own.
     branches: bool,
+    /// Whether the base stays as it was sent; and its disks, with their numbers in `sent`.
+    stays: bool,
+    bases: Vec<(DiskId, usize)>,
     now: Timestamp,
     leases: Leases,
     open: Vec<(Arc<PointReader>, Known)>,
@@ -95,6 +100,8 @@ fn trial(seed: u64, seen: &mut Seen) {
         context: String::new(),
         chance: Chance::new(seed),
         sent: primary.disks.clone(),
+        stays: seed % 4 == 3,
+        bases: primary.ids.iter().copied().zip(0..).collect(),
         primary,
         folder: CutFolder::new(),
         points: Vec::new(),
@@ -152,6 +159,7 @@ fn an_acknowledged_point_survives_every_power_cut_and_an_unacknowledged_one_is_w
             seen.rewritten,
             seen.locked,
             seen.thinned,
+            seen.stacked,
             seen.cut_off,
             seen.ahead,
             seen.withdrawn,
@@ -279,6 +287,7 @@ impl Trial {
         }
         match self.chance.below(15) {
             0..=4 => self.point(journal),
+            5..=7 if self.stays => self.retain(journal),
             5..=7 => self.merge(journal).map(drop),
             8 => self.pin(journal),
             9 => self.retain(journal),
@@ -444,7 +453,10 @@ impl Trial {
             }
             1 if self.primary.ids.len() > 1 => {
                 let disk = self.chance.index(self.primary.ids.len());
-                self.gone.push(self.primary.detach(disk));
+                let gone = self.primary.detach(disk);
+                // Should it come back, its base is another one.
+                self.bases.retain(|(id, _)| *id != gone.0);
+                self.gone.push(gone);
                 self.seen.left += 1;
             }
             2 if self.primary.ids.len() < 5 && !self.gone.is_empty() => {
@@ -556,9 +568,24 @@ impl Trial {
     /// Lets go of what a policy does not keep, step by step.
     fn retain(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
         let policies = ["2:all", "4:all", "2s:all,9s:3s", "1:all,20s:2s,60s:10s"];
-        let policy = keep(policies[self.chance.index(policies.len())]);
-        while journal.wants_merge(&policy, self.now) && self.merge(journal)? {}
-        while let Some(thin) = journal.begin_thin(&policy, self.now, Bytes(0))? {
+        let policy = match self.stays {
+            true => keep("1:all"),
+            false => keep(policies[self.chance.index(policies.len())]),
+        };
+        while !self.stays && journal.wants_merge(&policy, self.now) && self.merge(journal)? {}
+        loop {
+            let oldest = match self.stays {
+                true => journal.begin_thin_oldest(&policy, self.now, Bytes(0))?,
+                false => None,
+            };
+            let is_oldest = oldest.is_some();
+            let thin = match oldest {
+                None => journal.begin_thin(&policy, self.now, Bytes(0))?,
+                oldest => oldest,
+            };
+            let Some(thin) = thin else {
+                break;
+            };
             let gone: Vec<_> = thin.gone().collect();
             assert!(gone.iter().all(|point| !self.pins.contains(point)));
             let before = self.allowed[0].clone();
@@ -577,6 +604,7 @@ impl Trial {
             if journal.finish_thin(thinned, self.now)? {
                 self.allowed = vec![left];
                 self.seen.thinned += 1;
+                self.seen.stacked += u64::from(is_oldest);
             } else {
                 // A disk came back between them: they stay apart.
                 assert!(self.seen.returned > 0, "{}", self.context);
@@ -661,6 +689,13 @@ impl Trial {
         self.settle(&journal);
         self.seen.torn += u64::from(torn);
         self.seen.merging_when_cut += u64::from(journal.index.base == Base::Merging);
+        if self.stays && !self.allowed[0].is_empty() {
+            for (disk, number) in &self.bases {
+                let base = self.folder.content(&Journal::base_file(*disk));
+                let is_as_sent = base.is_none_or(|base| base == self.sent[*number]);
+                assert!(is_as_sent, "{context}: the base was written to");
+            }
+        }
         // Nothing is left that the index does not name.
         let mut bases = self.folder.list("").expect("listed");
         bases.retain(|name| name.starts_with("base-"));

@@ -265,3 +265,98 @@ fn under_an_open_point_nothing_piles_up_and_what_comes_above_it_is_thinned() {
         assert_points(&journal, &points, "closed");
     }
 }
+
+/// The base, byte by byte.
+fn bases(folder: &CutFolder) -> Vec<(String, Vec<u8>)> {
+    let mut names = folder.list("").expect("listed");
+    names.retain(|name| name.starts_with("base-"));
+    names.sort();
+    let content = |name: String| (name.clone(), folder.content(&name).expect("there"));
+    names.into_iter().map(content).collect()
+}
+
+/// What [`Journal::retain`] does where the base has to stay. Gives how often segments were put together.
+fn retain_above_base(journal: &mut Journal, keep: &Keep, now: Timestamp) -> u32 {
+    let mut thinned = 0;
+    while let Some(thin) = journal
+        .begin_thin_oldest(keep, now, Bytes(0))
+        .expect("begun")
+    {
+        let done = thin.run().expect("written");
+        assert!(journal.finish_thin(done, now).expect("published"));
+        thinned += 1;
+    }
+    thinned
+}
+
+#[test]
+fn above_a_base_that_stays_the_oldest_points_take_twice_what_differs_and_no_more() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    let (base, policy) = (bases(&folder), keep("5:all"));
+    // Each block once, with what describes it, and the newest ones that the policy keeps.
+    let whole = BLOCKS.iter().sum::<usize>() as u64 * (BLOCK_SIZE + 64) + 4096;
+    let (mut most, mut thinned, mut came) = (0, 0, 0);
+    for round in 0..60 {
+        more(&mut journal, &folder, &mut primary, &mut points, 5);
+        let now = at(primary.sequence);
+        let newest = journal.points().into_iter().rev().take(5);
+        came += newest.map(|point| point.file_len.0).sum::<u64>();
+        thinned += retain_above_base(&mut journal, &policy, now);
+        let left = journal.points();
+        let (going, kept) = left.split_at(left.len() - 5);
+        assert!(going.len() <= crate::thin::PARTS + 8, "{}", going.len());
+        most = most.max(going.iter().map(|point| point.file_len.0).sum());
+        assert_eq!(
+            kept.last().map(|point| point.id),
+            points.last().map(|it| it.id)
+        );
+        if round % 10 == 0 {
+            assert_points(&journal, &points, "put together");
+            drop(journal);
+            journal = reopen(&folder).expect("opened");
+        }
+        assert!(bases(&folder) == base, "the base was written to");
+    }
+    println!("{most} at most of {came}, {thinned} times");
+    assert!(
+        most < 2 * whole && came > 6 * whole,
+        "{most} of {came}, {whole}"
+    );
+    assert_points(&journal, &points, "put together");
+
+    // It need not stay any more.
+    let now = at(primary.sequence);
+    let (merges, _) = journal.retain(&policy, now).expect("done");
+    assert!(merges > 0);
+    assert_eq!(ids(&journal).len(), 5);
+    assert_points(&journal, &points, "merged");
+}
+
+#[test]
+fn above_a_base_that_stays_nothing_is_put_together_without_room_or_at_a_point_that_is_read() {
+    let (folder, _, mut journal, points) = journal_of(60);
+    let (policy, now) = (keep("5:all"), at(60));
+    let begin = |journal: &mut Journal, reserve| {
+        let begun = journal.begin_thin_oldest(&policy, now, Bytes(reserve));
+        begun.expect("asked").map(|thin| thin.gone().count())
+    };
+    folder.say_free(300);
+    assert_eq!(begin(&mut journal, 0), None);
+    folder.say_free(10 << 20);
+    assert_eq!(begin(&mut journal, 10 << 20), None);
+    assert!(begin(&mut journal, 0).is_some());
+    let (open, pinned) = (points[20].clone(), points[30].clone());
+    let reader = journal.open_point(open.id).expect("opened");
+    journal.pin(pinned.id, "export").expect("pinned");
+    journal.lock(points[40].id, at(100)).expect("locked");
+    retain_above_base(&mut journal, &policy, now);
+    let left = numbers(&journal);
+    assert_eq!(left[..31], (1..=31).collect::<Vec<_>>());
+    drop(reader);
+    journal.unpin(pinned.id, "export").expect("unpinned");
+    retain_above_base(&mut journal, &policy, now);
+    let left = numbers(&journal);
+    assert!(left.contains(&41) && left.len() < 30, "{left:?}");
+    assert_points(&journal, &points, "put together");
+}
