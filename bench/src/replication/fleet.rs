@@ -301,7 +301,7 @@ impl Member {
     }
 
     async fn send(&self, staged: &Staged) -> Result<()> {
-        let offer = outbox::offer(staged).await?;
+        let offer = outbox::offer(&staged.file).await?;
         let wrong = |error: LinkError| anyhow::anyhow!("twin {}: {error}", self.number);
         let missing = match self.link.offer(&offer).await.map_err(wrong)? {
             OfferAnswer::Missing { chunks } => chunks,

@@ -122,9 +122,7 @@ impl Draft {
                 fs::remove_file(&stale).map_err(fail("remove", &stale))?;
             }
         }
-        let mut name = file.file_name().unwrap_or_default().to_owned();
-        name.push(".part");
-        let part = file.with_file_name(name);
+        let part = part_of(file);
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
@@ -172,6 +170,14 @@ impl Drop for Draft {
             }
         }
     }
+}
+
+/// Where `file` lies until it has its name.
+#[must_use]
+pub fn part_of(file: &Path) -> PathBuf {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    file.with_file_name(name)
 }
 
 fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OutboxError {

@@ -42,13 +42,12 @@ pub fn read(file: &Path) -> Result<Staged, Problem> {
     })
 }
 
-/// What a staged segment consists of: reads all of it.
+/// What the segment in `file` consists of: reads all of it.
 ///
 /// # Errors
 /// [`Problem`] when it cannot be read, or is longer than a segment may be.
-pub async fn offer(staged: &Staged) -> Result<Offer, Problem> {
-    let file = staged.file.clone();
-    blocking(file, offer_now).await
+pub async fn offer(file: &Path) -> Result<Offer, Problem> {
+    blocking(file.to_owned(), offer_now).await
 }
 
 fn offer_now(path: &Path) -> Result<Offer, Problem> {

@@ -257,7 +257,7 @@ impl Sending {
             part: 0,
         };
         let staged = segment(&a.path, header(&spec, &ask.lineage, part), blocks, 1);
-        let offer = outbox::offer(&staged).await.unwrap();
+        let offer = outbox::offer(&staged.file).await.unwrap();
         Self {
             a,
             _b: b,

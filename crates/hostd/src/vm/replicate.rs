@@ -316,6 +316,7 @@ impl Owner {
             owner: self.me.clone(),
             longest_pause_us: Arc::clone(&view.pause_us),
             sums: Arc::clone(&view.staged),
+            hashed: Arc::default(),
         };
         let (chance, _) = self.id.0.as_u64_pair();
         let plan = configuration.borrow().clone();

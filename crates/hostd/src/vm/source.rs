@@ -9,8 +9,8 @@
 //! The outbox is a cache: a segment is named by its number, `N.delta` or `N.seed`, and appears
 //! when it is whole. After a reboot what it held is suspect, or marked, so it is emptied.
 //!
-//! While a part of an initial replication is sent, diskd makes the next one: reading and compressing go on
-//! beside sending, and the outbox holds two parts at most.
+//! While a part of an initial replication is sent, diskd makes the next one, and it is hashed: reading,
+//! compressing and hashing go on beside sending, and the outbox holds two parts at most.
 //!
 //! What is suspect is compared with the replica's newest point, or, while the initial replication goes
 //! on, with what came of it. What was never sent of that is marked.
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes as Chunk;
 use diskd::control::{Compared, MAX_LINE, Reply, Request, Sent, Slice, Staged as DiskdStaged};
+use diskd::outbox::part_of;
 use jiff::Timestamp;
 use journal::{Consistency, Content, DiskExtent, Header};
 use model::{Bytes, Code, DiskId, Lineage, Problem, RelationshipId, Since, VmId};
@@ -72,6 +73,8 @@ pub(crate) struct DiskdSource {
     pub(crate) longest_pause_us: Arc<AtomicU64>,
     /// For the measures.
     pub(crate) sums: Arc<StagedSums>,
+    /// What was hashed ahead; held while that goes on.
+    pub(crate) hashed: Arc<Mutex<Option<Offer>>>,
 }
 
 /// What is recorded in the folder.
@@ -231,7 +234,8 @@ impl DiskdSource {
             limit: PART,
             file: self.part_file(part),
         };
-        let (vm, socket) = (self.vm, self.socket.clone());
+        let draft = part_of(&self.part_file(part));
+        let (vm, socket, hashed) = (self.vm, self.socket.clone(), self.hashed.clone());
         tokio::spawn(async move {
             let asked = match Lines::<Request, Reply>::connect(&socket, MAX_LINE).await {
                 Ok(lines) => lines.ask_within(STAGING, &request).await,
@@ -241,7 +245,11 @@ impl DiskdSource {
                 Ok(Reply::Refused { problem }) => {
                     tracing::debug!(%vm, part, %problem, "not made ahead");
                 }
-                Ok(_) => {}
+                Ok(_) => {
+                    let mut hashed = hashed.lock().await;
+                    // It may have got its name meanwhile: then it is hashed when it is offered.
+                    *hashed = outbox::offer(&draft).await.ok();
+                }
                 Err(error) => tracing::debug!(%vm, part, %error, "not made ahead"),
             }
         });
@@ -439,7 +447,12 @@ impl Source for DiskdSource {
     }
 
     async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
-        outbox::offer(staged).await
+        let ahead = self.hashed.lock().await.take();
+        match ahead {
+            // The root is that of every byte.
+            Some(offer) if offer.root == staged.root => Ok(offer),
+            _ => outbox::offer(&staged.file).await,
+        }
     }
 
     async fn chunk(&self, staged: &Staged, n: u64) -> Result<Chunk, Problem> {
@@ -610,6 +623,7 @@ mod tests {
             owner: mpsc::channel(1).0,
             longest_pause_us: Arc::default(),
             sums: Arc::default(),
+            hashed: Arc::default(),
         }
     }
 
@@ -730,6 +744,45 @@ mod tests {
         assert_eq!(progress::reserved(scratch.path()), Ok(2001));
         source.suspect(7).await.expect("it goes on");
         assert_eq!(source.reserve_sequence(7).await, Ok(2002));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_part_that_comes_next_is_hashed_ahead_and_offered_as_it_is() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let source = source(scratch.path());
+        let _requests = diskd(&source.socket);
+        let write = |file: &Path, part: SeedPart, block: u8| {
+            let (seed, part) = (part.seed, part.part);
+            let header = source.header(Content::Seed { seed, part });
+            let made = fs::File::create(file).expect("made");
+            let mut writer = journal::SegmentWriter::create(made, &header).expect("begun");
+            writer.push_frame(0, 0, &[block; 4096]).expect("fits");
+            writer.finish().expect("whole");
+        };
+        let part = SeedPart {
+            seed: SeedId::random(),
+            part: 3,
+            at: Position::BEGIN,
+        };
+        let file = source.part_file(3);
+        let hash_ahead = async |block| {
+            write(&part_of(&file), part, block);
+            source.prepare(part);
+            while source.hashed.lock().await.is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        hash_ahead(1).await;
+        fs::rename(part_of(&file), &file).expect("named");
+        let staged = outbox::read(&file).expect("a segment");
+        let hashed = source.hashed.lock().await.clone();
+        assert_eq!(source.offer(&staged).await.ok(), hashed);
+        let again = source.offer(&staged).await.expect("offered");
+        assert_eq!(Some(&again), hashed.as_ref(), "hashed when it is offered");
+        // Another one was made instead.
+        hash_ahead(2).await;
+        assert_ne!(*source.hashed.lock().await, hashed);
+        assert_eq!(source.offer(&staged).await.ok(), Some(again));
     }
 
     #[test]

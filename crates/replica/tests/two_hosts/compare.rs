@@ -70,7 +70,7 @@ impl Fixture {
 
     /// Offers a segment and stores its only chunks, or as many as it has.
     async fn put(&self, staged: &Staged) -> Root {
-        let offer = outbox::offer(staged).await.unwrap();
+        let offer = outbox::offer(&staged.file).await.unwrap();
         let OfferAnswer::Missing { chunks } = self.link.offer(&offer).await.unwrap() else {
             panic!("it fits")
         };
@@ -172,7 +172,7 @@ async fn what_was_sent_before_a_comparison_is_not_let_in_after_it() {
     );
     for sequence in [2, 3] {
         let late = fixture.staged(Content::Delta { sequence, since }, 16, sequence);
-        let offer = outbox::offer(&late).await.unwrap();
+        let offer = outbox::offer(&late.file).await.unwrap();
         let answer = fixture.link.offer(&offer).await.unwrap();
         assert!(matches!(answer, OfferAnswer::Unfit { .. }), "{answer:?}");
     }
@@ -180,7 +180,7 @@ async fn what_was_sent_before_a_comparison_is_not_let_in_after_it() {
     asked.issued = 1;
     assert_eq!(fixture.differ(&asked).await, []);
     let late = fixture.staged(Content::Delta { sequence: 3, since }, 16, 5);
-    let offer = outbox::offer(&late).await.unwrap();
+    let offer = outbox::offer(&late.file).await.unwrap();
     let answer = fixture.link.offer(&offer).await.unwrap();
     assert!(matches!(answer, OfferAnswer::Unfit { .. }), "{answer:?}");
     let next = Content::Delta { sequence: 4, since };
@@ -326,7 +326,7 @@ async fn a_part_that_was_sent_before_a_comparison_is_not_let_in_after_it() {
         matches!(&answer, CommitAnswer::Again { problem } if problem.code == Code::NotFound),
         "{answer:?}"
     );
-    let offer = outbox::offer(&next).await.unwrap();
+    let offer = outbox::offer(&next.file).await.unwrap();
     let answer = fixture.link.offer(&offer).await.unwrap();
     assert!(matches!(answer, OfferAnswer::Unfit { .. }), "{answer:?}");
     // In the round, it comes. A question of the same round does not send it away, nor a late one.

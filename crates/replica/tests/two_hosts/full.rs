@@ -88,7 +88,7 @@ async fn a_replica_without_room_refuses_each_step_and_goes_on_when_there_is_some
     };
     let delta = Content::Delta { sequence: 1, since };
     let staged = segment(&a.path, header(spec, &ask.lineage, delta), 16, 2);
-    let point = outbox::offer(&staged).await.unwrap();
+    let point = outbox::offer(&staged.file).await.unwrap();
     link.offer(&point).await.unwrap();
     let chunk = outbox::chunk(&staged, 0).await.unwrap();
     link.put(point.root, 0, chunk).await.unwrap();

@@ -137,7 +137,7 @@ impl Source for Primary {
     }
 
     async fn offer(&self, staged: &Staged) -> Result<Offer, Problem> {
-        outbox::offer(staged).await
+        outbox::offer(&staged.file).await
     }
 
     async fn chunk(&self, staged: &Staged, n: u64) -> Result<Bytes, Problem> {

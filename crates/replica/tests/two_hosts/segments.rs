@@ -16,7 +16,7 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
         part: 0,
     };
     let staged = segment(&a.path, header(&spec, &ask.lineage, part), 2000, 1);
-    let offer = outbox::offer(&staged).await.unwrap();
+    let offer = outbox::offer(&staged.file).await.unwrap();
     assert_eq!(offer.chunks.len(), 4);
     let all = OfferAnswer::Missing {
         chunks: vec![0, 1, 2, 3],
@@ -79,7 +79,7 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
         },
     };
     let staged = segment(&a.path, header(&spec, &ask.lineage, delta), 16, 2);
-    let offer = outbox::offer(&staged).await.unwrap();
+    let offer = outbox::offer(&staged.file).await.unwrap();
     link.offer(&offer).await.unwrap();
     let chunk = outbox::chunk(&staged, 0).await.unwrap();
     link.put(offer.root, 0, chunk).await.unwrap();
@@ -148,7 +148,7 @@ async fn a_part_is_laid_down_while_it_comes_until_another_one_takes_its_place() 
         part: 0,
     };
     let other = segment(&a.path, header(spec, &ask.lineage, part), 2000, 2);
-    let instead = outbox::offer(&other).await.unwrap();
+    let instead = outbox::offer(&other.file).await.unwrap();
     link.offer(&instead).await.unwrap();
     let late = refused(sending.put(1).await.unwrap_err());
     assert_eq!(late.code, Code::NotFound);
@@ -185,7 +185,7 @@ async fn a_part_whose_content_has_no_room_is_not_laid_down_before_it_is_refused(
     }
     writer.finish().unwrap();
     let bomb = outbox::read(&file).unwrap();
-    let offer = outbox::offer(&bomb).await.unwrap();
+    let offer = outbox::offer(&bomb.file).await.unwrap();
     assert_eq!(offer.chunks.len(), 1);
     link.offer(&offer).await.unwrap();
     let base = replicas.path.join(Journal::base_file(spec.disks[0].id));
@@ -248,7 +248,7 @@ async fn a_replica_that_took_over_says_so_to_every_question_and_takes_nothing() 
         part: 0,
     };
     let staged = segment(&a.path, header(&spec, &ask.lineage, part), 16, 3);
-    let offer = outbox::offer(&staged).await.unwrap();
+    let offer = outbox::offer(&staged.file).await.unwrap();
     let superseded = OfferAnswer::Superseded { lineage: theirs };
     assert_eq!(link.offer(&offer).await.unwrap(), superseded);
 }
@@ -364,7 +364,7 @@ async fn content_that_compresses_well_is_held_to_the_limit_by_what_it_takes_in_t
     writer.push_zero(0, 32 * 16, 1024).unwrap();
     writer.finish().unwrap();
     let staged = outbox::read(&file).unwrap();
-    let offer = outbox::offer(&staged).await.unwrap();
+    let offer = outbox::offer(&staged.file).await.unwrap();
     assert!(offer.file_len < 100_000, "{}", offer.file_len);
 
     replicas.limit.store(1 << 20, Ordering::Relaxed);

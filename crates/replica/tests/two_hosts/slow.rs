@@ -196,7 +196,7 @@ async fn a_replica_that_never_ends_its_answer_counts_as_lost_and_leaves_nothing_
         part: 0,
     };
     let staged = segment(&a.path, header(&spec, &ask.lineage, part), 16, 1);
-    let offer = outbox::offer(&staged).await.unwrap();
+    let offer = outbox::offer(&staged.file).await.unwrap();
     let compare = pollux_replica::wire::Compare {
         lineage: ask.lineage.clone(),
         basis: pollux_replica::wire::Basis::Point {
