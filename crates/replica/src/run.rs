@@ -129,7 +129,7 @@ pub(crate) fn named(mut problem: Problem, thing: &str) -> Problem {
 }
 
 /// The right to run went to the host that opened the last term of `theirs`.
-fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
+pub(crate) fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
     let (term, name) = (theirs.current(), name(thing));
     let reason = format!(
         "was taken over by host `{}` in term {}, and may run there only",

@@ -639,6 +639,9 @@ impl Standing {
     /// [`Problem`] when it is not prepared.
     pub fn cancel_failover(&self, thing: &str) -> Result<Self, Problem> {
         if !self.prepared {
+            if let Some(theirs) = &self.stood_down {
+                return Err(crate::run::taken_over(thing, self.role, theirs));
+            }
             let name = crate::run::name(thing);
             let (reason, way_out) = match self.role {
                 Role::FailedOver => (

@@ -350,6 +350,11 @@ fn a_vm_that_is_prepared_for_a_planned_failover_does_not_start_until_that_is_can
     let asked = ready.expect("on it").attempt.expect("an attempt");
     let down = prepared.stand_down(VM, &asked, false).expect("off");
     assert!(!down.prepared);
+    // Which host has it, and what to do if that is lost.
+    let refused = refusal(down.cancel_failover(VM));
+    for part in ["taken over by host `host-b`", "start web --force --because"] {
+        assert!(refused.contains(part), "{refused}");
+    }
     let met = prepared.superseded(VM, &asked).expect("of one history");
     assert!(!met.standing.prepared);
     // As is the relationship.
