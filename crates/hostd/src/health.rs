@@ -147,11 +147,21 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
                 "the VM does not run here and has no twin: {}",
                 look.succeeded.unwrap_or("the other host took over")
             ),
-            format!(
-                "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host its \
-                 replica by what differs, and keeps what was written here alone; `pollux vm kill {vm}` \
-                 ends a guest that is held here, which that needs"
-            ),
+            match look.mode {
+                // It was failed over to this host, and taken back from it: that was no failover, which
+                // could be reversed.
+                Mode::Replica => format!(
+                    "Work with it on host `{peer}`. `pollux replica remove {vm}` on both hosts ends their \
+                     relationship; what was written here alone is taken out then, with `pollux disk export \
+                     {vm}`. Once this one is deleted, with `pollux vm delete {vm}`, `pollux replica enable` \
+                     there copies everything anew"
+                ),
+                _ => format!(
+                    "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host \
+                     its replica by what differs, and keeps what was written here alone; `pollux vm kill \
+                     {vm}` ends a guest that is held here, which that needs"
+                ),
+            },
         ),
         Error => critical(
             HealthReason::NeedsAPerson,

@@ -259,6 +259,23 @@ fn after_a_takeover_the_figures_of_before_say_nothing() {
 }
 
 #[test]
+fn whoever_was_succeeded_is_told_what_leads_to_a_twin_again() {
+    for (mode, leads, misleads) in [
+        (Mode::Primary, "failover reverse web", "vm delete"),
+        // The other host took back what was failed over to this one: it has nothing to reverse.
+        (Mode::Replica, "vm delete web", "failover reverse"),
+    ] {
+        let look = Look {
+            state: ReplicationState::StoodDown,
+            ..well(mode)
+        };
+        let way_out = &messages(&look)[0].way_out;
+        assert!(way_out.contains(leads), "{way_out}");
+        assert!(!way_out.contains(misleads), "{way_out}");
+    }
+}
+
+#[test]
 fn a_name_with_spaces_is_one_word_of_the_command() {
     let look = Look {
         vm: "web - Test",
