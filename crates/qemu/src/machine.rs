@@ -140,7 +140,9 @@ impl Machine<'_> {
 
     fn machine(&self, args: &mut Arguments) {
         let spec = self.spec;
-        args.option("-name", format!("guest={}", escape(spec.name.as_str())));
+        // `top -H` shows which threads are the guest's processors.
+        let name = escape(spec.name.as_str());
+        args.option("-name", format!("guest={name},debug-threads=on"));
         args.option("-uuid", spec.id.to_string());
         for flag in ["-nodefaults", "-no-user-config"] {
             args.flag(flag);

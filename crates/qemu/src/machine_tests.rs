@@ -109,6 +109,7 @@ fn every_slot_of_generation_2_has_a_port_to_be_plugged_into() {
 fn generation_1_is_a_pc_without_uefi() {
     let args = arguments(&spec(Generation::One, true, None), &TCG);
     assert!(given(&args, "-machine", "pc,smm=off"));
+    assert!(given(&args, "-name", "guest=web,debug-threads=on"));
     assert!(!args.iter().any(|arg| arg.contains("pflash")));
 }
 
