@@ -201,10 +201,16 @@ impl Host {
         &self.state
     }
 
+    /// The folder with the sockets of the VM with this id.
+    #[must_use]
+    pub fn run_of(&self, vm: &str) -> PathBuf {
+        self.run.join(&vm.replace('-', "")[..12])
+    }
+
     /// The control socket of the diskd of the VM with this id.
     #[must_use]
     pub fn diskd_socket(&self, vm: &str) -> PathBuf {
-        self.run.join(&vm.replace('-', "")[..12]).join("diskd.sock")
+        self.run_of(vm).join("diskd.sock")
     }
 
     /// polluxd with this host's folders, not started.
@@ -595,7 +601,10 @@ fn send(pid: u32, signal: Signal) -> Result<()> {
 }
 
 /// Processes of which the command line names something in `folder`.
-fn processes_that_name(folder: &Path) -> Result<Vec<u32>> {
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn processes_that_name(folder: &Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     let needle = format!("{}/", folder.display());
     for entry in fs::read_dir("/proc")?.flatten() {

@@ -21,7 +21,7 @@ pub use guest::{
     device_writes_on, flushed, flushed_on, kill_diskd, no_bad_news, nothing_pending, since_start,
     tracked, writes_on,
 };
-pub use host::{Host, Refusal, Scratch, freeze, json_u64, kill, text, thaw};
+pub use host::{Host, Refusal, Scratch, freeze, json_u64, kill, processes_that_name, text, thaw};
 pub use interrupted::clean_up_on_signals;
 pub use judge::judge;
 pub use pair::{Pair, point_name};

@@ -2,24 +2,23 @@
 //!
 //! ```text
 //!   planned: prepare (cancel, prepare) --.
-//!   forced:  primary lost ---------------+--> failover start --> (complete) --> the former comes back,
-//!                                                                               stands down
-//!            lost writes looked at, dropped <-- (cancel, reverse) <-- reverse <-'
+//!   forced:  primary lost ---------------+--> failover start --> (another point) --> (complete) --.
+//!                                                                                                 v
+//!            lost writes looked at, dropped <-- (cancel, reverse) <-- reverse <-- the former comes back,
+//!                                                                                 stands down
 //! ```
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail, ensure};
-use pollux_tests::{FIRST_WRITE, flushed, judge, since_start, text, until, writes_on};
-use testkit::workload::Cut;
+use pollux_tests::{FIRST_WRITE, flushed, since_start, writes_on};
 
 use crate::invariants::{hex, name, runs};
+use crate::lost::Stopped;
 use crate::operator::Came;
 use crate::steps::{Again, Circle, Loss, Trouble, Way};
 use crate::{BATCH, MINUTE, Pair};
 
-const BECAUSE: [&str; 3] = ["--force", "--because", "chaos"];
-const START: [&str; 3] = ["vm", "start", "web"];
+pub(super) const BECAUSE: [&str; 3] = ["--force", "--because", "chaos"];
+pub(super) const START: [&str; 3] = ["vm", "start", "web"];
 
 impl Pair {
     pub(super) fn circle(&mut self, circle: Circle) -> Result<()> {
@@ -30,12 +29,16 @@ impl Pair {
         self.caught_up(written)?;
         self.check()?;
         let (from, to) = (self.primary, 1 - self.primary);
-        let [failover, completion, reversal] = circle.troubles;
+        let [failover, completion, reversal, _] = circle.troubles;
+        let [at_once, later] = circle.others;
         match circle.way {
             Way::Planned(cancelled) => self.prepare(cancelled)?,
             Way::Forced(loss) => self.lose(loss)?,
         }
         self.fail_over(circle, failover)?;
+        if let Some(another) = at_once {
+            self.go_to_another(another).context("to another point")?;
+        }
         if let (Way::Forced(_), Again::Successor) = (circle.way, circle.again) {
             self.lose_successor().context("the successor is lost")?;
         }
@@ -46,11 +49,16 @@ impl Pair {
             ensure!(state == "failed-over", "completed, it is {state}");
         }
         let lost = self.former_stands_down()?;
+        // A failover that is complete has no other point.
+        if let Some(another) = later.filter(|_| !circle.complete) {
+            self.go_to_another(another)
+                .context("to another point, with the former primary")?;
+        }
         self.reverse(to, reversal)?;
         if circle.give_back && self.give_back(from, to).context("disks are given back")? {
             return Ok(());
         }
-        self.lost_writes(from, circle, lost)
+        self.lost_writes(from, circle, &lost)
     }
 
     /// The primary is off, and its twin lacks nothing.
@@ -78,7 +86,7 @@ impl Pair {
         }
         // Without a word.
         self.is_refused(to, &["failover", "start", "web"], 6)?;
-        self.overridden = true;
+        self.watch()?.word();
         Ok(())
     }
 
@@ -156,6 +164,7 @@ impl Pair {
         writes_on(&self.hosts[from], "web", BATCH, FIRST_WRITE)?;
         self.hosts[to].start_daemon()?;
         self.network.mend();
+        self.watch()?.meet();
         self.wait("the former primary is held", |pair| {
             Ok(pair.replication(from)? == "stood-down")
         })?;
@@ -164,30 +173,35 @@ impl Pair {
         self.writes_after(to, before)
     }
 
-    /// The former primary is there again, held, and off; how many records of which run it has.
-    fn former_stands_down(&mut self) -> Result<(String, u64)> {
+    /// The former primary is there again, held, and off; what it has.
+    pub(super) fn former_stands_down(&mut self) -> Result<Stopped> {
         let (from, to) = (self.primary, 1 - self.primary);
         if !self.hosts[from].is_up() {
             self.hosts[from].start_daemon()?;
         }
         self.network.mend();
+        self.watch()?.meet();
         self.wait("the former primary stands down", |pair| {
             let stood_down = pair.replication(from)? == "stood-down";
             Ok(stood_down && pair.state_on(from)? != "running")
         })?;
-        self.overridden = false;
+        self.watch()?.alone();
         self.check_alone()?;
         if self.state_on(from)? == "paused" {
             self.hosts[from].pollux(&["vm", "kill", "web"])?;
         }
         self.is_refused(from, &START, 4)?;
         let log = self.hosts[from].serial_log("web")?;
-        let run = runs(&log).pop().context("a run began")?;
+        let stopped = Stopped {
+            run: runs(&log).pop().context("a run began")?,
+            written: flushed(since_start(&log)).unwrap_or(0),
+            disk: self.disk_hash(from)?,
+        };
         writes_on(&self.hosts[to], "web", BATCH, FIRST_WRITE)?;
-        Ok((run, flushed(since_start(&log)).unwrap_or(0)))
+        Ok(stopped)
     }
 
-    fn reverse(&mut self, to: usize, trouble: Trouble) -> Result<()> {
+    pub(super) fn reverse(&mut self, to: usize, trouble: Trouble) -> Result<()> {
         let reverse = ["failover", "reverse", "web"];
         self.insist(to, &reverse, trouble, |_| Ok(false))?;
         self.primary = to;
@@ -237,28 +251,5 @@ impl Pair {
         let is_enabled = |pair: &Self| Ok(pair.replication(to).is_ok());
         self.insist(to, &enable, Trouble::None, is_enabled)?;
         Ok(true)
-    }
-
-    /// What the former primary wrote and never sent is kept as it was, until it is dropped.
-    fn lost_writes(&mut self, from: usize, circle: Circle, lost: (String, u64)) -> Result<()> {
-        let show = ["failover", "lost-writes", "web"];
-        let report = self.hosts[from].json(&show)?;
-        let kept = judge(Path::new(text(&report, "/disks/0/file")?), Cut::PowerLoss)?;
-        let (run, written) = lost;
-        ensure!(
-            hex(kept.run) != run || kept.committed >= written,
-            "{kept:?} is kept of {written} of run {run}"
-        );
-        if circle.drop {
-            let drop = ["failover", "lost-writes", "web", "--drop"];
-            until(
-                MINUTE,
-                "there is a point instead of what was never sent",
-                || Ok(self.hosts[from].pollux(&drop).ok()),
-            )?;
-            let gone = self.hosts[from].refused(&show)?;
-            ensure!(gone.exit == 3, "what was dropped is shown: {gone:?}");
-        }
-        Ok(())
     }
 }

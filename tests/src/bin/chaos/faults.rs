@@ -70,6 +70,7 @@ impl Pair {
             Step::Restart => self.restart(),
             Step::Open(daemon) => self.open(daemon),
             Step::Test(part, daemon, diskd) => self.test(part, daemon, diskd),
+            Step::Successor(successor) => self.successor_lost(successor),
             Step::Circle(circle) => self.circle(circle),
         }
     }

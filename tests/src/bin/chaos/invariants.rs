@@ -1,12 +1,14 @@
 //! What must hold.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use blake3::{Hash, Hasher};
 use model::PointId;
 use pollux_tests::churn::differ;
 use pollux_tests::{BAD_NEWS, Host, flushed, json_u64, judge, text, until, writes_on};
@@ -54,10 +56,24 @@ impl Pair {
     }
 
     /// A file beside the hosts, and its path as text.
-    fn image(&self, name: &str) -> (PathBuf, String) {
+    pub(super) fn image(&self, name: &str) -> (PathBuf, String) {
         let image = self.scratch.state().join(format!("{name}.raw"));
         let file = image.display().to_string();
         (image, file)
+    }
+
+    /// A hash of what a command of the host `at` exports into the file at its end.
+    pub(super) fn hash(&self, at: usize, export: &[&str]) -> Result<Hash> {
+        let (image, file) = self.image("hashed");
+        self.hosts[at].pollux(&[export, &[&file]].concat())?;
+        let hash = hash_of(&image)?;
+        std::fs::remove_file(&image)?;
+        Ok(hash)
+    }
+
+    /// Of the VM's disk as it is now.
+    pub(super) fn disk_hash(&self, at: usize) -> Result<Hash> {
+        self.hash(at, &["disk", "export", "web", "0"])
     }
 
     /// The VM is off and its twin lacks nothing: so both have the same, byte by byte.
@@ -93,8 +109,10 @@ impl Pair {
 
     /// Without a person's word it runs on one host at most.
     pub(super) fn check_alone(&self) -> Result<()> {
+        let watch = self.watch()?;
+        watch.check()?;
         let both_up = self.hosts.iter().all(Host::is_up);
-        if both_up && !self.overridden {
+        if both_up && !watch.is_overridden() {
             let runs = [self.state_on(0)?, self.state_on(1)?];
             ensure!(
                 runs.iter().any(|state| state != "running"),
@@ -285,6 +303,13 @@ impl Pair {
         })
         .with_context(|| format!("{:?}", passing(self.scratch.state())))
     }
+}
+
+/// A hash of what a file holds.
+pub(super) fn hash_of(file: &Path) -> Result<Hash> {
+    let mut hasher = Hasher::new();
+    hasher.update_reader(File::open(file)?)?;
+    Ok(hasher.finalize())
 }
 
 /// A point as it is written on the command line.

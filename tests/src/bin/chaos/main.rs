@@ -9,20 +9,25 @@
 //!          then all is mended: the twin catches up, the status is true, nothing is left behind
 //! ```
 //!
-//! One step is the whole way to the other host: failed over as planned or by force, perhaps completed,
-//! replicated back. The roles have changed then, and the next step goes on from there.
+//! One step is the whole way to the other host: failed over as planned or by force, perhaps to another point
+//! and completed, replicated back, what was lost looked into. The roles have changed then, and the next step
+//! goes on from there. All the time it is watched whether two run.
 //!
 //! The seed decides what is done and for how long; when it hits is the machine's business, so
 //! a seed is a good place to begin looking and no recording.
 
+mod another;
 mod circle;
 mod commands;
 mod faults;
 mod invariants;
+mod lost;
 mod network;
 mod operator;
 mod steps;
+mod successor;
 mod vm;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,10 +37,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use model::{Bytes, PointId};
 use network::Network;
-use pollux_tests::{FIRST_WRITE, Host, Scratch, clean_up_on_signals, create_writer};
+use pollux_tests::{FIRST_WRITE, Host, Scratch, clean_up_on_signals, create_writer, text};
 use steps::{Side, Step};
 use testkit::workload::Verified;
 use testkit::{Rng, SmallDisk};
+use watch::{Twice, Watch};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Of the VM.
@@ -65,10 +71,7 @@ fn main() -> ExitCode {
     if let Err(error) = result {
         println!("violation: {error:#}");
     }
-    println!(
-        "seed {}: {} rounds, {} faults, {} failovers, {violations} violations",
-        options.seed, done.rounds, done.faults, done.failovers
-    );
+    println!("seed {}: {done}, {violations} violations", options.seed);
     if violations == 0 {
         ExitCode::SUCCESS
     } else {
@@ -85,6 +88,34 @@ struct Done {
     faults: u32,
     /// Of them, how often the VM went to the other host.
     failovers: u32,
+    /// How often it went to another point there.
+    others: u32,
+    /// How often what was never sent was looked into.
+    looks: u32,
+    /// How often the host was lost to which it was to go as planned.
+    successors: u32,
+    twice: Twice,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rounds,
+            faults,
+            failovers,
+            others,
+            looks,
+            successors,
+            twice,
+        } = self;
+        write!(
+            f,
+            "{rounds} rounds, {faults} faults, {failovers} failovers, {others} to other points, {looks} \
+             looks at lost writes, {successors} successors lost, {} times two ran ({:.1} s in contact)",
+            twice.times,
+            twice.longest.as_secs_f64()
+        )
+    }
 }
 
 struct Options {
@@ -124,14 +155,16 @@ fn chaos(options: &Options, done: &mut Done) -> Result<()> {
     let mut rng = Rng::new(options.seed);
     let mut pair = Pair::new(options.seed)?;
     clean_up_on_signals(|| ())?;
-    let all_well = rounds(&mut pair, &mut rng, options, done);
+    let all_well = rounds(&mut pair, &mut rng, options);
+    pair.done.twice = pair.watch.as_ref().map(Watch::twice).unwrap_or_default();
+    *done = std::mem::take(&mut pair.done);
     if all_well.is_err() {
         pair.keep()?;
     }
     all_well
 }
 
-fn rounds(pair: &mut Pair, rng: &mut Rng, options: &Options, done: &mut Done) -> Result<()> {
+fn rounds(pair: &mut Pair, rng: &mut Rng, options: &Options) -> Result<()> {
     pair.begin(rng)?;
     for round in 1..=options.rounds {
         for _ in 0..=rng.below(3) {
@@ -141,12 +174,12 @@ fn rounds(pair: &mut Pair, rng: &mut Rng, options: &Options, done: &mut Done) ->
                 .with_context(|| format!("round {round}: {step:?}"))?;
             pair.check()
                 .with_context(|| format!("round {round}: after {step:?}"))?;
-            done.faults += 1;
-            done.failovers += u32::from(matches!(step, Step::Circle(_)));
+            pair.done.faults += 1;
+            pair.done.failovers += u32::from(matches!(step, Step::Circle(_)));
         }
         pair.mend_all()
             .with_context(|| format!("round {round}: mending"))?;
-        done.rounds = round;
+        pair.done.rounds = round;
     }
     Ok(())
 }
@@ -161,8 +194,9 @@ struct Pair {
     rooms: [SmallDisk; 2],
     scratch: Scratch,
     suspended: bool,
-    /// Whether a person gave a word, and the hosts were not in contact since: two may run.
-    overridden: bool,
+    /// From the VM's first start on.
+    watch: Option<Watch>,
+    done: Done,
     /// The newest point that the primary was told that the twin has.
     acknowledged: Option<PointId>,
     /// What each point proved the first time: it must prove the same for ever.
@@ -197,7 +231,8 @@ impl Pair {
             rooms,
             scratch,
             suspended: false,
-            overridden: false,
+            watch: None,
+            done: Done::default(),
             acknowledged: None,
             judged: BTreeMap::new(),
             begun: Instant::now(),
@@ -227,6 +262,10 @@ impl Pair {
         &mut self.hosts[self.number(side)]
     }
 
+    fn watch(&self) -> Result<&Watch> {
+        self.watch.as_ref().context("the VM was started")
+    }
+
     /// Copies the states of the hosts to where they can be looked at: file systems of ours end with us.
     fn keep(&self) -> Result<()> {
         for host in &self.hosts {
@@ -244,6 +283,8 @@ impl Pair {
     fn begin(&mut self, rng: &mut Rng) -> Result<()> {
         let pause = 100 + u32::try_from(rng.below(150))?;
         create_writer(self.primary(), "web", &DISK.to_string(), pause)?;
+        let details = self.primary().json(&["vm", "show", "web"])?;
+        self.watch = Some(Watch::of(text(&details, "/spec/id")?, &self.hosts));
         self.primary().pollux(&["vm", "start", "web"])?;
         self.primary()
             .serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;

@@ -101,7 +101,12 @@ impl Pair {
     }
 
     /// What `trouble` breaks is whole again afterwards.
-    fn disturbed(&mut self, at: usize, command: &[&str], trouble: Trouble) -> Result<()> {
+    pub(super) fn disturbed(
+        &mut self,
+        at: usize,
+        command: &[&str],
+        trouble: Trouble,
+    ) -> Result<()> {
         let there = 1 - at;
         let (was_up, was_cut) = (self.hosts[there].is_up(), self.network.is_cut());
         match trouble {

@@ -63,21 +63,66 @@ pub(super) enum Again {
     Successor,
 }
 
+/// The VM that was failed over goes to another point of its twin.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Another {
+    /// The point at this part of the list (of 1000); past that `latest`.
+    pub(super) point: u64,
+    pub(super) trouble: Trouble,
+}
+
+/// How a person looks into what was never sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    pub(super) open: bool,
+    pub(super) test: bool,
+    /// Whether the polluxd is killed while it is open and tested.
+    pub(super) kill: bool,
+    /// Of what opens it, tests it and ends the test.
+    pub(super) troubles: [Trouble; 3],
+}
+
+/// When the host that is to take over as planned is lost, after so long where a duration is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// While the VM is prepared for it.
+    Preparing(u64),
+    Prepared,
+    /// While it is failed over to.
+    Starting(u64),
+    /// Once the VM writes there.
+    Started,
+}
+
+/// The host is lost to which the VM is failed over as planned, and the VM stays.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Successor {
+    pub(super) stage: Stage,
+    /// Whether the primary's polluxd is killed as well.
+    pub(super) daemon: bool,
+    /// Whether it comes back as it was; else another one by its name.
+    pub(super) back: bool,
+}
+
 /// The VM goes to the other host, and is replicated back from there.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circle {
     pub(super) way: Way,
     /// The point at this part of the list (of 1000); past that the newest.
     pub(super) point: u64,
+    /// Other points: at once, and when the former primary is there again.
+    pub(super) others: [Option<Another>; 2],
     pub(super) again: Again,
     /// Whether the failover is completed before the VM is replicated back.
     pub(super) complete: bool,
     /// Whether the new replica is asked for its disks back before it has a point.
     pub(super) give_back: bool,
+    /// Whether what was never sent is looked into.
+    pub(super) look: Option<Look>,
     /// Whether what was never sent is dropped as soon as there is a point.
     pub(super) drop: bool,
-    /// Of the failover, its completion, and the way back.
-    pub(super) troubles: [Trouble; 3],
+    /// Of the failover, its completion, the way back, and the drop.
+    pub(super) troubles: [Trouble; 4],
 }
 
 /// Something that is done to the pair; durations in milliseconds.
@@ -117,6 +162,8 @@ pub(super) enum Step {
     /// polluxd or the test's diskd may be killed.
     Test(u64, bool, bool),
     /// See there.
+    Successor(Successor),
+    /// See there.
     Circle(Circle),
 }
 
@@ -138,7 +185,7 @@ impl Step {
         let part = [Part::Vmd, Part::Diskd, Part::Diskd, Part::Guest][rng.index(4)];
         let short = rng.below(3000);
         let lasting = (!rng.once_in(3)).then_some(short);
-        match rng.below(28) {
+        match rng.below(30) {
             0 | 1 => Self::KillDaemon(side, lasting),
             2 | 3 => Self::Kill(part, rng.once_in(2)),
             4 => Self::KillInStart(short / 3),
@@ -155,6 +202,7 @@ impl Step {
             15 => Self::FreezeDaemon(side, short),
             16 => Self::Freeze(part, short),
             17 | 18 => Self::Full(side, short),
+            19 | 20 => Self::Successor(Successor::any(rng)),
             _ => Self::Circle(Circle::any(rng)),
         }
     }
@@ -172,14 +220,53 @@ impl Circle {
         Self {
             way,
             point: rng.below(2000),
+            others: [3, 4].map(|n| rng.once_in(n).then(|| Another::any(rng))),
             again: match rng.once_in(4) {
                 true => Again::Successor,
                 false => Again::Nobody,
             },
             complete: rng.once_in(2),
             give_back: rng.once_in(4),
+            look: rng.once_in(3).then(|| Look::any(rng)),
             drop: rng.once_in(2),
-            troubles: [Trouble::any(rng), Trouble::any(rng), Trouble::any(rng)],
+            troubles: [(); 4].map(|()| Trouble::any(rng)),
+        }
+    }
+}
+
+impl Another {
+    fn any(rng: &mut Rng) -> Self {
+        Self {
+            point: rng.below(1200),
+            trouble: Trouble::kill(rng),
+        }
+    }
+}
+
+impl Look {
+    fn any(rng: &mut Rng) -> Self {
+        let test = rng.once_in(2);
+        Self {
+            open: !test || rng.once_in(2),
+            test,
+            kill: rng.once_in(2),
+            troubles: [(); 3].map(|()| Trouble::kill(rng)),
+        }
+    }
+}
+
+impl Successor {
+    fn any(rng: &mut Rng) -> Self {
+        let stage = match rng.below(4) {
+            0 => Stage::Preparing(rng.below(3000)),
+            1 => Stage::Prepared,
+            2 => Stage::Starting(rng.below(1500)),
+            _ => Stage::Started,
+        };
+        Self {
+            stage,
+            daemon: rng.once_in(3),
+            back: rng.once_in(2),
         }
     }
 }
@@ -194,6 +281,17 @@ impl Trouble {
             3 => Self::Cut(1 + rng.below(20_000)),
             4 => Self::FreezeThere(1000 + 2 * soon),
             5 => Self::FullThere(soon),
+            _ => Self::None,
+        }
+    }
+
+    /// A polluxd is killed, or not.
+    fn kill(rng: &mut Rng) -> Self {
+        let soon = rng.below(600);
+        match rng.below(6) {
+            0 | 1 => Self::KillHere(soon),
+            2 => Self::KillThere(soon),
+            3 => Self::KillBoth(soon),
             _ => Self::None,
         }
     }
