@@ -40,6 +40,8 @@ struct Seen {
     word: Option<Word>,
     wrong: Option<String>,
     twice: Twice,
+    /// The last instant that was judged: it stays known until a guest is started again.
+    judged: Option<Instant>,
     ends: bool,
 }
 
@@ -154,6 +156,10 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 impl Seen {
     /// Both ran at this instant.
     fn judge(&mut self, instant: Instant, standings: &[PathBuf]) {
+        if self.judged >= Some(instant) {
+            return;
+        }
+        self.judged = Some(instant);
         let Some(word) = self.word.as_mut().filter(|word| word.given <= instant) else {
             return self.say("without a person's word");
         };
@@ -352,5 +358,21 @@ mod tests {
         let mut seen = Seen::default();
         seen.judge(at(0), &[]);
         assert!(seen.wrong.is_some(), "nobody gave one");
+        // What a word allowed is not judged by the next one.
+        let word = |given| Word {
+            given: at(given),
+            at: Timestamp::now(),
+            met: None,
+            over: None,
+            recorded: true,
+        };
+        let mut seen = Seen::default();
+        for given in [1000, 5000] {
+            seen.word = Some(word(given));
+            seen.judge(at(2000), &[]);
+            assert_eq!(seen.wrong, None);
+        }
+        seen.judge(at(2100), &[]);
+        assert!(seen.wrong.is_some(), "before it");
     }
 }
