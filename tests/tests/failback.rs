@@ -40,6 +40,22 @@ fn committed(host: &Host, scratch: &Path) -> Result<u64> {
     Ok(judged.committed)
 }
 
+/// How many checkpoints there are.
+fn checkpoints(host: &Host) -> Result<usize> {
+    count(host, |_| true)
+}
+
+/// How many of them are to be merged.
+fn merging_checkpoints(host: &Host) -> Result<usize> {
+    count(host, |one| one["merging"] == true)
+}
+
+fn count(host: &Host, which: impl Fn(&&Value) -> bool) -> Result<usize> {
+    let details = host.json(&["vm", "show", "web"])?;
+    let all = details.pointer("/checkpoints").and_then(Value::as_array);
+    Ok(all.context("checkpoints")?.iter().filter(which).count())
+}
+
 fn state(host: &Host) -> Result<String> {
     let all = host.json(&["replica", "status", "web"])?;
     Ok(text(&all, "/0/state")?.to_owned())
@@ -126,6 +142,76 @@ fn content(file: &Path) -> Result<u64> {
     }
 }
 
+/// While lost writes are kept nothing is merged into the twin, which takes no more for every point all the
+/// same.
+fn points_go_into_each_other(pair: &Pair) -> Result<()> {
+    pair.pollux
+        .pollux(&["replica", "set", "web", "--keep", "2:all"])?;
+    let oldest = |host: &Host| points(host).first().map(|point| point["id"].clone());
+    let first = oldest(&pair.castor).context("a point")?;
+    until(3 * MINUTE, "the oldest points go into each other", || {
+        Ok((oldest(&pair.castor) != Some(first.clone())).then_some(()))
+    })?;
+    let report = pair.castor.json(&["failover", "lost-writes", "web"])?;
+    println!("held: {}", text(&report, "/held")?);
+    Ok(())
+}
+
+/// A host with checkpoints could not become the replica afterwards: that is said while nothing is stopped.
+/// They stay if a person wants that.
+fn prepare_with_checkpoints(host: &Host) -> Result<()> {
+    let prepare = ["failover", "prepare", "web"];
+    host.pollux(&["disk", "checkpoint", "web", "one"])?;
+    host.pollux(&["disk", "checkpoint", "web", "two"])?;
+    let refused = host.refused(&prepare)?;
+    for said in ["`one`, `two`", "disk merge web --all", "--keep-checkpoints"] {
+        ensure!(refused.message.contains(said), "{}", refused.message);
+    }
+    writes_on(host, "web", 100, 2 * MINUTE)?;
+    host.pollux(&["disk", "merge", "web", "--all"])?;
+    ensure!(checkpoints(host)? == 0);
+    host.pollux(&["disk", "checkpoint", "web", "three"])?;
+    host.pollux(&["disk", "checkpoint", "web", "four"])?;
+    writes_on(host, "web", 100, 2 * MINUTE)?;
+    host.pollux(&["failover", "prepare", "web", "--keep-checkpoints"])?;
+    Ok(())
+}
+
+/// They are gone, and points are merged again.
+fn drop_lost_writes(castor: &Host) -> Result<()> {
+    castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
+    ensure!(castor.refused(&["failover", "lost-writes", "web"])?.exit == 3);
+    ensure!(
+        castor
+            .refused(&["point", "open", "web", "lost-writes"])?
+            .exit
+            == 3
+    );
+
+    until(MINUTE, "points are merged again", || {
+        Ok((points(castor).len() <= 3).then_some(()))
+    })
+}
+
+/// Checkpoints of the former primary go when a person says so, there, and are gone whatever is killed then.
+fn merge_all(pair: &mut Pair) -> Result<()> {
+    let refused = pair.castor.refused(&["failover", "reverse", "web"])?;
+    let way_out = "disk merge web --all";
+    ensure!(refused.message.contains(way_out), "{}", refused.message);
+    let merge = ["disk", "merge", "web", "--all"];
+    let mut merging = pair.pollux.command(&merge)?.spawn()?;
+    until(MINUTE, "they are to be merged", || {
+        let left = checkpoints(&pair.pollux)?;
+        Ok((left == 0 || merging_checkpoints(&pair.pollux)? == left).then_some(()))
+    })?;
+    pair.pollux.kill_everything()?;
+    merging.wait()?;
+    pair.pollux.start_daemon()?;
+    until(2 * MINUTE, "the checkpoints are merged", || {
+        Ok((checkpoints(&pair.pollux)? == 0).then_some(()))
+    })
+}
+
 #[test]
 fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_lost() -> Result<()>
 {
@@ -192,33 +278,13 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     let kept = text(&report, "/disks/0/file")?;
     let proved = judge(Path::new(kept), Cut::Point)?.committed;
     ensure!(proved >= lost, "{proved} of {lost}");
-    // Nothing is merged into it, and the twin takes no more for every point.
-    pair.pollux
-        .pollux(&["replica", "set", "web", "--keep", "2:all"])?;
-    let oldest = |host: &Host| points(host).first().map(|point| point["id"].clone());
-    let first = oldest(&pair.castor).context("a point")?;
-    until(3 * MINUTE, "the oldest points go into each other", || {
-        Ok((oldest(&pair.castor) != Some(first.clone())).then_some(()))
-    })?;
-    let report = pair.castor.json(&["failover", "lost-writes", "web"])?;
-    println!("held: {}", text(&report, "/held")?);
+    points_go_into_each_other(&pair)?;
     look_into_lost_writes(&mut pair.castor, Path::new(kept), proved)?;
     let (castor, pollux) = (&pair.castor, &pair.pollux);
-    castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;
-    ensure!(castor.refused(&["failover", "lost-writes", "web"])?.exit == 3);
-    ensure!(
-        castor
-            .refused(&["point", "open", "web", "lost-writes"])?
-            .exit
-            == 3
-    );
-
-    until(MINUTE, "points are merged again", || {
-        Ok((points(castor).len() <= 3).then_some(()))
-    })?;
+    drop_lost_writes(castor)?;
 
     // Home, as planned: nothing is lost.
-    pollux.pollux(&["failover", "prepare", "web"])?;
+    prepare_with_checkpoints(pollux)?;
     let written = flushed(&pollux.serial_log("web")?).context("it wrote")?;
     ensure!(committed(castor, pair.scratch.state())? >= written);
     castor.pollux(&["failover", "start", "web"])?;
@@ -228,6 +294,8 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     ensure!(refused.message.contains("castor"), "{}", refused.message);
 
     // Once more the other way. Nothing was written there that castor does not have.
+    merge_all(&mut pair)?;
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
     until(3 * MINUTE, "it is replicated to pollux again", || {
         let reversed = castor.pollux(&["failover", "reverse", "web"]);
         Ok(reversed.inspect_err(|error| println!("{error:#}")).ok())
@@ -238,6 +306,9 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
         Ok((newest && committed(pollux, pair.scratch.state())? >= written).then_some(()))
     })?;
     ensure!(lost_bytes(pollux)? == 0, "{}", lost_bytes(pollux)?);
+    let shipped = received(pollux)?;
+    println!("shipped {} of {DISK} after a merge", Bytes(shipped));
+    ensure!(shipped < DISK.0 / 4, "{shipped}");
     // By that the failover was final: it lies on disks of its own.
     let details = castor.json(&["vm", "show", "web"])?;
     let id = text(&details, "/spec/id")?;
@@ -296,6 +367,9 @@ fn a_host_that_was_taken_over_from_before_its_own_failover_was_final_becomes_the
     planned(pollux, castor)?;
     castor.pollux(&["failover", "reverse", "web"])?;
     points_of(pollux)?;
+    // What the failover has above its point is no checkpoint that a person could merge.
+    let said = castor.refused(&["disk", "merge", "web", "--all"])?.message;
+    ensure!(said.contains("pollux failover complete web"), "{said}");
     planned(castor, pollux)?;
 
     // The way out, from one refusal to the next.

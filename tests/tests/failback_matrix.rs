@@ -469,7 +469,7 @@ impl<'a> Cell<'a> {
                 let refused = [&reverse[..], &[self.vm.as_str()]].concat();
                 let refused = self.host(Pollux).refused(&refused)?.message;
                 ensure!(refused.contains("pollux disk merge"), "{refused}");
-                self.on(Castor, &["disk", "merge"], &["one"])?;
+                self.on(Castor, &["disk", "merge"], &["--all"])?;
             }
             (BothKilled, _) => {
                 let twin = self.host(Castor).state().join("replicas");

@@ -277,6 +277,16 @@ impl Client {
         self.job(Method::POST, &path, None::<&()>, progress).await
     }
 
+    /// Removes all of them, the oldest first.
+    pub async fn merge_checkpoints(
+        &self,
+        vm: &str,
+        progress: impl FnMut(Progress),
+    ) -> Result<(), Problem> {
+        let path = path(vm, "/checkpoints/merge");
+        self.job(Method::POST, &path, None::<&()>, progress).await
+    }
+
     /// The serial port of a running VM, as a stream of bytes both ways.
     pub async fn console(&self, vm: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, Problem> {
         let path = path(vm, "/console");

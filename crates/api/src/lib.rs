@@ -37,6 +37,7 @@
 //!   POST   /v1/vms/{vm}/checkpoints                 MakeCheckpoint -> Checkpoint
 //!   POST   /v1/vms/{vm}/checkpoints/{name}/apply    ApplyCheckpoint -> VmDetails
 //!   POST   /v1/vms/{vm}/checkpoints/{name}/merge    job: null
+//!   POST   /v1/vms/{vm}/checkpoints/merge           job: null
 //!   GET    /v1/vms/{vm}/console                     upgrade to the serial port's bytes
 //!   GET    /v1/vms/{vm}/serial-log                  text
 //!   GET    /v1/replications                         [Replication]

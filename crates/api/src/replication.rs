@@ -195,6 +195,9 @@ pub struct StartFailover {
 pub struct PrepareFailover {
     /// Seconds that the guest has to shut down.
     pub timeout_s: u64,
+    /// Even if it has checkpoints, so that this host cannot become the replica before they are merged.
+    #[serde(default)]
+    pub keep_checkpoints: bool,
 }
 
 /// A VM that is off and locked, and whose twin has everything.

@@ -280,7 +280,11 @@ pub(crate) enum DiskVerb {
         /// The VM
         vm: String,
         /// The checkpoint: its name, or the first digits of its id
-        checkpoint: String,
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        checkpoint: Option<String>,
+        /// All of them, the oldest first
+        #[arg(long)]
+        all: bool,
     },
     /// Write a disk as it is now, or as it was at a checkpoint, into a file on polluxd's host
     Export {
@@ -518,6 +522,9 @@ pub(crate) enum FailoverVerb {
         /// Seconds that the guest has to shut down
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         timeout: u64,
+        /// Even if it has checkpoints: this host cannot become the replica before they are merged
+        #[arg(long)]
+        keep_checkpoints: bool,
     },
     /// Give a VM free again that was prepared for a planned failover; or take the disks back that became
     /// those of a twin by `failover reverse` on the other host, as long as it has no point
@@ -526,7 +533,7 @@ pub(crate) enum FailoverVerb {
         vm: String,
     },
     /// Replicate back: the host from which the VM was failed over becomes its replica. Only what differs is
-    /// sent
+    /// sent. Checkpoints that it has there are merged first, there: `disk merge --all`
     Reverse {
         /// The VM
         vm: String,

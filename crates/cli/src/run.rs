@@ -206,13 +206,21 @@ impl Command {
                 let details = client.apply_checkpoint(&vm, &checkpoint, &apply).await?;
                 self.print(&details.checkpoints)
             }
-            DiskVerb::Merge { vm, checkpoint } => {
+            DiskVerb::Merge { vm, checkpoint, .. } => {
                 let bar = Bar::new(self.format);
-                client
-                    .merge_checkpoint(&vm, &checkpoint, |progress| bar.show(&progress))
-                    .await?;
+                let show = |progress| bar.show(&progress);
+                let merged = match checkpoint {
+                    Some(checkpoint) => {
+                        client.merge_checkpoint(&vm, &checkpoint, show).await?;
+                        format!("checkpoint `{checkpoint}` of VM `{vm}` is merged")
+                    }
+                    None => {
+                        client.merge_checkpoints(&vm, show).await?;
+                        format!("the checkpoints of VM `{vm}` are merged")
+                    }
+                };
                 drop(bar);
-                self.say(&format!("checkpoint `{checkpoint}` of VM `{vm}` is merged"))
+                self.say(&merged)
             }
             DiskVerb::Export {
                 vm,
@@ -514,8 +522,15 @@ impl Command {
                 client.stop_test_failover(&vm).await?;
                 self.say(&format!("no test failover of VM `{vm}` is left"))
             }
-            FailoverVerb::Prepare { vm, timeout } => {
-                let prepare = PrepareFailover { timeout_s: timeout };
+            FailoverVerb::Prepare {
+                vm,
+                timeout,
+                keep_checkpoints,
+            } => {
+                let prepare = PrepareFailover {
+                    timeout_s: timeout,
+                    keep_checkpoints,
+                };
                 let bar = Bar::new(self.format);
                 let show = |progress| bar.show(&progress);
                 let prepared = client.prepare_failover(&vm, &prepare, show).await?;

@@ -46,11 +46,9 @@ pub(crate) struct Turning<'a> {
     pub(crate) branch: &'a Branch,
 }
 
-/// Refuses what cannot become a twin. `disks` of it are replicated.
-pub(crate) fn check<'a>(
-    machine: &'a VmFolder,
-    enrol: &Enrol,
-) -> Result<Vec<&'a DiskSpec>, Problem> {
+/// Refuses what cannot become a twin, whoever takes over and of whatever disks. Checkpoints that are being
+/// merged go by themselves, and are let pass.
+pub(crate) fn way_back(machine: &VmFolder) -> Result<(), Problem> {
     let thing = machine.thing();
     let refuse = |reason: String, way_out: String| {
         Err(Problem::new(Code::Conflict, &thing, reason, way_out))
@@ -61,10 +59,11 @@ pub(crate) fn check<'a>(
         let way_out = format!("`pollux failover complete {name}` there makes ordinary disks of it");
         return refuse(reason, way_out);
     }
-    if !machine.spec.checkpoints.is_empty() {
+    if machine.spec.checkpoints.iter().any(|one| !one.merging) {
         let reason = "has checkpoints there, which a twin cannot have".to_owned();
         let way_out = format!(
-            "`pollux disk info {name}` there shows them, `pollux disk merge {name} CHECKPOINT` merges one"
+            "`pollux disk info {name}` there shows them, and `pollux disk merge {name} --all` there merges \
+             them: then ask again"
         );
         return refuse(reason, way_out);
     }
@@ -82,6 +81,30 @@ pub(crate) fn check<'a>(
             );
             return refuse(reason, way_out);
         }
+    }
+    Ok(())
+}
+
+/// Refuses what cannot become a twin. `disks` of it are replicated.
+pub(crate) fn check<'a>(
+    machine: &'a VmFolder,
+    enrol: &Enrol,
+) -> Result<Vec<&'a DiskSpec>, Problem> {
+    way_back(machine)?;
+    let thing = machine.thing();
+    let refuse = |reason: String, way_out: String| {
+        Err(Problem::new(Code::Conflict, &thing, reason, way_out))
+    };
+    let name = machine.spec.name.as_str();
+    if let Some(merging) = machine.spec.checkpoints.first() {
+        let reason = format!(
+            "is merging checkpoint `{}` there, which a twin cannot have",
+            merging.name
+        );
+        let way_out = format!(
+            "Ask again when that is done: `pollux disk merge {name} --all` there shows how far it is"
+        );
+        return refuse(reason, way_out);
     }
     let mut found = Vec::new();
     for id in &enrol.disks {
@@ -538,6 +561,30 @@ mod tests {
         scratch.enrol.spec.disks[0].size = Bytes(SIZE / 2);
         let refused = scratch.turn().expect_err("larger here");
         assert!(refused.way_out.contains("pollux disk resize"), "{refused}");
+        assert_eq!(names(&scratch), 0);
+        // Checkpoints are for a person to merge, who is told how; what is being merged is waited for.
+        let mut scratch = Scratch::new();
+        let mut checkpoint = model::CheckpointSpec {
+            id: model::CheckpointId::random(),
+            name: "before".parse().expect("a name"),
+            time: jiff::Timestamp::UNIX_EPOCH,
+            merging: false,
+        };
+        scratch.machine.spec.checkpoints = vec![checkpoint.clone()];
+        let refused = scratch.turn().expect_err("a checkpoint");
+        assert!(
+            refused.way_out.contains("disk merge web --all"),
+            "{refused}"
+        );
+        way_back(&scratch.machine).expect_err("the same before the failover");
+        checkpoint.merging = true;
+        scratch.machine.spec.checkpoints = vec![checkpoint];
+        let refused = scratch.turn().expect_err("not merged yet");
+        assert!(
+            refused.reason.contains("is merging checkpoint `before`"),
+            "{refused}"
+        );
+        way_back(&scratch.machine).expect("it goes by itself");
         assert_eq!(names(&scratch), 0);
         let mut scratch = Scratch::new();
         scratch.machine.spec.disks[1].file = "/elsewhere/disk.raw".into();

@@ -15,7 +15,10 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use jiff::Timestamp;
-use model::{BLOCK_SIZE, Bus, Bytes, CheckpointSpec, Code, DiskSpec, Problem, VmSpec, free_slot};
+use model::{
+    BLOCK_SIZE, Bus, Bytes, CheckpointId, CheckpointSpec, Code, DiskSpec, Problem, VmSpec,
+    free_slot,
+};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::time::timeout;
 
@@ -278,32 +281,61 @@ pub(super) async fn merge(
         let _alone = vm.disks.lock().await;
         change(&vm, Change::Merge(checkpoint.id)).await?;
     }
+    Ok(followed(vm, Some(checkpoint.id)))
+}
+
+/// Merges all that a person made.
+pub(super) async fn merge_all(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+) -> Result<Response, Refusal> {
+    let vm = host.find(&vm)?;
+    let machine = machine(&vm)?;
+    let but = machine.above_point();
+    let checkpoints = machine.spec.checkpoints;
+    let stay = checkpoints.iter().filter(|one| !one.merging);
+    let stay: Vec<_> = stay.map(|one| one.id).collect();
+    let wanted = match stay[..] {
+        [] => None,
+        // Nobody asked for it by name: why it stays is said if it is the only one.
+        [last] if Some(last) == but => (checkpoints.len() == 1).then_some(Change::Merge(last)),
+        _ => Some(Change::MergeAll { but }),
+    };
+    if let Some(wanted) = wanted {
+        let _alone = vm.disks.lock().await;
+        change(&vm, wanted).await?;
+    }
+    Ok(followed(vm, None))
+}
+
+/// A job that ends with the merge of this checkpoint, or of all.
+fn followed(vm: Vm, checkpoint: Option<CheckpointId>) -> Response {
     let (told, progress) = mpsc::channel(4);
     tokio::spawn(async move {
-        follow(&vm, &checkpoint, &told).await;
+        follow(&vm, checkpoint, &told).await;
         // Fails only when whoever asked went away.
         let _ = told.send(JobLine::Done(())).await;
     });
-    Ok(lines(progress))
+    lines(progress)
 }
 
-/// Tells how far a merge is, until it is done or nobody listens.
-async fn follow(vm: &Vm, checkpoint: &CheckpointSpec, told: &mpsc::Sender<JobLine<()>>) {
+/// Tells how far a merge is, of one checkpoint or of all, until it is done or nobody listens.
+async fn follow(vm: &Vm, of: Option<CheckpointId>, told: &mpsc::Sender<JobLine<()>>) {
     let mut seen = vm.watch();
     loop {
-        let merge = {
+        let (name, merge) = {
             let view = seen.borrow_and_update();
-            if view
+            let Some(merging) = view
                 .merging_checkpoint()
-                .is_none_or(|one| one.id != checkpoint.id)
-            {
+                .filter(|one| of.is_none_or(|of| one.id == of))
+            else {
                 return;
-            }
-            view.merge.clone().unwrap_or_default()
+            };
+            (merging.name.clone(), view.merge.clone().unwrap_or_default())
         };
         let what = match merge.stuck {
             Some(problem) => format!("waiting ({})", problem.reason),
-            None => format!("merging `{}`", checkpoint.name),
+            None => format!("merging `{name}`"),
         };
         let (done, total) = (merge.done, merge.total);
         let line = JobLine::Progress(Progress { what, done, total });

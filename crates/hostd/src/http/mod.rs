@@ -82,6 +82,7 @@ pub fn router(host: Arc<Host>) -> Router {
         )
         .route("/v1/vms/{vm}/checkpoints/{name}/apply", post(disks::apply))
         .route("/v1/vms/{vm}/checkpoints/{name}/merge", post(disks::merge))
+        .route("/v1/vms/{vm}/checkpoints/merge", post(disks::merge_all))
         .route("/v1/vms/{vm}/console", get(console::attach))
         .route("/v1/vms/{vm}/serial-log", get(console::log))
         .route("/v1/replications", get(replication::list))

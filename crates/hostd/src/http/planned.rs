@@ -1,7 +1,8 @@
 //! Routes of planned failovers: what is done on the primary, before the twin takes over.
 //!
 //! ```text
-//!   replicated, partner answers --> guest shut down --> locked --> last changes sent --> prepared
+//!   replicated, partner answers,
+//!   no checkpoints ---------------> guest shut down --> locked --> last changes sent --> prepared
 //!        |                              |                  |             |
 //!        refused, nothing changed       it goes on         <- unlocked --+ fails, or whoever asked
 //!                                                                          went away
@@ -17,7 +18,7 @@ use api::{FailoverStep, JobLine, PrepareFailover, PreparedFailover, Progress};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use model::{Bytes, Code, PointId, Problem, ReplicationState, VmState};
+use model::{Bytes, CheckpointSpec, Code, PointId, Problem, ReplicationState, VmState};
 use replica::report::LinkReport;
 use replica::run::Evidence;
 use replica::standing::Role;
@@ -29,9 +30,10 @@ use super::replication::not_replicated;
 use super::vms::stop_limit;
 use super::{Answered, Refusal};
 use crate::host::Host;
-use crate::partner;
+use crate::twin::not_a_twin;
 use crate::vm::folder::VmFolder;
-use crate::vm::{Message, Vm, observe, progress, unsent};
+use crate::vm::{Message, View, Vm, observe, progress, unsent};
+use crate::{former, partner};
 
 /// How much is left is looked at again after this long, if the driver tells nothing.
 const LOOK: Duration = Duration::from_millis(500);
@@ -47,7 +49,7 @@ pub(super) async fn prepare(
     let limit = stop_limit(wanted.timeout_s)?;
     let (told, progress) = mpsc::channel(4);
     tokio::spawn(async move {
-        let line = match run(&host, &vm, limit, &told).await {
+        let line = match run(&host, &vm, limit, wanted.keep_checkpoints, &told).await {
             Ok(prepared) => JobLine::Done(prepared),
             Err(problem) => JobLine::Failed(problem),
         };
@@ -83,6 +85,7 @@ async fn run(
     host: &Arc<Host>,
     vm: &Vm,
     limit: Duration,
+    keep_checkpoints: bool,
     told: &Told,
 ) -> Result<PreparedFailover, Problem> {
     let mut steps = Vec::new();
@@ -94,6 +97,8 @@ async fn run(
     done("Replication is in order", "yes".to_owned());
     ask(host, vm, &replica_host).await?;
     done("The replica answers", replica_host.clone());
+    let back = way_back(&vm.view(), &replica_host, keep_checkpoints)?;
+    done("This host can become the replica", back);
 
     say(told, "shutting the guest down", 0, 0).await?;
     let result = if vm.view().state == VmState::Off {
@@ -150,6 +155,43 @@ fn check(vm: &Vm) -> Result<String, Problem> {
             refuse(reason, way_out)
         }
     }
+}
+
+/// Whether this host can become the replica of the one that takes over, in words. Who finds out afterwards
+/// only that it cannot has a VM without a twin: checkpoints, which can be merged now, are refused unless
+/// they are to be kept.
+fn way_back(view: &View, partner: &str, keep_checkpoints: bool) -> Result<String, Problem> {
+    let Some(machine) = &view.home.machine else {
+        return Err(not_a_twin(view));
+    };
+    let checkpoints = machine.spec.checkpoints.iter();
+    let above_point = machine.above_point();
+    // One that is being merged goes by itself; the one of a failover when that is completed.
+    let stays = |one: &&CheckpointSpec| !one.merging && Some(one.id) != above_point;
+    let stay: Vec<_> = checkpoints.filter(stays).collect();
+    let names: Vec<_> = stay.iter().map(|one| format!("`{}`", one.name)).collect();
+    let (name, names) = (&machine.spec.name, names.join(", "));
+    if stay.is_empty() {
+        return Ok(match former::way_back(machine) {
+            Err(problem) => format!("not as it is: {}", problem.reason),
+            Ok(()) if machine.spec.checkpoints.is_empty() => "yes".to_owned(),
+            Ok(()) => "once its checkpoints are merged".to_owned(),
+        });
+    }
+    if keep_checkpoints {
+        return Ok(format!(
+            "once its checkpoints are merged here, by `pollux disk merge {name} --all`: {names}"
+        ));
+    }
+    let reason = format!(
+        "has checkpoints, with which this host cannot become its replica afterwards: {names}"
+    );
+    let way_out = format!(
+        "Nothing was changed. `pollux disk merge {name} --all` merges them while it runs. Or keep them with \
+         `--keep-checkpoints`: on host `{partner}` the VM has no twin then, until they are merged here and \
+         `pollux failover reverse {name}` is said there"
+    );
+    Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
 }
 
 /// Refuses unless the partner answers, as the replica.

@@ -42,6 +42,12 @@ pub(crate) enum Change {
     },
     /// A checkpoint is to go: from now on it is merged.
     Merge(CheckpointId),
+    /// All of them are to go, one after the other, the oldest first; but what a failover that is not complete
+    /// has above its point.
+    MergeAll {
+        /// That.
+        but: Option<CheckpointId>,
+    },
     /// A checkpoint is merged.
     Drop(CheckpointId),
     /// The point below everything becomes the files that hold it. Those that lie elsewhere than their disks
@@ -111,6 +117,12 @@ impl Change {
             Self::Merge(id) => {
                 let all = next.checkpoints.iter_mut();
                 for checkpoint in all.filter(|checkpoint| checkpoint.id == *id) {
+                    checkpoint.merging = true;
+                }
+            }
+            Self::MergeAll { but } => {
+                let all = next.checkpoints.iter_mut();
+                for checkpoint in all.filter(|checkpoint| Some(checkpoint.id) != *but) {
                     checkpoint.merging = true;
                 }
             }

@@ -113,6 +113,13 @@ fn merging_a_checkpoint_leaves_the_others() {
     let merged = Change::Drop(a).plan(&merging, true).expect("planned");
     assert_eq!(since(&merged, 0), [b]);
     assert_eq!(merged.disks[0].overlays[0], two.disks[0].overlays[1]);
+    // The wish for all is one change: whoever is killed then goes on with all of them.
+    let merge_all = |but| Change::MergeAll { but }.plan(&two, true);
+    let all = merge_all(None).expect("planned");
+    assert!(all.checkpoints.iter().all(|checkpoint| checkpoint.merging));
+    assert_eq!(since(&all, 0), [a, b], "nothing is gone yet");
+    let above = merge_all(Some(a)).expect("planned");
+    assert!(!above.checkpoints[0].merging && above.checkpoints[1].merging);
 }
 
 #[test]

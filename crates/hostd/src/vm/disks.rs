@@ -424,7 +424,11 @@ impl Work {
                 // What runs may not write there: it was started without.
                 self.put(&self.next, !outside.is_empty()).await
             }
-            Change::Checkpoint(_) | Change::Apply { .. } | Change::Merge(_) | Change::Drop(_) => {
+            Change::Checkpoint(_)
+            | Change::Apply { .. }
+            | Change::Merge(_)
+            | Change::MergeAll { .. }
+            | Change::Drop(_) => {
                 let folder = self.next.checkpoints();
                 let thing = self.next.thing();
                 blocking(move || {

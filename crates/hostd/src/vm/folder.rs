@@ -102,6 +102,11 @@ pub(crate) struct VmFolder {
 }
 
 impl VmFolder {
+    /// The checkpoint that a failover made, which goes when that is completed.
+    pub(crate) fn above_point(&self) -> Option<CheckpointId> {
+        self.origin.as_ref()?.checkpoint
+    }
+
     /// Reads the folder at `path` strictly.
     pub(crate) fn read(path: &Path) -> Result<Self, Problem> {
         let file = path.join(SPEC);
