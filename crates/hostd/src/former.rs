@@ -8,7 +8,7 @@
 //!   vms/UUID goes
 //! ```
 //!
-//! Before it has a point it may be given back: `branch` becomes `vms/UUID` again.
+//! Before it has a point it may be given back: `branch` becomes `vms/UUID` again, in the same relationship.
 //!
 //! Nothing is copied. Killed before the folder has its name, the VM is what it was; afterwards it is a
 //! twin, and what is left of the VM is removed by the next polluxd ([`leftover`]).
@@ -29,6 +29,7 @@ use crate::vm::branch::Branch;
 use crate::vm::create::{exchange, no_space_or, publish, remove, sync_parent};
 use crate::vm::folder::VmFolder;
 use crate::vm::progress;
+use crate::vm::relation::Relation;
 
 /// The variables of UEFI, in the folder of a VM that has them.
 const VARIABLES: &str = "uefi-variables.fd";
@@ -41,7 +42,8 @@ pub(crate) struct Turning<'a> {
     pub(crate) home: &'a Path,
     /// How it stands from then on.
     pub(crate) standing: &'a Standing,
-    pub(crate) partner: &'a str,
+    /// Its relationship until then.
+    pub(crate) relation: &'a Relation,
     pub(crate) enrol: &'a Enrol,
     pub(crate) branch: &'a Branch,
 }
@@ -182,7 +184,7 @@ fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
         machine,
         home,
         standing,
-        partner,
+        relation,
         enrol,
         branch,
     } = turning;
@@ -209,7 +211,8 @@ fn make(turning: &Turning<'_>, folder: &Path) -> Result<(), Problem> {
     branch.write(&kept.path).map_err(failed)?;
     sync_parent(&kept.path.join("vm.toml")).map_err(failed)?;
 
-    twin::fill(folder, partner, enrol)?;
+    let earlier = relation.before(enrol.relationship);
+    twin::fill(folder, &relation.partner, enrol, earlier)?;
     standing
         .store(&folder.join(standing::FILE))
         .map_err(|error| Problem::failed(&thing, &error))?;
@@ -270,12 +273,13 @@ fn link(machine: &VmFolder, disk: &DiskSpec, name: &Path) -> Result<(), Problem>
     fs::hard_link(&file, name).map_err(failed)
 }
 
-/// Gives a twin that has no point yet its disks back: it is the VM that it was, stood down as then. The
-/// VM's folder. Blocking.
+/// Gives a twin that has no point yet its disks back: it is the VM that it was, stood down as then, in its
+/// `relation` if that has not ended. The VM's folder. Blocking.
 pub(crate) fn give_back(
     twin: &Path,
     was: &VmFolder,
     standing: &Standing,
+    relation: Option<&Relation>,
     vms: &Path,
 ) -> Result<PathBuf, Problem> {
     let thing = was.thing();
@@ -283,6 +287,12 @@ pub(crate) fn give_back(
     standing
         .store(&was.path.join(standing::FILE))
         .map_err(|error| Problem::failed(&thing, &error))?;
+    let related = match relation {
+        Some(relation) => relation.given_back().write(&was.path),
+        // One that was killed when it had one left it.
+        None => Relation::remove(&was.path),
+    };
+    related.map_err(failed)?;
     progress::reserve(&was.path, progress::reserved(twin)?)?;
     let home = vms.join(was.spec.id.to_string());
     // This decides.
@@ -297,7 +307,7 @@ pub(crate) fn give_back(
     Ok(home)
 }
 
-/// The folder of a VM, whose twin is gone, keeps nothing of the branch that it was. Blocking.
+/// The folder of a VM, whose twin is gone, is no branch any more. Blocking.
 pub(crate) fn finish_giving_back(vm: &Path) -> Result<(), Problem> {
     if !Branch::is_in(vm) {
         return Ok(());
@@ -346,10 +356,11 @@ pub(crate) fn last_written(machine: &VmFolder) -> Option<jiff::Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
     use model::{Bus, Bytes, DiskId, Generation, Lineage, PointId, RelationshipId, SeedId, VmSpec};
-    use replica::standing::Role;
+    use replica::standing::{Relationship, Role};
     use replica::wire::Configuration;
 
     use super::*;
@@ -362,6 +373,7 @@ mod tests {
         folder: tempfile::TempDir,
         machine: VmFolder,
         down: Standing,
+        relation: Relation,
         enrol: Enrol,
         branch: Branch,
     }
@@ -422,8 +434,13 @@ mod tests {
                 seed_from: None,
                 lineage: theirs,
             };
+            let (id, seed) = (RelationshipId::random(), SeedId::random());
+            let relation = Relation::new(id, "pollux", 30, seed, enrol.disks.clone());
+            let mut branch = Branch::new(ours, since, Some(Vec::new()));
+            branch.until = last_written(&machine);
             Self {
-                branch: Branch::new(ours, since, None),
+                relation,
+                branch,
                 folder,
                 machine,
                 down: met.standing,
@@ -437,12 +454,13 @@ mod tests {
 
         fn turn(&self) -> Result<PathBuf, Problem> {
             let thing = self.machine.thing();
-            let standing = self.down.turn(&thing, &self.enrol.lineage, false)?;
+            let new = Relationship::New;
+            let standing = self.down.turn(&thing, &self.enrol.lineage, false, new)?;
             let turning = Turning {
                 machine: &self.machine,
                 home: &self.machine.path,
                 standing: &standing,
-                partner: "pollux",
+                relation: &self.relation,
                 enrol: &self.enrol,
                 branch: &self.branch,
             };
@@ -476,10 +494,11 @@ mod tests {
         assert_eq!(inode(&was.disk_file(&disks[1])), other, "kept as well");
 
         let given = standing
-            .give_back("VM `web`", &branch.lineage)
+            .give_back("VM `web`", &branch.lineage, true)
             .expect("a twin");
         let vms = scratch.path("vms");
-        let again = give_back(&home, &was, &given, &vms).expect("given back");
+        let twin = Relation::read(&home).expect("reads").expect("there");
+        let again = give_back(&home, &was, &given, Some(&twin), &vms).expect("given back");
         assert_eq!(again, scratch.machine.path);
         assert!(!home.exists());
         assert_eq!(VmFolder::read(&again), Ok(scratch.machine.clone()));
@@ -487,6 +506,20 @@ mod tests {
         let loaded = Standing::load(&again.join(standing::FILE)).expect("reads");
         assert_eq!(loaded, Some(given));
         assert_eq!(progress::reserved(&again), Ok(41));
+        // The two meet, whichever relationship the partner knows.
+        let kept = Relation::read(&again).expect("reads").expect("there");
+        let known = [scratch.enrol.relationship, scratch.relation.id];
+        assert_eq!(kept.ids().collect::<Vec<_>>(), known);
+        assert_eq!((kept.seed, kept.revision), (scratch.enrol.seed, None));
+        // What differed is known for as long as nobody writes there.
+        assert!(!Branch::is_in(&again));
+        let known = Branch::given_back(&scratch.machine);
+        assert_eq!(known.as_ref(), Some(&scratch.branch));
+        let other = scratch.machine.disk_file(&disks[1]);
+        let written = fs::OpenOptions::new().write(true).open(other);
+        let written = written.and_then(|mut file| file.write_all(b"new"));
+        written.expect("written");
+        assert_eq!(Branch::given_back(&scratch.machine), None);
         // Killed when the twin was gone, it is a branch still: what is left of that goes.
         scratch.branch.write(&again).expect("written");
         fs::create_dir(again.join("journal")).expect("made");
@@ -497,6 +530,12 @@ mod tests {
         scratch.branch.write(&again).expect("written");
         scratch.turn().expect("turned again");
         assert!(!Branch::is_in(&home));
+        // Its relationship ended: it has none, whatever one that was killed left.
+        let (_, was) = Branch::read(&home).expect("read").expect("kept");
+        twin.write(&was.path).expect("written");
+        let alone = Standing::primary(branch.lineage);
+        give_back(&home, &was, &alone, None, &vms).expect("given back");
+        assert_eq!(Relation::read(&again), Ok(None));
     }
 
     #[test]

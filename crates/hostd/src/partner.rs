@@ -1,17 +1,20 @@
 //! What the partner of a VM says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use model::{Code, VmId};
 use replica::client::PeerLink;
 use replica::lease::Grant;
 use replica::link::LinkError;
 use replica::run::{Evidence, weigh};
 use replica::standing::Override;
-use replica::wire::Contact;
+use replica::wire::{Contact, ContactAnswer};
 
 use crate::host::Host;
 use crate::vm::View;
 use crate::vm::leasing::question;
+use crate::vm::relation::Relation;
 
 /// How long a partner has to answer before it counts as unreachable.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(5);
@@ -22,15 +25,50 @@ pub(crate) async fn evidence(host: &Host, view: &View, word: Option<Override>) -
     let Some(relation) = &view.relation else {
         return word.map_or(Evidence::Unasked, Evidence::Override);
     };
-    let link = PeerLink::new(
-        host.client(&relation.partner),
-        view.home.spec.id,
-        relation.id,
-    );
-    match link.meet(&contact(view), PROBE_LIMIT).await {
+    match meet(host, view, relation, &contact(view)).await {
         Ok(answer) => weigh(&view.standing, answer.standing, word),
         Err(error) => without_answer(&error, word),
     }
+}
+
+/// Meets the partner, in whichever relationship it knows.
+async fn meet(
+    host: &Host,
+    view: &View,
+    relation: &Relation,
+    contact: &Contact,
+) -> Result<ContactAnswer, LinkError> {
+    let mut unknown = None;
+    for link in links(host, view.home.spec.id, relation) {
+        match link.meet(contact, PROBE_LIMIT).await {
+            Err(error) if is_unknown(&error) => unknown = unknown.or(Some(error)),
+            answer => return answer,
+        }
+    }
+    Err(unknown.expect("a relationship has an id"))
+}
+
+/// Ends the relationship at the partner, whichever it knows.
+pub(crate) async fn remove(host: &Host, vm: VmId, relation: &Relation) -> Result<(), LinkError> {
+    let mut unknown = None;
+    for link in links(host, vm, relation) {
+        match link.remove().await {
+            Err(error) if is_unknown(&error) => unknown = unknown.or(Some(error)),
+            answer => return answer,
+        }
+    }
+    Err(unknown.expect("a relationship has an id"))
+}
+
+fn links(host: &Host, vm: VmId, relation: &Relation) -> Vec<PeerLink> {
+    let client = host.client(&relation.partner);
+    let of = |id| PeerLink::new(Arc::clone(&client), vm, id);
+    relation.ids().map(of).collect()
+}
+
+/// Whether the partner has no such relationship.
+fn is_unknown(error: &LinkError) -> bool {
+    matches!(error, LinkError::Refused(problem) if problem.code == Code::NotFound)
 }
 
 fn contact(view: &View) -> Contact {
@@ -49,17 +87,12 @@ pub(crate) async fn evidence_to_start(
     let (Some(relation), Some(asked)) = (&view.relation, question(view)) else {
         return evidence(host, view, word).await;
     };
-    let link = PeerLink::new(
-        host.client(&relation.partner),
-        view.home.spec.id,
-        relation.id,
-    );
     let at = host.clock.now();
     let contact = Contact {
         lease: Some(asked),
         ..contact(view)
     };
-    let answer = match link.meet(&contact, PROBE_LIMIT).await {
+    let answer = match meet(host, view, relation, &contact).await {
         Ok(answer) => answer,
         Err(error) => return without_answer(&error, word),
     };

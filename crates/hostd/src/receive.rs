@@ -285,7 +285,16 @@ impl ReplicaHost for Twins {
         let found = self.vm(vm)?;
         let view = found.view();
         let known = view.relation.as_ref();
-        if known.is_some_and(|known| known.id == reverse.enrol.relationship) {
+        let known = known.filter(|_| view.standing.role == Role::Replica);
+        if let Some(known) = known.filter(|known| known.id == reverse.enrol.relationship) {
+            if known.seed != reverse.enrol.seed {
+                let reason = "is the replica already, for an earlier request that came late";
+                let way_out = format!(
+                    "`pollux failover cancel {}` there takes that back; then ask again",
+                    view.home.spec.name
+                );
+                return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
+            }
             // Asked again.
             let branch = blocking(move || Branch::read(&view.home.path)).await?;
             let differs = branch.and_then(|(branch, _)| branch.differs());
@@ -336,8 +345,14 @@ impl ReplicaHost for Twins {
         let thing = view.thing();
         let relation = view.relation?;
         let reception = received(&vm, &relation);
+        // A replica hears of no other one than that in which it is fed.
+        let earlier = match view.standing.role {
+            Role::Replica => Vec::new(),
+            Role::Primary | Role::FailedOver => relation.earlier.clone(),
+        };
         Some(Relation {
             id: relation.id,
+            earlier,
             thing,
             partner: relation.partner,
             role: view.standing.role,

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use journal::{Begun, ChangedDisk, DiskExtent, Journal, JournalError, Leases, PointInfo, Tip};
-use model::{Bytes, Code, DiskId, Keep, PointId, Problem, VmSpec};
+use model::{Bytes, Code, DiskId, Keep, PointId, Problem, RelationshipId, VmSpec};
 use replica::host::Shelf;
 use replica::standing::{self, Role, Standing, StandingError};
 use replica::wire::Enrol;
@@ -103,7 +103,7 @@ pub(crate) fn make(
                 place
             }
         };
-        fill(&temporary, partner, enrol)?;
+        fill(&temporary, partner, enrol, Vec::new())?;
         if let Some(copy) = copy {
             copy.write(&temporary).map_err(failed)?;
         }
@@ -141,7 +141,12 @@ pub(crate) fn journal_failed(thing: &str, error: &JournalError) -> Problem {
     problem
 }
 
-pub(crate) fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Problem> {
+pub(crate) fn fill(
+    folder: &Path,
+    partner: &str,
+    enrol: &Enrol,
+    earlier: Vec<RelationshipId>,
+) -> Result<(), Problem> {
     let thing = thing(enrol.spec.name.as_str());
     let received = VmFolder {
         path: folder.to_owned(),
@@ -154,6 +159,7 @@ pub(crate) fn fill(folder: &Path, partner: &str, enrol: &Enrol) -> Result<(), Pr
     let relation = Relation {
         keep: enrol.keep.clone(),
         revision: Some(enrol.revision),
+        earlier,
         ..Relation::new(
             enrol.relationship,
             partner,

@@ -27,6 +27,8 @@ pub struct Principal {
 pub struct Relation {
     /// Its identity.
     pub id: RelationshipId,
+    /// Earlier ones by which it may be called still: the partner was perhaps not told of this one.
+    pub earlier: Vec<RelationshipId>,
     /// The VM, as problems name it: ``VM `web` ``.
     pub thing: String,
     /// Name of the peer that it is bound to.
@@ -38,6 +40,14 @@ pub struct Relation {
     /// Folder for what is being received ([`Journal::INCOMING`] of
     /// the journal's); the receiver makes it and owns what is in it.
     pub incoming: PathBuf,
+}
+
+impl Relation {
+    /// Whether the partner may mean it by `named`.
+    #[must_use]
+    pub fn is_called(&self, named: RelationshipId) -> bool {
+        self.id == named || self.earlier.contains(&named)
+    }
 }
 
 /// The journal of a replica VM, while this host is its replica. Whoever takes over takes the

@@ -9,7 +9,7 @@
 //! - Whether this host receives anything of a principal ([`ReplicaHost::admits`]) is asked for each
 //!   enrolment and each request that fills a twin. Who may run a VM is agreed on all the same.
 //! - A request about a VM passes only if its relationship is bound to the principal that asks
-//!   and has the id that the request names; anything else gets the same refusal as a VM that
+//!   and has the id that the request names, or had it; anything else gets the same refusal as a VM that
 //!   does not exist.
 //! - Offers, commits and comparisons of one VM go one at a time; chunks beside each other.
 //! - A handler that began runs to its end, also when the caller hangs up.
@@ -186,7 +186,7 @@ async fn authorize<H: ReplicaHost>(
             .host
             .relation(vm)
             .await
-            .filter(|relation| relation.partner == principal.name && relation.id == named),
+            .filter(|relation| relation.partner == principal.name && relation.is_called(named)),
         _ => None,
     };
     let (Some(vm), Some(relation)) = (vm, relation) else {

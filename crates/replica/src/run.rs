@@ -119,7 +119,8 @@ pub(crate) fn anew(thing: &str) -> String {
 }
 
 /// A partner that does not know the VM calls it by its id; here it is `thing`.
-pub(crate) fn named(mut problem: Problem, thing: &str) -> Problem {
+#[must_use]
+pub fn named(mut problem: Problem, thing: &str) -> Problem {
     let id = problem.thing.strip_prefix("VM ").map(str::to_owned);
     if let Some(id) = id.filter(|id| id.parse::<VmId>().is_ok()) {
         problem.way_out = problem.way_out.replace(&id, name(thing));

@@ -59,6 +59,16 @@ pub enum Role {
     FailedOver,
 }
 
+/// In which relationship a former primary becomes the replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relationship {
+    /// In one of which nothing was heard here yet.
+    New,
+    /// In that in which it was the replica before, until it had its disks
+    /// [given back](Standing::give_back).
+    Same,
+}
+
 /// A person's word that the VM does not run elsewhere, or that it may run twice for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -691,7 +701,13 @@ impl Standing {
     ///
     /// # Errors
     /// [`Problem`] when it runs, or did not stand down for that lineage.
-    pub fn turn(&self, thing: &str, theirs: &Lineage, runs: bool) -> Result<Self, Problem> {
+    pub fn turn(
+        &self,
+        thing: &str,
+        theirs: &Lineage,
+        runs: bool,
+        relationship: Relationship,
+    ) -> Result<Self, Problem> {
         let refuse = |reason: &str, way_out: String| {
             Err(Problem::new(Code::Conflict, thing, reason, way_out))
         };
@@ -713,9 +729,12 @@ impl Standing {
             role: Role::Replica,
             lineage: theirs.clone(),
             warrant: None,
-            // Those of another relationship.
             fence: None,
-            agreement: 0,
+            // What was asked before in the same relationship may still come.
+            agreement: match relationship {
+                Relationship::New => 0,
+                Relationship::Same => self.agreement,
+            },
             start_unasked: StartUnasked::default(),
             received: None,
             succession: None,
@@ -728,19 +747,21 @@ impl Standing {
     }
 
     /// This host [turned](Self::turn) and has no point yet: it goes back to where it was before, in its
-    /// `former` lineage, which gave way to the one that it is the replica of. Its relationship has ended.
+    /// `former` lineage, which gave way to the one that it is the replica of. The two stay partners, so that
+    /// they meet whatever is done with either, unless their relationship has ended: `related`.
     ///
     /// # Errors
     /// [`Problem`] when it is no replica, or of none that succeeded `former`.
-    pub fn give_back(&self, thing: &str, former: &Lineage) -> Result<Self, Problem> {
+    pub fn give_back(&self, thing: &str, former: &Lineage, related: bool) -> Result<Self, Problem> {
         if self.role != Role::Replica || rank(former, &self.lineage) != Some(Rank::Theirs) {
             let reason = "did not become a replica with disks of its own";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         }
         Ok(Self {
             role: Role::Primary,
-            partner: None,
+            partner: self.partner.clone().filter(|_| related),
             warrant: None,
+            // The partner hears that this is no replica, and holds to no lease any more.
             fence: None,
             lineage: former.clone(),
             stood_down: Some(self.lineage.clone()),

@@ -174,7 +174,8 @@ fn a_takeover_that_is_begun_again_outranks_the_one_that_was_given_up() {
             down = down.stand_down(VM, &asked, false).expect("off");
         }
         assert_eq!(down.stood_down.as_ref(), Some(&taken.lineage));
-        down.turn(VM, &taken.lineage, false).expect("it gave way");
+        down.turn(VM, &taken.lineage, false, Relationship::New)
+            .expect("it gave way");
     }
 }
 
@@ -524,28 +525,43 @@ fn a_host_that_gave_way_becomes_the_replica_of_the_one_that_took_over() {
         .expect("forced");
 
     // Not before it gave way, nor while its guest runs, nor for anybody else.
-    assert!(primary.turn(VM, &taken.lineage, false).is_err());
+    assert!(
+        primary
+            .turn(VM, &taken.lineage, false, Relationship::New)
+            .is_err()
+    );
     let down = primary
         .superseded(VM, &taken.lineage)
         .expect("related")
         .standing;
-    let runs = down.turn(VM, &taken.lineage, true).expect_err("it runs");
+    let runs = down
+        .turn(VM, &taken.lineage, true, Relationship::New)
+        .expect_err("it runs");
     assert!(runs.way_out.contains("pollux vm kill web"), "{runs}");
     let other = primary
         .lineage
         .branch(point(&primary.lineage, 2), "host-c")
         .expect("on it");
-    assert!(down.turn(VM, &primary.lineage, false).is_err());
+    assert!(
+        down.turn(VM, &primary.lineage, false, Relationship::New)
+            .is_err()
+    );
     assert_eq!(
-        down.turn(VM, &other, false).is_ok(),
+        down.turn(VM, &other, false, Relationship::New).is_ok(),
         rank(&taken.lineage, &other) == Some(Rank::Theirs),
         "only for one that outranks the one it gave way to"
     );
 
-    let twin = down.turn(VM, &taken.lineage, false).expect("it gave way");
+    let twin = down
+        .turn(VM, &taken.lineage, false, Relationship::New)
+        .expect("it gave way");
     assert_eq!((twin.role, &twin.lineage), (Role::Replica, &taken.lineage));
     assert!(twin.stood_down.is_none() && twin.warrant.is_none());
-    assert!(twin.turn(VM, &taken.lineage, false).is_err(), "done");
+    assert!(
+        twin.turn(VM, &taken.lineage, false, Relationship::New)
+            .is_err(),
+        "done"
+    );
     let back = taken.reverse(VM).expect("it took over");
     assert_eq!(back.role, Role::Primary);
     assert_eq!(back.reverse(VM), Ok(back.clone()), "asked again");
@@ -562,14 +578,52 @@ fn a_host_that_gave_way_becomes_the_replica_of_the_one_that_took_over() {
     let refused = twin.start(VM, &Evidence::Unasked).expect_err("a replica");
     assert!(refused.way_out.contains("failover start"), "{refused}");
 
-    // Before it has a point it may be given its disks back, and is where it was.
-    let again = twin.give_back(VM, &down.lineage).expect("a twin");
-    assert_eq!(again.role, Role::Primary);
-    assert_eq!(again.stood_down.as_ref(), Some(&taken.lineage));
-    assert_eq!(again.lineage, down.lineage);
-    let unasked = again.start(VM, &Evidence::Unasked).expect_err("gave way");
+    given_back(&back, &twin, &down);
+}
+
+/// Before it has a point it may be given its disks back: it is where it was, and meets the other host.
+fn given_back(primary: &Standing, twin: &Standing, down: &Standing) {
+    let fence = || Fence::new(Fence::SHORTEST).expect("a length");
+    let leased = primary.hold_to(VM, fence(), 0).expect("it has a replica");
+    let asked = |standing: &Standing| LeaseRequest {
+        agreement: standing.agreement,
+        fence: standing.fence,
+    };
+    let late = asked(&leased);
+    let (counting, _) = twin.answer_lease(&leased.lineage, late);
+    let twin = counting.expect("it promises");
+    let given = twin.give_back(VM, &down.lineage, true).expect("a twin");
+    assert_eq!(given.role, Role::Primary);
+    assert_eq!(given.partner, down.partner);
+    assert_eq!(given.stood_down.as_ref(), Some(&primary.lineage));
+    assert_eq!((&given.lineage, given.fence), (&down.lineage, None));
+    let unasked = given.start(VM, &Evidence::Unasked).expect_err("gave way");
     assert!(unasked.way_out.contains("--force"), "{unasked}");
-    assert!(again.give_back(VM, &down.lineage).is_err(), "no twin");
+    let twice = given.give_back(VM, &down.lineage, true);
+    twice.expect_err("no twin");
+    let alone = twin.give_back(VM, &down.lineage, false).expect("a twin");
+    assert_eq!(alone.partner, None, "their relationship had ended");
+
+    // The primary hears that it has no replica, which renews no lease, and runs on.
+    let says = given.tell(false);
+    let free = leased.without_replica(&says, leased.agreement);
+    assert_eq!(free.fence, None);
+    free.start(VM, &Evidence::Says(says)).expect("it starts");
+    // Whoever is started there by force is above it, and holds it still when they meet.
+    let word = Evidence::Override(word());
+    let above = given.take_back(VM, 9, "host-a", &word).expect("forced");
+    assert!(free.meet(VM, &above.lineage, None).expect("related").gate);
+    let met = above.meet(VM, &free.lineage, None).expect("related");
+    assert!(!met.gate);
+
+    // Made the replica again, it grants nothing to a question that was asked before.
+    let turn = |relationship| given.turn(VM, &free.lineage, false, relationship);
+    let again = turn(Relationship::Same).expect("it gave way");
+    assert_eq!(again.answer_lease(&free.lineage, late).0, None);
+    let anew = free.hold_to(VM, fence(), 0).expect("it has a replica");
+    let counting = again.answer_lease(&free.lineage, asked(&anew)).0;
+    assert_eq!(counting.expect("it promises").fence, Some(fence()));
+    assert_eq!(turn(Relationship::New).expect("it gave way").agreement, 0);
 }
 
 #[test]
@@ -613,7 +667,9 @@ fn another_point_takes_the_place_of_the_one_that_a_failover_is_from() {
     let problem = gone.another(VM, at(2), "host-b", &silent);
     let problem = problem.expect_err("it was taken back");
     assert!(problem.reason.contains("host-a"), "{problem}");
-    let turned = down.turn(VM, &taken.lineage, false).expect("it gave way");
+    let turned = down
+        .turn(VM, &taken.lineage, false, Relationship::New)
+        .expect("it gave way");
     let says = Evidence::Says(turned.tell(false));
     let problem = taken.another(VM, at(2), "host-b", &says);
     let problem = problem.expect_err("it is replicated back");

@@ -13,6 +13,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -22,10 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{self, remove};
 use super::folder::VmFolder;
+use crate::former::last_written;
 use crate::stores::Place;
 
 const FOLDER: &str = "branch";
 const FILE: &str = "branch.json";
+/// What becomes of that in the folder of a VM whose disks were given back.
+const GIVEN_BACK: &str = "given-back.json";
 const VERSION: u32 = 1;
 /// Most ranges that are kept of a disk: past that they are joined where they lie closest.
 const MAX_RANGES: usize = 1 << 16;
@@ -47,6 +51,53 @@ pub(crate) struct Branch {
     pub(crate) until: Option<Timestamp>,
     /// Where its disks may differ from that point. None: nobody can tell.
     pub(crate) disks: Option<Vec<Written>>,
+}
+
+/// What is kept of a branch whose disks were given back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenBack {
+    branch: Branch,
+    looks: Vec<Looks>,
+}
+
+/// What a disk's file looks like, to tell whether it was touched since.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Looks {
+    disk: DiskId,
+    inode: u64,
+    len: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+fn looks(machine: &VmFolder) -> io::Result<Vec<Looks>> {
+    let of = |disk: &model::DiskSpec| {
+        let meta = std::fs::metadata(machine.disk_file(disk))?;
+        Ok(Looks {
+            disk: disk.id,
+            inode: meta.ino(),
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    };
+    machine.spec.disks.iter().map(of).collect()
+}
+
+impl GivenBack {
+    /// Of the branch in `folder`; none if nobody can tell any more: then all is compared.
+    fn of(folder: &Path) -> Option<Self> {
+        let machine = VmFolder::read(folder).ok()?;
+        let branch: Branch =
+            serde_json::from_slice(&std::fs::read(folder.join(FILE)).ok()?).ok()?;
+        // It may have been started meanwhile, by a polluxd that could not remove the twin.
+        let unchanged = branch.until.is_some() && branch.until == last_written(&machine);
+        let looks = looks(&machine).ok()?;
+        unchanged.then_some(Self { branch, looks })
+    }
 }
 
 /// Where a disk may differ.
@@ -154,14 +205,26 @@ impl Branch {
         durable::replace(&folder.join(FILE), &serde_json::to_vec(self)?)
     }
 
-    /// The folder is a VM's again. Blocking.
+    /// The folder is a VM's again, which [knows](Self::given_back) of the branch that it was as long as its
+    /// disks stay as they are. Blocking.
     pub(crate) fn unmake(folder: &Path) -> io::Result<()> {
         let journal = Place::beside(folder).journal();
         if journal.exists() {
             remove(&journal)?;
         }
         create::sweep(folder)?;
+        if let Some(given) = GivenBack::of(folder) {
+            durable::replace(&folder.join(GIVEN_BACK), &serde_json::to_vec(&given)?)?;
+        }
         durable::remove(&folder.join(FILE))
+    }
+
+    /// The branch that a VM was whose disks were given back, if they are as they were then.
+    pub(crate) fn given_back(machine: &VmFolder) -> Option<Self> {
+        let text = std::fs::read(machine.path.join(GIVEN_BACK)).ok()?;
+        let given: GivenBack = serde_json::from_slice(&text).ok()?;
+        let unchanged = looks(machine).ok()? == given.looks;
+        unchanged.then_some(given.branch)
     }
 
     /// Drops it, for good. Blocking.

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{CheckpointId, PointId, Problem, VmId, VmState};
+use model::{CheckpointId, DiskChoice, PointId, Problem, VmId, VmState};
 use replica::driver::Command;
 use replica::run::Evidence;
 use replica::standing::Override;
@@ -102,6 +102,8 @@ pub(super) enum Happening {
     Turning(Differing, Box<Reverse>, Answer<Turned>),
     /// Whether it is known from now on what the partner lacks.
     Tracked(Result<(), Problem>),
+    /// How the partner stands that was made the replica; which disks are to go back if it is none.
+    ReplicaSays(Evidence, Option<DiskChoice>),
     /// The partner is the replica in this relationship, or is not.
     Reversed(Result<(), Problem>, Box<Relation>),
     /// What the partner says to the takeover.
@@ -472,6 +474,9 @@ impl Owner {
                 return self.turned(found, asked, answer).await;
             }
             Happening::Tracked(done) => self.tracked(done),
+            Happening::ReplicaSays(evidence, choice) => {
+                self.replica_says(evidence, choice).await;
+            }
             Happening::Reversed(done, relation) => self.reversed(done, *relation),
             Happening::Evidence(round, evidence) => self.launch(round, &evidence),
             Happening::Launched(Ok(guest)) => self.launched(guest).await,

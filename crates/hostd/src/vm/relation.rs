@@ -14,6 +14,8 @@ use super::change::Change;
 
 const FILE: &str = "replication.toml";
 const VERSION: u32 = 1;
+/// Most [earlier](Relation::earlier) ones that are kept.
+const MAX_EARLIER: usize = 8;
 
 /// A relationship, as agreed. The primary's is followed by the replica's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,10 @@ pub(crate) struct Relation {
     /// Whether the twin began with the disks that its host had: it was the primary before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) reversed: bool,
+    /// Earlier ones, at a host that was the primary before: as long as its partner was not told of this one,
+    /// it knows one of those, and calls it by that should this host have its disks back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) earlier: Vec<RelationshipId>,
     /// The one that follows when the former primary becomes the replica; where the VM was failed over to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) back: Option<Back>,
@@ -104,8 +110,30 @@ impl Relation {
             keep: None,
             revision: None,
             reversed: false,
+            earlier: Vec::new(),
             back: None,
             former: Vec::new(),
+        }
+    }
+
+    /// All by which the partner may know it, the likeliest first.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = RelationshipId> + '_ {
+        std::iter::once(self.id).chain(self.earlier.iter().copied())
+    }
+
+    /// What is [earlier](Self::earlier) when `next` follows.
+    pub(crate) fn before(&self, next: RelationshipId) -> Vec<RelationshipId> {
+        let known = self.ids().filter(|id| *id != next);
+        known.take(MAX_EARLIER).collect()
+    }
+
+    /// That of a host which became the replica in it, and has its disks back.
+    pub(crate) fn given_back(&self) -> Self {
+        Self {
+            suspended: false,
+            revision: None,
+            former: Vec::new(),
+            ..self.clone()
         }
     }
 
@@ -211,6 +239,30 @@ mod tests {
     use model::{Bus, Bytes, CheckpointId, DiskSpec};
 
     use super::*;
+
+    #[test]
+    fn what_was_before_is_known_by_its_id_once_and_not_without_end() {
+        let seed = SeedId::random();
+        let relation = |id, earlier| Relation {
+            earlier,
+            ..Relation::new(id, "pollux", 30, seed, Vec::new())
+        };
+        let [first, second] = [(); 2].map(|()| RelationshipId::random());
+        let alone = relation(first, Vec::new());
+        assert_eq!(alone.before(second), [first]);
+        let next = relation(second, alone.before(second));
+        assert_eq!(next.before(second), [first], "the same once more");
+        assert_eq!(next.before(first), [second]);
+        let mut last = next;
+        for _ in 0..2 * MAX_EARLIER {
+            let id = RelationshipId::random();
+            last = relation(id, last.before(id));
+        }
+        assert_eq!(last.earlier.len(), MAX_EARLIER);
+        let home = tempfile::tempdir().expect("scratch");
+        last.write(home.path()).expect("written");
+        assert_eq!(Relation::read(home.path()), Ok(Some(last)));
+    }
 
     #[test]
     fn disks_come_and_go_but_for_the_first_copy_and_the_last_disk() {

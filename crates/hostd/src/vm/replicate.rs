@@ -210,7 +210,7 @@ impl Owner {
         let Some(relation) = view.relation.clone().filter(|_| view.is_sent()) else {
             return;
         };
-        if self.enabling.is_some() || self.ending {
+        if self.enabling.is_some() || self.ending || self.reversing.is_some() {
             return;
         }
         let ended = |driver: &Driver| driver.task.is_finished();
@@ -541,7 +541,6 @@ impl Owner {
         let host = Arc::clone(&self.host);
         // A host that was taken over from keeps its word: it stays stood down.
         let tell = tell && view.standing.role != Role::FailedOver;
-        let link = PeerLink::new(self.host.client(&relation.partner), self.id, relation.id);
         let socket = self.supervisor.diskd_socket();
         let vm = self.id;
         self.spawn(async move {
@@ -554,7 +553,7 @@ impl Owner {
             if tell {
                 // Whether it took over must stay known when they do not meet any more.
                 evidence = partner::evidence(&host, &view, None).await;
-                if let Err(error) = link.remove().await {
+                if let Err(error) = partner::remove(&host, vm, &relation).await {
                     tracing::warn!(%vm, %error, "the partner was not told of the end");
                     untold = match error {
                         // It knows nothing of it any more.

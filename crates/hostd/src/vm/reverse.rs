@@ -12,7 +12,8 @@
 //! above the point is merged then.
 //!
 //! Killed anywhere it is asked for again and goes on: the partner answers the same again. Until the
-//! partner has the first point its disks are as they were.
+//! partner has the first point its disks are as they were, and it may have them back; asked for once more,
+//! it becomes the replica again in the same relationship, by another seed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use diskd::control::Request;
 use model::{Code, DiskChoice, DiskId, Problem, REGION_SIZE, RelationshipId, SeedId};
 use replica::client::PeerLink;
 use replica::link::LinkError;
+use replica::run::{Evidence, named};
 use replica::source::Progress;
 use replica::standing::{Role, Standing};
 use replica::wire::{Enrol, Reverse, Reversed};
@@ -30,9 +32,10 @@ use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use super::progress;
 use super::relation::{Back, Relation};
-use super::source::ask;
+use super::source::{DiskdSource, ask, segments};
 use super::supervisor::Supervisor;
 use crate::host::Host;
+use crate::partner;
 use crate::twin::{Store, not_a_twin};
 
 /// How long diskd may take for what it makes durable.
@@ -44,9 +47,7 @@ impl Owner {
     /// Makes the partner the replica, and the failover final if it can be; answered when the partner is.
     pub(super) fn reverse(&mut self, choice: Option<DiskChoice>, answer: Answer) {
         if self.is_reversed() {
-            // The answer was lost.
-            let _ = answer.send(Ok(()));
-            return;
+            return self.reverse_again(choice, answer);
         }
         let (backwards, relation) = match self.may_reverse(choice) {
             Ok(both) => both,
@@ -54,11 +55,7 @@ impl Owner {
         };
         self.reversing = Some(answer);
         self.spawn(async move {
-            let done = async {
-                backwards.track().await?;
-                backwards.turn_partner(&relation).await
-            };
-            Happening::Reversed(done.await, Box::new(relation))
+            Happening::Reversed(backwards.run(&relation).await, Box::new(relation))
         });
     }
 
@@ -66,6 +63,146 @@ impl Owner {
         let view = self.view();
         let relation = view.relation.as_ref();
         view.is_sent() && relation.is_some_and(|relation| relation.reversed)
+    }
+
+    /// The answer was lost; or the partner, which became the replica, has its disks back.
+    fn reverse_again(&mut self, choice: Option<DiskChoice>, answer: Answer) {
+        if let Err(problem) = self.check_idle_to_reverse() {
+            return refuse(answer, problem);
+        }
+        self.reversing = Some(answer);
+        let (host, view) = (Arc::clone(&self.host), self.view());
+        self.spawn(async move {
+            Happening::ReplicaSays(partner::evidence(&host, &view, None).await, choice)
+        });
+    }
+
+    pub(super) async fn replica_says(&mut self, evidence: Evidence, choice: Option<DiskChoice>) {
+        let again = async {
+            match self.must_reverse_again(evidence).await? {
+                true => self.again(choice).map(Some),
+                false => Ok(None),
+            }
+        };
+        let done = match again.await {
+            Ok(Some((backwards, relation))) => {
+                let driver = self.stop_driver();
+                return self.spawn(async move {
+                    if let Some(driver) = driver {
+                        // It ends by itself; a panic was logged.
+                        let _ = driver.await;
+                    }
+                    Happening::Reversed(backwards.run(&relation).await, Box::new(relation))
+                });
+            }
+            Ok(None) => Ok(()),
+            Err(problem) => Err(problem),
+        };
+        if let Some(answer) = self.reversing.take() {
+            // Fails only when nobody waits for it any more.
+            let _ = answer.send(done);
+        }
+        self.drive();
+    }
+
+    /// Whether the partner is not the replica that it was made, as it says.
+    async fn must_reverse_again(&mut self, evidence: Evidence) -> Result<bool, Problem> {
+        let theirs = match evidence {
+            Evidence::Says(theirs) | Evidence::Leased(theirs) => theirs,
+            Evidence::Refused(problem) => return Err(named(problem, &self.thing())),
+            Evidence::Unreachable(why) => {
+                let view = self.view();
+                let relation = view.relation.as_ref();
+                let partner = relation.map_or("", |relation| &relation.partner);
+                let reason = format!(
+                    "was replicated back, and host `{partner}`, which may have its own disks back \
+                     since, does not answer: {why}"
+                );
+                let way_out = format!(
+                    "Try again when it answers; if it is lost for good, `pollux replica remove {}` \
+                     ends the replication",
+                    view.home.spec.name
+                );
+                let thing = view.thing();
+                return Err(Problem::new(Code::Unreachable, thing, reason, way_out));
+            }
+            _ => return Err(not_a_twin(&self.view())),
+        };
+        self.heard(&theirs).await?;
+        // Nobody renews a lease there any more.
+        let standing = self.view().standing;
+        self.store(standing.without_replica(&theirs, standing.agreement))?;
+        self.apply_lease().await;
+        let view = self.view();
+        view.standing.reverse(&view.thing())?;
+        // Killed on the way, it goes on with what it was asked for last.
+        let is_done = view
+            .relation
+            .as_ref()
+            .is_some_and(|relation| relation.back.is_none_or(|back| back.seed == relation.seed));
+        Ok(theirs.role != Role::Replica || !is_done)
+    }
+
+    /// What makes the partner the replica once more, in the same relationship: what differs is known for that.
+    /// By a seed of its own: what was cut for its disks before is not taken in.
+    fn again(&mut self, choice: Option<DiskChoice>) -> Result<(Backwards, Relation), Problem> {
+        let view = self.view();
+        let (Some(machine), Some(former)) = (&view.home.machine, view.relation.clone()) else {
+            return Err(not_a_twin(&view));
+        };
+        let Some(known) = former.back else {
+            let reason = "was replicated back by an older Pollux, which kept nothing of how";
+            let way_out = format!(
+                "End it on both hosts with `pollux replica remove {}`; `pollux replica enable` copies \
+                 everything anew",
+                view.home.spec.name
+            );
+            return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
+        };
+        let choice = choice.unwrap_or_else(|| former.choice.clone());
+        let disks = super::replicate::chosen(&machine.spec, &choice)?;
+        let back = match known.seed == former.seed {
+            true => Back {
+                seed: SeedId::random(),
+                tracked: true,
+                ..known
+            },
+            false => known,
+        };
+        self.relate(Relation {
+            back: Some(back),
+            ..former.clone()
+        })?;
+        let relation = Relation {
+            choice,
+            disks,
+            seed: back.seed,
+            back: Some(back),
+            ..former.clone()
+        };
+        let backwards = Backwards {
+            host: Arc::clone(&self.host),
+            view: self.view(),
+            supervisor: self.supervisor.clone(),
+            store: None,
+            former,
+            back,
+        };
+        Ok((backwards, relation))
+    }
+
+    /// Refuses while something else is done that it would disturb.
+    fn check_idle_to_reverse(&self) -> Result<(), Problem> {
+        let reason = if self.is_launching() {
+            // It may be going to another point.
+            "is being started at the moment"
+        } else if self.reversing.is_some() || self.ending || self.completing {
+            "is being reversed, completed or ended at the moment"
+        } else {
+            return Ok(());
+        };
+        let way_out = "Try again when that is done";
+        Err(Problem::new(Code::Conflict, self.thing(), reason, way_out))
     }
 
     fn may_reverse(
@@ -85,15 +222,7 @@ impl Owner {
             let reason = "was not failed over to this host";
             return refuse(reason, "Ask on the host to which it was failed over");
         }
-        if self.is_launching() {
-            // It may be going to another point.
-            let reason = "is being started at the moment";
-            return refuse(reason, "Try again when that is done");
-        }
-        if self.reversing.is_some() || self.ending || self.completing {
-            let reason = "is being reversed, completed or ended at the moment";
-            return refuse(reason, "Try again when that is done");
-        }
+        self.check_idle_to_reverse()?;
         view.standing.reverse(&thing)?;
         let Some(machine) = &view.home.machine else {
             return Err(not_a_twin(&view));
@@ -205,7 +334,12 @@ impl Owner {
                 ..back
             });
             self.relate(Relation { back, ..relation })?;
-            let next = self.make_final(&view.standing)?.reverse(&view.thing())?;
+            let ready = match view.standing.role {
+                // It was made so before, or is left for a person to make.
+                Role::Primary => view.standing.clone(),
+                Role::FailedOver | Role::Replica => self.make_final(&view.standing)?,
+            };
+            let next = ready.reverse(&view.thing())?;
             let stored = self.store(next);
             if let (Err(_), false, Some(store)) = (&stored, view.standing.completed, &self.store) {
                 store.reopen();
@@ -248,6 +382,12 @@ impl Backwards {
         ask(&socket, &self.view.thing(), request, LIMIT)
             .await
             .map(drop)
+    }
+
+    /// Makes the partner the replica in the new `relation`.
+    async fn run(&self, relation: &Relation) -> Result<(), Problem> {
+        self.track().await?;
+        self.turn_partner(relation).await
     }
 
     /// Lets diskd track: what this host wrote since the takeover is marked, and what the newest point has
@@ -299,7 +439,19 @@ impl Backwards {
             sent: Vec::new(),
             but: Vec::new(),
         })
-        .await
+        .await?;
+        // What was staged for the partner as it was is marked again: what is suspect from now on would make
+        // that suspect as well.
+        let outbox = DiskdSource::outbox(&self.view.home.path);
+        if outbox.exists() {
+            let staged = segments(&outbox);
+            let staged =
+                staged.map_err(|error| super::create::no_space_or(&self.view.thing(), &error))?;
+            for file in staged {
+                self.ask(&Request::FoldBack { file }).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn suspect(&self, disk: DiskId, regions: &[Range<u64>]) -> Result<(), Problem> {

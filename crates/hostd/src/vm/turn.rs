@@ -14,6 +14,7 @@ use std::time::Duration;
 use diskd::control::{Reply, Request};
 use model::{Code, DiskId, PointId, Problem, VmState};
 use replica::source::Progress;
+use replica::standing::Relationship;
 use replica::wire::{Reverse, Reversed};
 
 use super::branch::{Branch, Written};
@@ -39,6 +40,7 @@ impl Owner {
             return refuse(answer, problem);
         }
         let view = self.view();
+        let kept = kept(&view, &asked);
         let known = match self.is_known(&view, asked.newest) {
             Ok(known) => known,
             Err(problem) => return refuse(answer, problem),
@@ -52,6 +54,9 @@ impl Owner {
                 if let Some(driver) = driver {
                     // It ends by itself; a panic was logged.
                     let _ = driver.await;
+                }
+                if kept.is_some() {
+                    return Ok(kept);
                 }
                 let (Some(machine), true) = (&view.home.machine, known) else {
                     return Ok(None);
@@ -78,7 +83,8 @@ impl Owner {
             return Err(Problem::new(Code::Conflict, thing, reason, "Try again"));
         }
         let runs = view.state != VmState::Off;
-        view.standing.turn(&thing, theirs, runs)?;
+        let relationship = relationship(&view, asked);
+        view.standing.turn(&thing, theirs, runs, relationship)?;
         let Some(machine) = &view.home.machine else {
             let reason = "has no disks there";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
@@ -156,7 +162,9 @@ impl Owner {
                 return refuse_so("has no disks of its own that it could take back", way_out);
             };
             let _closed = store.opened.close_all(store).await?;
-            let standing = view.standing.give_back(&thing, &branch.lineage)?;
+            let relation = view.relation.as_ref();
+            let related = relation.is_some();
+            let standing = view.standing.give_back(&thing, &branch.lineage, related)?;
             let (mut home, vms) = (PathBuf::new(), self.host.layout.vms());
             // Under the lock of the journal: no point comes meanwhile.
             tokio::task::block_in_place(|| {
@@ -169,7 +177,8 @@ impl Owner {
                         return refuse_so("has recovery points already", way_out).map(drop);
                     }
                     store.while_lost_is_free(|| {
-                        home = former::give_back(&view.home.path, &was, &standing, &vms)?;
+                        let twin = &view.home.path;
+                        home = former::give_back(twin, &was, &standing, relation, &vms)?;
                         Ok(())
                     })
                 })
@@ -194,7 +203,9 @@ impl Owner {
             let reason = "has no relationship any more";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         };
-        let standing = view.standing.turn(&thing, &asked.enrol.lineage, false)?;
+        let again = relationship(&view, asked);
+        let theirs = &asked.enrol.lineage;
+        let standing = view.standing.turn(&thing, theirs, false, again)?;
         let lineage = view.standing.lineage.clone();
         let mut branch = Branch::new(lineage, asked.newest, found);
         branch.until = former::last_written(machine);
@@ -202,7 +213,7 @@ impl Owner {
             machine,
             home: &view.home.path,
             standing: &standing,
-            partner: &relation.partner,
+            relation,
             enrol: &asked.enrol,
             branch: &branch,
         };
@@ -220,6 +231,29 @@ impl Owner {
         let differs = branch.differs();
         Ok((home, Reversed { differs }))
     }
+}
+
+/// Whether this host was the replica before in the relationship that is asked for.
+fn relationship(view: &View, asked: &Reverse) -> Relationship {
+    let mut known = view.relation.iter();
+    match known.any(|known| known.id == asked.enrol.relationship) {
+        true => Relationship::Same,
+        false => Relationship::New,
+    }
+}
+
+/// Where the disks that are wanted differed when they were given back, if nothing was done with them since.
+fn kept(view: &View, asked: &Reverse) -> Option<Vec<Written>> {
+    let machine = view.home.machine.as_ref()?;
+    let branch = Branch::given_back(machine)?;
+    let same = branch.lineage == view.standing.lineage && branch.since == asked.newest;
+    let known = branch.disks.filter(|_| same)?;
+    let of = |id: &DiskId| {
+        let found = known.iter().find(|one| one.disk == *id);
+        let whole = || Written::new(*id, std::iter::once(0..size_of(view, *id)).collect());
+        found.cloned().unwrap_or_else(whole)
+    };
+    Some(asked.enrol.disks.iter().map(of).collect())
 }
 
 /// The diskd that is asked.

@@ -58,11 +58,19 @@ pub(super) struct Stored {
     pub(super) root: u8,
 }
 
-/// What the first point builds on that goes to a former primary: the disks that this had.
-pub(super) const BASE: PointId = PointId {
-    term: TermId(Uuid::nil()),
-    sequence: 0,
-};
+/// What the first point builds on that goes to a former primary: the disks that this had, when it was made
+/// the replica by this seed.
+pub(super) const fn base(seed: u8) -> PointId {
+    PointId {
+        term: TermId(Uuid::max()),
+        sequence: seed as u64,
+    }
+}
+
+/// The seed, if it is such disks that a point builds on.
+pub(super) fn seed_of(since: PointId) -> Option<u64> {
+    (since.term == base(0).term).then_some(since.sequence)
+}
 
 /// What a host has on disk, and what its polluxd believes to be there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,8 +83,11 @@ pub(super) struct Disk {
     pub(super) history: Lineage,
     /// The lineage of the disks that its twin began with: it was the primary before.
     pub(super) branch: Option<Lineage>,
-    /// Whether its partner was asked to become the replica: who asks again goes on with that.
-    pub(super) asked_back: bool,
+    /// The seed by which its partner was asked to become the replica, if it was: who asks again goes on with
+    /// that.
+    pub(super) asked_back: Option<u8>,
+    /// The one by which it sends, or receives, what builds on disks that were there before.
+    pub(super) seed: u8,
     /// The sender's progress.
     pub(super) acknowledged: PointId,
     pub(super) reserved: u64,
@@ -163,6 +174,10 @@ pub(super) struct Bounds {
     pub(super) plans: u8,
     /// A host that took over makes its partner the replica.
     pub(super) reversals: u8,
+    /// A former primary that is the replica takes its disks back.
+    pub(super) cancels: u8,
+    /// It begins when the primary was failed over from, as planned, and has just become the replica.
+    pub(super) turned: bool,
     /// A host that took over starts from another point.
     pub(super) others: u8,
     /// Seconds that pass; none: there is no lease.
@@ -209,6 +224,8 @@ pub(super) struct Pair {
     pub(super) stale: [bool; 2],
     /// Was restored: what it had acknowledged may be gone.
     pub(super) restored: [bool; 2],
+    /// A person ended the relationship.
+    pub(super) removed: bool,
     /// A promise that the last step broke.
     pub(super) fault: Option<&'static str>,
 }
@@ -294,7 +311,8 @@ impl Pair {
             points,
             history: lineage.clone(),
             branch: None,
-            asked_back: false,
+            asked_back: None,
+            seed: 0,
             acknowledged: first,
             reserved: 1,
         };
@@ -321,6 +339,7 @@ impl Pair {
             unsettled: [false; 2],
             stale: [false; 2],
             restored: [false; 2],
+            removed: false,
             fault: None,
         }
     }
@@ -348,6 +367,11 @@ impl Pair {
 
     pub(super) fn is_linked(&self) -> bool {
         self.hosts.iter().all(|host| host.memory.linked)
+    }
+
+    /// Whether the two meet no more because a person wanted it so.
+    pub(super) fn is_parted(&self) -> bool {
+        self.removed && !self.is_linked()
     }
 
     /// Keeps a record, durably unless the rule that asks for that is off.

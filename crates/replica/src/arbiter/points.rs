@@ -5,13 +5,15 @@ use journal::{Refusal, Root, Verdict};
 use model::{Lineage, PointId, SeedId, Since};
 use uuid::Uuid;
 
-use super::pair::{Acked, BASE, Disk, Lives, Pair, Say, Stored};
+use super::pair::{Acked, Disk, Lives, Pair, Say, Stored, seed_of};
 use super::rule::Rule;
 use super::step::Arbiter;
 use crate::standing::Role;
 use crate::wire::PartnerStanding;
 
-const SEED: SeedId = SeedId(Uuid::from_u128(0));
+fn seed(of: u64) -> SeedId {
+    SeedId(Uuid::from_u128(of.into()))
+}
 
 fn root(of: u8) -> Root {
     Root([of; 32])
@@ -28,7 +30,7 @@ impl Arbiter {
         let lineage = standing.lineage.clone();
         let sequence = lineage.next_sequence(memory.reserved)?;
         let since = memory.acknowledged;
-        if since != BASE && !lineage.contains(since) {
+        if seed_of(since).is_none() && !lineage.contains(since) {
             return None;
         }
         let mut next = pair.clone();
@@ -126,7 +128,7 @@ impl Arbiter {
         let disk = &pair.hosts[x].memory;
         let known = disk.points.iter().find(|known| known.id == point.id);
         let held = Held {
-            seed: SEED,
+            seed: seed(disk.seed.into()),
             parts: disk.points.is_empty().then_some(0),
             lineage: (!disk.points.is_empty()).then_some(&disk.history),
             newest: disk.points.last().map(|newest| newest.id),
@@ -135,12 +137,12 @@ impl Arbiter {
         let offered = Offered {
             lineage,
             sequence: point.id.sequence,
-            since: match point.since {
-                BASE => Since::Seed {
-                    seed: SEED,
+            since: match seed_of(point.since) {
+                Some(of) => Since::Seed {
+                    seed: seed(of),
                     parts: 0,
                 },
-                since => Since::Point(since),
+                None => Since::Point(point.since),
             },
             root: root(point.root),
         };
@@ -149,6 +151,7 @@ impl Arbiter {
             Err(Refusal::Gap { .. }) if !self.on(Rule::NoGap) => Ok(Verdict::Fits),
             Err(Refusal::Diverged(_)) if !self.on(Rule::OneHistory) => Ok(Verdict::Fits),
             Err(Refusal::OtherRoot(_)) if !self.on(Rule::OneContent) => Ok(Verdict::Have),
+            Err(Refusal::OtherSeed(_)) if !self.on(Rule::OneSeed) => Ok(Verdict::Fits),
             verdict => verdict,
         }
     }
@@ -156,9 +159,13 @@ impl Arbiter {
     fn take(&self, pair: &mut Pair, x: usize, lineage: &Lineage, point: Stored) {
         let mut disk = (*pair.hosts[x].memory).clone();
         if let Some(newest) = disk.points.last() {
-            if point.since.sequence > newest.id.sequence {
+            let of_disks = seed_of(point.since).is_some();
+            if !of_disks && point.since.sequence > newest.id.sequence {
                 pair.fault = Some("a point lacks what it builds on");
             }
+        }
+        if seed_of(point.since).is_some_and(|of| of != u64::from(disk.seed)) {
+            pair.fault = Some("a point builds on disks that were used since");
         }
         disk.points.push(point);
         disk.history = lineage.clone();
@@ -174,7 +181,8 @@ impl Arbiter {
     /// The primary learns that a point was taken in.
     pub(super) fn committed(pair: &Pair, x: usize, point: PointId) -> Option<Pair> {
         let memory = &pair.hosts[x].memory;
-        let newer = point.sequence > memory.acknowledged.sequence;
+        let known = memory.acknowledged;
+        let newer = seed_of(known).is_some() || point.sequence > known.sequence;
         if !newer || !memory.standing.lineage.contains(point) {
             return None;
         }

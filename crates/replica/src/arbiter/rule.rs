@@ -36,10 +36,13 @@ pub(super) enum Rule {
     TurnWhileOff,
     AnotherByRight,
     AnotherEndsReversal,
+    GivenBackMeets,
+    AgreementStays,
+    OneSeed,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 33] = [
+pub(super) const RULES: [Rule; 36] = [
     Rule::RefuseWhileRunning,
     Rule::AnswerNamesTheTerm,
     Rule::DropAttempt,
@@ -73,6 +76,9 @@ pub(super) const RULES: [Rule; 33] = [
     Rule::TurnWhileOff,
     Rule::AnotherByRight,
     Rule::AnotherEndsReversal,
+    Rule::GivenBackMeets,
+    Rule::AgreementStays,
+    Rule::OneSeed,
 ];
 
 impl Rule {
@@ -89,6 +95,8 @@ impl Rule {
                 | Self::OneContent
                 | Self::OneHistory
                 | Self::AnotherEndsReversal
+                | Self::AgreementStays
+                | Self::OneSeed
         )
     }
 
@@ -108,6 +116,7 @@ impl Rule {
                 | Self::LeaseNumbered
                 | Self::LeaseCutShort
                 | Self::MeetBeforeEnd
+                | Self::AgreementStays
         )
     }
 
@@ -178,6 +187,15 @@ impl Rule {
             Self::AnotherEndsReversal => {
                 "A failover that goes to another point does not go on with what was asked for of \
                  replicating back."
+            }
+            Self::GivenBackMeets => {
+                "A replica that takes its own disks back stays in its relationship: the two meet."
+            }
+            Self::AgreementStays => {
+                "A host that becomes the replica again knows what was agreed on before about a lease."
+            }
+            Self::OneSeed => {
+                "The first point that goes back is taken in only above the disks that it was cut for."
             }
         }
     }

@@ -8,10 +8,10 @@ use model::{Lineage, PointId, TermId};
 use stateright::{Model, Property};
 use uuid::Uuid;
 
-use super::pair::{Asked, BASE, Bounds, Disk, Guest, Host, Lives, Pair, Say};
+use super::pair::{Asked, Bounds, Disk, Guest, Host, Lives, Pair, Say, base};
 use super::rule::Rule;
 use crate::run::{Evidence, Rank, must_hold, rank};
-use crate::standing::{Override, Role, Standing, Warrant};
+use crate::standing::{Override, Relationship, Role, Standing, Warrant};
 use crate::wire::PartnerStanding;
 
 pub(super) const VM: &str = "VM `web`";
@@ -41,6 +41,8 @@ pub(super) enum Step {
         host: usize,
         told: bool,
     },
+    /// A former primary that is the replica, and has no point yet, takes its disks back.
+    GiveBack(usize),
     /// A host that took over starts from another point; its partner is asked, or not.
     Another {
         host: usize,
@@ -337,7 +339,10 @@ impl Arbiter {
         let standing = standing.another_as(VM, point, "", &unheard, id).ok()?;
         let disk = Disk {
             standing,
-            asked_back: pair.hosts[x].memory.asked_back && !self.on(Rule::AnotherEndsReversal),
+            asked_back: pair.hosts[x]
+                .memory
+                .asked_back
+                .filter(|_| !self.on(Rule::AnotherEndsReversal)),
             ..(*next.hosts[x].memory).clone()
         };
         next.keep(x, disk, true);
@@ -436,58 +441,139 @@ impl Arbiter {
             let ended = next.hosts[y].standing().end(VM, true, None).ok()?;
             Self::unlink(&mut next, y, ended);
         }
+        next.removed = true;
         let heard = told || !pair.hosts[y].memory.linked || !self.on(Rule::FenceEndsTold);
         let ended = next.hosts[x].standing().end(VM, heard, None).ok()?;
         Self::unlink(&mut next, x, ended);
         Some(next)
     }
 
-    /// `x` makes its partner the replica.
+    /// `x` makes its partner the replica, or finds that it is.
     fn reverse(&self, pair: &Pair, x: usize, told: bool) -> Option<Pair> {
         let y = 1 - x;
-        let ours = pair.hosts[x].standing();
-        let took_over = ours.role == Role::FailedOver || pair.hosts[y].memory.branch.is_some();
-        if !took_over || !pair.is_linked() {
+        if !pair.is_linked() {
             return None;
         }
-        let (lineage, back) = (ours.lineage.clone(), ours.reverse(VM).ok()?);
         let mut next = pair.clone();
-        let says = Self::tell(pair, x);
+        let before = pair.hosts[x].memory.asked_back;
+        let seed = match (pair.hosts[x].standing().role, before) {
+            (Role::FailedOver, before) => before,
+            (Role::Primary, Some(asked)) => {
+                // It may have taken its disks back since.
+                self.ask(&mut next, x);
+                let is_done = asked == pair.hosts[x].memory.seed;
+                if is_done && next.hosts[y].standing().role == Role::Replica {
+                    return None;
+                }
+                before.filter(|_| !is_done)
+            }
+            _ => return None,
+        };
+        let seeds = pair.hosts.iter().map(|host| &host.memory);
+        let used = seeds.map(|disk| disk.seed.max(disk.asked_back.unwrap_or(0)));
+        let seed = seed.unwrap_or(1 + used.max().unwrap_or(0));
+        let ours = next.hosts[x].standing();
+        let (lineage, back) = (ours.lineage.clone(), ours.reverse(VM).ok()?);
+        let says = Self::tell(&next, x);
         self.meet(&mut next, y, &says, !pair.unsettled[x]);
         let host = &next.hosts[y];
         let theirs = host.standing();
-        if theirs.role != Role::Replica || host.memory.branch.is_none() {
-            let runs = host.guest != Guest::Off;
-            let turned = theirs
-                .turn(VM, &lineage, runs && self.on(Rule::TurnWhileOff))
-                .ok()?;
+        let is_that = theirs.role == Role::Replica && host.memory.branch.is_some();
+        if !is_that {
+            let runs = host.guest != Guest::Off && self.on(Rule::TurnWhileOff);
+            let relationship = match before {
+                Some(_) if self.on(Rule::AgreementStays) => Relationship::Same,
+                _ => Relationship::New,
+            };
             let disk = Disk {
-                standing: turned,
+                standing: theirs.turn(VM, &lineage, runs, relationship).ok()?,
                 points: Vec::new(),
                 history: lineage.clone(),
                 branch: Some(theirs.lineage.clone()),
-                asked_back: false,
+                asked_back: None,
+                seed,
                 ..(*host.memory).clone()
             };
             next.keep(y, disk, true);
             // Its earlier points are gone with the journal that it had.
             next.acked.retain(|acked| acked.by != y);
-        } else if !pair.hosts[x].memory.asked_back {
-            // It is that in another relationship.
+        } else if before.is_none() || host.memory.seed != seed {
+            // It is that in another relationship, or for an earlier request.
             return None;
         }
         let mut disk = Disk {
-            asked_back: true,
+            asked_back: Some(seed),
             ..(*next.hosts[x].memory).clone()
         };
         if told {
             disk.standing = back;
-            disk.acknowledged = BASE;
+            disk.acknowledged = base(seed);
+            disk.seed = seed;
         }
         next.keep(x, disk, true);
-        // They belong to the relationship that ended.
-        next.sent.clear();
+        if before.is_none() {
+            // In a new relationship nothing more is taken in of what was sent in the one before.
+            let is_point = |say: &Say| matches!(say, Say::Offer { .. } | Say::Committed(_));
+            next.sent.retain(|(_, say)| !is_point(say));
+        }
         Some(next)
+    }
+
+    /// `x`, which its partner made the replica, takes its disks back.
+    pub(super) fn give_back(&self, pair: &Pair, x: usize) -> Option<Pair> {
+        let host = &pair.hosts[x];
+        let branch = host.memory.branch.as_ref()?;
+        if host.guest != Guest::Off || !host.memory.points.is_empty() {
+            return None;
+        }
+        let linked = host.memory.linked && self.on(Rule::GivenBackMeets);
+        let disk = Disk {
+            standing: host.standing().give_back(VM, branch, linked).ok()?,
+            linked,
+            branch: None,
+            ..(*host.memory).clone()
+        };
+        let mut next = pair.clone();
+        next.keep(x, disk, true);
+        Some(next)
+    }
+
+    /// The primary was failed over from, as planned, and has just become the replica.
+    fn turned(&self) -> Pair {
+        let bounds = Bounds {
+            attempts: 1,
+            messages: 2,
+            reversals: 1,
+            ..self.bounds
+        };
+        let mut pair = Pair::begin(bounds);
+        let (at, host) = (0, 1);
+        let older = false;
+        let asked = [
+            Step::Stop(0),
+            Step::Prepare { host, older },
+            Step::AskToStandDown(1),
+        ];
+        let heard = |then| Step::Deliver { at, then };
+        let told = [
+            heard(Then::TakeOver),
+            Step::Start(1),
+            Step::Reverse { host, told: true },
+        ];
+        for step in asked.into_iter().chain([heard(Then::Nothing)]) {
+            pair = self.apply(&pair, step).expect("it stands down");
+        }
+        pair.sent.retain(|(to, _)| *to == host);
+        for step in told {
+            pair = self.apply(&pair, step).expect("it gave way");
+        }
+        pair.sent.clear();
+        pair.left = self.bounds;
+        if pair.left.seconds > 0 && !pair.left.unfenced {
+            self.agree(&mut pair, host).expect("it is the primary");
+            self.ask(&mut pair, host);
+        }
+        pair
     }
 
     fn unlink(pair: &mut Pair, x: usize, standing: Standing) {
@@ -573,6 +659,10 @@ impl Arbiter {
                 next = self.reverse(pair, host, told)?;
                 next.left.reversals -= 1;
             }
+            Step::GiveBack(x) => {
+                next = self.give_back(pair, x)?;
+                next.left.cancels -= 1;
+            }
             Step::Another { host, older, asked } => {
                 next = self.another(pair, host, older, asked)?;
                 next.left.others -= 1;
@@ -631,7 +721,7 @@ impl Arbiter {
         }
         let unwarranted =
             matches!(step, Step::Start(x) if before.hosts[x].standing().warrant.is_none());
-        let is_person = before.stale != [false; 2] || !before.is_linked();
+        let is_person = before.stale != [false; 2] || before.is_parted();
         if !is_person && (unwarranted || matches!(step, Step::StartAsked(_))) {
             after.fault = Some("one starts without evidence while the other runs");
         } else if after.unsettled == [false; 2] && after.stale == [false; 2] {
@@ -641,8 +731,11 @@ impl Arbiter {
 
     /// Whether two that run do so only until they meet.
     fn meeting_ends_it(&self, pair: &Pair) -> bool {
-        if !pair.both_run() || !pair.is_linked() {
+        if !pair.both_run() || pair.is_parted() {
             return true;
+        }
+        if !pair.is_linked() {
+            return false;
         }
         let mut met = pair.clone();
         for x in [0, 1, 0] {
@@ -669,7 +762,8 @@ impl Arbiter {
         } else {
             steps.push(Step::Stop(x));
         }
-        if !left.quiet || host.standing().fence.is_some_and(|_| x == 0) {
+        let standing = host.standing();
+        if !left.quiet || (standing.fence.is_some() && standing.role == Role::Primary) {
             steps.push(Step::Tell(x));
         }
         if (left.unfenced && host.standing().fence.is_none()) || left.longer {
@@ -696,6 +790,9 @@ impl Arbiter {
             for told in [false, true] {
                 steps.push(Step::Reverse { host: x, told });
             }
+        }
+        if left.cancels > 0 && off {
+            steps.push(Step::GiveBack(x));
         }
         if left.others > 0 && off {
             for (older, asked) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -737,7 +834,10 @@ impl Model for Arbiter {
     type Action = Step;
 
     fn init_states(&self) -> Vec<Pair> {
-        vec![Pair::begin(self.bounds)]
+        vec![match self.bounds.turned {
+            true => self.turned(),
+            false => Pair::begin(self.bounds),
+        }]
     }
 
     fn actions(&self, pair: &Pair, steps: &mut Vec<Step>) {

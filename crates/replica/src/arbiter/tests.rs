@@ -20,6 +20,8 @@ const NONE: Bounds = Bounds {
     removals: 0,
     plans: 0,
     reversals: 0,
+    cancels: 0,
+    turned: false,
     others: 0,
     seconds: 0,
     drifts: 0,
@@ -63,7 +65,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 22] = [
+const SEARCHES: [(&str, Bounds); 26] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -176,10 +178,47 @@ const SEARCHES: [(&str, Bounds); 22] = [
             ..leases(4, 1, 0, 0)
         },
     ),
+    (
+        "reversed, given back",
+        Bounds {
+            reversals: 1,
+            cancels: 1,
+            ..rights(1, 1, 0, 2)
+        },
+    ),
+    (
+        "given back",
+        Bounds {
+            turned: true,
+            cancels: 1,
+            reversals: 1,
+            ..rights(2, 0, 1, 2)
+        },
+    ),
+    (
+        "points, given back",
+        Bounds {
+            turned: true,
+            cancels: 2,
+            reversals: 2,
+            forces: 1,
+            ..shipping(2, 0, 1, 2)
+        },
+    ),
+    (
+        "points, lease, given back",
+        Bounds {
+            turned: true,
+            cancels: 1,
+            reversals: 1,
+            points: 1,
+            ..leases(4, 1, 0, 2)
+        },
+    ),
 ];
 
-/// Searched too with `POLLUX_MODEL=large`: two and a half million states, in some minutes.
-const LARGE: [(&str, Bounds); 9] = [
+/// Searched too with `POLLUX_MODEL=large`: four million states, in some ten minutes.
+const LARGE: [(&str, Bounds); 10] = [
     (
         "another point, large",
         Bounds {
@@ -226,6 +265,16 @@ const LARGE: [(&str, Bounds); 9] = [
         Bounds {
             forces: 1,
             ..leases(4, 1, 1, 1)
+        },
+    ),
+    (
+        "given back, large",
+        Bounds {
+            turned: true,
+            cancels: 2,
+            reversals: 2,
+            removals: 1,
+            ..rights(2, 0, 0, 2)
         },
     ),
 ];

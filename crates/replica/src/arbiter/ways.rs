@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 
 use model::{Code, PointId, Problem};
 
-use super::pair::{Disk, Guest, Pair};
+use super::pair::{Guest, Pair};
 use super::step::{Arbiter, VM, word};
 use crate::commands::Command;
 use crate::run::{Evidence, weigh};
@@ -163,22 +163,7 @@ impl Arbiter {
                 next.hosts[x].guest = Guest::Off;
                 Ok(Some(next))
             }
-            Command::CancelFailover if is_replica => {
-                let Some(branch) = host.memory.branch.as_ref() else {
-                    return Ok(None);
-                };
-                if !off || !host.memory.points.is_empty() {
-                    return Ok(None);
-                }
-                let disk = Disk {
-                    standing: host.standing().give_back(VM, branch)?,
-                    linked: false,
-                    branch: None,
-                    ..(*host.memory).clone()
-                };
-                next.keep(x, disk, true);
-                Ok(Some(next))
-            }
+            Command::CancelFailover if is_replica => Ok(self.give_back(pair, x)),
             Command::CancelFailover if host.standing().prepared => {
                 let free = host.standing().cancel_failover(VM)?;
                 next.keep_standing(x, free, true);

@@ -236,6 +236,8 @@ struct World {
     /// They are refused.
     uncompared: bool,
     taken_over: Option<Lineage>,
+    /// It has the disks back that it had in this lineage.
+    given_back: Option<Lineage>,
     contacts: u64,
     /// Chunks that were put though the last offer's answer did not ask for them.
     unasked: u64,
@@ -317,6 +319,7 @@ impl World {
             strange_answers: false,
             uncompared: false,
             taken_over: None,
+            given_back: None,
             contacts: 0,
             unasked: 0,
             puts: 0,

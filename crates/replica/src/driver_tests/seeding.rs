@@ -327,3 +327,42 @@ fn a_replica_or_a_source_that_breaks_its_promises_while_seeding_is_found_out() {
         assert!(found, "{lie:?}");
     }
 }
+
+#[test]
+fn a_replica_that_has_its_own_disks_back_is_said_to_be_none_whatever_is_sent() {
+    for seed in 1..30 {
+        paused().block_on(async {
+            let mut world = World::reversed(seed, &[(0, 3)], &[(1, 8)]);
+            let former = Lineage::begin("host-b");
+            let since = PointId {
+                term: former.current().id,
+                sequence: 1,
+            };
+            world.lineage = former.branch(since, wire::PARTNER).expect("on it");
+            world.sequence = since.sequence;
+            // Somewhere before the first point has come.
+            world.staging = Duration::from_secs(4);
+            let at = world.chance.below(4000);
+            let shared = Shared(Arc::new(Mutex::new(world)));
+            let running = start(&shared);
+            tokio::time::sleep(Duration::from_millis(at)).await;
+            shared.world().given_back = Some(former);
+            wait_for(&running, "a way out", |report| {
+                let error = report.last_error.as_ref();
+                error.is_some_and(|error| error.way_out.contains("failover reverse web"))
+            })
+            .await;
+            let state = running.reports.borrow().state;
+            assert_eq!(state, ReplicationState::Error, "seed {seed}");
+            // A person who lets it go on hears the same again.
+            let _ = running.commands.send(Command::Resume).await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let report = running.reports.borrow().clone();
+            assert_eq!(report.state, ReplicationState::Error, "seed {seed}");
+            let error = report.last_error.expect("said");
+            assert!(error.way_out.contains("failover reverse web"), "{error}");
+            let world = shared.world();
+            assert!(world.gated.is_none() && world.points.is_empty());
+        });
+    }
+}

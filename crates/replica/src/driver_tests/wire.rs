@@ -106,6 +106,10 @@ impl Wire {
                 world.happened("another host refused");
                 return Err(no_such_relationship());
             }
+            if world.given_back.is_some() && step != Step::Contact {
+                let problem = problem(Code::Conflict, "is not a replica");
+                return Err(LinkError::Refused(problem));
+            }
             work(world)
         });
         answer.await?
@@ -124,14 +128,15 @@ impl Link for Wire {
         self.ask(Step::Contact, |world| {
             world.known()?;
             world.contacts += 1;
-            let (role, lineage) = match world.taken_over.clone() {
-                Some(lineage) => (Role::FailedOver, lineage),
-                None => (Role::Replica, world.lineage.clone()),
+            let (role, lineage) = match (&world.taken_over, &world.given_back) {
+                (Some(lineage), _) => (Role::FailedOver, lineage.clone()),
+                (None, Some(lineage)) => (Role::Primary, lineage.clone()),
+                (None, None) => (Role::Replica, world.lineage.clone()),
             };
             let standing = PartnerStanding {
                 role,
                 lineage,
-                runs: role != Role::Replica,
+                runs: role == Role::FailedOver,
                 stood_down: None,
                 opened: None,
             };

@@ -68,10 +68,14 @@ impl Sender {
             }
             Err(_) => return,
         };
-        let took_over = theirs.role != Role::Replica
-            && rank(&self.plan.lineage, &theirs.lineage) == Some(Rank::Theirs);
-        if took_over && self.keeps_contact() {
+        let above = match theirs.role {
+            Role::Replica => None,
+            _ => rank(&self.plan.lineage, &theirs.lineage),
+        };
+        if above == Some(Rank::Theirs) && self.keeps_contact() {
             self.gate(theirs.lineage, out);
+        } else if above == Some(Rank::Ours) && self.plan.base_stays {
+            self.given_back(out);
         } else if let Some(reception) = reception {
             self.received(now, reception, out);
         }

@@ -185,6 +185,34 @@ impl Sender {
         }
     }
 
+    /// A contact says that the host which was made the replica is none any more, and gave way: it has its
+    /// disks back.
+    pub(super) fn given_back(&mut self, out: &mut Vec<Output>) {
+        match self.state {
+            State::Error
+            | State::Waiting {
+                wait: Wait::Due | Wait::Link | Wait::Paused | Wait::Filling,
+                ..
+            } => {}
+            _ if self.asks() => {
+                out.push(Output::Abandon);
+                self.report.transfer = None;
+            }
+            // What the source does runs to its end; the next contact says the same.
+            _ => return,
+        }
+        let way_out = format!(
+            "`pollux failover reverse {}` makes it the replica again, by what differs",
+            run::name(&self.plan.thing)
+        );
+        let thing = format!(
+            "the replica of {} on `{}`",
+            self.plan.thing, self.plan.partner
+        );
+        let reason = "is none any more: that host has its own disks back, and does not run it";
+        self.fail(Problem::new(Code::Conflict, thing, reason, way_out));
+    }
+
     /// Whether what is under way is a question to the replica.
     fn asks(&self) -> bool {
         matches!(

@@ -120,7 +120,7 @@ impl Sender {
     }
 
     /// Stops until a person resumes it.
-    fn fail(&mut self, mut problem: Problem) {
+    pub(super) fn fail(&mut self, mut problem: Problem) {
         if problem.way_out.is_empty() {
             problem.way_out = "look at the replica host first; `pollux replica resume` tries \
                                again, and if it ends here again, disable the replication and \

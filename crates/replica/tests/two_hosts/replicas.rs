@@ -152,6 +152,7 @@ impl ReplicaHost for Replicas {
         *state = Some(Enrolled {
             vm,
             relation: Relation {
+                earlier: Vec::new(),
                 id: enrol.relationship,
                 thing: format!("VM `{}`", enrol.spec.name),
                 partner: principal.name.clone(),
