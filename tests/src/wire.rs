@@ -20,12 +20,30 @@ struct Shared {
     carried: AtomicU64,
     /// Cut by itself once so many bytes were carried; 0: never.
     cut_after: AtomicU64,
+    /// Nothing comes back by a connection but what begins it.
+    unanswered: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
 
 impl Shared {
     fn open(&self) -> std::sync::MutexGuard<'_, Vec<TcpStream>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what was read on its `way` by a connection is carried on.
+    fn carries(&self, way: Way, begun: &Begun) -> bool {
+        match way {
+            Way::There => {
+                let answered = begun.answered.load(Ordering::SeqCst);
+                begun.asked.fetch_or(answered, Ordering::SeqCst);
+                true
+            }
+            Way::Back => {
+                begun.answered.store(true, Ordering::SeqCst);
+                let asked = begun.asked.load(Ordering::SeqCst);
+                !(asked && self.unanswered.load(Ordering::SeqCst))
+            }
+        }
     }
 
     fn cut(&self) {
@@ -67,8 +85,9 @@ impl Wire {
                     continue;
                 };
                 if let (Ok(true), Ok(true)) = (accepting.keep(&near), accepting.keep(&far)) {
-                    relay(&accepting, &near, &far);
-                    relay(&accepting, &far, &near);
+                    let begun = Arc::default();
+                    relay(&accepting, (&near, &far), Way::There, &begun);
+                    relay(&accepting, (&far, &near), Way::Back, &begun);
                 }
             }
         });
@@ -105,21 +124,47 @@ impl Wire {
         self.shared.cut.load(Ordering::SeqCst)
     }
 
+    /// Lets nothing come back by a connection, until it is mended, but what begins it (a handshake that takes
+    /// one answer): what is asked is heard, and the answer lost.
+    pub fn lose_answers(&self) {
+        self.shared.unanswered.store(true, Ordering::SeqCst);
+    }
+
     /// Takes connections again.
     pub fn mend(&self) {
+        self.shared.unanswered.store(false, Ordering::SeqCst);
         self.shared.cut_after.store(0, Ordering::SeqCst);
         self.shared.cut.store(false, Ordering::SeqCst);
     }
 }
 
-fn relay(shared: &Arc<Shared>, from: &TcpStream, to: &TcpStream) {
+/// How a connection has begun.
+#[derive(Default)]
+struct Begun {
+    /// Something came back.
+    answered: AtomicBool,
+    /// And then something went there.
+    asked: AtomicBool,
+}
+
+/// From whoever connected, or to them.
+#[derive(Clone, Copy)]
+enum Way {
+    There,
+    Back,
+}
+
+fn relay(shared: &Arc<Shared>, (from, to): (&TcpStream, &TcpStream), way: Way, begun: &Arc<Begun>) {
     let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else {
         return;
     };
-    let shared = Arc::clone(shared);
+    let (shared, begun) = (Arc::clone(shared), Arc::clone(begun));
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if !shared.carries(way, &begun) {
+                continue;
+            }
             if to.write_all(&buffer[..read]).is_err() {
                 break;
             }
@@ -173,5 +218,29 @@ mod tests {
         assert!(talk().is_err(), "a new one is refused");
         wire.mend();
         talk().expect("mended");
+    }
+
+    #[test]
+    fn what_is_asked_by_a_wire_that_loses_answers_is_heard() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bound");
+        let wire = Wire::to(listener.local_addr().expect("bound").port()).expect("a wire");
+        let mut near = TcpStream::connect(wire.address()).expect("connected");
+        let (mut far, _) = listener.accept().expect("relayed");
+        let mut byte = [0];
+        wire.lose_answers();
+        for asked in 1..=2 {
+            near.write_all(&[asked]).expect("sent");
+            far.read_exact(&mut byte).expect("heard");
+            assert_eq!(byte, [asked]);
+            far.write_all(&[10 * asked]).expect("answered");
+            if asked == 1 {
+                near.read_exact(&mut byte).expect("what begins it");
+                assert_eq!(byte, [10]);
+            }
+        }
+        drop(far);
+        let mut rest = Vec::new();
+        near.read_to_end(&mut rest).expect("it ends");
+        assert!(rest.is_empty(), "the answer is lost: {rest:?}");
     }
 }

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use model::Bytes;
@@ -791,36 +791,209 @@ fn a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time() -> Resu
     cell.equal(Castor)
 }
 
-#[test]
-fn before_its_first_point_the_replica_takes_its_own_disks_back() -> Result<()> {
-    let mut hosts = Hosts::new("failback-cancel")?;
-    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
-    cell.create(Nothing)?;
-    let newest = cell.history(Nothing)?.newest;
-    let own = cell.disk.clone();
-    cell.take_over(Pollux, &newest)?;
-    cell.write(Pollux, 0..0)?;
-    cell.gives_way(Castor)?;
-    cell.hosts.back.cut_after(100_000);
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
-    until(MINUTE, "the point is on its way", || {
-        Ok(cell.hosts.back.is_cut().then_some(()))
-    })?;
-    // The second failover comes in the middle of it.
-    cell.hosts.pair.pollux.kill_everything()?;
-    let start = [&["failover", "start", "web"][..], &LOST].concat();
-    let refused = cell.host(Castor).refused(&start)?;
-    let way_out = "pollux failover cancel";
-    ensure!(refused.message.contains(way_out), "{refused:?}");
-    cell.on(Castor, &["failover", "cancel"], &[])?;
-    let refused = cell.host(Castor).refused(&["vm", "start", "web"])?;
-    ensure!(refused.message.contains("--force"), "{refused:?}");
-    cell.on(Castor, &["vm", "start"], &LOST)?;
-    // What was never sent is there, and it goes on.
-    cell.disk = own;
+impl Cell<'_> {
+    fn refused(&self, side: Side, words: &[&str], rest: &[&str], part: &str) -> Result<()> {
+        let all = [words, &[self.vm.as_str()], rest].concat();
+        let refused = self.host(side).refused(&all)?;
+        ensure!(refused.message.contains(part), "{refused:?}");
+        Ok(())
+    }
+
+    /// Pollux takes over from castor, which stands down with the disk that is given, and something in it that
+    /// was never sent.
+    fn succeed(&mut self) -> Result<(History, Vec<u8>)> {
+        self.create(Nothing)?;
+        let history = self.history(Nothing)?;
+        let own = self.disk.clone();
+        self.take_over(Pollux, &history.newest)?;
+        self.write(Pollux, 0..0)?;
+        self.gives_way(Castor)?;
+        Ok((history, own))
+    }
+
+    /// Castor becomes the replica, and has its own disks back before the first point has come; whether pollux
+    /// was `told` that it was the replica.
+    fn give_back(&mut self, told: bool) -> Result<()> {
+        let reverse = ["failover", "reverse"];
+        let twin = self.host(Castor).state().join("replicas");
+        let twin = twin.join(self.id(Castor)?);
+        if told {
+            self.hosts.back.cut_after(100_000);
+            self.on(Pollux, &reverse, &[])?;
+            until(MINUTE, "the point is on its way", || {
+                Ok(self.hosts.back.is_cut().then_some(()))
+            })?;
+        } else {
+            self.hosts.back.lose_answers();
+            let all = [&reverse[..], &[self.vm.as_str()]].concat();
+            let mut asked = self.host(Pollux).command(&all)?.spawn()?;
+            until(MINUTE, "castor has heard", || {
+                Ok(twin.exists().then_some(()))
+            })?;
+            self.hosts.back.cut();
+            ensure!(!asked.wait()?.success(), "it is answered");
+            self.hosts.back.mend();
+        }
+        until(MINUTE, "castor is the replica", || {
+            let state = self.replication(Castor).map(|(state, _)| state).ok();
+            Ok(state.filter(|state| state == "initial-replication-in-progress"))
+        })?;
+        // Whatever a person says, there is nothing to start it from.
+        self.refused(
+            Castor,
+            &["failover", "start"],
+            &LOST,
+            "pollux failover cancel",
+        )?;
+        self.on(Castor, &["failover", "cancel"], &[])?;
+        ensure!(!twin.exists(), "it is a twin");
+        Ok(())
+    }
+
+    fn state(&self, side: Side) -> Result<String> {
+        let details = self.host(side).json(&["vm", "show", &self.vm])?;
+        Ok(text(&details, "/vm/state")?.to_owned())
+    }
+
+    /// What is told of its replication: the state, and all that is not as it should be.
+    fn replication(&self, side: Side) -> Result<(String, String)> {
+        let status = self.host(side).json(&["replica", "status", &self.vm])?;
+        Ok((text(&status, "/0/state")?.to_owned(), status.to_string()))
+    }
+}
+
+/// Castor has its own disks back, and is started by force while the two hosts are parted.
+fn forced_after_it_has_its_disks_back(hosts: &mut Hosts, vm: &str, told: bool) -> Result<()> {
+    let mut cell = Cell::new(hosts, vm.to_owned(), 1);
+    let (_, own) = cell.succeed()?;
+    cell.give_back(told)?;
+    let start = ["vm", "start"];
+    cell.refused(Castor, &start, &[], "--force")?;
+    // It still asks, and hears that it runs there.
+    cell.refused(Castor, &start, &LOST, "taken over by host `pollux`")?;
+    cell.hosts.part();
+    cell.on(Castor, &start, &LOST)?;
+    let there = std::mem::replace(&mut cell.disk, own);
     cell.write(Castor, 0..0)?;
+    ensure!((cell.state(Castor)?, cell.state(Pollux)?) == ("running".into(), "running".into()));
+
+    // The two meet, and the lower one is held still. It tells why.
+    cell.hosts.join();
+    let begun = Instant::now();
+    until(MINUTE, "the host that took over is held", || {
+        Ok((cell.state(Pollux)? == "paused").then_some(()))
+    })?;
+    let took = begun.elapsed();
+    println!("held after {took:?}");
+    // It is told every second, and held within one.
+    ensure!(took < Duration::from_secs(1 + 1 + 1), "{took:?}");
+    ensure!(cell.state(Castor)? == "running");
+    let details = cell.host(Pollux).json(&["vm", "show", vm])?;
+    ensure!(text(&details, "/succeeded/host")? == "castor", "{details}");
+    let (state, said) = cell.replication(Pollux)?;
+    ensure!(
+        state == "stood-down" && said.contains("Both ran from"),
+        "{said}"
+    );
+    let events = cell.host(Pollux).json(&["event", "list", "--vm", vm])?;
+    let events = events.as_array().context("a list")?;
+    ensure!(events.iter().any(|event| event["kind"] == "stood-down"));
     let (path, name) = cell.file("disk.raw")?;
     cell.on(Castor, &["disk", "export"], &["0", &name])?;
     ensure!(fs::read(path)? == cell.disk, "the disk is its own");
+
+    // Taken back on the other one, castor gives way again, and is the replica by what differs.
+    cell.on(Pollux, &["vm", "kill"], &[])?;
+    cell.refused(Pollux, &start, &[], "--force")?;
+    cell.on(Castor, &["vm", "kill"], &[])?;
+    cell.on(Pollux, &start, &LOST)?;
+    cell.gives_way(Castor)?;
+    cell.refused(Castor, &start, &[], "--force")?;
+    cell.disk = there;
+    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.write(Pollux, 0..0)?;
+    cell.equal(Pollux)?;
+    cell.refused(
+        Castor,
+        &["failover", "cancel"],
+        &[],
+        "recovery points already",
+    )
+}
+
+#[test]
+fn a_host_that_has_its_own_disks_back_meets_the_one_that_took_over() -> Result<()> {
+    let mut hosts = Hosts::new("failback-meet")?;
+    forced_after_it_has_its_disks_back(&mut hosts, "told", true)?;
+    forced_after_it_has_its_disks_back(&mut hosts, "untold", false)
+}
+
+#[test]
+fn a_host_that_has_its_own_disks_back_is_the_replica_again_by_what_differs() -> Result<()> {
+    let mut hosts = Hosts::new("failback-again")?;
+    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
+    let (History { unsent, .. }, own) = cell.succeed()?;
+    cell.give_back(true)?;
+    for _ in 0..2 {
+        cell.hosts.join();
+        until(
+            MINUTE,
+            "the new primary says how it is the replica again",
+            || {
+                let (state, said) = cell.replication(Pollux)?;
+                Ok((state == "error" && said.contains("failover reverse web")).then_some(()))
+            },
+        )?;
+        cell.give_back(true)?;
+    }
+    // Without an answer nobody can tell whether it is the replica still.
+    cell.hosts.part();
+    cell.refused(Pollux, &["failover", "reverse"], &[], "does not answer")?;
+    cell.hosts.join();
+    let since = cell.write(Pollux, 0..0)?;
+    let carried = cell.carried(Pollux);
+    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    let cost = cell.cost(Pollux, carried, &own, &since, regions(&unsent))?;
+    println!("{cost}");
+    // What was never sent is known as before, and asked for again nothing is done.
+    let lost = cell
+        .host(Castor)
+        .json(&["failover", "lost-writes", "web"])?;
+    let ranges = lost.pointer("/disks/0/ranges").and_then(Value::as_array);
+    ensure!(
+        ranges.is_some_and(|ranges| !ranges.is_empty()),
+        "{ranges:?}"
+    );
+    let points = cell.points(Castor)?.len();
+    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    ensure!(cell.points(Castor)?.len() >= points);
+    cell.write(Pollux, 0..0)?;
+    cell.equal(Pollux)?;
+    cell.end(Pollux)?;
+
+    for side in [Castor, Pollux] {
+        ended_after_it_has_its_disks_back(&mut hosts, side)?;
+    }
     Ok(())
+}
+
+/// The relationship is ended on one of the two: neither has it any more, and what stood down stays so.
+fn ended_after_it_has_its_disks_back(hosts: &mut Hosts, side: Side) -> Result<()> {
+    let mut cell = Cell::new(hosts, format!("{side:?}").to_lowercase(), 1);
+    cell.succeed()?;
+    cell.give_back(true)?;
+    cell.hosts.join();
+    cell.on(side, &["replica", "remove"], &[])?;
+    for side in [Castor, Pollux] {
+        cell.refused(side, &["replica", "status"], &[], "is not replicated")?;
+    }
+    let start = ["vm", "start"];
+    cell.refused(Castor, &start, &[], "--force")?;
+    cell.on(Castor, &["vm", "delete"], &[])?;
+    cell.on(Pollux, &["failover", "complete"], &[]).ok();
+    let enable = ["--to", "castor", "--frequency", "1s"];
+    until(MINUTE, "it is replicated anew", || {
+        Ok(cell.on(Pollux, &["replica", "enable"], &enable).ok())
+    })?;
+    cell.equal(Pollux)
 }

@@ -55,7 +55,8 @@ impl Pair {
                 .context("to another point, with the former primary")?;
         }
         self.reverse(to, reversal)?;
-        if circle.give_back && self.give_back(from, to).context("disks are given back")? {
+        let given = |pair: &mut Self| pair.give_back(circle, from, to);
+        if circle.give_back && given(self).context("disks are given back")? {
             return Ok(());
         }
         self.lost_writes(from, circle, &lost)
@@ -213,9 +214,9 @@ impl Pair {
         Ok(())
     }
 
-    /// The new replica takes its disks back, if it has no point yet, and a twin is made anew. False: it
-    /// has one.
-    fn give_back(&mut self, from: usize, to: usize) -> Result<bool> {
+    /// The new replica takes its disks back, if it has no point yet, and becomes the replica again, or a twin
+    /// is made anew. False: its disks are those that it had.
+    fn give_back(&mut self, circle: Circle, from: usize, to: usize) -> Result<bool> {
         self.network.cut();
         let cancel = self.hosts[from]
             .command(&["failover", "cancel", "web"])?
@@ -234,7 +235,11 @@ impl Pair {
         self.wait("the new primary says that it stands still", |pair| {
             Ok(pair.replication(to)? == "error")
         })?;
-        // The way out that it names, and the one that `replica enable` names then.
+        if circle.drop {
+            self.reverse(to, Trouble::None)?;
+            return Ok(false);
+        }
+        // The other way out, and the one that `replica enable` names then.
         self.hosts[to].pollux(&["replica", "remove", "web"])?;
         let former = self.hosts[from].name().to_owned();
         let enable = [
