@@ -130,6 +130,13 @@ fn look_into_lost_writes(castor: &mut Host, kept: &Path, proved: u64) -> Result<
     Ok(())
 }
 
+/// `pollux failover COMMAND` is refused, and says so.
+fn refused(host: &Host, command: &str, way_out: &str) -> Result<()> {
+    let said = host.refused(&["failover", command, "web"])?.message;
+    ensure!(said.contains(way_out), "{said}");
+    Ok(())
+}
+
 /// A hash of what a file holds.
 fn content(file: &Path) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
@@ -195,9 +202,7 @@ fn drop_lost_writes(castor: &Host) -> Result<()> {
 
 /// Checkpoints of the former primary go when a person says so, there, and are gone whatever is killed then.
 fn merge_all(pair: &mut Pair) -> Result<()> {
-    let refused = pair.castor.refused(&["failover", "reverse", "web"])?;
-    let way_out = "disk merge web --all";
-    ensure!(refused.message.contains(way_out), "{}", refused.message);
+    refused(&pair.castor, "reverse", "disk merge web --all")?;
     let merge = ["disk", "merge", "web", "--all"];
     let mut merging = pair.pollux.command(&merge)?.spawn()?;
     until(MINUTE, "they are to be merged", || {
@@ -242,19 +247,9 @@ fn after_a_forced_takeover_only_the_difference_goes_back_and_nothing_written_is_
     })?;
     let lost = flushed(&castor.serial_log("web")?).context("it wrote")?;
     // It is still there, held: only a person ends it.
-    let refused = pollux.refused(&["failover", "reverse", "web"])?;
-    ensure!(
-        refused.message.contains("pollux replica server enable"),
-        "{}",
-        refused.message
-    );
+    refused(pollux, "reverse", "pollux replica server enable")?;
     castor.pollux(&["replica", "server", "enable"])?;
-    let refused = pollux.refused(&["failover", "reverse", "web"])?;
-    ensure!(
-        refused.message.contains("pollux vm kill web"),
-        "{}",
-        refused.message
-    );
+    refused(pollux, "reverse", "pollux vm kill web")?;
     castor.pollux(&["vm", "kill", "web"])?;
     // Nothing lies above a point any more, and what goes back is known all the same.
     pollux.pollux(&["failover", "complete", "web"])?;
@@ -373,11 +368,6 @@ fn a_host_that_was_taken_over_from_before_its_own_failover_was_final_becomes_the
     planned(castor, pollux)?;
 
     // The way out, from one refusal to the next.
-    let refused = |host: &Host, command: &str, way_out: &str| -> Result<()> {
-        let said = host.refused(&["failover", command, "web"])?.message;
-        ensure!(said.contains(way_out), "{said}");
-        Ok(())
-    };
     refused(pollux, "reverse", "pollux failover complete web")?;
     refused(castor, "complete", "pollux failover lost-writes web --drop")?;
     castor.pollux(&["failover", "lost-writes", "web", "--drop"])?;

@@ -39,6 +39,8 @@ pub(crate) struct Look<'a> {
     pub(crate) paused: bool,
     /// How the other host took over, in words, if it did.
     pub(crate) succeeded: Option<&'a str>,
+    /// Whether what the other host took was its own: it had been failed over to this one.
+    pub(crate) taken_back: bool,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<&'a Problem>,
     /// Why what the twin holds cannot be had, if it is here.
@@ -141,28 +143,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     };
     let (vm, peer) = (name(look.vm), look.peer);
     Some(match look.state {
-        StoodDown => critical(
-            HealthReason::StoodDown,
-            format!(
-                "the VM does not run here and has no twin: {}",
-                look.succeeded.unwrap_or("the other host took over")
-            ),
-            match look.mode {
-                // It was failed over to this host, and taken back from it: that was no failover, which
-                // could be reversed.
-                Mode::Replica => format!(
-                    "Work with it on host `{peer}`. `pollux replica remove {vm}` on both hosts ends their \
-                     relationship; what was written here alone is taken out then, with `pollux disk export \
-                     {vm}`. Once this one is deleted, with `pollux vm delete {vm}`, `pollux replica enable` \
-                     there copies everything anew"
-                ),
-                _ => format!(
-                    "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host \
-                     its replica by what differs, and keeps what was written here alone; `pollux vm kill \
-                     {vm}` ends a guest that is held here, which that needs"
-                ),
-            },
-        ),
+        StoodDown => stood_down(look),
         Error => critical(
             HealthReason::NeedsAPerson,
             because("it stands still", look.error),
@@ -242,6 +223,30 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
         ),
         Replicating | PreparedForFailover => return None,
     })
+}
+
+fn stood_down(look: &Look<'_>) -> HealthMessage {
+    let (vm, peer) = (name(look.vm), look.peer);
+    let way_out = match look.taken_back {
+        // That was no failover, which could be reversed.
+        true => format!(
+            "Work with it on host `{peer}`. `pollux replica remove {vm}` on both hosts ends their \
+             relationship; what was written here alone is taken out then, with `pollux disk export {vm}`. \
+             Once this one is deleted, with `pollux vm delete {vm}`, `pollux replica enable` there copies \
+             everything anew"
+        ),
+        false => format!(
+            "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host its \
+             replica by what differs, and keeps what was written here alone; `pollux vm kill {vm}` ends a \
+             guest that is held here, which that needs"
+        ),
+    };
+    let why = look.succeeded.unwrap_or("the other host took over");
+    critical(
+        HealthReason::StoodDown,
+        format!("the VM does not run here and has no twin: {why}"),
+        way_out,
+    )
 }
 
 fn unleased(look: &Look<'_>) -> Option<HealthMessage> {

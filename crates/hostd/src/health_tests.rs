@@ -25,6 +25,7 @@ fn well(mode: Mode) -> Look<'static> {
         state: ReplicationState::Replicating,
         paused: false,
         succeeded: None,
+        taken_back: false,
         error: None,
         away: None,
         trouble: &SOUND,
@@ -260,13 +261,15 @@ fn after_a_takeover_the_figures_of_before_say_nothing() {
 
 #[test]
 fn whoever_was_succeeded_is_told_what_leads_to_a_twin_again() {
-    for (mode, leads, misleads) in [
-        (Mode::Primary, "failover reverse web", "vm delete"),
+    for (mode, taken_back, leads, misleads) in [
+        (Mode::Primary, false, "failover reverse web", "vm delete"),
         // The other host took back what was failed over to this one: it has nothing to reverse.
-        (Mode::Replica, "vm delete web", "failover reverse"),
+        (Mode::Replica, true, "vm delete web", "failover reverse"),
+        (Mode::Primary, true, "vm delete web", "failover reverse"),
     ] {
         let look = Look {
             state: ReplicationState::StoodDown,
+            taken_back,
             ..well(mode)
         };
         let way_out = &messages(&look)[0].way_out;

@@ -488,6 +488,11 @@ pub(crate) fn let_points_go(host: &Host, vm: Vm, store: twin::Store) {
     let keep = kept_points(host, &vm);
     let reserve = host.settings.store_reserve;
     tokio::task::spawn_blocking(move || {
+        // It is open if a point has just come, and need not be otherwise.
+        if let Err(problem) = store.shelf(|| vm.view().standing.role) {
+            tracing::warn!(vm = %vm.id, %problem, "old points do not go now");
+            return;
+        }
         if let Err(problem) = store.retain(&keep, reserve) {
             tracing::error!(vm = %vm.id, %problem, "old points do not go");
         }

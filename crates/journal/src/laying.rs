@@ -22,6 +22,8 @@ use crate::{JournalError, Root, SegmentError, SegmentReader, Source};
 
 /// Bytes written to a base after which the operating system is asked to begin with making them durable.
 const BEGIN_SYNC: u64 = 32 << 20;
+/// Bytes that are written of what has come of a part before whoever sent the last of it is answered.
+pub(crate) const AT_ONCE: u64 = 16 << 20;
 
 /// A segment on its way into the base files.
 pub(crate) struct Laying {
@@ -78,14 +80,14 @@ impl Laying {
     }
 
     /// Writes what lies in the first `come` bytes of the segment's file, up to the first frame that is not
-    /// there yet.
+    /// there yet, or to about `most` bytes.
     ///
     /// # Errors
     /// A damaged frame, or a failed read or write.
-    pub(crate) fn advance(&mut self, come: u64) -> Result<(), JournalError> {
+    pub(crate) fn advance(&mut self, come: u64, most: u64) -> Result<(), JournalError> {
         let failed = |source| JournalError::segment(&self.name, source);
         let written = |source| JournalError::io("write the base from", &self.name, source);
-        let mut open: Option<(u32, Vec<u8>)> = None;
+        let (mut open, mut left): (Option<(u32, Vec<u8>)>, u64) = (None, most);
         for run in self.reader.runs_from(self.next) {
             let run = run.map_err(failed)?;
             let base = self
@@ -111,6 +113,7 @@ impl Laying {
                     base.write_at(at, part).map_err(written)?;
                     open = Some((frame, content));
                     self.since_sync += len;
+                    left = left.saturating_sub(len);
                     if self.since_sync >= BEGIN_SYNC {
                         base.begin_sync();
                         self.since_sync = 0;
@@ -118,6 +121,9 @@ impl Laying {
                 }
             }
             self.next += 1;
+            if left == 0 {
+                break;
+            }
         }
         Ok(())
     }

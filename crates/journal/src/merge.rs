@@ -83,7 +83,7 @@ impl Merge {
             return Err(JournalError::NotOffered(self.name));
         }
         let mut laying = Laying::begin(reader.clone(), &self.name, &self.bases)?;
-        laying.advance(u64::MAX)?;
+        laying.advance(u64::MAX, u64::MAX)?;
         self.group
             .flush(laying.needs())
             .map_err(|source| JournalError::io("flush the base after", &self.name, source))?;

@@ -7,7 +7,7 @@ use model::{Bytes, PointId, Since};
 
 use crate::accept::{Held, Offered, accept};
 use crate::index::{Base, Change, Entry, Index, MAX_BASES, Note, Place, SEGMENTS};
-use crate::laying::Laying;
+use crate::laying::{AT_ONCE, Laying};
 use crate::packs::{Memory, whole};
 use crate::{
     Content, DiskExtent, Header, Journal, JournalError, Refusal, Root, SegmentReader, Tip,
@@ -195,6 +195,8 @@ impl Journal {
         since: Since,
     ) -> Result<(), JournalError> {
         let (header, summary) = (reader.header(), reader.summary());
+        // No part comes any more.
+        self.ahead = None;
         let bases = self.bases_for(header, point)?;
         let mut entry = Entry {
             point,
@@ -254,8 +256,8 @@ impl Journal {
     }
 
     /// Writes to the base what lies in the first `come` bytes of the file `name` of
-    /// [`Journal::INCOMING`], a part of the initial replication of which the frame table and the index
-    /// came before the rest: [`Journal::commit`] has that much less to do. Nothing is published by it,
+    /// [`Journal::INCOMING`], about 16 MiB at once; a part of the initial replication of which the frame
+    /// table and the index came before the rest: [`Journal::commit`] has that much less to do. Nothing is published by it,
     /// and what is written counts as little as what an interrupted commit left. Nothing is done with a
     /// segment that is no such part, or none that comes next.
     ///
@@ -281,7 +283,7 @@ impl Journal {
                 Laying::begin(reader, &incoming, &self.bases()?)?
             }
         };
-        laying.advance(come.0)?;
+        laying.advance(come.0, AT_ONCE)?;
         self.ahead = Some(laying);
         Ok(())
     }
@@ -304,7 +306,7 @@ impl Journal {
             Some(ahead) => ahead,
             None => Laying::begin(reader, incoming, &self.bases()?)?,
         };
-        laying.advance(u64::MAX)?;
+        laying.advance(u64::MAX, u64::MAX)?;
         self.group
             .flush(laying.needs())
             .map_err(|source| JournalError::io("flush the base after", incoming, source))?;

@@ -36,6 +36,9 @@ pub(crate) struct Incoming {
     present: Mutex<Present>,
     /// How what has come is [taken in](Self::ahead) before the rest.
     ahead: tokio::sync::Mutex<Ahead>,
+    /// That there is room for what it holds, also after a restart: what is in the base then would count
+    /// twice.
+    admitted: PathBuf,
     /// Nobody receives it any more.
     over: AtomicBool,
 }
@@ -96,7 +99,8 @@ impl Incoming {
         let record = incoming.join(format!("{}.offer", offer.root));
         let known = stored(&record).map_err(|e| failed(&e))?;
         let goes_on = known.is_some_and(|known| known == offer);
-        let keep = [path.as_path(), record.as_path()];
+        let admitted = incoming.join(format!("{}.admitted", offer.root));
+        let keep = [path.as_path(), record.as_path(), admitted.as_path()];
         clear(incoming, if goes_on { &keep } else { &[] }).map_err(|e| failed(&e))?;
         if !goes_on {
             let text = serde_json::to_vec(&offer).map_err(|e| failed(&e.into()))?;
@@ -116,6 +120,7 @@ impl Incoming {
             return Err(failed(&error));
         }
         let ahead = match offer.header.content {
+            Content::Seed { .. } if goes_on && admitted.exists() => Ahead::Admitted,
             Content::Seed { .. } => Ahead::NotYet,
             Content::Delta { .. } => Ahead::Never,
         };
@@ -135,6 +140,7 @@ impl Incoming {
             file,
             present: Mutex::new(Present::of(present)),
             ahead: tokio::sync::Mutex::new(ahead),
+            admitted,
             over: AtomicBool::new(false),
         })
     }
@@ -176,6 +182,11 @@ impl Incoming {
     /// The turn to take in what has come; none while another one does.
     pub(crate) fn ahead(&self) -> Option<tokio::sync::MutexGuard<'_, Ahead>> {
         self.ahead.try_lock().ok()
+    }
+
+    /// What it holds was found to have room.
+    pub(crate) fn note_admitted(&self) -> io::Result<()> {
+        fs::write(&self.admitted, [])
     }
 
     /// Whether what it holds was found to have room already; waits for whoever takes it in.
@@ -221,12 +232,11 @@ impl Incoming {
         Ok(())
     }
 
-    /// Bytes of its content that are not zeroes; none if it is no segment, which its commit says.
-    pub(crate) fn content(&self) -> u64 {
-        SegmentReader::open(&self.path).map_or(0, |reader| {
-            let summary = reader.summary();
-            summary.content.0.saturating_sub(summary.zeroes.0)
-        })
+    /// Bytes of its content that are not zeroes; none if it is no segment, or not as far as it has come.
+    pub(crate) fn content(&self) -> Option<u64> {
+        let reader = SegmentReader::open(&self.path).ok()?;
+        let summary = reader.summary();
+        Some(summary.content.0.saturating_sub(summary.zeroes.0))
     }
 
     /// Forgets it; the file may have been moved away before.

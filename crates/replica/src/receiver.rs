@@ -631,7 +631,11 @@ async fn commit<H: ReplicaHost>(
     if let Some(lineage) = meet(&receiver, &bound, &incoming.offer().header.lineage).await? {
         return Ok(Json(CommitAnswer::Superseded { lineage }));
     }
-    if !incoming.is_admitted().await {
+    if incoming.is_admitted().await {
+        // That was a while ago, and most of it is in the base since.
+        receiver.host.admit(bound.vm, 0, 0).await?;
+    } else {
+        // What is no segment holds nothing: the commit says it.
         receiver.admit_content(&bound, &incoming).await?;
     }
     let shelf = receiver.host.shelf(bound.vm).await?;
@@ -726,12 +730,14 @@ impl<H: ReplicaHost> Receiver<H> {
         current.filter(|incoming| same(incoming, root)).cloned()
     }
 
-    /// Refuses a segment whose content has no room beyond what its file takes.
-    async fn admit_content(&self, bound: &Bound, incoming: &Arc<Incoming>) -> Answer<()> {
+    /// Refuses a segment whose content has no room beyond what its file takes. Whether it can be told yet
+    /// what that is.
+    async fn admit_content(&self, bound: &Bound, incoming: &Arc<Incoming>) -> Answer<bool> {
         let (measured, held) = (incoming.clone(), incoming.offer().file_len);
         let content = blocking(move || Ok(measured.content())).await?;
-        let more = content.saturating_sub(held);
-        Ok(self.host.admit(bound.vm, more, held).await?)
+        let more = content.unwrap_or(0).saturating_sub(held);
+        self.host.admit(bound.vm, more, held).await?;
+        Ok(content.is_some())
     }
 
     /// Takes in what has come of a part of an initial replication while the rest still comes. The commit
@@ -742,12 +748,21 @@ impl<H: ReplicaHost> Receiver<H> {
         };
         match *ahead {
             Ahead::Never | Ahead::Stopped => return,
-            Ahead::NotYet if !incoming.has_tables() => return,
-            Ahead::NotYet if self.admit_content(bound, incoming).await.is_err() => {
-                *ahead = Ahead::Never;
-                return;
-            }
-            Ahead::NotYet | Ahead::Admitted => *ahead = Ahead::Admitted,
+            Ahead::NotYet | Ahead::Admitted if !incoming.has_tables() => return,
+            Ahead::NotYet => match self.admit_content(bound, incoming).await {
+                Ok(true) => {
+                    *ahead = Ahead::Admitted;
+                    if let Err(error) = incoming.note_admitted() {
+                        tracing::debug!(vm = %bound.vm, %error, "cannot note that it was admitted");
+                    }
+                }
+                // Its tables are longer, or there is no room: the commit tells.
+                Ok(false) | Err(_) => {
+                    *ahead = Ahead::Never;
+                    return;
+                }
+            },
+            Ahead::Admitted => {}
         }
         let Ok(shelf) = self.host.shelf(bound.vm).await else {
             return;

@@ -683,16 +683,20 @@ impl Standing {
             let reason = "was not taken over by this host, or was taken over from it since";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         }
-        if self.role == Role::Primary {
-            return Ok(self.clone());
-        }
-        Ok(Self {
-            role: Role::Primary,
-            received: None,
-            // The partner is a replica that can take over again: it is asked before each start.
+        // The partner is a replica that can take over again: it is asked before each start.
+        let asks = Self {
             warrant: None,
-            fence: None,
             ..self.clone()
+        };
+        Ok(match self.role {
+            // It was before, and had its own disks back meanwhile.
+            Role::Primary => asks,
+            Role::FailedOver | Role::Replica => Self {
+                role: Role::Primary,
+                received: None,
+                fence: None,
+                ..asks
+            },
         })
     }
 

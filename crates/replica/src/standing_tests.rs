@@ -609,6 +609,13 @@ fn given_back(primary: &Standing, twin: &Standing, down: &Standing) {
     let free = leased.without_replica(&says, leased.agreement);
     assert_eq!(free.fence, None);
     free.start(VM, &Evidence::Says(says)).expect("it starts");
+    // As long as that one gives way nobody need be asked, and not once it is the replica again.
+    let met = free.meet(VM, &given.lineage, given.stood_down.as_ref());
+    let met = met.expect("related").standing;
+    met.start(VM, &Evidence::Unasked).expect("by its warrant");
+    let again = met.reverse(VM).expect("once more");
+    let unasked = again.start(VM, &Evidence::Unasked);
+    unasked.expect_err("its replica may have taken over since");
     // Whoever is started there by force is above it, and holds it still when they meet.
     let word = Evidence::Override(word());
     let above = given.take_back(VM, 9, "host-a", &word).expect("forced");

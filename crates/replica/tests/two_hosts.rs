@@ -142,7 +142,12 @@ fn extent(disk: &DiskSpec) -> DiskExtent {
 }
 
 fn spec() -> VmSpec {
-    let size = model::Bytes(16 << 20);
+    spec_of(16)
+}
+
+/// With a disk of so many MiB.
+fn spec_of(mib: u64) -> VmSpec {
+    let size = model::Bytes(mib << 20);
     let disk = DiskSpec::new("disk0.raw".into(), size, model::Bus::Virtio, 0);
     let memory = model::Bytes(64 << 20);
     let name = "web".parse().unwrap();
@@ -247,8 +252,12 @@ impl Sending {
         Self::of(pair().await, blocks).await
     }
 
-    async fn of((a, b, replicas, serving): Both, blocks: usize) -> Self {
-        let (client, spec) = (a.client("host-b"), spec());
+    async fn of(both: Both, blocks: usize) -> Self {
+        Self::of_spec(both, spec(), blocks).await
+    }
+
+    async fn of_spec((a, b, replicas, serving): Both, spec: VmSpec, blocks: usize) -> Self {
+        let client = a.client("host-b");
         let ask = enrol(&spec);
         client.enrol(spec.id, &ask).await.unwrap();
         let link = PeerLink::new(client, spec.id, ask.relationship);

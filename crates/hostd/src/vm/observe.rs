@@ -144,6 +144,8 @@ impl Observed {
             state,
             paused: relation.suspended,
             succeeded: succeeded.as_deref(),
+            // A replica without a point cannot have taken over: it has its own disks back.
+            taken_back: mode == Mode::Replica || (relation.reversed && measured.last_cut.is_none()),
             error: error.as_ref(),
             away: away.as_ref(),
             trouble: &trouble,

@@ -359,8 +359,9 @@ impl Owner {
         let name = view.home.spec.name.as_str();
         let reason = "keeps what this host wrote and never sent to the other one";
         let way_out = format!(
-            "`pollux failover lost-writes {name}` shows it, and `--drop` keeps it no longer; before the \
-             first recovery point `pollux failover cancel {name}` gives the disks back"
+            "`pollux failover lost-writes {name}` shows it, and `pollux failover lost-writes {name} --drop` \
+             keeps it no longer; before the first recovery point `pollux failover cancel {name}` gives the \
+             disks back"
         );
         Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }

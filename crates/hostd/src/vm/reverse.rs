@@ -220,7 +220,13 @@ impl Owner {
         };
         if view.standing.role != Role::FailedOver {
             let reason = "was not failed over to this host";
-            return refuse(reason, "Ask on the host to which it was failed over");
+            let name = &view.home.spec.name;
+            let way_out = format!(
+                "Ask on the host to which it was failed over. If it was taken back from there by force, \
+                 `pollux replica remove {name}` on both hosts, `pollux vm delete {name}` there and \
+                 `pollux replica enable {name}` copy everything anew"
+            );
+            return refuse(reason, &way_out);
         }
         self.check_idle_to_reverse()?;
         view.standing.reverse(&thing)?;

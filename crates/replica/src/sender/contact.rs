@@ -74,7 +74,8 @@ impl Sender {
         };
         if above == Some(Rank::Theirs) && self.keeps_contact() {
             self.gate(theirs.lineage, out);
-        } else if above == Some(Rank::Ours) && self.plan.base_stays {
+        } else if above == Some(Rank::Ours) && self.plan.base_stays && theirs.role == Role::Primary
+        {
             self.given_back(out);
         } else if let Some(reception) = reception {
             self.received(now, reception, out);

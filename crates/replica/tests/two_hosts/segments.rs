@@ -161,44 +161,93 @@ async fn a_part_is_laid_down_while_it_comes_until_another_one_takes_its_place() 
     assert_eq!(laid_down(replicas, spec, 2, 2000), 2000);
 }
 
-#[tokio::test]
-async fn a_part_whose_content_has_no_room_is_not_laid_down_before_it_is_refused() {
-    let sending = Sending::of(pair().await, 16).await;
-    let Sending {
-        a,
-        replicas,
-        spec,
-        ask,
-        link,
-        ..
-    } = &sending;
+/// A part of `frames` frames, of `blocks` blocks each, that takes next to nothing.
+fn bomb(sending: &Sending, frames: u64, blocks: usize) -> Staged {
+    let Sending { a, spec, ask, .. } = sending;
     let part = Content::Seed {
         seed: ask.seed,
         part: 0,
     };
     let file = a.path.join("bomb.segment");
-    let out = std::fs::File::create(&file).unwrap();
+    let out = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
     let mut writer = SegmentWriter::create(out, &header(spec, &ask.lineage, part)).unwrap();
-    let frame = [7; 16 * 4096];
-    for at in 0..100 {
-        writer.push_frame(0, at * 16, &frame).unwrap();
+    let frame = vec![7; blocks * 4096];
+    for at in 0..frames {
+        writer.push_frame(0, at * blocks as u64, &frame).unwrap();
     }
-    writer.finish().unwrap();
-    let bomb = outbox::read(&file).unwrap();
-    let offer = outbox::offer(&bomb.file).await.unwrap();
-    assert_eq!(offer.chunks.len(), 1);
-    link.offer(&offer).await.unwrap();
+    let (_, mut out) = writer.finish().unwrap();
+    std::io::Write::flush(&mut out).unwrap();
+    outbox::read(&file).unwrap()
+}
+
+/// Sectors that the base of the only disk takes.
+fn held(sending: &Sending) -> u64 {
+    let Sending { replicas, spec, .. } = sending;
     let base = replicas.path.join(Journal::base_file(spec.disks[0].id));
-    let held = || std::fs::metadata(&base).unwrap().blocks();
-    replicas.limit.store(offer.file_len, Ordering::Relaxed);
-    let chunk = outbox::chunk(&bomb, 0).await.unwrap();
-    link.put(offer.root, 0, chunk.clone()).await.unwrap();
-    let problem = refused(link.commit(offer.root).await.unwrap_err());
-    assert_eq!((problem.code, held()), (Code::Full, 0));
-    replicas.limit.store(64 * CHUNK, Ordering::Relaxed);
+    std::fs::metadata(base).unwrap().blocks()
+}
+
+async fn put_all_of(sending: &Sending, staged: &Staged) -> Offer {
+    let offer = outbox::offer(&staged.file).await.unwrap();
+    sending.link.offer(&offer).await.unwrap();
+    let count = offer.chunks.len() as u64;
+    for n in (0..count).rev() {
+        let chunk = outbox::chunk(staged, n).await.unwrap();
+        sending.link.put(offer.root, n, chunk).await.unwrap();
+    }
+    offer
+}
+
+#[tokio::test]
+async fn a_part_whose_content_has_no_room_is_not_laid_down_before_it_is_refused() {
+    let sending = Sending::of_spec(pair().await, spec_of(256), 16).await;
+    let Sending { replicas, link, .. } = &sending;
+    // Of the second one the tables are longer than what is sent first.
+    for (frames, blocks, chunks) in [(100, 16, 1), (60_000, 1, 3)] {
+        let bomb = bomb(&sending, frames, blocks);
+        let len = std::fs::metadata(&bomb.file).unwrap().len();
+        assert!(Offer::chunk_count(len) >= chunks, "{len}");
+        replicas.limit.store(len, Ordering::Relaxed);
+        let offer = put_all_of(&sending, &bomb).await;
+        let problem = refused(link.commit(offer.root).await.unwrap_err());
+        assert_eq!((problem.code, held(&sending)), (Code::Full, 0));
+    }
+    replicas.limit.store(u64::MAX, Ordering::Relaxed);
+    let bomb = bomb(&sending, 100, 16);
+    let offer = put_all_of(&sending, &bomb).await;
+    assert!(held(&sending) > 0, "laid down");
     let committed = link.commit(offer.root).await.unwrap();
     assert!(matches!(committed, CommitAnswer::Committed { .. }));
-    assert!(held() > 0);
+}
+
+#[tokio::test]
+async fn what_was_laid_down_does_not_count_again_after_a_restart() {
+    let sending = Sending::of(pair().await, 16).await;
+    let bomb = bomb(&sending, 100, 16);
+    let offer = put_all_of(&sending, &bomb).await;
+    assert!(held(&sending) > 0, "laid down");
+    let Sending {
+        _b: b,
+        replicas,
+        _serving: serving,
+        link,
+        ..
+    } = sending;
+    let at = serving.address;
+    serving.stop().await;
+    let _serving = Serving::start(&b, replicas.clone(), Some(at)).await;
+    // More than its file does not fit any more, and is there already.
+    replicas.limit.store(offer.file_len, Ordering::Relaxed);
+    let all = OfferAnswer::Missing { chunks: Vec::new() };
+    let answer = loop {
+        match link.offer(&offer).await {
+            Err(LinkError::Lost(_)) => tokio::task::yield_now().await,
+            answer => break answer.unwrap(),
+        }
+    };
+    assert_eq!(answer, all);
+    let committed = link.commit(offer.root).await.unwrap();
+    assert!(matches!(committed, CommitAnswer::Committed { .. }));
 }
 
 #[tokio::test]
