@@ -256,17 +256,16 @@ impl Journal {
     }
 
     /// Writes to the base what lies in the first `come` bytes of the file `name` of
-    /// [`Journal::INCOMING`], about 16 MiB at once; a part of the initial replication of which the frame
-    /// table and the index came before the rest: [`Journal::commit`] has that much less to do. Nothing is published by it,
-    /// and what is written counts as little as what an interrupted commit left. Nothing is done with a
-    /// segment that is no such part, or none that comes next.
+    /// [`Journal::INCOMING`], about 16 MiB at once: a part of the initial replication of which the frame
+    /// table and the index came before the rest. [`Journal::commit`] has that much less to do. Nothing is
+    /// published by it, and what is written counts as little as what an interrupted commit left. Nothing is
+    /// done with a segment that is no such part, or none that comes next.
     ///
     /// # Errors
     /// It is not the segment that was offered with this root, as far as that can be told, or a failed
     /// read or write.
     pub fn lay_ahead(&mut self, name: &str, root: Root, come: Bytes) -> Result<(), JournalError> {
-        let ahead = self.ahead.take().filter(|ahead| ahead.root() == root);
-        let mut laying = match ahead {
+        let mut laying = match self.take_ahead(root) {
             Some(ahead) => ahead,
             None => {
                 let incoming = incoming(name)?;
@@ -288,6 +287,11 @@ impl Journal {
         Ok(())
     }
 
+    /// What is laid down of the part with this root; whatever else is, is no more.
+    fn take_ahead(&mut self, root: Root) -> Option<Laying> {
+        self.ahead.take().filter(|ahead| ahead.root() == root)
+    }
+
     fn open_incoming(&self, incoming: &str) -> Result<Arc<dyn File>, JournalError> {
         let opened = self.folder.open(incoming);
         opened.map_err(|source| JournalError::io("open", incoming, source))
@@ -301,8 +305,7 @@ impl Journal {
         part: u64,
     ) -> Result<(), JournalError> {
         let (header, root) = (reader.header().clone(), reader.summary().root);
-        let ahead = self.ahead.take().filter(|ahead| ahead.root() == root);
-        let mut laying = match ahead {
+        let mut laying = match self.take_ahead(root) {
             Some(ahead) => ahead,
             None => Laying::begin(reader, incoming, &self.bases()?)?,
         };

@@ -214,6 +214,15 @@ fn header(spec: &VmSpec, lineage: &Lineage, content: Content) -> Header {
     }
 }
 
+/// Of the first part of the initial replication that `ask` is for.
+fn first_part(spec: &VmSpec, ask: &Enrol) -> Header {
+    let part = Content::Seed {
+        seed: ask.seed,
+        part: 0,
+    };
+    header(spec, &ask.lineage, part)
+}
+
 /// Two hosts, and what the second one holds and serves.
 type Both = (Host, Host, Arc<Replicas>, Serving);
 
@@ -261,11 +270,7 @@ impl Sending {
         let ask = enrol(&spec);
         client.enrol(spec.id, &ask).await.unwrap();
         let link = PeerLink::new(client, spec.id, ask.relationship);
-        let part = Content::Seed {
-            seed: ask.seed,
-            part: 0,
-        };
-        let staged = segment(&a.path, header(&spec, &ask.lineage, part), blocks, 1);
+        let staged = segment(&a.path, first_part(&spec, &ask), blocks, 1);
         let offer = outbox::offer(&staged.file).await.unwrap();
         Self {
             a,

@@ -11,11 +11,7 @@ async fn an_interrupted_segment_resumes_after_a_restart_and_commits_into_the_jou
     let ask = enrol(&spec);
     client.enrol(spec.id, &ask).await.unwrap();
     let link = PeerLink::new(client, spec.id, ask.relationship);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 2000, 1);
+    let staged = segment(&a.path, first_part(&spec, &ask), 2000, 1);
     let offer = outbox::offer(&staged.file).await.unwrap();
     assert_eq!(offer.chunks.len(), 4);
     let all = OfferAnswer::Missing {
@@ -143,11 +139,7 @@ async fn a_part_is_laid_down_while_it_comes_until_another_one_takes_its_place() 
     assert_eq!(tip, at(sending.parts(0)), "not published");
 
     // Sent anew, otherwise.
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let other = segment(&a.path, header(spec, &ask.lineage, part), 2000, 2);
+    let other = segment(&a.path, first_part(spec, ask), 2000, 2);
     let instead = outbox::offer(&other.file).await.unwrap();
     link.offer(&instead).await.unwrap();
     let late = refused(sending.put(1).await.unwrap_err());
@@ -164,13 +156,9 @@ async fn a_part_is_laid_down_while_it_comes_until_another_one_takes_its_place() 
 /// A part of `frames` frames, of `blocks` blocks each, that takes next to nothing.
 fn bomb(sending: &Sending, frames: u64, blocks: usize) -> Staged {
     let Sending { a, spec, ask, .. } = sending;
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
     let file = a.path.join("bomb.segment");
     let out = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
-    let mut writer = SegmentWriter::create(out, &header(spec, &ask.lineage, part)).unwrap();
+    let mut writer = SegmentWriter::create(out, &first_part(spec, ask)).unwrap();
     let frame = vec![7; blocks * 4096];
     for at in 0..frames {
         writer.push_frame(0, at * blocks as u64, &frame).unwrap();
@@ -292,11 +280,7 @@ async fn a_replica_that_took_over_says_so_to_every_question_and_takes_nothing() 
         lineage: theirs.clone(),
     };
     assert_eq!(link.tip(&ask.lineage).await.unwrap(), superseded);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
-    let staged = segment(&a.path, header(&spec, &ask.lineage, part), 16, 3);
+    let staged = segment(&a.path, first_part(&spec, &ask), 16, 3);
     let offer = outbox::offer(&staged.file).await.unwrap();
     let superseded = OfferAnswer::Superseded { lineage: theirs };
     assert_eq!(link.offer(&offer).await.unwrap(), superseded);
@@ -399,13 +383,9 @@ async fn content_that_compresses_well_is_held_to_the_limit_by_what_it_takes_in_t
     let ask = enrol(&spec);
     client.enrol(spec.id, &ask).await.unwrap();
     let link = PeerLink::new(client, spec.id, ask.relationship);
-    let part = Content::Seed {
-        seed: ask.seed,
-        part: 0,
-    };
     let file = a.path.join("even.segment");
     let out = std::fs::File::create(&file).unwrap();
-    let mut writer = SegmentWriter::create(out, &header(&spec, &ask.lineage, part)).unwrap();
+    let mut writer = SegmentWriter::create(out, &first_part(&spec, &ask)).unwrap();
     for at in 0..32 {
         writer.push_frame(0, at * 16, &[7; 16 * 4096]).unwrap();
     }
