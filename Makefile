@@ -18,7 +18,7 @@ CARGO_FLAGS := --locked
 SECONDS_EACH := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz chaos bench lint clean
+.PHONY: help setup build demo test fuzz seeds chaos bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ test: build ## all tests, with real guests, then each fuzz target for half a min
 
 fuzz: setup ## each fuzz target for SECONDS=60, two at once; ONLY=vm_toml for one of them
 	@exec cargo run --quiet $(CARGO_FLAGS) --package pollux-fuzz --bin fuzz -- $(SECONDS_EACH) $(ONLY)
+
+seeds: setup ## SEEDS=2000 of the simulated network, and of power cuts and full disks at every durable step
+	POLLUX_SEEDS=$(or $(SEEDS),2000) RUST_BACKTRACE=0 exec cargo test $(CARGO_FLAGS) --lib --package pollux-replica \
+		--package pollux-journal --package pollux-diskd -- --nocapture driver power full lives
 
 chaos: build ## random kills, cuts, full disks and commands over two hosts; SEED=1 and ROUNDS=5 are what they are
 	@exec target/debug/chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),5)

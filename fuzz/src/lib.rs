@@ -13,6 +13,7 @@
 //!
 //! What was found once stays in `regressions/TARGET/`.
 
+pub mod certificates;
 pub mod change_set;
 pub mod control;
 pub mod intent_log;
@@ -21,6 +22,7 @@ pub mod journal_run;
 mod memory;
 pub mod nbd;
 pub mod overlay_map;
+pub mod peer_json;
 pub mod segment;
 pub mod vhost_user;
 pub mod vm_toml;
@@ -78,6 +80,24 @@ pub const TARGETS: &[Target] = &[
         run: control::run,
         seeds: control::seeds,
         words: control::WORDS,
+    },
+    Target {
+        name: "peer_json",
+        run: peer_json::run,
+        seeds: peer_json::seeds,
+        words: peer_json::WORDS,
+    },
+    Target {
+        name: "peer_certificate",
+        run: certificates::peer,
+        seeds: certificates::peer_seeds,
+        words: &["castor", "*.example.com"],
+    },
+    Target {
+        name: "identity_files",
+        run: certificates::files,
+        seeds: certificates::file_seeds,
+        words: certificates::WORDS,
     },
     Target {
         name: "vm_toml",

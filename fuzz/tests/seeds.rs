@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use pollux_fuzz::TARGETS;
+use replica::certificate::Flaw;
 
 #[test]
 fn every_target_survives_its_seeds_cut_anywhere_and_what_once_broke_it() {
@@ -29,7 +30,7 @@ fn every_target_survives_its_seeds_cut_anywhere_and_what_once_broke_it() {
 }
 
 #[test]
-fn the_seeds_of_formats_with_hashes_are_accepted() {
+fn the_seeds_of_formats_are_accepted() {
     for body in pollux_fuzz::journal_index::seeds() {
         let canonical = journal::fuzzing::index(&body);
         assert!(canonical.is_ok(), "{canonical:?}");
@@ -37,8 +38,27 @@ fn the_seeds_of_formats_with_hashes_are_accepted() {
     for set in pollux_fuzz::change_set::seeds() {
         assert_eq!(journal::fuzzing::change_set(&set), Ok(()));
     }
+    for body in pollux_fuzz::peer_json::seeds() {
+        let text = String::from_utf8_lossy(&body);
+        assert!(pollux_fuzz::peer_json::is_read(&body), "{text}");
+    }
+    for file in &pollux_fuzz::certificates::file_seeds()[..4] {
+        assert!(pollux_fuzz::certificates::is_opened(file), "{}", file[0]);
+    }
     for text in pollux_fuzz::vm_toml::seeds() {
         let text = String::from_utf8(text).expect("text");
         assert!(model::VmSpec::from_toml(&text).is_ok(), "{text}");
     }
+}
+
+#[test]
+fn the_seeds_of_peers_get_as_far_as_they_are_meant_to() {
+    let [good, old, other, revoked, foreign] = &pollux_fuzz::certificates::peer_flaws()[..] else {
+        panic!("other seeds");
+    };
+    assert_eq!(*good, Ok(()));
+    assert!(matches!(old, Err(Flaw::Expired { .. })), "{old:?}");
+    assert!(matches!(other, Err(Flaw::WrongName { .. })), "{other:?}");
+    assert_eq!(*revoked, Err(Flaw::Revoked));
+    assert_eq!(*foreign, Err(Flaw::Untrusted));
 }

@@ -57,6 +57,23 @@ pub fn start(host: &Host, seed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Grows disk 0 under the guest, which writes where there was nothing before. It is not [started](start) again
+/// after that.
+///
+/// # Errors
+/// The host refuses; the guest does not see it.
+pub fn grow(host: &Host) -> Result<()> {
+    const GROWN: u64 = 56;
+    let size = format!("{GROWN}MiB");
+    host.pollux(&["disk", "resize", "web", "0", &size])?;
+    let device = device(host, "web", GROWN * MIB)?;
+    let at = DISKS[0] / MIB + 2;
+    let write =
+        format!("dd if=/dev/urandom of=/dev/{device} bs=1M seek={at} count=4 conv=notrunc,fsync");
+    type_in(host, "web", &format!("{write} && echo gr''own"), "grown")?;
+    Ok(())
+}
+
 /// Ends what changes the disks of `web`, then shuts it down.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use model::Bytes;
 use serde_json::Value;
 use testkit::guest::GuestImages;
@@ -123,6 +123,20 @@ pub fn device_writes_on(
         no_bad_news(&log)?;
         Ok(flushed_on(since_start(&log), device).filter(|now| *now >= start + more))
     })
+}
+
+/// Begins what a guest says of the records that it finds when it starts.
+pub const FOUND: &str = "pollux-workload: found";
+
+/// How many records the guest says that it found, all of them right.
+///
+/// # Errors
+/// Some are not.
+pub fn found_of(said: &str) -> Result<u64> {
+    ensure!(said.ends_with(": right"), "the guest says: {said}");
+    let count = said.split(" committed ").nth(1);
+    let count = count.and_then(|rest| rest.split(' ').next());
+    Ok(count.context("the guest says how many")?.parse()?)
 }
 
 /// # Errors

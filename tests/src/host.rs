@@ -1,7 +1,6 @@
 //! A polluxd with a state folder of its own, and the command line that drives it.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use testkit::free_port;
 
 use crate::{interrupted, until};
 
@@ -160,7 +160,7 @@ impl Host {
         scratch: &Scratch,
         user: Option<u32>,
     ) -> Result<Self> {
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = free_port();
         let run = scratch.run.path().join(name);
         fs::create_dir_all(&state)?;
         fs::create_dir_all(&run)?;
@@ -372,6 +372,20 @@ impl Host {
             .args(args)
             .stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// Runs `pollux` with `args` until it does what may be refused for a moment: by a host that is to let go
+    /// of a VM and is still busy with it.
+    ///
+    /// # Errors
+    /// It goes on refusing for a minute; the error is what it said last.
+    pub fn insist(&self, args: &[&str]) -> Result<String> {
+        let mut refusal = None;
+        let done = until(Duration::from_secs(60), "it is done", || {
+            let done = self.pollux(args);
+            Ok(done.map_err(|refused| refusal = Some(refused)).ok())
+        });
+        done.map_err(|error| refusal.take().unwrap_or(error))
     }
 
     /// Runs `pollux` with `args` and gives what it printed.

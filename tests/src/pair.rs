@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::{Host, Scratch, Wire, json_u64, text, until};
+use crate::{FIRST_WRITE, FOUND, Host, Scratch, Wire, found_of, json_u64, text, until};
 
 /// For a replica that is busy with an initial copy.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -89,4 +89,18 @@ pub fn point_name(point: &Value) -> Result<String> {
     let term = text(point, "/id/term")?;
     let number = json_u64(point, "/id/sequence")?;
     Ok(format!("{}.{number}", &term[..8]))
+}
+
+/// Fails `web` over as planned from one host to the other, which has points; its guest finds what it wrote.
+///
+/// # Errors
+/// A host refuses, or records are missing.
+pub fn planned(from: &Host, to: &Host) -> Result<()> {
+    from.pollux(&["failover", "prepare", "web"])?;
+    let before = to.serial_log("web").map_or(0, |log| log.len());
+    to.insist(&["failover", "start", "web"])?;
+    found_of(&to.serial_line("web", before, FOUND, FIRST_WRITE)?)?;
+    // Before it listens for its power button it does not shut down.
+    to.serial_line("web", before, "pollux-workload: flushed", FIRST_WRITE)?;
+    Ok(())
 }

@@ -96,8 +96,8 @@ fn at_every_point_of_three_disks_the_sum_is_right_and_no_disk_is_of_another_inst
             let found = judge_images(&images.iter().collect::<Vec<_>>())
                 .with_context(|| format!("point {name}"))?;
             in_flight += u32::from(found.in_flight > 0);
-            let before = judged.insert(found.transfers, (name, images));
-            ensure!(before.is_none(), "money moves from one point to the next");
+            // A guest that stood still for as long leaves two points of one instant.
+            judged.insert(found.transfers, (name, images));
         }
         Ok((judged.len() >= POINTS).then_some(()))
     })?;

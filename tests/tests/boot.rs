@@ -5,13 +5,15 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use pollux_tests::{Host, Scratch, json_u64, shell_waits};
+use anyhow::{Context, Result, ensure};
+use pollux_tests::{Host, Scratch, json_u64, shell_waits, text, until};
 use testkit::guest::{FIRMWARE, GENERATION_ID, GuestImages, ROOT_UP, SECURE_BOOT};
 
 const BOOT: Duration = Duration::from_secs(300);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {
     let images = GuestImages::build_or_get()?;
@@ -73,6 +75,41 @@ fn generation_1_boots_from_bios_and_shuts_down_when_asked() -> Result<()> {
 #[test]
 fn generation_2_boots_with_secure_boot_and_shuts_down_when_asked() -> Result<()> {
     boots("2", "uefi", "on")
+}
+
+/// Kills a VM at twenty instants of its start.
+#[test]
+fn a_vm_that_is_killed_while_it_starts_is_off() -> Result<()> {
+    let scratch = Scratch::new("system/boot-killed")?;
+    let host = Host::start("castor", &scratch)?;
+    let create = [
+        "vm",
+        "create",
+        "web",
+        "--generation",
+        "1",
+        "--memory",
+        "32MiB",
+    ];
+    host.pollux(&[&create[..], &["--disk", "1MiB"]].concat())?;
+    let state = || -> Result<String> {
+        let details = host.json(&["vm", "show", "web"])?;
+        Ok(text(&details, "/vm/state")?.to_owned())
+    };
+    for step in 0..20 {
+        let mut start = host.command(&["vm", "start", "web"])?;
+        let start = start.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut start = start.spawn()?;
+        until(MINUTE, "its start begins", || {
+            Ok((state()? != "off").then_some(()))
+        })?;
+        thread::sleep(Duration::from_millis(10 * step));
+        host.pollux(&["vm", "kill", "web"])?;
+        ensure!(state()? == "off", "killed {} ms after", 10 * step);
+        start.wait()?;
+        ensure!(state()? == "off", "killed {} ms after", 10 * step);
+    }
+    Ok(())
 }
 
 /// The process of the VM has a user and a network of its own if this is root, and in any case no

@@ -1,8 +1,11 @@
 //! When the VM-Generation ID changes, and when it must not: Hyper-V's table, with a row for each
-//! operation that Pollux has, read inside the guest from the table that its firmware gave it.
+//! operation that Pollux has, read inside the guest from the table that its firmware gave it. What a guest
+//! does that runs while it changes is seen in `crates/qemu/tests/generation_id.rs`: no operation does that.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use pollux_tests::{Host, Pair, create_shell, shell_waits, start_shell, text, type_in};
+use pollux_tests::{Host, Pair, create_shell, shell_waits, start_shell, text, type_in, until};
 use testkit::guest::GENERATION_ID;
 
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
@@ -29,6 +32,7 @@ const TABLE: &[(&str, Rule, Operation)] = &[
         MustNotChange,
         replace_polluxd,
     ),
+    ("its disk server is replaced", MustNotChange, upgrade),
     ("the host restarts", MustNotChange, restart_host),
     ("a checkpoint is taken", MustNotChange, take_checkpoint),
     ("a checkpoint is applied", MustChange, apply_checkpoint),
@@ -45,6 +49,11 @@ const TABLE: &[(&str, Rule, Operation)] = &[
         another_test_failover,
     ),
     ("test failover: the primary", MustNotChange, end_tests),
+    (
+        "planned failover, cancelled: the primary",
+        MustNotChange,
+        cancel_failover,
+    ),
     ("unplanned failover", MustChange, fail_over),
     (
         "turned off and started where it failed over to",
@@ -61,6 +70,10 @@ const TABLE: &[(&str, Rule, Operation)] = &[
         MustChange,
         test_lost_writes,
     ),
+    ("forced failover", MustChange, force_over),
+    // It goes on with what it had when it stood down, and the other host runs under another ID.
+    ("taken back by force", MustNotChange, take_back),
+    ("planned failover, home", MustChange, go_home),
 ];
 
 #[test]
@@ -68,15 +81,16 @@ fn the_generation_id_changes_exactly_as_the_table_says() -> Result<()> {
     let mut pair = Pair::new("generation-id")?;
     create_shell(&pair.castor, "web", &["--disk", "64MiB"])?;
     start_shell(&pair.castor, "web")?;
-    // Of the VM, as it was before; and every one that any guest had.
-    let mut before = seen((&pair.castor, "web"))?;
-    let mut all = vec![before.clone()];
+    // Of the VM, as it was before on each host; and every one that any guest had.
+    let id = seen((&pair.castor, "web"))?;
+    let mut before = BTreeMap::from([("castor".to_owned(), id.clone())]);
+    let mut all = vec![id];
     for (what, rule, operate) in TABLE {
         let guest = operate(&mut pair).context(*what)?;
         let id = seen(guest).context(*what)?;
-        println!("{what:<45} {rule:?} {id}");
+        println!("{what:<47} {rule:?} {id}");
         match rule {
-            MustNotChange => assert_eq!(id, before, "{what}"),
+            MustNotChange => assert_eq!(Some(&id), before.get(guest.0.name()), "{what}"),
             MustChange => assert!(!all.contains(&id), "{what}: {id} of {all:?}"),
         }
         if *rule == MustChange {
@@ -84,7 +98,7 @@ fn the_generation_id_changes_exactly_as_the_table_says() -> Result<()> {
         }
         // A copy does not touch the VM that it was made of.
         if !guest.1.contains("Test") {
-            before = id;
+            before.insert(guest.0.name().to_owned(), id);
         }
     }
     Ok(())
@@ -116,6 +130,11 @@ fn stop_and_start(pair: &mut Pair) -> Result<Guest<'_>> {
 fn replace_polluxd(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.castor.kill_daemon()?;
     pair.castor.start_daemon()?;
+    Ok((&pair.castor, "web"))
+}
+
+fn upgrade(pair: &mut Pair) -> Result<Guest<'_>> {
+    pair.castor.pollux(&["vm", "upgrade", "web"])?;
     Ok((&pair.castor, "web"))
 }
 
@@ -167,9 +186,17 @@ fn end_tests(pair: &mut Pair) -> Result<Guest<'_>> {
     Ok((&pair.castor, "web"))
 }
 
+fn cancel_failover(pair: &mut Pair) -> Result<Guest<'_>> {
+    let prepare = ["failover", "prepare", "web", "--keep-checkpoints"];
+    pair.castor.pollux(&prepare)?;
+    pair.castor.pollux(&["failover", "cancel", "web"])?;
+    start_shell(&pair.castor, "web")?;
+    Ok((&pair.castor, "web"))
+}
+
 fn fail_over(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.castor.pollux(&["vm", "kill", "web"])?;
-    pair.pollux.pollux(&["failover", "start", "web"])?;
+    pair.pollux.insist(&["failover", "start", "web"])?;
     shell_waits(&pair.pollux, "web", 0, LIMIT)?;
     Ok((&pair.pollux, "web"))
 }
@@ -200,4 +227,62 @@ fn go_to_another_point(pair: &mut Pair) -> Result<Guest<'_>> {
         .pollux(&[&start[..], &["--drop-writes"]].concat())?;
     shell_waits(&pair.pollux, "web", 0, LIMIT)?;
     Ok((&pair.pollux, "web"))
+}
+
+/// Starts it on that host, as `command` says, which is done when its shell waits.
+fn starts_by(host: &Host, command: &[&str]) -> Result<()> {
+    // One that was never started there has no log.
+    let before = host.serial_log("web").map_or(0, |log| log.len());
+    host.pollux(command)?;
+    shell_waits(host, "web", before, LIMIT)
+}
+
+/// Waits until that host can take over.
+fn has_points(host: &Host) -> Result<()> {
+    until(LIMIT, "points come back", || {
+        let points = host.json(&["point", "list", "web"]).ok();
+        let points = points.and_then(|points| points.as_array().map(Vec::len));
+        Ok((points > Some(0)).then_some(()))
+    })
+}
+
+/// Home, while nobody answers for the host on which it ran.
+fn force_over(pair: &mut Pair) -> Result<Guest<'_>> {
+    pair.castor.pollux(&["failover", "stop-test", "web"])?;
+    let drop = ["failover", "lost-writes", "web", "--drop"];
+    pair.castor.pollux(&drop)?;
+    has_points(&pair.castor)?;
+    pair.pollux.kill_everything()?;
+    let because = ["--force", "--because", "pollux is dark"];
+    let start = [&["failover", "start", "web"][..], &because].concat();
+    starts_by(&pair.castor, &start)?;
+    Ok((&pair.castor, "web"))
+}
+
+/// By the host that was taken over from by force.
+fn take_back(pair: &mut Pair) -> Result<Guest<'_>> {
+    pair.pollux.start_daemon()?;
+    until(LIMIT, "pollux hears that it was succeeded", || {
+        let all = pair.pollux.json(&["replica", "status", "web"])?;
+        Ok((text(&all, "/0/state")? == "stood-down").then_some(()))
+    })?;
+    pair.castor.pollux(&["vm", "kill", "web"])?;
+    let because = ["--force", "--because", "castor has what nobody wants"];
+    let start = [&["vm", "start", "web"][..], &because].concat();
+    starts_by(&pair.pollux, &start)?;
+    Ok((&pair.pollux, "web"))
+}
+
+/// Once the host that it belongs to is the replica again.
+fn go_home(pair: &mut Pair) -> Result<Guest<'_>> {
+    let (castor, pollux) = (&pair.castor, &pair.pollux);
+    castor.pollux(&["failover", "complete", "web"])?;
+    until(LIMIT, "it is replicated back", || {
+        let reversed = pollux.pollux(&["failover", "reverse", "web"]);
+        Ok(reversed.inspect_err(|error| println!("{error:#}")).ok())
+    })?;
+    has_points(castor)?;
+    pollux.pollux(&["failover", "prepare", "web"])?;
+    starts_by(castor, &["failover", "start", "web"])?;
+    Ok((castor, "web"))
 }

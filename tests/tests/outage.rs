@@ -1,5 +1,6 @@
-//! The outbox has no room, then the network is away for a while, under a guest that writes, and the
-//! replica is killed in the middle of what it receives: what changed goes once, and no disk is copied again.
+//! The outbox has no room, then the network is away for a while, under a guest that writes, a disk grows
+//! meanwhile, and the replica is killed in the middle of what it receives: what changed goes once, and no disk
+//! is copied again.
 
 use std::fs;
 use std::path::Path;
@@ -99,6 +100,8 @@ fn an_outage_and_kills_of_the_replica_cost_what_changed_and_no_full_copy() -> Re
     churn::start(&pair.castor, 8)?;
     let count = pair.points("web").len();
     pair.wait_for_points("web", count + 2)?;
+    pair.wire.cut();
+    churn::grow(&pair.castor)?;
     let lacks = outage(&pair, 12 * MIB)?;
     let before = pair.wire.carried();
     let kills = 3;

@@ -3,6 +3,7 @@
 //! same.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -133,7 +134,37 @@ fn a_store_that_is_taken_away_suspends_its_twins_until_it_is_back() -> Result<()
         ensure!(text(&status, "/0/state")? == "suspended", "{status}");
     }
     pair.pollux.pollux(&authorize)?;
-    goes_on(&pair, before)
+    goes_on(&pair, before)?;
+    full_of_its_own_points(&pair, &store, &authorize)
+}
+
+/// What the files below a folder take, in bytes.
+fn taken(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        sum += match meta.is_dir() {
+            true => taken(&entry.path())?,
+            false => meta.blocks() * 512,
+        };
+    }
+    Ok(sum)
+}
+
+/// Nobody makes room: fewer points are kept, and those that go make it.
+fn full_of_its_own_points(pair: &Pair, store: &Path, authorize: &[&str]) -> Result<()> {
+    let room = format!("{}KiB", taken(store)? / 1024 + 4);
+    pair.pollux
+        .pollux(&[authorize, &["--limit", &room]].concat())?;
+    until(2 * MINUTE, "it is full", || {
+        let full = health(&pair.pollux)?.to_string().contains("store-full");
+        Ok(full.then_some(()))
+    })?;
+    let before = newest(pair)?;
+    pair.castor
+        .pollux(&["replica", "set", "web", "--keep", "3s:all"])?;
+    goes_on(pair, before)
 }
 
 /// Waits until the primary says that something has no room, and why; health says so too. Of `full` all but

@@ -2,7 +2,8 @@
 //! policy does not keep goes into its base. The primaries are played by this program.
 //!
 //! First every twin gets two points, as fast as it goes; then one more in its turn, spread over the time
-//! from one to the next, and behind each of these is a merge. Only that is measured.
+//! from one to the next, and behind each of these is a merge. Only that is measured, with the contact that
+//! each primary makes every second beside it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,17 +19,18 @@ use model::{
     BLOCK_SIZE, Bus, Bytes, DiskSpec, Generation, Lineage, PointId, RelationshipId, SeedId, Since,
     VmSpec,
 };
-use pollux_tests::Host;
+use pollux_tests::{Host, until};
 use replica::client::{PeerClient, PeerLink};
 use replica::identity::Identity;
 use replica::link::{Link, LinkError};
 use replica::outbox;
+use replica::sender::CONTACT;
 use replica::source::Staged;
 use replica::trust::{Peer, Trust};
-use replica::wire::{CommitAnswer, Configuration, Enrol, OfferAnswer};
+use replica::wire::{CommitAnswer, Configuration, Contact, Enrol, OfferAnswer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::content::noise;
 use crate::figures::{Goal, Rows, number};
@@ -92,6 +94,16 @@ pub(super) fn measure(rows: &mut Rows) -> Result<()> {
         Goal::Reported,
         &[longest],
     );
+    let contacts = number(run.contacts.load(Ordering::Relaxed)) / begin.elapsed().as_secs_f64();
+    rows.add("relationships_contacts", "1/s", Goal::Reported, &[contacts]);
+    // What was merged behind the commits is no debt that is left.
+    for twin in (0..TWINS).step_by(20) {
+        let vm = format!("fleet-{twin}");
+        until(LIMIT, "the twins hold what they are to keep", || {
+            let points = pollux.json(&["point", "list", &vm])?;
+            Ok((points.as_array().map(Vec::len) == Some(2)).then_some(()))
+        })?;
+    }
     Ok(())
 }
 
@@ -101,6 +113,8 @@ struct Outcome {
     /// Not committed when the next one was due.
     missed: AtomicU64,
     longest_ms: AtomicU64,
+    /// Answers to the contact that each primary makes every second.
+    contacts: AtomicU64,
 }
 
 struct Fleet {
@@ -214,6 +228,11 @@ impl Fleet {
         let writers = Arc::new(Semaphore::new(WRITERS));
         let begin = Instant::now();
         let mut all = JoinSet::new();
+        // They end when this one does.
+        let mut contacts = JoinSet::new();
+        for member in &members {
+            contacts.spawn(member.keeps_contact(outcome.clone()));
+        }
         for member in members {
             let (outcome, writers) = (outcome.clone(), writers.clone());
             all.spawn(async move { member.replicate(begin, &writers, &outcome).await });
@@ -253,6 +272,21 @@ impl Member {
         }
         fs::remove_file(&member.file)?;
         Ok(())
+    }
+
+    /// Asks how its twin stands, as a primary does beside its points.
+    fn keeps_contact(&self, outcome: Arc<Outcome>) -> impl Future<Output = ()> + Send + 'static {
+        let (link, contact) = (self.link.clone(), Contact::of(self.lineage.clone()));
+        let first = CONTACT.mul_f64(number(self.number) / number(TWINS));
+        async move {
+            sleep(first).await;
+            loop {
+                if link.meet(&contact, LIMIT).await.is_ok() {
+                    outcome.contacts.fetch_add(1, Ordering::Relaxed);
+                }
+                sleep(CONTACT).await;
+            }
+        }
     }
 
     fn stage(&self, sequence: u64) -> Result<Staged> {

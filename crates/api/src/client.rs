@@ -15,14 +15,14 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, Checkpoint,
-    ComparedReplica, CreateDisk, CreateVm, DetachDisk, EnableReplicaServer, EnableReplication,
-    EndedReplication, Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk, GiveCertificate,
-    HostStatus, Identity, JobLine, LockPoint, LostWrites, MAX_LINE, MakeCheckpoint, Measures,
-    OpenPoint, OpenedPoint, Peer, Point, PrepareFailover, PreparedFailover, Progress,
-    ReplicaServer, Replication, ReplicationHealth, ResizeDisk, ResizedDisk, ReverseReplication,
-    Revoke, Revoked, SetReplication, StartFailover, StartVm, StopVm, TestFailover, Tracking,
-    TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
+    ApplyCheckpoint, AttachDisk, Authorization, Authorize, CONSOLE_PROTOCOL, CancelFailover,
+    Checkpoint, ComparedReplica, CreateDisk, CreateVm, DetachDisk, EnableReplicaServer,
+    EnableReplication, EndedReplication, Event, EventQuery, ExportDisk, ExportPoint, ExportedDisk,
+    GiveCertificate, HostStatus, Identity, JobLine, LockPoint, LostWrites, MAX_LINE,
+    MakeCheckpoint, Measures, OpenPoint, OpenedPoint, Peer, Point, PrepareFailover,
+    PreparedFailover, Progress, ReplicaServer, Replication, ReplicationHealth, ResizeDisk,
+    ResizedDisk, ReverseReplication, Revoke, Revoked, SetReplication, StartFailover, StartVm,
+    StopTest, StopVm, TestFailover, Tracking, TrustPeer, VerifiedReplica, Vm, VmDetails, VmDisk,
 };
 
 /// Longest whole answer that is read into memory, in bytes.
@@ -524,10 +524,10 @@ impl Client {
         self.job(Method::POST, &path, Some(prepare), progress).await
     }
 
-    /// Gives it free again.
-    pub async fn cancel_failover(&self, vm: &str) -> Result<(), Problem> {
-        self.call(Method::DELETE, &path(vm, "/planned-failover"), None::<&()>)
-            .await
+    /// Gives it free again; or calls off the failover to this host.
+    pub async fn cancel_failover(&self, vm: &str, cancel: CancelFailover) -> Result<(), Problem> {
+        let path = path(vm, "/planned-failover");
+        self.call(Method::DELETE, &path, Some(&cancel)).await
     }
 
     /// Makes the host from which the VM was failed over its replica.
@@ -562,9 +562,9 @@ impl Client {
     }
 
     /// Deletes the copy that a test failover made, or all copies of a twin.
-    pub async fn stop_test_failover(&self, vm: &str) -> Result<(), Problem> {
-        self.call(Method::DELETE, &path(vm, "/test-failover"), None::<&()>)
-            .await
+    pub async fn stop_test_failover(&self, vm: &str, stop: StopTest) -> Result<(), Problem> {
+        let path = path(vm, "/test-failover");
+        self.call(Method::DELETE, &path, Some(&stop)).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {

@@ -97,6 +97,8 @@ kinds! {
     PointsOnTime = "points-on-time",
     /// The twin was started because the primary is lost.
     FailedOver = "failed-over",
+    /// A failover to this host was called off.
+    CalledOff = "failover-called-off",
     /// The other host took over.
     StoodDown = "stood-down",
     /// The guest is held because its lease is over, or the primary's may be held for that.
@@ -105,6 +107,8 @@ kinds! {
     LeaseRenewed = "lease-renewed",
     /// A VM was started although nobody knew whether the other host took over.
     StartedUnasked = "started-unasked",
+    /// The folder of a VM is not the one that was stored last, so who may run is asked for.
+    Restored = "folder-restored",
     /// A test failover began.
     TestBegan = "test-failover-began",
     /// A test failover ended.

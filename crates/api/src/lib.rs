@@ -67,12 +67,12 @@
 //!   POST   /v1/vms/{vm}/failover                    StartFailover -> VmDetails
 //!   POST   /v1/vms/{vm}/failover/completion         job: null
 //!   POST   /v1/vms/{vm}/planned-failover            PrepareFailover -> a job, PreparedFailover
-//!   DELETE /v1/vms/{vm}/planned-failover
+//!   DELETE /v1/vms/{vm}/planned-failover            CancelFailover
 //!   POST   /v1/vms/{vm}/replication/reverse         ReverseReplication -> Replication
 //!   GET    /v1/vms/{vm}/lost-writes                 LostWrites
 //!   DELETE /v1/vms/{vm}/lost-writes
 //!   POST   /v1/vms/{vm}/test-failover               TestFailover  -> VmDetails
-//!   DELETE /v1/vms/{vm}/test-failover
+//!   DELETE /v1/vms/{vm}/test-failover               StopTest
 //! ```
 //!
 //! `{vm}` is a name, an id, or the beginning (four digits or more) of an id that no other VM's has. `{point}` is
@@ -108,9 +108,9 @@ pub use point::{
     OpenedPoint, Point, VerifiedReplica,
 };
 pub use replication::{
-    EnableReplication, EndedReplication, FailoverStep, JoiningDisk, Lease, LostDisk, LostRange,
-    LostWrites, PrepareFailover, PreparedFailover, Replication, ReverseReplication, SetReplication,
-    StartFailover, TestFailover,
+    CancelFailover, EnableReplication, EndedReplication, FailoverStep, JoiningDisk, Lease,
+    LostDisk, LostRange, LostWrites, PrepareFailover, PreparedFailover, Replication,
+    ReverseReplication, SetReplication, StartFailover, StopTest, TestFailover,
 };
 pub use server::{
     Admits, Authorization, Authorize, EnableReplicaServer, ReplicaServer, ReplicaStore, Unreceived,

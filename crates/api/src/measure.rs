@@ -148,6 +148,8 @@ reasons! {
     JournalDamaged = "journal-damaged",
     /// Nothing more fits into the replica store.
     StoreFull = "store-full",
+    /// Points of the twin that are too old do not go.
+    PointsStay = "points-stay",
     /// A certificate on which the relationship rests ends soon, or has ended.
     Certificate = "certificate",
     /// Paused on the replica.

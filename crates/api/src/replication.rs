@@ -200,6 +200,24 @@ pub struct PrepareFailover {
     pub keep_checkpoints: bool,
 }
 
+/// Give a VM free that was prepared for a planned failover; or call a failover to this host off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CancelFailover {
+    /// What was written since the failover may go.
+    #[serde(default)]
+    pub drop_writes: bool,
+}
+
+/// Delete the copies that test failovers made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopTest {
+    /// If there are none, call a failover to this host off, since which nothing was written.
+    #[serde(default)]
+    pub or_failover: bool,
+}
+
 /// A VM that is off and locked, and whose twin has everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -245,7 +263,10 @@ pub struct ReverseReplication {
 pub struct LostWrites {
     /// The newest point that the host which took over had: all of this was written after it.
     pub since: PointId,
-    /// When a disk was written last.
+    /// When that point was cut, by the clock of the host that wrote. None: nobody can tell.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
+    /// When a disk was written last, by the same clock.
     pub until: Option<Timestamp>,
     /// The disks as they were.
     pub disks: Vec<LostDisk>,

@@ -175,7 +175,7 @@ const ALIASES: &[Alias] = &[
     },
     Alias {
         native: "Stop-VMFailover",
-        ours: &["failover", "stop-test"],
+        ours: &["failover", "stop-test", "--or-failover"],
         parameters: &[VM_NAME],
         needs: &["VMName"],
     },
@@ -622,7 +622,6 @@ mod tests {
                 "Complete-VMFailover -VMName web",
                 "--wide failover complete -- web",
             ),
-            ("Stop-VMFailover web", "--wide failover stop-test -- web"),
             ("Get-VMReplicationServer", "--wide replica server show"),
             (
                 "Set-VMReplicationServer -ReplicationEnabled $true -ReplicationAllowedFromAnyServer $true",
@@ -651,6 +650,12 @@ mod tests {
         ] {
             assert_eq!(ours(native), expected, "{native}");
         }
+    }
+
+    #[test]
+    fn one_command_of_theirs_ends_a_test_and_a_failover() {
+        let expected = "--wide failover stop-test --or-failover -- web";
+        assert_eq!(ours("Stop-VMFailover web"), expected);
     }
 
     #[test]

@@ -514,6 +514,9 @@ pub(crate) enum FailoverVerb {
     StopTest {
         /// The copy, or the VM whose copies all go
         vm: String,
+        /// If there are none, call the failover off, as Stop-VMFailover does
+        #[arg(long, hide = true)]
+        or_failover: bool,
     },
     /// Shut the VM down on its own host, lock it and send its last changes, for a planned failover
     Prepare {
@@ -526,11 +529,16 @@ pub(crate) enum FailoverVerb {
         #[arg(long)]
         keep_checkpoints: bool,
     },
-    /// Give a VM free again that was prepared for a planned failover; or take the disks back that became
-    /// those of a twin by `failover reverse` on the other host, as long as it has no point
+    /// Give a VM free again that was prepared for a planned failover; on the host that took over, call that
+    /// off, until the failover is completed or reversed: it is the replica again, and the VM starts on the
+    /// other host; or take the disks back that became those of a twin by `failover reverse` on the other
+    /// host, as long as it has no point
     Cancel {
         /// The VM
         vm: String,
+        /// What was written since the failover goes with it
+        #[arg(long)]
+        drop_writes: bool,
     },
     /// Replicate back: the host from which the VM was failed over becomes its replica. Only what differs is
     /// sent. Checkpoints that it has there are merged first, there: `disk merge --all`

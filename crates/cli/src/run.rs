@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use api::{
-    ApplyCheckpoint, AttachDisk, Client, CreateDisk, CreateVm, DetachDisk, DiskContentFrom,
-    EnableReplication, EventQuery, ExportDisk, ExportPoint, GiveCertificate, LockPoint,
-    MakeCheckpoint, NewDisk, OpenPoint, PrepareFailover, Progress, ResizeDisk, ReverseReplication,
-    Revoke, SetReplication, StartFailover, StartVm, StopVm, TestFailover, TrustPeer,
+    ApplyCheckpoint, AttachDisk, CancelFailover, Client, CreateDisk, CreateVm, DetachDisk,
+    DiskContentFrom, EnableReplication, EventQuery, ExportDisk, ExportPoint, GiveCertificate,
+    LockPoint, MakeCheckpoint, NewDisk, OpenPoint, PrepareFailover, Progress, ResizeDisk,
+    ReverseReplication, Revoke, SetReplication, StartFailover, StartVm, StopTest, StopVm,
+    TestFailover, TrustPeer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Bytes, Code, DirectBoot, Generation, Problem, VmName, VmState};
@@ -518,8 +519,10 @@ impl Command {
                 let test = TestFailover { point: Some(point) };
                 self.print(&vec![client.test_failover(&vm, &test).await?.vm])
             }
-            FailoverVerb::StopTest { vm } => {
-                client.stop_test_failover(&vm).await?;
+            FailoverVerb::StopTest { vm, or_failover } => {
+                client
+                    .stop_test_failover(&vm, StopTest { or_failover })
+                    .await?;
                 self.say(&format!("no test failover of VM `{vm}` is left"))
             }
             FailoverVerb::Prepare {
@@ -545,8 +548,10 @@ impl Command {
                     prepared.replica_host
                 ))
             }
-            FailoverVerb::Cancel { vm } => {
-                client.cancel_failover(&vm).await?;
+            FailoverVerb::Cancel { vm, drop_writes } => {
+                client
+                    .cancel_failover(&vm, CancelFailover { drop_writes })
+                    .await?;
                 self.say(&format!("VM `{vm}` is what it was before"))
             }
             FailoverVerb::Reverse { vm, disks } => {

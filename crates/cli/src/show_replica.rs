@@ -49,8 +49,11 @@ impl Shown for LostWrites {
             "\n\nwritten after point {}, the newest of the host that took over",
             self.since
         );
+        if let Some(from) = self.from {
+            below.push_str(&format!("\nthat was cut at   {}", exact_time(from)));
+        }
         if let Some(until) = self.until {
-            below.push_str(&format!("; the last at {}", exact_time(until)));
+            below.push_str(&format!("\nlast written at   {}", exact_time(until)));
         }
         for disk in &self.disks {
             let number = disk.number.to_string();
@@ -76,7 +79,7 @@ impl Shown for LostWrites {
                 below.push_str(&format!("\n  open: {}", open.uri));
             }
         }
-        if let Some(held) = self.held {
+        if let Some(held) = self.held.filter(|held| held.0 > 0) {
             let held = Bytes(held.0.div_ceil(1 << 20) << 20);
             below.push_str(&format!(
                 "\nfor its sake {held} of older points are kept; `--drop` lets them go"
@@ -783,7 +786,8 @@ mod lost_writes {
                 term: TermId::random(),
                 sequence: 7,
             },
-            until: None,
+            from: Some(Timestamp::UNIX_EPOCH),
+            until: Some(Timestamp::UNIX_EPOCH),
             disks: vec![
                 disk(0, Some((0..20).map(range).collect())),
                 disk(1, Some(Vec::new())),

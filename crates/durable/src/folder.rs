@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, seek};
 
 /// A folder and what is in it. Names are relative to it, parts separated by `/`, without `..`;
 /// the empty name is the folder itself.
@@ -104,6 +104,14 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the operating system says.
     fn allocated(&self) -> io::Result<u64>;
+
+    /// Bytes of the `len` at `at` for which it takes no space, or more where that cannot be told.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn holes(&self, _at: u64, len: u64) -> io::Result<u64> {
+        Ok(len)
+    }
 
     /// Cuts the file or grows it with zeroes.
     ///
@@ -243,6 +251,26 @@ impl File for OsFile {
         Ok(self.0.metadata()?.blocks() * 512)
     }
 
+    fn holes(&self, at: u64, len: u64) -> io::Result<u64> {
+        let end = at.saturating_add(len);
+        let next = |from| match seek(&self.0, from) {
+            Ok(at) => Ok(at.min(end)),
+            // None before the end of the file.
+            Err(rustix::io::Errno::NXIO) => Ok(end),
+            Err(errno) => Err(io::Error::from(errno)),
+        };
+        let (mut at, mut holes) = (at, 0);
+        while at < end {
+            let data = next(SeekFrom::Data(at))?;
+            holes += data - at;
+            at = match data < end {
+                true => next(SeekFrom::Hole(data))?,
+                false => end,
+            };
+        }
+        Ok(holes)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }
@@ -286,6 +314,15 @@ mod tests {
         assert!(read[4096..8192].iter().all(|&byte| byte == 0));
         assert!(read[8192..].iter().all(|&byte| byte == 7));
         assert_eq!(file.size().expect("length"), 16384);
+        // Holes are those that the file system makes: all of these are, or none.
+        file.set_len(20480).expect("longer");
+        let holes = |at, len| file.holes(at, len).expect("told");
+        assert_eq!((holes(0, 4096), holes(16384, 4096)), (0, 4096));
+        assert_eq!(holes(16384, 1 << 20), 1 << 20, "past its end");
+        let punched = holes(4096, 4096);
+        assert!([0, 4096].contains(&punched), "{punched}");
+        assert_eq!(holes(2048, 16384), punched + 2048);
+        file.set_len(16384).expect("as it was");
         let beyond = file.read_at(16000, &mut read).expect_err("beyond");
         assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
     }

@@ -3,7 +3,7 @@
 //! | level | when |
 //! |---|---|
 //! | Critical | the primary cannot send, or a person is needed; the guest is held without a lease; paused on the replica, or its store is away; the twin is damaged |
-//! | Warning | the primary's lease is over; more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a point takes more than five minutes on average |
+//! | Warning | the primary's lease is over; more than a fifth of the points missed in the monitoring interval; more than an hour since anything was sent or received; initial replication not complete; failed over and not reversed; paused on the primary; a log cannot be written; a store is full, or old points do not go; a point takes more than five minutes on average |
 //! | Normal | none of that |
 //! | NotApplicable | not replicated, or the copy of a test failover |
 //!
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use api::{HealthMessage, HealthReason};
 use jiff::{SignedDuration, Timestamp};
-use model::{Health, Mode, Problem, ReplicationState};
+use model::{Code, Health, Mode, Problem, ReplicationState};
 
 use crate::stores::Trouble;
 
@@ -41,6 +41,8 @@ pub(crate) struct Look<'a> {
     pub(crate) succeeded: Option<&'a str>,
     /// Whether what the other host took was its own: it had been failed over to this one.
     pub(crate) taken_back: bool,
+    /// Whether the failover to this host can be called off.
+    pub(crate) revocable: bool,
     /// What went wrong and has not been made good.
     pub(crate) error: Option<&'a Problem>,
     /// Why what the twin holds cannot be had, if it is here.
@@ -92,6 +94,19 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
             way_out(Some(problem), String::new),
         )
     });
+    let stay = look.trouble.stay.as_ref().map(|problem| {
+        warning(
+            HealthReason::PointsStay,
+            because("points that are too old do not go, and the store fills", Some(problem)),
+            way_out(Some(problem), || {
+                let vm = name(look.vm);
+                format!(
+                    "Make room in its store; if that is not what lacks, `pollux replica verify {vm}` tells \
+                     what is damaged"
+                )
+            }),
+        )
+    });
     let certificate = look.certificates.first().map(|problem| {
         warning(
             HealthReason::Certificate,
@@ -99,7 +114,7 @@ pub(crate) fn messages(look: &Look<'_>) -> Vec<HealthMessage> {
             way_out(Some(problem), String::new),
         )
     });
-    let here = away.into_iter().chain(damage).chain(full);
+    let here = away.into_iter().chain(damage).chain(full).chain(stay);
     let mut all: Vec<HealthMessage> = here.chain(of_state(look)).chain(certificate).collect();
     if matches!(
         look.state,
@@ -163,6 +178,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
             "it is paused; changes are tracked, and the twin grows old".to_owned(),
             format!("`pollux replica resume {vm}`"),
         ),
+        Suspended if look.error.is_some_and(refuses) => cannot_send(look),
         Suspended => warning(
             HealthReason::CannotWriteLog,
             because(
@@ -183,16 +199,7 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
         | ReadyForInitialReplication
             if look.error.is_some() =>
         {
-            critical(
-                HealthReason::CannotSend,
-                because(&format!("nothing can be sent to host `{peer}`"), look.error),
-                way_out(look.error, || {
-                    format!(
-                        "It is tried again by itself; `pollux host status` on host `{peer}` tells \
-                         whether it is up"
-                    )
-                }),
-            )
+            cannot_send(look)
         }
         ReadyForInitialReplication | InitialReplicationInProgress => warning(
             HealthReason::InitialReplication,
@@ -213,7 +220,8 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
                  and nothing is replicated back to `{peer}`"
             ),
             format!(
-                "`pollux failover complete {vm}` makes it final, once you are sure of the point"
+                "`pollux failover complete {vm}` makes it final, once you are sure of the point; `pollux \
+                 failover cancel {vm}` calls it off, and the VM starts on host `{peer}` again"
             ),
         ),
         FailedOver => warning(
@@ -225,9 +233,34 @@ fn of_state(look: &Look<'_>) -> Option<HealthMessage> {
     })
 }
 
+/// Whether the other host is there and refuses this one, or this one refuses it.
+fn refuses(error: &Problem) -> bool {
+    error.code == Code::Forbidden
+}
+
+fn cannot_send(look: &Look<'_>) -> HealthMessage {
+    let peer = look.peer;
+    critical(
+        HealthReason::CannotSend,
+        because(&format!("nothing can be sent to host `{peer}`"), look.error),
+        way_out(look.error, || {
+            format!(
+                "It is tried again by itself; `pollux host status` on host `{peer}` tells whether \
+                 it is up"
+            )
+        }),
+    )
+}
+
 fn stood_down(look: &Look<'_>) -> HealthMessage {
     let (vm, peer) = (name(look.vm), look.peer);
     let way_out = match look.taken_back {
+        true if look.revocable => format!(
+            "Work with it on host `{peer}`. `pollux failover cancel {vm} --drop-writes` makes this host its \
+             replica again by what differs; what was written here since the failover goes, and is taken out \
+             before with `pollux disk export {vm}`. `pollux vm kill {vm}` ends a guest that is held here, \
+             which that needs"
+        ),
         // That was no failover, which could be reversed.
         true => format!(
             "Work with it on host `{peer}`. `pollux replica remove {vm}` on both hosts ends their \
@@ -238,7 +271,8 @@ fn stood_down(look: &Look<'_>) -> HealthMessage {
         false => format!(
             "Work with it on host `{peer}`. `pollux failover reverse {vm}` there makes this host its \
              replica by what differs, and keeps what was written here alone; `pollux vm kill {vm}` ends a \
-             guest that is held here, which that needs"
+             guest that is held here, which that needs. To work with it here, `pollux failover cancel {vm}` \
+             there calls the failover off, and then `pollux vm start {vm}` here starts it"
         ),
     };
     let why = look.succeeded.unwrap_or("the other host took over");

@@ -1,12 +1,11 @@
 //! Every rule, on both sides of its bound.
 
-use model::Code;
-
 use super::*;
 
 const SOUND: Trouble = Trouble {
     full: None,
     damage: None,
+    stay: None,
 };
 
 const NOW: i64 = 1_000_000;
@@ -26,6 +25,7 @@ fn well(mode: Mode) -> Look<'static> {
         paused: false,
         succeeded: None,
         taken_back: false,
+        revocable: false,
         error: None,
         away: None,
         trouble: &SOUND,
@@ -213,6 +213,24 @@ fn a_person_who_paused_it_is_not_told_of_an_older_error() {
 }
 
 #[test]
+fn a_host_that_refuses_or_is_refused_is_one_that_nothing_can_be_sent_to() {
+    let mut error = problem("run a command there");
+    error.code = Code::Forbidden;
+    for (paused, expected) in [
+        (false, (Health::Critical, vec![HealthReason::CannotSend])),
+        (true, (Health::Warning, vec![HealthReason::Paused])),
+    ] {
+        let look = Look {
+            state: ReplicationState::Suspended,
+            paused,
+            error: Some(&error),
+            ..well(Mode::Primary)
+        };
+        assert_eq!(judge(&look), expected);
+    }
+}
+
+#[test]
 fn the_copy_of_a_test_failover_has_no_health() {
     let look = Look {
         state: ReplicationState::Error,
@@ -261,15 +279,36 @@ fn after_a_takeover_the_figures_of_before_say_nothing() {
 
 #[test]
 fn whoever_was_succeeded_is_told_what_leads_to_a_twin_again() {
-    for (mode, taken_back, leads, misleads) in [
-        (Mode::Primary, false, "failover reverse web", "vm delete"),
+    let cancel = "failover cancel web --drop-writes";
+    for (mode, taken_back, revocable, leads, misleads) in [
+        (
+            Mode::Primary,
+            false,
+            false,
+            "failover reverse web",
+            "vm delete",
+        ),
         // The other host took back what was failed over to this one: it has nothing to reverse.
-        (Mode::Replica, true, "vm delete web", "failover reverse"),
-        (Mode::Primary, true, "vm delete web", "failover reverse"),
+        (Mode::Replica, true, true, cancel, "vm delete"),
+        (
+            Mode::Replica,
+            true,
+            false,
+            "vm delete web",
+            "failover reverse",
+        ),
+        (
+            Mode::Primary,
+            true,
+            false,
+            "vm delete web",
+            "failover reverse",
+        ),
     ] {
         let look = Look {
             state: ReplicationState::StoodDown,
             taken_back,
+            revocable,
             ..well(mode)
         };
         let way_out = &messages(&look)[0].way_out;
@@ -361,6 +400,7 @@ fn a_full_store_damage_and_a_certificate_that_ends_are_told_with_their_way_out()
     let trouble = |full: Option<&Problem>, damage: Option<&Problem>| Trouble {
         full: full.cloned(),
         damage: damage.cloned(),
+        stay: full.cloned(),
     };
     for (state, trouble, certificates, level, reasons) in [
         (
@@ -368,7 +408,7 @@ fn a_full_store_damage_and_a_certificate_that_ends_are_told_with_their_way_out()
             trouble(Some(&full), None),
             &[][..],
             Health::Warning,
-            vec![HealthReason::StoreFull],
+            vec![HealthReason::StoreFull, HealthReason::PointsStay],
         ),
         (
             Replicating,
@@ -382,7 +422,11 @@ fn a_full_store_damage_and_a_certificate_that_ends_are_told_with_their_way_out()
             trouble(Some(&full), Some(&damage)),
             &[][..],
             Health::Critical,
-            vec![HealthReason::JournalDamaged, HealthReason::StoreFull],
+            vec![
+                HealthReason::JournalDamaged,
+                HealthReason::StoreFull,
+                HealthReason::PointsStay,
+            ],
         ),
     ] {
         let look = Look {

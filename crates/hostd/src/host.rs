@@ -26,6 +26,7 @@ use crate::memory::{HostMemory, Ledger, room};
 use crate::programs::Programs;
 use crate::server::Server;
 use crate::settings::Settings;
+use crate::stamps::Stamps;
 use crate::stores::{self, Place, Stores};
 use crate::twin::Store;
 use crate::vm::branch::Branch;
@@ -53,8 +54,11 @@ pub struct Host {
     pub(crate) flushes: Flushes,
     pub(crate) clock: BootClock,
     pub(crate) stores: Arc<Stores>,
+    pub(crate) stamps: Stamps,
     engine: OnceCell<Arc<Engine>>,
     registry: Mutex<Registry>,
+    /// Held while it is looked whether something fits into a replica store.
+    pub(crate) admitting: Mutex<()>,
     clients: Mutex<BTreeMap<String, Arc<PeerClient>>>,
 }
 
@@ -160,6 +164,8 @@ impl Host {
             access::let_pass(&folder).map_err(|error| failed(&folder, &error))?;
         }
         let stores = Arc::new(Stores::new(name));
+        let stamps =
+            Stamps::open(layout.stamps()).map_err(|error| failed(&layout.stamps(), &error))?;
         create::sweep(&layout.vms()).map_err(|error| failed(&layout.vms(), &error))?;
         stores::sweep(&layout.replicas(), &stores)
             .map_err(|error| failed(&layout.replicas(), &error))?;
@@ -188,8 +194,10 @@ impl Host {
             clock: BootClock::of_this_boot()
                 .map_err(|error| Problem::failed("the clock of this host", &error))?,
             stores,
+            stamps,
             engine: OnceCell::new(),
             registry: Mutex::default(),
+            admitting: Mutex::default(),
             clients: Mutex::default(),
         });
         host.load().await?;
@@ -289,13 +297,14 @@ impl Host {
     pub(crate) async fn open_twin(self: &Arc<Self>, path: &Path) -> Result<(), Problem> {
         let failed = |error| Problem::failed(path.display().to_string(), &error);
         create::sweep(path).map_err(failed)?;
-        if Branch::folder(path).exists() {
-            create::sweep(&Branch::folder(path)).map_err(failed)?;
-        }
         let received = VmFolder::read(path)?;
         let standing = Standing::load(&path.join(standing::FILE))
             .map_err(|error| Problem::failed(received.thing(), &error))?;
         let place = Place::of(path, received.spec.id, &self.stores)?;
+        let branch = Branch::folder(&place);
+        if branch.exists() {
+            create::sweep(&branch).map_err(failed)?;
+        }
         // Since its failover was completed and turned round it may be a primary like others.
         let received_only = standing
             .as_ref()
@@ -304,7 +313,9 @@ impl Host {
             if let Some(standing) = &standing {
                 another::settle(path, &self.layout.run_of(received.spec.id), standing)?;
             }
-            Some(VmFolder::read(&path.join(takeover::FAILOVER))?)
+            let machine = VmFolder::read(&path.join(takeover::FAILOVER))?;
+            former::finish_in_store(&place, &machine);
+            Some(machine)
         } else {
             let flushes = self.flushes.clone();
             let store = Store::new(place.clone(), received.thing(), flushes);
@@ -323,8 +334,8 @@ impl Host {
         let twin = self.open_home(home).await?;
         self.adopt_points(&twin).await;
         let mut tests = takeover::tests(path).map_err(failed)?;
-        if Branch::folder(path).exists() {
-            tests.extend(takeover::tests(&Branch::folder(path)).map_err(failed)?);
+        if branch.exists() {
+            tests.extend(takeover::tests(&branch).map_err(failed)?);
         }
         for test in tests {
             self.open_vm(VmFolder::read(&test)?).await?;
@@ -450,6 +461,16 @@ impl Host {
         let mut vms: Vec<Vm> = self.lock().vms.values().cloned().collect();
         vms.sort_by_cached_key(|vm| vm.view().home.spec.name);
         vms
+    }
+
+    /// What twins [owe](journal::Journal::owed) file system number `device`, but the one of `vm`.
+    pub(crate) fn owed_beside(&self, vm: VmId, device: u64) -> Bytes {
+        let registry = self.lock();
+        let others = registry.vms.values().filter(|other| other.id != vm);
+        let owed = others
+            .filter_map(|other| other.store.as_ref())
+            .map(|store| store.owes(device).0);
+        Bytes(owed.fold(0, u64::saturating_add))
     }
 
     /// The VM of that id.

@@ -7,6 +7,7 @@
 //!     replica-server.toml         whom it receives twins from, absent until that is switched on
 //!     events.db                   what happened, bounded; put aside and begun anew if it is damaged
 //!     identity/ peers/            who this host is, whom it trusts (crate `replica`)
+//!     stamps/UUID.toml            of a VM or a twin: which storing of its standing was the last (`stamps`)
 //!     vms/UUID/                   a VM: vm.toml and all that belongs to it
 //!     replicas/UUID/              a twin received from another host: vm.toml, standing, and journal/ or
 //!                                 store.toml, which says where that lies (`stores`)
@@ -70,6 +71,12 @@ impl Layout {
     #[must_use]
     pub fn replicas(&self) -> PathBuf {
         self.state.join("replicas")
+    }
+
+    /// Folder of what tells a restored folder of a VM from the one that was stored last.
+    #[must_use]
+    pub fn stamps(&self) -> PathBuf {
+        self.state.join("stamps")
     }
 
     /// Run folder of one VM.

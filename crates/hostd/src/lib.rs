@@ -38,6 +38,7 @@ mod receive;
 mod serve;
 mod server;
 mod settings;
+mod stamps;
 mod stores;
 mod twin;
 mod vm;

@@ -1,7 +1,7 @@
 //! What the partner of a VM says.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{Code, VmId};
 use replica::client::PeerLink;
@@ -100,7 +100,8 @@ pub(crate) async fn evidence_to_start(
     let says = answer.standing;
     if let Some(fence) = asked.fence.filter(|_| granted) {
         let term = says.lineage.current().number;
-        view.leasing.take(Grant::answered(term, at, fence));
+        let grant = Grant::answered(term, at, fence);
+        view.leasing.take(grant, asked.agreement);
     }
     match weigh(&view.standing, says, word) {
         Evidence::Says(says) if granted => Evidence::Leased(says),
@@ -127,21 +128,30 @@ pub(crate) async fn stand_down(host: &Host, view: &View, word: Option<Override>)
     let (Some(relation), Some(attempt)) = (&view.relation, &view.standing.attempt) else {
         return word.map_or(Evidence::Unasked, Evidence::Override);
     };
-    let link = PeerLink::new(
-        host.client(&relation.partner),
-        view.home.spec.id,
-        relation.id,
-    );
-    let error = match link.stand_down(attempt, PROBE_LIMIT).await {
-        Ok(answer) => return Evidence::StoodDown(answer.term),
-        Err(error) => error,
-    };
-    if let LinkError::Refused(_) = error {
-        if let Ok(says) = link.standing(&view.standing.lineage, PROBE_LIMIT).await {
-            if says.runs {
-                return Evidence::Says(says);
+    if let Some(word) = word.clone().filter(|_| view.standing.doubt(true).is_some()) {
+        // The host that would know is another one.
+        return Evidence::Override(word);
+    }
+    let begun = Instant::now();
+    let left = || PROBE_LIMIT.saturating_sub(begun.elapsed());
+    let mut unknown = None;
+    for link in links(host, view.home.spec.id, relation) {
+        let error = match link.stand_down(attempt, left()).await {
+            Ok(answer) => return Evidence::StoodDown(answer.term),
+            Err(error) if is_unknown(&error) => {
+                unknown = unknown.or(Some(error));
+                continue;
+            }
+            Err(error) => error,
+        };
+        if let LinkError::Refused(_) = error {
+            if let Ok(says) = link.standing(&view.standing.lineage, left()).await {
+                if says.runs {
+                    return Evidence::Says(says);
+                }
             }
         }
+        return without_answer(&error, word);
     }
-    without_answer(&error, word)
+    without_answer(&unknown.expect("a relationship has an id"), word)
 }

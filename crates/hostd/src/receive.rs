@@ -3,11 +3,11 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use api::{EventKind, Severity};
 use jiff::Timestamp;
-use journal::{Header, Journal, Room};
+use journal::{Header, Journal, NoRoom, Room};
 use model::{Bytes, Code, DiskId, Keep, Lineage, Problem, RelationshipId, VmId, VmState};
 use replica::authorization::Content;
 use replica::host::{Principal, Relation, ReplicaHost, Shelf};
@@ -22,7 +22,7 @@ use crate::event::Draft;
 use crate::filling::Copy;
 use crate::host::Host;
 use crate::measure::Receipt;
-use crate::twin;
+use crate::twin::{self, device_of};
 use crate::vm::branch::Branch;
 use crate::vm::{self, Home, Message, Vm};
 
@@ -216,8 +216,12 @@ impl Twins {
                 let said = limit.map(|limit| (partner.clone(), limit));
                 let volume = into.volume.as_ref().map(|volume| volume.path());
                 let folder = volume.unwrap_or(into.replicas).to_owned();
-                admit_copy(&making, copy, said.as_ref(), &others, &folder)?;
+                admit_copy(&making, vm, copy, said.as_ref(), &others, &folder)?;
             }
+            // Of a twin whose folder somebody removed by hand.
+            making.stamps.forget(vm).map_err(|error| {
+                Problem::failed(crate::vm::folder::thing(enrol.spec.name.as_str()), &error)
+            })?;
             twin::make(&into, &partner, &enrol, copy.as_ref())
         });
         let (path, place) = made
@@ -296,7 +300,7 @@ impl ReplicaHost for Twins {
                 return Err(Problem::new(Code::Conflict, view.thing(), reason, way_out));
             }
             // Asked again.
-            let branch = blocking(move || Branch::read(&view.home.path)).await?;
+            let branch = blocking(move || Branch::read(&view.home.place)).await?;
             let differs = branch.and_then(|(branch, _)| branch.differs());
             return Ok(Reversed { differs });
         }
@@ -403,7 +407,7 @@ impl ReplicaHost for Twins {
         self.vm(vm)?.ask(ask).await
     }
 
-    async fn admit(&self, vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
+    async fn admit(&self, vm: VmId, header: &Header, len: u64, held: u64) -> Result<(), Problem> {
         let (vm, store) = self.store(vm)?;
         let view = vm.view();
         let partner = view
@@ -414,16 +418,38 @@ impl ReplicaHost for Twins {
         let said = partner.clone().zip(limit);
         let others = self.stores_of(partner.as_deref(), Some(vm.id));
         let reserve = self.0.settings.store_reserve;
-        let name = self.0.name().to_owned();
+        let host = Arc::clone(&self.0);
         let place = view.home.place.clone();
         let keep = kept_points(&self.0, &vm);
+        let full_store = store.clone();
         let checked = tokio::task::spawn_blocking(move || {
             let limit = limit.map(|limit| remaining(limit, &others)).transpose()?;
-            let limit = limit.map(|limit| Bytes(limit.0.saturating_sub(held)));
-            let room = Room { limit, reserve };
-            let fits = store.with(|journal| Ok(journal.would_fit(Bytes(len), room)))?;
-            fits.map_err(|error| {
-                let mut way_out = no_room(&name, said.as_ref());
+            let fits = || {
+                store.with(|journal| {
+                    // What is promised to one is not there for the next.
+                    let _alone = host
+                        .admitting
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    let room = Room {
+                        limit,
+                        reserve,
+                        owed: owed_beside(&host, vm.id, store.folder()),
+                    };
+                    let fits = journal.would_fit(Bytes(len), Bytes(held), room);
+                    if let Ok(owes) = &fits {
+                        store.owe(*owes)?;
+                    }
+                    Ok(fits.map(drop))
+                })
+            };
+            let mut fitting = fits()?;
+            if matches!(fitting, Err(NoRoom::Free { .. })) {
+                count_debts(&host, store.folder());
+                fitting = fits()?;
+            }
+            fitting.map_err(|error| {
+                let mut way_out = no_room(host.name(), said.as_ref());
                 // What cannot be told is no way out.
                 if let Ok(Some(held)) = store.held_back(&keep) {
                     let vm = &view.home.spec.name;
@@ -443,7 +469,12 @@ impl ReplicaHost for Twins {
             .await
             .map_err(|error| Problem::failed("polluxd", &error))?;
         let full = checked.as_ref().err().cloned();
-        place.note_trouble(|noted| noted.full = full.filter(|one| one.code == Code::Full));
+        let full = full.filter(|one| one.code == Code::Full);
+        if full.is_some() {
+            // No point comes that would begin it, and some may be too old by now, or held no more.
+            let_points_go(&self.0, vm, full_store, Why::Full(header.time));
+        }
+        place.note_trouble(|noted| noted.full = full);
         checked
     }
 
@@ -468,7 +499,7 @@ impl ReplicaHost for Twins {
         if header.point().is_none() || vm.view().standing.role != Role::Replica {
             return;
         }
-        let_points_go(&self.0, vm, store);
+        let_points_go(&self.0, vm, store, Why::Retention);
     }
 
     async fn remove(&self, vm: VmId) -> Result<(), Problem> {
@@ -483,23 +514,60 @@ pub(crate) fn kept_points(host: &Host, vm: &Vm) -> Keep {
     wanted.unwrap_or_else(|| host.settings.keep.clone())
 }
 
+/// Why points go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    Retention,
+    /// There is no room for the next one, which was cut then.
+    Full(Timestamp),
+}
+
 /// Lets the others go, in the background.
-pub(crate) fn let_points_go(host: &Host, vm: Vm, store: twin::Store) {
+pub(crate) fn let_points_go(host: &Arc<Host>, vm: Vm, store: twin::Store, why: Why) {
     let keep = kept_points(host, &vm);
     let reserve = host.settings.store_reserve;
+    let host = Arc::clone(host);
     tokio::task::spawn_blocking(move || {
         // It is open if a point has just come, and need not be otherwise.
         if let Err(problem) = store.shelf(|| vm.view().standing.role) {
             tracing::warn!(vm = %vm.id, %problem, "old points do not go now");
             return;
         }
-        if let Err(problem) = store.retain(&keep, reserve) {
+        if let Err(problem) = drop_needless(&vm, &store) {
+            tracing::warn!(vm = %vm.id, %problem, "its own disks are kept, which lost nothing");
+        }
+        let owed = owed_beside(&host, vm.id, store.folder());
+        let kept = Bytes(reserve.0.saturating_add(owed.0));
+        let room = match why {
+            Why::Full(cut) => store.make_room(&keep, cut),
+            Why::Retention => Ok(()),
+        };
+        let stay = room.and_then(|()| store.retain(&keep, kept)).err();
+        if let Some(problem) = &stay {
             tracing::error!(vm = %vm.id, %problem, "old points do not go");
         }
+        store.place().note_trouble(|noted| noted.stay = stay);
         if let Err(problem) = store.tidy() {
             tracing::warn!(vm = %vm.id, %problem, "run files are not made: points open slower");
         }
     });
+}
+
+/// What this host wrote before it was taken over from is kept no longer once there is a point, if the other
+/// host has all of it. Blocking.
+fn drop_needless(vm: &Vm, store: &twin::Store) -> Result<(), Problem> {
+    let view = vm.view();
+    if !Branch::is_needless(&view.home.place, &view.standing.lineage)? || store.points()?.is_empty()
+    {
+        return Ok(());
+    }
+    match store.drop_lost() {
+        // Somebody looks into it. It is dropped with the next point.
+        Err(problem) if problem.code == Code::Conflict => Ok(()),
+        dropped => dropped.inspect(|()| {
+            tracing::info!(vm = %vm.id, "nothing was lost: its own disks are kept no longer");
+        }),
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -509,10 +577,31 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| Problem::failed("polluxd", &error))?
 }
 
+/// What twins owe the file system on which `folder` lies, but the twin `this`. Blocking.
+fn owed_beside(host: &Host, this: VmId, folder: &Path) -> Bytes {
+    // If it is not there, whoever wants something of it tells.
+    device_of(folder).map_or(Bytes(0), |device| host.owed_beside(this, device))
+}
+
+/// Finds out what twins really owe the file system on which `folder` lies: what is known of it at no cost
+/// may be much more. Blocking.
+fn count_debts(host: &Host, folder: &Path) {
+    let Ok(device) = device_of(folder) else {
+        return;
+    };
+    let stores = host.vms().into_iter().filter_map(|vm| vm.store);
+    for store in stores.filter(|store| store.owes(device) > Bytes(0)) {
+        if let Err(problem) = store.count_debt() {
+            tracing::warn!(%problem, "what its points need in their base is not counted");
+        }
+    }
+}
+
 /// Whether there is room in `folder` for a twin that is filled from `copy`, beside the `others` of its
 /// primary; `said` is what that one's twins may take. Blocking.
 fn admit_copy(
     host: &Host,
+    vm: VmId,
     copy: &Copy,
     said: Option<&(String, Bytes)>,
     others: &[twin::Store],
@@ -526,7 +615,9 @@ fn admit_copy(
         .transpose()?;
     let stat = rustix::fs::statvfs(folder).map_err(|errno| failed(errno.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let free = free.saturating_sub(host.settings.store_reserve.0);
+    let owed = owed_beside(host, vm, folder);
+    let kept = host.settings.store_reserve.0.saturating_add(owed.0);
+    let free = free.saturating_sub(kept);
     let room = left.map_or(free, |left| left.0.min(free));
     if needed.0 > room {
         let reason = format!("holds {needed}, and there is room for {}", Bytes(room));

@@ -14,8 +14,8 @@
 //! with a reason that goes away by itself, and nobody makes it anew.
 //!
 //! The note comes before what it speaks of and goes after it. While the folder of a twin is being made
-//! or removed, its name begins with a dot ([`sweep`]): what its note leads to goes first. A folder of a store that no note leads to is
-//! not touched.
+//! or removed, its name begins with a dot ([`sweep`]): what its note leads to goes first, unless the note of
+//! a folder by the lasting name leads there too. A folder of a store that no note leads to is not touched.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -205,6 +205,8 @@ pub(crate) struct Trouble {
     pub(crate) full: Option<Problem>,
     /// What was found when it was verified last.
     pub(crate) damage: Option<Problem>,
+    /// Why the points did not go that were too old last.
+    pub(crate) stay: Option<Problem>,
 }
 
 impl Place {
@@ -524,7 +526,10 @@ fn clear(doomed: &Path, stores: &Stores) -> Result<(), Problem> {
         let volume = stores.get(&known);
         volume.check()?;
         let store = volume.path();
-        for name in [format!("{NEW}{id}"), id.to_string()] {
+        let own = read_note(&doomed.with_file_name(id.to_string()))?;
+        let kept = own.is_some_and(|own| own.id == known.id);
+        let lasting = Some(id.to_string()).filter(|_| !kept);
+        for name in [format!("{NEW}{id}")].into_iter().chain(lasting) {
             match fs::remove_dir_all(store.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed.map_err(failed)?,

@@ -16,6 +16,7 @@
 //! commits. After a failover it is opened for the moment when something is wanted of it, and it goes when
 //! that is completed ([`flatten`]).
 
+mod debt;
 mod flatten;
 mod lost;
 
@@ -30,6 +31,8 @@ use replica::host::Shelf;
 use replica::standing::{self, Role, Standing, StandingError};
 use replica::wire::Enrol;
 
+use self::debt::Debt;
+pub(crate) use self::debt::device_of;
 use self::flatten::Fate;
 pub(crate) use self::lost::{LOST, Lost, nothing_lost};
 use crate::filling::{Copy, Filling};
@@ -173,6 +176,7 @@ pub(crate) fn fill(
         .map_err(|error| no_space_or(&thing, &error))?;
     Standing::replica(partner, enrol.lineage.clone())
         .store(&folder.join(standing::FILE))
+        .map(drop)
         .map_err(|error| match error {
             StandingError::Io { source, .. } => no_space_or(&thing, &source),
             error => Problem::failed(&thing, &error),
@@ -222,6 +226,8 @@ pub(crate) struct Store {
     adopted: Arc<AtomicBool>,
     /// The bytes that it took when that was measured last.
     took: Arc<AtomicU64>,
+    /// What it owes its file system.
+    debt: Arc<Mutex<Option<Debt>>>,
     /// Points that are served to whoever asked for them.
     pub(crate) opened: Openings,
     /// Before anything is received.
@@ -247,6 +253,7 @@ impl Store {
             merging: Arc::default(),
             adopted: Arc::default(),
             took: Arc::default(),
+            debt: Arc::default(),
             opened: Openings::default(),
             aside: Arc::default(),
             fate: Arc::default(),
@@ -307,6 +314,7 @@ impl Store {
         let group = self.flushes.of(&self.folder);
         let journal = Journal::open_beside(&self.folder, self.leases.clone(), group)
             .map_err(|error| Problem::failed(&self.thing, &error))?;
+        self.note_debt(&journal)?;
         Ok(match Branch::holds(&self.folder) {
             true => journal.keeping_base(),
             false => journal,
@@ -436,7 +444,27 @@ impl Store {
 
     /// The newest point. Blocking.
     pub(crate) fn newest(&self) -> Result<PointId, Problem> {
-        self.find(LATEST)
+        Ok(self.newest_info()?.id)
+    }
+
+    /// The newest point, and when it was cut. Blocking.
+    pub(crate) fn newest_info(&self) -> Result<PointInfo, Problem> {
+        Ok(self.some_points()?.1)
+    }
+
+    /// The points, the oldest first, and the newest of them.
+    fn some_points(&self) -> Result<(Vec<PointInfo>, PointInfo), Problem> {
+        let points = self.points()?;
+        if self.fate() == Fate::Ended {
+            return Err(self.completed());
+        }
+        match points.last().cloned() {
+            Some(latest) => Ok((points, latest)),
+            None => {
+                let has_disks = Branch::holds(&self.folder);
+                Err(replica::run::no_point(&self.thing, has_disks))
+            }
+        }
     }
 
     /// Where two points differ, of the disks that both have; none if that is not known. Blocking.
@@ -466,14 +494,7 @@ impl Store {
                            `pollux vm create --image` makes another VM of what was exported";
             return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
         }
-        let points = self.points()?;
-        if self.fate() == Fate::Ended {
-            return Err(self.completed());
-        }
-        let Some(latest) = points.last() else {
-            let has_disks = Branch::holds(&self.folder);
-            return Err(replica::run::no_point(&self.thing, has_disks));
-        };
+        let (points, latest) = self.some_points()?;
         if wanted == LATEST {
             return Ok(latest.id);
         }
@@ -550,20 +571,36 @@ impl Store {
     /// in the base, which has to stay, the oldest ones go into each other. The journal takes points in
     /// meanwhile. Blocking.
     pub(crate) fn retain(&self, keep: &Keep, reserve: Bytes) -> Result<(), Problem> {
+        if let Some(journal) = self.lock().as_ref() {
+            self.note_debt(journal)?;
+        }
         let Ok(_alone) = self.merging.try_lock() else {
             return Ok(());
         };
-        while self.merge_some(keep)? {}
+        while self.merge_some(|journal| journal.merges_due(keep, Timestamp::now()))? {}
         while self.thin(keep, reserve)? {}
         Ok(())
     }
 
+    /// Lets go of the oldest points that would be too old by `keep` if the one that waits for room, which was
+    /// cut at `next`, were here. Blocking.
+    pub(crate) fn make_room(&self, keep: &Keep, next: Timestamp) -> Result<(), Problem> {
+        let Ok(_alone) = self.merging.try_lock() else {
+            return Ok(());
+        };
+        // A clock that is wrong, on one host only, makes no point older than it is.
+        let next = next.min(Timestamp::now());
+        let due = |journal: &Journal| journal.merges_due_before_next(keep, next);
+        while self.merge_some(due)? {}
+        Ok(())
+    }
+
     /// What has to be merged now, [`MERGES`] at most. Tells whether there may be more to do.
-    fn merge_some(&self, keep: &Keep) -> Result<bool, Problem> {
+    fn merge_some(&self, due: impl Fn(&Journal) -> usize) -> Result<bool, Problem> {
         let due = match self.lock().as_ref() {
             // What was written here and never sent lies in the base.
             _ if Branch::holds(&self.folder) => 0,
-            Some(journal) => journal.merges_due(keep, Timestamp::now()),
+            Some(journal) => due(journal),
             None => 0,
         };
         for _ in 0..due.min(MERGES) {
@@ -593,7 +630,10 @@ impl Store {
         };
         let merged = merge.run().map_err(failed)?;
         match self.lock().as_mut() {
-            Some(journal) => journal.finish_merge(merged).map_err(failed)?,
+            Some(journal) => {
+                journal.finish_merge(merged).map_err(failed)?;
+                self.note_debt(journal)?;
+            }
             None => return Ok(false),
         }
         Ok(true)
@@ -621,9 +661,12 @@ impl Store {
             other => other.map_err(failed)?,
         };
         match self.lock().as_mut() {
-            Some(journal) => journal.finish_thin(thinned, now).map_err(failed)?,
+            Some(journal) => {
+                journal.finish_thin(thinned, now).map_err(failed)?;
+                self.note_debt(journal)?;
+            }
             None => return Ok(false),
-        };
+        }
         Ok(true)
     }
 

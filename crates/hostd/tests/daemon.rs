@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use api::{
     ApplyCheckpoint, AttachDisk, CreateDisk, DetachDisk, DiskContentFrom, DiskFormat,
     EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, ResizeDisk, StartFailover, StartVm,
-    StopVm, TestFailover, TrustPeer,
+    StopTest, StopVm, TestFailover, TrustPeer,
 };
 use model::{Bus, Bytes, Code, VmState};
 use rustix::process::{Pid, Signal, kill_process};
@@ -356,7 +356,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
         "no twin",
     );
     refused(
-        client.stop_test_failover("web").await,
+        client.stop_test_failover("web", StopTest::default()).await,
         Code::Conflict,
         "no test failover",
     );

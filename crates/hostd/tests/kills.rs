@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use replica::trust::Trust;
 use replica::wire::{Configuration, Configure, ConfigureAnswer};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
+use testkit::free_port;
 
 /// So often a step is tried until polluxd dies right after it: the kill may come late on a busy machine.
 const TRIES: usize = 40;
@@ -29,11 +29,8 @@ const TRIES: usize = 40;
 async fn trusting() -> (Host, Host) {
     let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
     castor.receives().await;
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    drop(listener);
     let listen = EnableReplicaServer {
-        listen: Some(address.to_string()),
+        listen: Some(format!("127.0.0.1:{}", free_port())),
         ..EnableReplicaServer::default()
     };
     let enabled = pollux.client.enable_replica_server(&listen).await;

@@ -296,12 +296,11 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
     let lease = lease.expect("a lease");
     assert_eq!((lease.seconds, lease.held), (60, false));
     let seconds = |lease: Option<Lease>| lease.map(|lease| lease.seconds);
-    let there = lease_on(&pollux, |lease| seconds(lease) == Some(60)).await;
-    let left = there.and_then(|lease| lease.takeover_in_ms);
-    assert!(
-        left.is_some_and(|ms| ms > 60_000),
-        "and its margin: {left:?}"
-    );
+    // And its margin.
+    lease_on(&pollux, |lease| {
+        seconds(lease) == Some(60) && lease.and_then(|lease| lease.takeover_in_ms) > Some(60_000)
+    })
+    .await;
     lease_on(&castor, |lease| {
         lease.and_then(|lease| lease.left_ms) > Some(58_000)
     })
@@ -332,7 +331,8 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
     assert!(left.is_some_and(|ms| ms <= 3000), "{left:?}");
     let pollux = pollux.restarted("pollux").await;
     assert_eq!(seconds(lease_on(&pollux, |_| true).await), Some(3));
-    // It listens elsewhere now.
+    // It listens elsewhere now, which it knows when that is settled.
+    pollux.receives().await;
     castor.trusts(&pollux).await;
     lease_on(&castor, |lease| {
         lease.and_then(|lease| lease.left_ms) > Some(2000)
@@ -412,4 +412,130 @@ async fn a_primary_starts_without_an_answer_only_if_a_person_chose_that_and_says
     let told = told.expect("listed").into_iter();
     let kinds: Vec<EventKind> = told.map(|event| event.kind).collect();
     assert!(kinds.contains(&EventKind::StartedUnasked), "{kinds:?}");
+}
+
+/// Ends polluxd, does something to its folders, and starts it anew.
+async fn meanwhile(mut host: Host, name: &str, done: impl FnOnce()) -> Host {
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    done();
+    host.restarted(name).await
+}
+
+#[tokio::test]
+async fn a_vm_whose_folder_was_restored_does_not_start_unasked_until_its_partner_was_heard() {
+    let (castor, pollux) = trusting().await;
+    castor
+        .create("web", vec![empty(1 << 20)])
+        .await
+        .expect("made");
+    let all = to_pollux("all");
+    let made = castor.client.enable_replication("web", &all).await;
+    let vm = made.expect("made").vm;
+    let choose = |castor: &Host, choice| {
+        let client = castor.client.clone();
+        let set = SetReplication {
+            start_unasked: Some(choice),
+            ..SetReplication::default()
+        };
+        async move { client.set_replication("web", &set).await.expect("set") }
+    };
+    choose(&castor, StartUnasked::Allow).await;
+    let state = castor.path().join("state");
+    let file = state.join(format!("vms/{vm}/standing.toml"));
+    let backup = fs::read_to_string(&file).expect("read");
+    choose(&castor, StartUnasked::Deny).await;
+    choose(&castor, StartUnasked::Allow).await;
+    let last = fs::read_to_string(&file).expect("read");
+    let pollux = ended(pollux);
+
+    // What was stored last starts, as a person chose.
+    let castor = castor.restarted("castor").await;
+    let begun = start(&castor).await.expect_err("a stand-in supervises it");
+    assert_eq!(begun.code, Code::Failed, "{begun}");
+
+    // What was stored before does not, and says so; also after another start of polluxd.
+    let put = |text: String| {
+        let file = file.clone();
+        move || fs::write(file, text).expect("restored")
+    };
+    let mut castor = meanwhile(castor, "castor", put(backup.clone())).await;
+    for _ in 0..2 {
+        refused(
+            start(&castor).await,
+            Code::Unreachable,
+            "restored from a backup",
+        );
+        let status = castor.client.vm("web").await.expect("shown").vm.status;
+        assert!(status.contains("stored last"), "{status}");
+        assert!(status.contains("--force --because"), "{status}");
+        // Whoever lists them waits until those of before are kept.
+        let kept = castor.client.events(&EventQuery::default()).await;
+        kept.expect("listed");
+        castor = castor.restarted("castor").await;
+    }
+    let told = castor.client.events(&EventQuery::default()).await;
+    let told = told.expect("listed").into_iter();
+    let told = told.filter(|event| event.kind == EventKind::Restored);
+    assert_eq!(told.count(), 1, "noticed once");
+    // The one that was stored last before that is an old one now.
+    let castor = meanwhile(castor, "castor", put(last.clone())).await;
+    refused(
+        start(&castor).await,
+        Code::Unreachable,
+        "restored from a backup",
+    );
+    // So is one without its copy outside of it.
+    let copies = state.join("stamps");
+    let castor = meanwhile(castor, "castor", || {
+        put(last.clone())();
+        fs::remove_dir_all(&copies).expect("removed");
+    });
+    let castor = castor.await;
+    refused(
+        start(&castor).await,
+        Code::Unreachable,
+        "restored from a backup",
+    );
+
+    // Its partner knows: that this host is its primary, and may start.
+    let pollux = Host::start_in(pollux, "pollux").await;
+    pollux.receives().await;
+    castor.trusts(&pollux).await;
+    let limit = Instant::now() + Duration::from_secs(60);
+    while castor
+        .client
+        .vm("web")
+        .await
+        .expect("shown")
+        .vm
+        .status
+        .contains("stored last")
+    {
+        assert!(Instant::now() < limit, "it is never heard");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let begun = start(&castor).await.expect_err("a stand-in supervises it");
+    assert_eq!(begun.code, Code::Failed, "{begun}");
+
+    // The folders of an older Pollux have no stamps, and no copies lie outside: nothing is noticed.
+    drop(pollux);
+    let older = last.split("[stamp]").next().expect("text").to_owned();
+    let rest = last.split("[stamp]").nth(1).expect("it has one");
+    let rest = rest.find("\n[").map_or("", |at| &rest[at..]).to_owned();
+    let castor = meanwhile(castor, "castor", || {
+        put(older + &rest)();
+        fs::remove_dir_all(&copies).expect("removed");
+    });
+    let castor = castor.await;
+    let begun = start(&castor).await.expect_err("a stand-in supervises it");
+    assert_eq!(begun.code, Code::Failed, "{begun}");
+}
+
+/// Ends polluxd; its folder.
+fn ended(mut host: Host) -> tempfile::TempDir {
+    host.daemon.kill().expect("kill");
+    host.daemon.wait().expect("reap");
+    let elsewhere = tempfile::tempdir().expect("scratch");
+    std::mem::replace(&mut host.folder, elsewhere)
 }

@@ -12,6 +12,7 @@ use rcgen::{
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use support::{Host, empty, refused};
+use testkit::free_port;
 
 async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Problem> {
     let enable = EnableReplication {
@@ -40,10 +41,8 @@ fn is_open(address: &str) -> bool {
     TcpStream::connect(address).is_ok()
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").to_string()
+fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
 }
 
 #[tokio::test]
@@ -51,7 +50,7 @@ async fn no_port_is_open_until_the_server_is_on_and_it_stays_as_it_was_left() {
     let host = Host::start("pollux").await;
     let server = host.client.replica_server().await.expect("told");
     assert!(!server.enabled && !server.listening, "{server:?}");
-    let listen = free_port();
+    let listen = free_address();
     let enable = EnableReplicaServer {
         listen: Some(listen.clone()),
         ..EnableReplicaServer::default()
@@ -234,7 +233,7 @@ async fn a_host_that_does_not_listen_is_trusted_by_its_fingerprint_and_known_whe
     let theirs = castor.client.identity().await.expect("an identity");
     let mut trust = api::TrustPeer {
         name: theirs.name,
-        address: free_port(),
+        address: free_address(),
         fingerprint: Some(format!("sha256:{}", "0".repeat(64))),
         ..api::TrustPeer::default()
     };

@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use api::{
 };
 use model::{Code, Health, Problem, ReplicationState};
 use support::{Host, empty, refused};
+use testkit::free_port;
 
 async fn replicate(host: &Host, vm: &str) -> Result<Replication, Problem> {
     let enable = EnableReplication {
@@ -41,12 +41,9 @@ fn authorize(pattern: &str, store: Option<&Path>) -> Authorize {
 async fn pair() -> (Host, Host, tempfile::TempDir) {
     let (castor, pollux) = (Host::start("castor").await, Host::start("pollux").await);
     castor.receives().await;
-    // A port that was free a moment ago: a host that starts anew is found there again.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    drop(listener);
+    // A host that starts anew is found there again.
     let listen = EnableReplicaServer {
-        listen: Some(address.to_string()),
+        listen: Some(format!("127.0.0.1:{}", free_port())),
         ..EnableReplicaServer::default()
     };
     let enabled = pollux.client.enable_replica_server(&listen).await;

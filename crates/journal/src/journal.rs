@@ -45,6 +45,7 @@ use crate::index::{
 };
 use crate::laying::Laying;
 use crate::packs::Packs;
+use crate::room::Lacking;
 use crate::rules::{Rule, hold};
 use crate::runs::Tended;
 use crate::thin::Unfit;
@@ -83,6 +84,8 @@ pub struct Journal {
     pub(crate) base_stays: bool,
     /// The part of an initial replication that is written to the base while it comes.
     pub(crate) ahead: Option<Laying>,
+    /// What segments have that the base has not, if that was counted.
+    pub(crate) lacking: Lacking,
 }
 
 /// What a journal has, durably.
@@ -333,6 +336,7 @@ impl Journal {
             reserved: false,
             base_stays: false,
             ahead: None,
+            lacking: Lacking::default(),
         })
     }
 

@@ -139,6 +139,8 @@ impl Journal {
             }
         }
         let (name, root) = (oldest.file(), oldest.stored);
+        // What it makes holes of may be wanted by others.
+        self.lacking.grows(oldest.zeroes.0);
         let segment = oldest.open(&*self.folder)?;
         let set = self.set_for(oldest);
         let bases = self.bases()?;

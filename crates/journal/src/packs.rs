@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A pack is only appended to, and its number is never used again. It is removed when all of its segments
-//! are gone; when most of it is gone the others are copied to the current one before. Nothing of it is
-//! durable, nor known to be whole, before the flush of the record that names it.
+//! are gone; when most of it is gone the others are copied to the current one before, or to a new one if it is
+//! the current one, so that a store which is full of points that go has room. Nothing of it is durable, nor known to be whole, before the flush of the record that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,6 +25,8 @@ const SMALL: u64 = 1 << 20;
 const FULL: u64 = 64 << 20;
 /// A pack of which less than this part is left is mostly gone.
 const LEFT: u64 = 4;
+/// The current pack is not copied before it is this long: that would be done again and again.
+const WORTH: u64 = 64 << 10;
 
 /// Where the next segment after one of `len` bytes begins: no block of a file holds two.
 pub(crate) fn aligned(len: u64) -> u64 {
@@ -34,10 +36,11 @@ pub(crate) fn aligned(len: u64) -> u64 {
 /// The packs of a journal.
 #[derive(Debug)]
 pub(crate) struct Packs {
-    /// [`SMALL`], [`FULL`] and [`LEFT`]; tests have less.
+    /// [`SMALL`], [`FULL`], [`LEFT`] and [`WORTH`]; tests have less.
     pub(crate) small: u64,
     pub(crate) full: u64,
     pub(crate) left: u64,
+    pub(crate) worth: u64,
     lens: BTreeMap<u32, u64>,
     current: Option<Current>,
     /// Those of which something cannot be read: they stay until they are empty, or the journal is
@@ -62,6 +65,7 @@ impl Packs {
             small: SMALL,
             full: FULL,
             left: LEFT,
+            worth: WORTH,
             lens: BTreeMap::new(),
             current: None,
             unfit: BTreeSet::new(),
@@ -90,6 +94,14 @@ impl Packs {
         let lens: u64 = self.lens.values().sum();
         let live: u64 = index.sums.packs.values().map(|live| live.bytes).sum();
         lens.saturating_sub(live)
+    }
+
+    /// Most bytes of segments that go one by one which their packs keep meanwhile: a pack is removed when the
+    /// last one goes, and copied before that if there is room.
+    pub(crate) fn most_kept(&self, index: &Index) -> u64 {
+        let live: u64 = index.sums.packs.values().map(|live| live.bytes).sum();
+        // One from which the oldest go, and one with others from among them that were put together.
+        live.min(self.full.saturating_mul(2))
     }
 
     /// Puts a segment at the end of the current pack, or of a new one. Gives the place, and what has
@@ -148,6 +160,11 @@ impl Packs {
         self.current = None;
     }
 
+    fn is_current(&self, number: u32) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|current| current.number == number)
+    }
+
     /// The current one, and where it ends.
     fn end(&self) -> Option<(u32, u64)> {
         self.current
@@ -192,12 +209,11 @@ impl Packs {
         empty
     }
 
-    /// A pack, not the current one, that is mostly gone.
+    /// A pack that is mostly gone.
     fn mostly_gone(&self, index: &Index) -> Option<u32> {
-        let current = self.current.as_ref().map(|current| current.number);
         let live = |number: &u32| index.sums.packs.get(number).map_or(0, |live| live.bytes);
         let mut packs = self.lens.iter().filter(|(number, len)| {
-            Some(**number) != current
+            (!self.is_current(**number) || **len >= self.worth)
                 && !self.unfit.contains(number)
                 && live(number).saturating_mul(self.left) < **len
         });
@@ -241,6 +257,9 @@ impl Journal {
         let left = self.left_of(number).inspect_err(|_| {
             self.packs.unfit.insert(number);
         })?;
+        if self.packs.is_current(number) {
+            self.packs.close();
+        }
         let end = self.packs.end();
         if let Err(error) = self.move_to_current(&left) {
             // Nothing names what was appended.

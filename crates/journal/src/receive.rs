@@ -41,44 +41,6 @@ pub enum Verdict {
     Unfit(Refusal),
 }
 
-/// Space that a journal may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
-    /// Most bytes for this journal; none: whatever the file system has.
-    pub limit: Option<Bytes>,
-    /// Bytes of the file system that stay free, so that merging can always go on. At least the
-    /// content of the largest segment that may come.
-    pub reserve: Bytes,
-}
-
-/// Why there is no room for a segment.
-#[derive(Debug, thiserror::Error)]
-pub enum NoRoom {
-    /// The journal's limit.
-    #[error("the journal takes {used} of its {limit}; {len} more do not fit")]
-    Limit {
-        /// What it takes now.
-        used: Bytes,
-        /// What it may take.
-        limit: Bytes,
-        /// What was to come.
-        len: Bytes,
-    },
-    /// The file system's space.
-    #[error("the file system has {free} left, of which {reserve} are kept; {len} more do not fit")]
-    Free {
-        /// What it has left.
-        free: Bytes,
-        /// What stays free.
-        reserve: Bytes,
-        /// What was to come.
-        len: Bytes,
-    },
-    /// It cannot be told.
-    #[error("cannot tell how much space is left")]
-    Unknown(#[source] JournalError),
-}
-
 impl Journal {
     /// Whether the segment with this header and root may come.
     ///
@@ -238,6 +200,8 @@ impl Journal {
             .map(Note::Disks)
             .map(Change::Note)
             .collect();
+        let content = summary.content.0.saturating_sub(summary.zeroes.0);
+        self.lacking.grows(content);
         changes.push(Change::Point(entry));
         if self.index.lineage.as_ref() != Some(&header.lineage) {
             changes.push(Change::Note(Note::Lineage(header.lineage.clone())));
@@ -338,53 +302,6 @@ impl Journal {
         if let Err(error) = self.folder.remove(name) {
             tracing::warn!(file = name, %error, "cannot remove a file that was taken in");
         }
-    }
-
-    /// Most bytes that what was committed takes in the file system, now and after its segments went
-    /// to the base, where nothing is compressed; incoming files not counted.
-    ///
-    /// # Errors
-    /// A failed read of the base files' sizes.
-    pub fn committed_len(&self) -> Result<Bytes, JournalError> {
-        let (mut base, mut whole) = (0_u64, 0_u64);
-        for (disk, file) in self.bases()? {
-            let allocated = file
-                .allocated()
-                .map_err(|source| JournalError::io("measure", &disk.file(), source))?;
-            base = base.saturating_add(allocated);
-            whole = whole.saturating_add(allocated.max(disk.size.0));
-        }
-        let (sums, gone) = (&self.index.sums, self.packs.gone(&self.index));
-        let grown = base.saturating_add(sums.grown).saturating_add(gone);
-        let files = sums.files.saturating_add(gone);
-        // However often a block was written, the base has it once.
-        Ok(Bytes(grown.min(whole.saturating_add(files))))
-    }
-
-    /// Whether `len` more bytes of segment files fit.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn would_fit(&self, len: Bytes, room: Room) -> Result<(), NoRoom> {
-        if let Some(limit) = room.limit {
-            let used = self.committed_len().map_err(NoRoom::Unknown)?;
-            if used.0.checked_add(len.0).is_none_or(|sum| sum > limit.0) {
-                return Err(NoRoom::Limit { used, limit, len });
-            }
-        }
-        let free = self
-            .folder
-            .free()
-            .map_err(|source| NoRoom::Unknown(JournalError::io("measure", "", source)))?;
-        let needed = len.0.checked_add(room.reserve.0);
-        if needed.is_none_or(|needed| needed > free) {
-            return Err(NoRoom::Free {
-                free: Bytes(free),
-                reserve: room.reserve,
-                len,
-            });
-        }
-        Ok(())
     }
 }
 

@@ -9,6 +9,8 @@ pub(crate) enum Rule {
     VerifyDoubts,
     /// Space is kept for writing the index anew.
     ReserveIndex,
+    /// Space is kept for what segments take in the base.
+    KeepOwed,
 }
 
 /// Whether `rule` is kept: always, but in tests that break it.

@@ -199,11 +199,19 @@ impl Write for Appended {
 impl Journal {
     /// What `keep` wants to go.
     fn going(&self, keep: &Keep, now: Timestamp) -> Vec<Going> {
-        let points: Vec<_> = self
-            .index
-            .points()
-            .map(|(_, entry)| (entry.point, entry.time))
-            .collect();
+        self.going_with(None, keep, now)
+    }
+
+    /// The same with a point more, which is the newest.
+    fn going_with(
+        &self,
+        next: Option<(PointId, Timestamp)>,
+        keep: &Keep,
+        now: Timestamp,
+    ) -> Vec<Going> {
+        let points = self.index.points();
+        let points = points.map(|(_, entry)| (entry.point, entry.time));
+        let points: Vec<_> = points.chain(next).collect();
         let held = |point: PointId| {
             let pinned = self.index.pins.iter().any(|pin| pin.point == point);
             pinned || self.leases.holds(point) || self.locked(point, now).is_some()
@@ -228,6 +236,22 @@ impl Journal {
         usize::from(self.index.base == Base::Merging) + merges.count()
     }
 
+    /// The same as if a point that waits for room had come at `now`: points go that are too old then, which
+    /// they never are while none comes. The newest one stays.
+    #[must_use]
+    pub fn merges_due_before_next(&self, keep: &Keep, now: Timestamp) -> usize {
+        let Some(newest) = self.index.newest() else {
+            return 0;
+        };
+        let next = PointId {
+            sequence: newest.point.sequence.saturating_add(1),
+            ..newest.point
+        };
+        let going = self.going_with(Some((next, now)), keep, now);
+        let merges = going.iter().take_while(|it| matches!(it, Going::Merge(_)));
+        merges.count().min(self.index.segments.len())
+    }
+
     /// What the segments take that would go into the base by `keep`.
     #[must_use]
     pub fn due_len(&self, keep: &Keep, now: Timestamp) -> Bytes {
@@ -243,7 +267,8 @@ impl Journal {
     }
 
     /// The next points to put into a newer one by `keep`; none if there are none, or if the file
-    /// system has less left than that takes and `reserve`.
+    /// system has less left than that takes and `reserve`. What this journal [owes](Journal::owed) need not be
+    /// free meanwhile: nothing else is merged in it, and it owes less afterwards.
     ///
     /// # Errors
     /// [`JournalError::Busy`] while something is merged; the space that is left cannot be told.

@@ -84,6 +84,10 @@ identity!(
     StoreId, "store"
 );
 identity!(
+    /// One storing of how a VM stands on a host.
+    StampId, "stamp"
+);
+identity!(
     /// `/proc/sys/kernel/random/boot_id`: state tagged with another one did not survive.
     BootId, "boot"
 );

@@ -25,7 +25,8 @@ pub use disk::{
 pub use fence::{FenceChoice, ParseFenceChoiceError};
 pub use history::{Lineage, LineageError, PointId, Since, Term};
 pub use id::{
-    BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, StoreId, TermId, VmId,
+    BootId, CheckpointId, DiskId, ParseIdError, RelationshipId, SeedId, StampId, StoreId, TermId,
+    VmId,
 };
 pub use keep::{Going, Grain, Keep, KeepError, Span, Step};
 pub use problem::{Code, Problem};

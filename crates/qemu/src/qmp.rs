@@ -135,11 +135,15 @@ impl Qmp {
         let begin = async {
             let stream = reach(path, limit).await?;
             let mut lines = Lines::new(stream);
-            match lines.next().await {
-                Ok(Some(line)) if line.greeting.is_some() => {}
-                Ok(Some(_)) => return Err(unexpected("connect", "no greeting")),
-                Ok(None) => return Err(QmpError::Gone),
-                Err(error) => return Err(unexpected("connect", error)),
+            loop {
+                match lines.next().await {
+                    Ok(Some(line)) if line.greeting.is_some() => break,
+                    // A QEMU that is reached while it starts tells of events before it greets.
+                    Ok(Some(line)) if line.event.is_some() => {}
+                    Ok(Some(_)) => return Err(unexpected("connect", "no greeting")),
+                    Ok(None) => return Err(QmpError::Gone),
+                    Err(error) => return Err(unexpected("connect", error)),
+                }
             }
             let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
             let (events, _) = broadcast::channel(WAITING_EVENTS);

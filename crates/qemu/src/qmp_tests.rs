@@ -134,6 +134,15 @@ async fn what_is_not_qmp_is_refused() {
 }
 
 #[tokio::test]
+async fn events_may_come_before_the_greeting() {
+    let folder = tempfile::tempdir().expect("scratch folder");
+    let early = [&b"{\"event\": \"RESUME\"}\n"[..], GREETING].concat();
+    let answer = b"{\"return\": {}, \"id\": 1}\n".to_vec();
+    let path = odd_qemu(folder.path(), early, answer).await;
+    Qmp::connect(&path, LIMIT).await.expect("it greets");
+}
+
+#[tokio::test]
 async fn a_silent_qemu_costs_no_more_than_the_limit() {
     let folder = tempfile::tempdir().expect("scratch folder");
     let path = odd_qemu(folder.path(), GREETING.to_vec(), Vec::new()).await;

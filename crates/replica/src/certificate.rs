@@ -11,6 +11,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{CertRevocationList, ExpirationPolicy, RevocationCheckDepth, UnknownStatusPolicy};
 
+/// Most names of a certificate that are looked at: each that is trusted costs a verification.
+pub const MAX_NAMES: usize = 64;
 /// Most names of a certificate that are told.
 const MAX_TOLD: usize = 4;
 
@@ -58,6 +60,14 @@ impl Flaw {
         )
     }
 
+    /// The way out for a certificate that is not valid yet.
+    pub(crate) fn waits(host: &str) -> String {
+        format!(
+            "compare the clocks of both hosts; if they are right, run `pollux host certificate FILE \
+             --key FILE --authority FILE` on `{host}` with one that is valid now"
+        )
+    }
+
     /// How much is known of whoever presents such a certificate: of several flaws the one that
     /// says most is the one to tell.
     pub(crate) fn rank(&self) -> u8 {
@@ -92,7 +102,8 @@ pub(crate) fn day(second: i64) -> String {
     )
 }
 
-/// The DNS names that a certificate is for, in lower case.
+/// The DNS names that a certificate is for, in lower case: [`MAX_NAMES`] of them at most, and none that
+/// could not be a host's. A stranger writes them, and they are shown to people, in commands as well.
 #[must_use]
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
@@ -107,7 +118,15 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
             x509_parser::extensions::GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
             _ => None,
         })
+        .filter(|name| is_name(name))
+        .take(MAX_NAMES)
         .collect()
+}
+
+/// Whether a text looks like a host's name, or like that of many.
+fn is_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._*".contains(&byte);
+    (1..=253).contains(&text.len()) && text.bytes().all(good)
 }
 
 /// From when to when a certificate is valid, in seconds of Unix time.

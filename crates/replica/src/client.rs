@@ -17,14 +17,15 @@ use jiff::Timestamp;
 use journal::Root;
 use model::{Code, Lineage, Problem, RelationshipId, VmId};
 use rustls::{AlertDescription, CertificateError};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use crate::certificate::Flaw;
-use crate::identity::Identity;
+use crate::identity::{Identity, Leaf};
 use crate::link::{Link, LinkError};
 use crate::receiver::REQUEST;
 use crate::tls::client_config;
@@ -36,7 +37,10 @@ use crate::wire::{
 };
 
 /// Most connections that are kept for later.
-const IDLE: usize = 8;
+const IDLE: usize = 32;
+/// Most connections that are established at one time: hundreds of VMs that ask at once take turns, for the
+/// peer hears out [so many](crate::tls::Limits::handshakes) of all its peers.
+const DIALLED: usize = 8;
 /// Longest answer: the numbers of all missing chunks.
 const MAX_ANSWER: usize = 4 << 20;
 /// After this long a connection that was not established counts as lost.
@@ -49,12 +53,17 @@ pub struct PeerClient {
     trust: Arc<Trust>,
     name: String,
     idle: Mutex<Vec<Open>>,
+    dialled: Semaphore,
 }
 
-/// A connection, and the trust under which it was made.
+/// A connection, and what each side was known by when it was made.
 #[derive(Debug)]
 struct Open {
     peer: Trusted,
+    /// What the peer presented, its own certificate first.
+    theirs: Vec<CertificateDer<'static>>,
+    /// What it was presented.
+    ours: Arc<Leaf>,
     sender: SendRequest<Full<Bytes>>,
 }
 
@@ -89,6 +98,7 @@ impl PeerClient {
             trust,
             name: name.to_owned(),
             idle: Mutex::default(),
+            dialled: Semaphore::new(DIALLED),
         }
     }
 
@@ -233,26 +243,36 @@ impl PeerClient {
 
     async fn send(&self, call: &Call) -> Result<Answer, LinkError> {
         let peer = self.trust.get(&self.name).map_err(LinkError::Refused)?;
-        while let Some(mut open) = self.take_idle(&peer) {
-            match self.exchange(&mut open.sender, call).await {
-                Ok(answer) => {
-                    self.keep(open);
-                    return Ok(answer);
+        let mut turn = None;
+        loop {
+            if let Some(mut open) = self.take_idle(&peer) {
+                turn = None;
+                match self.exchange(&mut open.sender, call).await {
+                    Ok(answer) => {
+                        self.keep(open, &answer);
+                        return Ok(answer);
+                    }
+                    // It was closed while it was idle; every request may be repeated.
+                    Err(error) => tracing::debug!(peer = self.name, %error, "an idle connection"),
                 }
-                // It was closed while it was idle; every request may be repeated.
-                Err(error) => tracing::debug!(peer = self.name, %error, "an idle connection"),
+            } else if turn.is_none() {
+                // Another request may have ended meanwhile.
+                turn = Some(self.dialled.acquire().await.expect("it is never closed"));
+            } else {
+                break;
             }
         }
         let address = peer.address();
-        let (mut sender, ended) = self.connect(&peer).await?;
-        match self.exchange(&mut sender, call).await {
+        let (mut open, ended) = self.connect(peer).await?;
+        drop(turn);
+        match self.exchange(&mut open.sender, call).await {
             Ok(answer) => {
-                self.keep(Open { peer, sender });
+                self.keep(open, &answer);
                 Ok(answer)
             }
             Err(error) => {
                 // The connection ends without its sender, and knows better what happened.
-                drop(sender);
+                drop(open);
                 Err(match ended.await {
                     Ok(Err(end)) => self.broken("the connection failed", &address, &end),
                     Ok(Ok(())) | Err(_) => self.broken("the connection failed", &address, &*error),
@@ -300,7 +320,7 @@ impl PeerClient {
                 "run `pollux host certificate FILE --key FILE --authority FILE` on `{name}` with a \
                  new one"
             ),
-            Flaw::NotYet { .. } => "compare the clocks of both hosts".to_owned(),
+            Flaw::NotYet { .. } => Flaw::waits(name),
         }
     }
 
@@ -316,15 +336,23 @@ impl PeerClient {
                 let reason = "knows that the certificate of this host was revoked";
                 (reason.to_owned(), renew)
             }
-            AlertDescription::CertificateExpired if self.identity.is_valid(now) => {
-                let reason = "does not take the certificate of this host for valid at this time";
-                let way_out = format!("compare the clocks of `{us}` and `{name}`");
-                (reason.to_owned(), way_out)
-            }
-            AlertDescription::CertificateExpired => {
-                let reason = "refuses this host: its certificate has expired";
-                (reason.to_owned(), renew)
-            }
+            // TLS has one word for what is over and for what has not begun.
+            AlertDescription::CertificateExpired => match self.identity.flaw(now) {
+                None => {
+                    let reason =
+                        "does not take the certificate of this host for valid at this time";
+                    let way_out = format!("compare the clocks of `{us}` and `{name}`");
+                    (reason.to_owned(), way_out)
+                }
+                Some(flaw @ Flaw::NotYet { .. }) => {
+                    let reason = format!("refuses this host: its certificate {flaw}");
+                    (reason, Flaw::waits(us))
+                }
+                Some(_) => {
+                    let reason = "refuses this host: its certificate has expired";
+                    (reason.to_owned(), renew)
+                }
+            },
             _ => {
                 let way_out = format!(
                     "run `pollux host trust {us} {} {}` there",
@@ -337,10 +365,21 @@ impl PeerClient {
     }
 
     fn take_idle(&self, peer: &Trusted) -> Option<Open> {
+        let ours = self.identity.leaf(Timestamp::now());
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was connected under another trust, or closed since, is dropped.
-        idle.retain(|open| open.peer == *peer && !open.sender.is_closed());
-        idle.pop()
+        // What was connected under another trust, or closed since, is dropped. So is what this host
+        // presented another certificate on: the peer goes by that one as long as it is open.
+        idle.retain(|open| {
+            open.peer == *peer && Arc::ptr_eq(&open.ours, &ours) && !open.sender.is_closed()
+        });
+        // The peer's may have expired meanwhile, or been revoked; a new connection tells that.
+        std::iter::from_fn(|| idle.pop()).find(|open| {
+            let shown = open.theirs.split_first();
+            shown.is_some_and(|(leaf, rest)| {
+                let checked = self.trust.check(peer, leaf, rest, UnixTime::now());
+                checked.is_ok()
+            })
+        })
     }
 
     fn forget_idle(&self) {
@@ -348,7 +387,11 @@ impl PeerClient {
         idle.clear();
     }
 
-    fn keep(&self, open: Open) {
+    fn keep(&self, open: Open, answer: &Answer) {
+        // Who is trusted no longer learns why, and what mends it, by a handshake.
+        if answer.status == StatusCode::FORBIDDEN {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE && !open.sender.is_closed() {
             idle.push(open);
@@ -356,14 +399,11 @@ impl PeerClient {
     }
 
     /// A new connection, and how it will have ended.
-    async fn connect(
-        &self,
-        peer: &Trusted,
-    ) -> Result<(SendRequest<Full<Bytes>>, Ended), LinkError> {
+    async fn connect(&self, peer: Trusted) -> Result<(Open, Ended), LinkError> {
         let address = &peer.address();
         let failed = |reason: String| self.lost(reason);
-        let config =
-            client_config(&self.identity, &self.trust, peer).map_err(|e| failed(e.to_string()))?;
+        let ours = self.identity.leaf(Timestamp::now());
+        let config = client_config(&ours, &self.trust, &peer).map_err(|e| failed(e.to_string()))?;
         let name = ServerName::try_from(self.name.clone()).map_err(|e| failed(e.to_string()))?;
         let connecting = async {
             let stream = TcpStream::connect(address.as_str()).await?;
@@ -379,6 +419,8 @@ impl PeerClient {
             })?,
             Err(_) => return Err(failed(format!("does not answer at {address}"))),
         };
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let theirs = shown.iter().map(|one| one.clone().into_owned()).collect();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| failed(e.to_string()))?;
@@ -389,7 +431,13 @@ impl PeerClient {
             }
             outcome
         });
-        Ok((sender, ended))
+        let open = Open {
+            peer,
+            theirs,
+            ours,
+            sender,
+        };
+        Ok((open, ended))
     }
 
     async fn exchange(

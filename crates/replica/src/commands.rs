@@ -21,7 +21,7 @@ pub enum Command {
     FailoverOlder,
     /// The same, on a person's word.
     ForceFailoverOlder,
-    /// Give it free again, which was prepared for a planned failover.
+    /// Give it free again, which was prepared for a planned failover; or call a failover off.
     CancelFailover,
     /// End the relationship.
     Remove,
@@ -88,7 +88,10 @@ impl Command {
             }
             Self::FailoverOlder => "starts it from an older point: what came later is passed over",
             Self::ForceFailoverOlder => "the same when the primary does not answer or give way",
-            Self::CancelFailover => "gives it free that was prepared for a planned failover",
+            Self::CancelFailover => {
+                "gives it free that was prepared for a planned failover; on the host that took over \
+                 it calls that off, so that the VM starts on the other one again"
+            }
             Self::Remove => {
                 "ends the relationship, on both hosts if the partner answers; the disks and points \
                  stay"

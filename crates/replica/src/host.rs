@@ -134,13 +134,14 @@ pub trait ReplicaHost: Send + Sync + 'static {
         asked: &Lineage,
     ) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// Whether `len` more bytes may come for `vm` beside the `held` that its incoming file takes
-    /// already: [`Code::Full`] when the store's limit or its reserve of space is reached. Asked
-    /// for the length of the file when it is offered, and at its commit for what its content
+    /// Whether `len` more bytes of the segment with this header may come for `vm` beside the `held` that its
+    /// incoming file takes already: [`Code::Full`] when the store's limit or its reserve of space is reached.
+    /// Asked for the length of the file when it is offered, and at its commit for what its content
     /// takes beyond that where it is not compressed.
     fn admit(
         &self,
         vm: VmId,
+        header: &Header,
         len: u64,
         held: u64,
     ) -> impl Future<Output = Result<(), Problem>> + Send;

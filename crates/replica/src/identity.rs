@@ -245,6 +245,16 @@ impl Leaf {
     }
 }
 
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing of the key.
+        let chain = &self.chain;
+        f.debug_struct("Leaf")
+            .field("chain", chain)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "identity of {}, {}", self.name, self.fingerprint())
@@ -411,10 +421,10 @@ impl Identity {
         self.given().is_some()
     }
 
-    /// Whether what is presented at `now` is valid by this host's clock.
+    /// What is wrong with what is presented at `now`, by this host's clock.
     #[must_use]
-    pub fn is_valid(&self, now: Timestamp) -> bool {
-        self.leaf(now).check(&self.name, now).is_ok()
+    pub fn flaw(&self, now: Timestamp) -> Option<Flaw> {
+        self.leaf(now).check(&self.name, now).err()
     }
 
     /// Until when what is presented is valid.

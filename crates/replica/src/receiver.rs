@@ -40,7 +40,7 @@ use compare::{Comparison, Issued, Round};
 
 use crate::host::{Principal, Receipts, Relation, ReplicaHost, Shelf, Verdict};
 use crate::incoming::{Ahead, Incoming};
-use crate::run::{Rank, anew, rank};
+use crate::run::{Rank, anew, name, rank};
 use crate::sender::{filled, paused};
 use crate::standing::Role;
 use crate::wire::{
@@ -372,13 +372,21 @@ async fn meet<H: ReplicaHost>(
         return Ok(Some(ours.lineage));
     }
     let reason = format!("is not a replica on `{}`", receiver.host.name());
-    let way_out = anew(&bound.relation.thing);
-    Err(Refusal(Problem::new(
-        Code::Conflict,
-        bound.thing(),
-        reason,
-        way_out,
-    )))
+    let anew = anew(&bound.relation.thing);
+    let (code, way_out) = match ours.role {
+        // Whoever took the VM back tries again until it is the replica.
+        Role::FailedOver => {
+            let name = name(&bound.relation.thing);
+            let cancel =
+                format!("`pollux failover cancel {name}` there makes it the replica again");
+            (
+                Code::Failed,
+                format!("{cancel}; if its failover is complete, {anew}"),
+            )
+        }
+        Role::Primary | Role::Replica => (Code::Conflict, anew),
+    };
+    Err(Refusal(Problem::new(code, bound.thing(), reason, way_out)))
 }
 
 async fn standing<H: ReplicaHost>(
@@ -540,7 +548,8 @@ async fn offer<H: ReplicaHost>(
         Some(current) => current,
         // The other one ended: nothing is written to its folder afterwards.
         None => {
-            receiver.host.admit(bound.vm, offer.file_len, 0).await?;
+            let (header, len) = (&offer.header, offer.file_len);
+            receiver.host.admit(bound.vm, header, len, 0).await?;
             let folder = bound.relation.incoming.clone();
             Current(Arc::new(
                 blocking(move || Incoming::open(&folder, offer)).await?,
@@ -633,7 +642,8 @@ async fn commit<H: ReplicaHost>(
     }
     if incoming.is_admitted().await {
         // That was a while ago, and most of it is in the base since.
-        receiver.host.admit(bound.vm, 0, 0).await?;
+        let header = &incoming.offer().header;
+        receiver.host.admit(bound.vm, header, 0, 0).await?;
     } else {
         // What is no segment holds nothing: the commit says it.
         receiver.admit_content(&bound, &incoming).await?;
@@ -736,7 +746,8 @@ impl<H: ReplicaHost> Receiver<H> {
         let (measured, held) = (incoming.clone(), incoming.offer().file_len);
         let content = blocking(move || Ok(measured.content())).await?;
         let more = content.unwrap_or(0).saturating_sub(held);
-        self.host.admit(bound.vm, more, held).await?;
+        let header = &incoming.offer().header;
+        self.host.admit(bound.vm, header, more, held).await?;
         Ok(content.is_some())
     }
 

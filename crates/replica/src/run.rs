@@ -9,12 +9,14 @@
 //! |---|---|---|
 //! | start in the current term | no partner | |
 //! | | partner's word | it is the replica, or lies in an older term and does not run |
-//! | | [`Warrant`] | partner's stand-down for this term; an override until first contact |
+//! | | [`Warrant`] | where it took over: partner's stand-down for this term; an override until first contact |
 //! | | [`Evidence::Override`] | |
 //! | | `start_unasked = allow` | the partner gives no answer: then two may run |
 //! | the same, under a lease | partner's word | its answer renewed the lease, which holds now |
 //! | the same from another point | | as to start in the current term, for which a new one is opened |
+//! | the same in a folder that was [restored](Standing::restore) | partner's word | as above; no warrant, and no `start_unasked` |
 //! | open a new term | | partner's stand-down for it; its lease is over; [`Evidence::Override`] |
+//! | | where it stood down | the same, asked of a partner that is the replica: it called its failover off |
 //! | | newest point | it grows from that, unless a person chose an older one |
 //! | stand down | asked lineage | it does not run here, and the asker builds on what is here |
 //! | keep running | partner's lineage | it does not outrank ours |
@@ -98,6 +100,25 @@ pub(crate) fn stop_there(thing: &str) -> String {
     )
 }
 
+/// Whoever took the VM back did so in a history that does not build on the points here.
+pub(crate) fn taken_back(thing: &str, theirs: &Lineage) -> Problem {
+    let term = theirs.current();
+    let reason = format!(
+        "was taken back by host `{}` in term {}, which does not build on the points here",
+        term.opener, term.number
+    );
+    refused(thing, reason, anew(thing))
+}
+
+/// A guest of this host is in the way.
+pub(crate) fn runs_here(thing: &str) -> Problem {
+    let name = name(thing);
+    let way_out = format!(
+        "stop it first with `pollux vm stop {name}`, or end it with `pollux vm kill {name}`"
+    );
+    refused(thing, "runs here", way_out)
+}
+
 fn refused(thing: &str, reason: impl Into<String>, way_out: impl Into<String>) -> Problem {
     Problem::new(Code::Conflict, thing, reason, way_out)
 }
@@ -137,8 +158,9 @@ pub(crate) fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
         term.opener, term.number
     );
     let there = format!(
-        "start it there with `pollux vm start {name}`; if that host is lost or refuses, `pollux vm \
-         start {name} --force --because STATEMENT` takes it back"
+        "start it there with `pollux vm start {name}`, or call the failover off there with `pollux \
+         failover cancel {name}`, and it starts here; if that host is lost or refuses, `pollux vm start \
+         {name} --force --because STATEMENT` takes it back"
     );
     let way_out = match role {
         // Its disks are raw files, which nothing writes to any more.
@@ -149,6 +171,41 @@ pub(crate) fn taken_over(thing: &str, role: Role, theirs: &Lineage) -> Problem {
         Role::Replica | Role::FailedOver => there,
     };
     refused(thing, reason, way_out)
+}
+
+/// What is wrong with a folder that was restored, as long as nobody said how the VM stands elsewhere.
+#[must_use]
+pub fn restored(thing: &str, standing: &Standing) -> Option<Problem> {
+    let (host, name) = (&standing.doubt(false)?.shared_with, name(thing));
+    let reason = format!(
+        "may run on host `{host}`: its folder is not the one that this host stored last. It was restored \
+         from a backup, or comes from another host, so what it says of who may run is not heeded"
+    );
+    let answers = match standing.doubt(true) {
+        None => format!("it is decided once host `{host}` answers, which is asked by itself; "),
+        Some(_) => String::new(),
+    };
+    let way_out = format!(
+        "{answers}if you know that `{name}` does not run there, say why with --force --because STATEMENT"
+    );
+    Some(Problem::new(Code::Unreachable, thing, reason, way_out))
+}
+
+/// The same where it is decided who may run.
+fn believed(thing: &str, standing: &Standing, evidence: &Evidence) -> Result<(), Problem> {
+    let heard = match evidence {
+        Evidence::Override(_) => return Ok(()),
+        Evidence::Says(_) | Evidence::Leased(_) | Evidence::StoodDown(_) => true,
+        Evidence::Unasked
+        | Evidence::Unreachable(_)
+        | Evidence::LeaseExpired
+        | Evidence::LeaseHolds(_)
+        | Evidence::Refused(_) => false,
+    };
+    if standing.doubt(heard).is_none() {
+        return Ok(());
+    }
+    restored(thing, standing).map_or(Ok(()), Err)
 }
 
 /// A twin that has no recovery point yet is not started. `has_disks`: it began with the disks of this host,
@@ -169,11 +226,12 @@ pub fn no_point(thing: &str, has_disks: bool) -> Problem {
 
 /// What the partner's answer is worth beside a person's word. The word counts for a host that stood
 /// down, if the VM does not run on the partner either: two that stood down for each other, of which
-/// one was restored, would refuse for ever.
+/// one was restored, would refuse for ever. So it does where the partner is not the one that would know.
 #[must_use]
 pub fn weigh(standing: &Standing, says: PartnerStanding, word: Option<Override>) -> Evidence {
+    let decides = standing.stood_down.is_some() || standing.doubt(true).is_some();
     match word {
-        Some(word) if standing.stood_down.is_some() && !says.runs => Evidence::Override(word),
+        Some(word) if decides && !says.runs => Evidence::Override(word),
         _ => Evidence::Says(says),
     }
 }
@@ -189,6 +247,9 @@ pub fn may_start(
 ) -> Result<Option<Warrant>, Problem> {
     if let Some(theirs) = &standing.stood_down {
         return Err(taken_over(thing, standing.role, theirs));
+    }
+    if standing.role != Role::Replica {
+        believed(thing, standing, evidence)?;
     }
     let Some(partner) = standing.partner.as_deref() else {
         return Ok(None);
@@ -328,6 +389,7 @@ pub fn may_take_over(
     attempt: TermId,
     evidence: &Evidence,
 ) -> Result<Warrant, Problem> {
+    believed(thing, standing, evidence)?;
     match evidence {
         Evidence::Override(_) => Ok(Warrant::Override),
         Evidence::StoodDown(term) if *term == attempt => Ok(Warrant::StoodDown),

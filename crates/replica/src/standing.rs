@@ -14,25 +14,43 @@
 //! Another point takes the place of the one that a failover is from by a term that takes the place of the
 //! one before: both grow from the history in which the VM was received, so that they never mix.
 //!
+//! A failover that is called off is that of a replica again: the term is given up, and the history goes on
+//! in which the VM was received. The host that stood down for that term asks for the right to run as a
+//! replica does, and goes on above its own disks:
+//!
+//! ```text
+//!   host-b (failed over, off)                     host-a (stood down)
+//!   call_off: the replica, durable
+//!        <--- stand-down {lineage + new term} ----  prepare_return: names a new term, durable
+//!   stood_down = it, durable
+//!        ---- stood down for that term ---------->  take_over: lineage + new term, durable
+//! ```
+//!
 //! The answer is worth something only while the attempt it names is open: a host that stands
 //! down itself drops its attempt, so a late answer finds nothing to open. An override takes
 //! the place of the answer; its term then meets the partner's at first contact, and the lower
 //! one is gated. All transitions are pure functions from a standing to the next one; the caller
 //! stores the result before it acts on it.
 //!
-//! What survives a crash: everything here; nothing else is needed to decide.
+//! Those after a failover lie beside this: [`not_final`], [`former`]; so do those of a [`lease`].
+//!
+//! What survives a crash: everything here; nothing else is needed to decide. Whether the file is the one
+//! that was stored last the host tells by its [`Stamp`], of which it keeps a copy elsewhere.
 
-use std::cmp::Ordering;
+mod former;
+mod lease;
+mod not_final;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use model::{Bytes, Code, Lineage, PointId, Problem, StartUnasked, Term, TermId};
+use model::{Bytes, Code, Lineage, PointId, Problem, StampId, StartUnasked, Term, TermId};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Fence;
 use crate::run::{Evidence, Rank, rank};
-use crate::wire::{LeaseAnswer, LeaseRequest, PartnerStanding};
+use crate::wire::PartnerStanding;
 
 /// Name of the file in a VM's folder.
 pub const FILE: &str = "standing.toml";
@@ -111,11 +129,40 @@ pub struct Succession {
     pub unsent: Option<Bytes>,
 }
 
+/// Tells one storing of a standing from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {
+    /// Drawn for this storing.
+    pub id: StampId,
+    /// That of the one before; none if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<StampId>,
+}
+
+/// The folder is not the one that this host stored last: it was restored from a backup, or comes from
+/// another host. What happened since the standing in it was stored is not known here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restored {
+    /// When that was noticed.
+    pub noticed: Timestamp,
+    /// The host that the VM was shared with when it was stored here last; as far as that is not known, the
+    /// one that the folder tells of.
+    pub shared_with: String,
+}
+
 /// How a VM stands on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Standing {
     version: u32,
+    /// Of this storing; none in a file of an older Pollux, and in what was not stored yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
+    /// That the folder was restored, until the partner is heard of, or a person gives their word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
     /// Its role.
     pub role: Role,
     /// Name of the host at the other end of the relationship, if there is one.
@@ -217,6 +264,8 @@ impl Standing {
     pub fn primary(lineage: Lineage) -> Self {
         Self {
             version: VERSION,
+            stamp: None,
+            restored: None,
             role: Role::Primary,
             partner: None,
             warrant: None,
@@ -277,16 +326,65 @@ impl Standing {
         Ok(Some(standing))
     }
 
-    /// Writes the file durably.
+    /// Writes the file durably, with another [`Stamp`]: what is written.
     ///
     /// # Errors
     /// [`StandingError::Io`]
-    pub fn store(&self, path: &Path) -> Result<(), StandingError> {
-        let text = toml::to_string_pretty(self).expect("every field has a TOML form");
-        durable::replace(path, text.as_bytes()).map_err(|source| StandingError::Io {
-            path: path.to_owned(),
-            source,
-        })
+    pub fn store(&self, path: &Path) -> Result<Self, StandingError> {
+        let stored = Self {
+            stamp: Some(Stamp {
+                id: StampId::random(),
+                after: self.stamp.map(|stamp| stamp.id),
+            }),
+            ..self.clone()
+        };
+        let text = toml::to_string_pretty(&stored).expect("every field has a TOML form");
+        match durable::replace(path, text.as_bytes()) {
+            Ok(()) => Ok(stored),
+            Err(source) => Err(StandingError::Io {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// The other host that has to do with the VM, as far as this one knows.
+    #[must_use]
+    pub fn shared_with(&self) -> Option<&str> {
+        let known = self.restored.as_ref();
+        let down = self.stood_down.as_ref();
+        known
+            .map(|restored| restored.shared_with.as_str())
+            .or(self.partner.as_deref())
+            .or_else(|| down.map(|theirs| theirs.current().opener.as_str()))
+    }
+
+    /// The folder is not the one that this host stored last, when the VM was `shared_with` that host:
+    /// nothing in it gives a right to run. One that is shared with nobody stays as it is.
+    #[must_use]
+    pub fn restore(&self, noticed: Timestamp, shared_with: Option<&str>) -> Self {
+        let Some(shared_with) = shared_with.or(self.shared_with()) else {
+            return self.clone();
+        };
+        Self {
+            warrant: None,
+            restored: Some(Restored {
+                noticed,
+                shared_with: shared_with.to_owned(),
+            }),
+            ..self.clone()
+        }
+    }
+
+    /// Why this standing does not say who may run, if its folder was restored. `heard`: the partner told
+    /// how the VM stands there.
+    #[must_use]
+    pub fn doubt(&self, heard: bool) -> Option<&Restored> {
+        let partner = self.partner.as_deref();
+        // A partner of long ago does not know either.
+        let knows = |restored: &Restored| partner == Some(restored.shared_with.as_str());
+        let restored = self.restored.as_ref();
+        restored.filter(|restored| !(heard && knows(restored)))
     }
 
     /// Names the term that this host is about to open, growing from `point`.
@@ -321,6 +419,49 @@ impl Standing {
             attempt: Some(attempt),
             ..self.clone()
         })
+    }
+
+    /// Whether this host, which stood down, asks the partner that answers so to stand down itself: it is a
+    /// replica, by a failover that it called off, or that did not come about. Another host than the one that
+    /// it stood down for knows nothing of that.
+    #[must_use]
+    pub fn may_return(&self, evidence: &Evidence) -> bool {
+        let (Evidence::Says(theirs) | Evidence::Leased(theirs)) = evidence else {
+            return false;
+        };
+        let opener = self.stood_down.as_ref().map(|theirs| theirs.current());
+        let for_it = opener.is_some_and(|term| Some(&term.opener) == self.partner.as_ref());
+        let gave_way = self.role != Role::Replica && for_it;
+        gave_way && theirs.role == Role::Replica && !theirs.runs
+    }
+
+    /// Names the term in which this host, which stood down, goes on where it was if its partner, which called
+    /// its failover off, stands down for it. `used`: the highest sequence number that this host used.
+    ///
+    /// # Errors
+    /// [`Problem`] when this host did not stand down, or is a replica.
+    pub fn prepare_return(&self, thing: &str, used: u64, opener: &str) -> Result<Self, Problem> {
+        self.prepare_return_as(thing, used, opener, TermId::random())
+    }
+
+    /// [`prepare_return`](Self::prepare_return) with the new term's id.
+    pub(crate) fn prepare_return_as(
+        &self,
+        thing: &str,
+        used: u64,
+        opener: &str,
+        id: TermId,
+    ) -> Result<Self, Problem> {
+        if self.role == Role::Replica {
+            let reason = "is received here, and has nothing of its own to go on from";
+            return Err(Problem::new(Code::Conflict, thing, reason, ""));
+        }
+        let none_left = || Problem::new(Code::Invalid, thing, "has no sequence number left", "");
+        let point = PointId {
+            term: self.lineage.current().id,
+            sequence: self.lineage.next_sequence(used).ok_or_else(none_left)?,
+        };
+        self.prepare_as(thing, point, opener, id)
     }
 
     /// `history` up to `point`, and from there a new term.
@@ -396,121 +537,22 @@ impl Standing {
             Role::Replica => Some(self.lineage.clone()),
             Role::Primary | Role::FailedOver => self.received.clone(),
         };
+        // Who is the replica stands down for a term, and may take over again after that.
+        let asks = role == Role::Primary && warrant != Warrant::Override;
         let mut next = Self {
             role,
             received,
             lineage: attempt.clone(),
-            warrant: Some(warrant),
+            warrant: Some(warrant).filter(|_| !asks),
             fence,
             stood_down: None,
+            restored: None,
             completed: self.completed && self.role != Role::Replica,
             attempt: None,
             ..self.clone()
         };
         next.record(evidence);
         Ok(next)
-    }
-
-    /// Makes a failover final, or finds that it is: the VM stays on the point that it was started from. Store
-    /// the result before any other point goes. A primary may have been one of its partner's since it was
-    /// failed over; whether it was is for the caller to know. So may one that was taken over from since: its
-    /// disks are to become those of a replica.
-    ///
-    /// # Errors
-    /// [`Problem`] when it is received here.
-    pub fn complete(&self, thing: &str) -> Result<Self, Problem> {
-        let name = crate::run::name(thing);
-        if self.role == Role::Replica {
-            let reason = "was not failed over to this host";
-            let way_out = format!("`pollux failover start {name}` does that");
-            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
-        }
-        Ok(Self {
-            completed: true,
-            received: None,
-            ..self.clone()
-        })
-    }
-
-    /// The history of which another point may take the place of the one that the failover to this host is
-    /// from.
-    ///
-    /// # Errors
-    /// [`Problem`] when there is no such failover, or it is final.
-    pub fn choosable(&self, thing: &str) -> Result<&Lineage, Problem> {
-        let name = crate::run::name(thing);
-        let refuse = |reason: &str, way_out: String| {
-            Err(Problem::new(Code::Conflict, thing, reason, way_out))
-        };
-        match (self.role, &self.received) {
-            (Role::Replica, _) => refuse(
-                "was not failed over to this host",
-                format!("`pollux failover start {name}` does that"),
-            ),
-            (Role::Primary, _) => refuse(
-                "belongs to this host: there is no failover whose point could be another",
-                format!("`pollux point export {name} POINT` takes out a point that is there still"),
-            ),
-            (Role::FailedOver, _) if self.completed => refuse(
-                "has no other point to start from: its failover is complete",
-                format!(
-                    "what to go back to is kept from now on by `pollux disk checkpoint {name}`"
-                ),
-            ),
-            (Role::FailedOver, None) => refuse(
-                "was failed over by an older Pollux, which kept nothing of the history before that",
-                format!("`pollux point export {name} POINT` takes a point out"),
-            ),
-            (Role::FailedOver, Some(received)) => Ok(received),
-        }
-    }
-
-    /// Lets another point take the place of the one that the failover to this host is from: opens a term
-    /// that grows from it, where the VM may be started. The term before is given up with all that was
-    /// written in it. Store the result before QEMU starts.
-    ///
-    /// # Errors
-    /// [`Problem`] when it [may not be chosen](Self::choosable), the VM may not be started here, or the
-    /// partner is the replica already.
-    pub fn another(
-        &self,
-        thing: &str,
-        point: PointId,
-        opener: &str,
-        evidence: &Evidence,
-    ) -> Result<Self, Problem> {
-        self.another_as(thing, point, opener, evidence, TermId::random())
-    }
-
-    /// [`another`](Self::another) with the new term's id.
-    pub(crate) fn another_as(
-        &self,
-        thing: &str,
-        point: PointId,
-        opener: &str,
-        evidence: &Evidence,
-        id: TermId,
-    ) -> Result<Self, Problem> {
-        let received = self.choosable(thing)?;
-        if let Evidence::Says(theirs) | Evidence::Leased(theirs) = evidence {
-            if theirs.role == Role::Replica && self.stood_down.is_none() {
-                let partner = self.partner.as_deref().unwrap_or_default();
-                let reason = format!("has host `{partner}` as its replica already");
-                let name = crate::run::name(thing);
-                let way_out = format!("`pollux failover reverse {name}` goes on with that");
-                return Err(Problem::new(Code::Conflict, thing, reason, way_out));
-            }
-        }
-        let started = self.start(thing, evidence)?;
-        let warrant = match started.warrant {
-            Some(Warrant::StoodDown) => Some(Warrant::StoodDownBefore),
-            other => other,
-        };
-        Ok(Self {
-            lineage: self.grown(thing, received, point, opener, id)?,
-            warrant,
-            ..started
-        })
     }
 
     /// Of a VM that was failed over to this host and lies on disks of its own: without a partner it belongs
@@ -564,12 +606,7 @@ impl Standing {
         if self.role == Role::Replica || self.stood_down.is_none() || !overridden {
             return self.start(thing, evidence);
         }
-        let none_left = || Problem::new(Code::Invalid, thing, "has no sequence number left", "");
-        let point = PointId {
-            term: self.lineage.current().id,
-            sequence: self.lineage.next_sequence(used).ok_or_else(none_left)?,
-        };
-        self.prepare_as(thing, point, opener, id)?
+        self.prepare_return_as(thing, used, opener, id)?
             .take_over(thing, evidence, None)
     }
 
@@ -583,6 +620,7 @@ impl Standing {
         let warrant = crate::run::may_start(thing, self, evidence)?;
         let mut next = Self {
             warrant,
+            restored: None,
             ..self.clone()
         };
         next.record(evidence);
@@ -652,242 +690,13 @@ impl Standing {
             if let Some(theirs) = &self.stood_down {
                 return Err(crate::run::taken_over(thing, self.role, theirs));
             }
-            let name = crate::run::name(thing);
-            let (reason, way_out) = match self.role {
-                Role::FailedOver => (
-                    "was failed over to this host already",
-                    format!(
-                        "`pollux failover start {name} --point POINT` goes to another point, `pollux \
-                         failover reverse {name}` makes the other host its replica"
-                    ),
-                ),
-                Role::Primary | Role::Replica => {
-                    ("is not prepared for a planned failover", String::new())
-                }
-            };
-            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
-        }
-        Ok(Self {
-            prepared: false,
-            ..self.clone()
-        })
-    }
-
-    /// This host took over, and its partner agreed to be the replica: it is the primary. Store the result
-    /// before anything is sent.
-    ///
-    /// # Errors
-    /// [`Problem`] when this host did not take over, or gave way itself since.
-    pub fn reverse(&self, thing: &str) -> Result<Self, Problem> {
-        if self.role == Role::Replica || self.stood_down.is_some() || self.partner.is_none() {
-            let reason = "was not taken over by this host, or was taken over from it since";
-            return Err(Problem::new(Code::Conflict, thing, reason, ""));
-        }
-        // The partner is a replica that can take over again: it is asked before each start.
-        let asks = Self {
-            warrant: None,
-            ..self.clone()
-        };
-        Ok(match self.role {
-            // It was before, and had its own disks back meanwhile.
-            Role::Primary => asks,
-            Role::FailedOver | Role::Replica => Self {
-                role: Role::Primary,
-                received: None,
-                fence: None,
-                ..asks
-            },
-        })
-    }
-
-    /// This host stood down for the partner, which runs the VM in `theirs`, and becomes its replica. Store
-    /// the result when everything else of a replica is durable. `runs`: the guest runs here.
-    ///
-    /// # Errors
-    /// [`Problem`] when it runs, or did not stand down for that lineage.
-    pub fn turn(
-        &self,
-        thing: &str,
-        theirs: &Lineage,
-        runs: bool,
-        relationship: Relationship,
-    ) -> Result<Self, Problem> {
-        let refuse = |reason: &str, way_out: String| {
-            Err(Problem::new(Code::Conflict, thing, reason, way_out))
-        };
-        if runs {
-            return refuse("runs on its host", crate::run::stop_there(thing));
-        }
-        let gave_way = match (&self.stood_down, self.role) {
-            (_, Role::Replica) | (None, _) => false,
-            (Some(known), _) => matches!(rank(known, theirs), Some(Rank::Same | Rank::Theirs)),
-        };
-        if !gave_way || rank(&self.lineage, theirs) != Some(Rank::Theirs) {
-            let way_out = format!(
-                "`pollux vm show {}` on both hosts tells which of the two it belongs to",
-                crate::run::name(thing)
-            );
-            return refuse("has not given way to the host that asks", way_out);
-        }
-        Ok(Self {
-            role: Role::Replica,
-            lineage: theirs.clone(),
-            warrant: None,
-            fence: None,
-            // What was asked before in the same relationship may still come.
-            agreement: match relationship {
-                Relationship::New => 0,
-                Relationship::Same => self.agreement,
-            },
-            start_unasked: StartUnasked::default(),
-            received: None,
-            succession: None,
-            stood_down: None,
-            prepared: false,
-            completed: false,
-            attempt: None,
-            ..self.clone()
-        })
-    }
-
-    /// This host [turned](Self::turn) and has no point yet: it goes back to where it was before, in its
-    /// `former` lineage, which gave way to the one that it is the replica of. The two stay partners, so that
-    /// they meet whatever is done with either, unless their relationship has ended: `related`.
-    ///
-    /// # Errors
-    /// [`Problem`] when it is no replica, or of none that succeeded `former`.
-    pub fn give_back(&self, thing: &str, former: &Lineage, related: bool) -> Result<Self, Problem> {
-        if self.role != Role::Replica || rank(former, &self.lineage) != Some(Rank::Theirs) {
-            let reason = "did not become a replica with disks of its own";
+            let reason = "is not prepared for a planned failover";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         }
         Ok(Self {
-            role: Role::Primary,
-            partner: self.partner.clone().filter(|_| related),
-            warrant: None,
-            // The partner hears that this is no replica, and holds to no lease any more.
-            fence: None,
-            lineage: former.clone(),
-            stood_down: Some(self.lineage.clone()),
             prepared: false,
-            attempt: None,
             ..self.clone()
         })
-    }
-
-    /// From now on this host runs the VM only as long as its replica renews a lease of this length.
-    /// `theirs`: the number of the agreement that the replica knows, if it is a later one. Store the
-    /// result before the first grant is asked for, and let the grant that is held end no later
-    /// ([`Grant::cut_to`](crate::lease::Grant::cut_to)).
-    ///
-    /// # Errors
-    /// [`Problem`] when it has no replica, or starts without an answer.
-    pub fn hold_to(&self, thing: &str, fence: Fence, theirs: u64) -> Result<Self, Problem> {
-        let name = crate::run::name(thing);
-        let refuse = |reason: &str, way_out: String| {
-            Err(Problem::new(Code::Conflict, thing, reason, way_out))
-        };
-        if self.role != Role::Primary || self.partner.is_none() {
-            let way_out = format!("`pollux replica enable {name}` makes one");
-            return refuse("has no replica that could renew a lease", way_out);
-        }
-        if self.start_unasked == StartUnasked::Allow {
-            let reason = "starts without an answer of its replica, and a lease needs one";
-            let way_out = format!("choose: `pollux replica set {name} --start-unasked deny`");
-            return refuse(reason, way_out);
-        }
-        Ok(Self {
-            fence: Some(fence),
-            agreement: self.next_agreement(theirs)?,
-            ..self.clone()
-        })
-    }
-
-    /// The number of the next agreement about a lease.
-    ///
-    /// # Errors
-    /// [`Problem`] when there is none left.
-    pub fn next_agreement(&self, theirs: u64) -> Result<u64, Problem> {
-        self.agreement.max(theirs).checked_add(1).ok_or_else(|| {
-            let reason = "was agreed on too often";
-            Problem::new(Code::Invalid, "the lease", reason, "")
-        })
-    }
-
-    /// The primary of the lineage `theirs` asks for a lease, by the agreement of this number. None: it
-    /// gets no grant. Store the result before it is answered, and count its time from the answer on.
-    #[must_use]
-    pub fn promise(&self, theirs: &Lineage, fence: Fence, agreement: u64) -> Option<Self> {
-        let known = match agreement.cmp(&self.agreement) {
-            Ordering::Greater => true,
-            // What ended does not come back by a question that was asked before.
-            Ordering::Equal => self.fence == Some(fence),
-            Ordering::Less => false,
-        };
-        (known && self.is_replica_of(theirs)).then(|| Self {
-            fence: Some(fence),
-            agreement,
-            ..self.clone()
-        })
-    }
-
-    /// The primary of the lineage `theirs` wants to hold to no lease any more, by the agreement of
-    /// this number. None: that is not agreed on. Store the result before it is answered.
-    #[must_use]
-    pub fn release(&self, theirs: &Lineage, agreement: u64) -> Option<Self> {
-        let known = match agreement.cmp(&self.agreement) {
-            Ordering::Greater => true,
-            Ordering::Equal => self.fence.is_none(),
-            Ordering::Less => false,
-        };
-        (known && self.is_replica_of(theirs)).then(|| self.released(agreement))
-    }
-
-    /// What a primary of the lineage `theirs` that `asked` about a lease is answered, and the standing
-    /// from then on if it is as that one wants; store it before.
-    #[must_use]
-    pub fn answer_lease(
-        &self,
-        theirs: &Lineage,
-        asked: LeaseRequest,
-    ) -> (Option<Self>, LeaseAnswer) {
-        let next = match asked.fence {
-            Some(fence) => self.promise(theirs, fence, asked.agreement),
-            None => self.release(theirs, asked.agreement),
-        };
-        let agreement = next.as_ref().unwrap_or(self).agreement;
-        let granted = next.is_some();
-        (next, LeaseAnswer { granted, agreement })
-    }
-
-    /// Without a lease, by the agreement of this number. At the primary only once its replica has
-    /// [released](Self::release) it.
-    #[must_use]
-    pub fn released(&self, agreement: u64) -> Self {
-        Self {
-            fence: None,
-            agreement,
-            ..self.clone()
-        }
-    }
-
-    /// The partner answered what was asked by the agreement of this number. One that took over and was
-    /// succeeded is no replica any more: it counts on no lease, and renews none.
-    #[must_use]
-    pub fn without_replica(&self, theirs: &PartnerStanding, agreement: u64) -> Self {
-        let over = self.fence.is_some()
-            && agreement == self.agreement
-            && theirs.role != Role::Replica
-            && rank(&self.lineage, &theirs.lineage) == Some(Rank::Ours);
-        if over {
-            self.released(agreement.saturating_add(1))
-        } else {
-            self.clone()
-        }
-    }
-
-    fn is_replica_of(&self, theirs: &Lineage) -> bool {
-        self.role == Role::Replica && rank(&self.lineage, theirs) == Some(Rank::Same)
     }
 
     /// Whether the VM starts here when its partner gives no answer.
@@ -965,7 +774,10 @@ impl Standing {
             let reason = "has another history on the partner: the two are not the same VM";
             Problem::new(Code::Conflict, thing, reason, crate::run::anew(thing))
         };
-        let mut next = self.clone();
+        let mut next = Self {
+            restored: self.doubt(true).cloned(),
+            ..self.clone()
+        };
         let mut gate = false;
         match rank(&self.lineage, theirs).ok_or_else(unrelated)? {
             Rank::Theirs => {
@@ -992,10 +804,11 @@ impl Standing {
             Rank::Same | Rank::Ours => {
                 let for_us = stood_down
                     .is_some_and(|theirs| theirs.current().id == self.lineage.current().id);
-                if self.role != Role::Replica && self.stood_down.is_none() && for_us {
+                if self.role == Role::FailedOver && self.stood_down.is_none() && for_us {
                     next.warrant = Some(Warrant::StoodDown);
                 } else if next.warrant == Some(Warrant::Override) {
-                    // First contact: from now on the partner's word counts again.
+                    // First contact: from now on the partner's word counts again. A primary counts on that
+                    // only: its partner may become the replica again, and take over.
                     next.warrant = None;
                 }
             }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::run::Evidence;
+use crate::wire::{LeaseAnswer, LeaseRequest};
 
 const VM: &str = "VM `web`";
 
@@ -38,9 +39,15 @@ fn what_was_stored_loads_again_and_an_unknown_key_is_named() {
         .superseded(VM, &taken.lineage)
         .expect("related")
         .standing;
-    for standing in [primary, replica, attempt, taken, gated] {
-        standing.store(&path).expect("stored");
-        assert_eq!(Standing::load(&path).expect("loads"), Some(standing));
+    let restored = taken.restore(Timestamp::UNIX_EPOCH, None);
+    for standing in [primary, replica, attempt, taken, gated, restored] {
+        let stored = standing.store(&path).expect("stored");
+        assert_eq!(Standing::load(&path).expect("loads"), Some(stored.clone()));
+        let stamp = stored.stamp.expect("of this storing");
+        assert_eq!(stamp.after, None);
+        let again = stored.store(&path).expect("stored").stamp.expect("another");
+        assert_eq!(again.after, Some(stamp.id));
+        assert_ne!(again.id, stamp.id);
     }
     let text = std::fs::read_to_string(&path).expect("text");
     std::fs::write(&path, format!("colour = 1\n{text}")).expect("written");
@@ -395,9 +402,9 @@ fn the_longest_lineage_that_a_partner_can_tell_loads_again() {
     let mut standing = Standing::replica("host-b", lineage.clone());
     standing.stood_down = Some(lineage.clone());
     standing.attempt = Some(lineage);
-    standing.store(&path).expect("stored");
+    let stored = standing.store(&path).expect("stored");
     let loaded = Standing::load(&path).expect("loads");
-    assert_eq!(loaded, Some(standing));
+    assert_eq!(loaded, Some(stored));
 }
 
 #[test]
@@ -609,13 +616,15 @@ fn given_back(primary: &Standing, twin: &Standing, down: &Standing) {
     let free = leased.without_replica(&says, leased.agreement);
     assert_eq!(free.fence, None);
     free.start(VM, &Evidence::Says(says)).expect("it starts");
-    // As long as that one gives way nobody need be asked, and not once it is the replica again.
+    // That one gives way, and may be made the replica again, and take over: it is asked before each start.
     let met = free.meet(VM, &given.lineage, given.stood_down.as_ref());
     let met = met.expect("related").standing;
-    met.start(VM, &Evidence::Unasked).expect("by its warrant");
-    let again = met.reverse(VM).expect("once more");
-    let unasked = again.start(VM, &Evidence::Unasked);
-    unasked.expect_err("its replica may have taken over since");
+    let says = Evidence::Says(given.tell(false));
+    for standing in [&met, &met.reverse(VM).expect("once more")] {
+        let unasked = standing.start(VM, &Evidence::Unasked);
+        unasked.expect_err("its replica may have taken over since");
+        standing.start(VM, &says).expect("it gives way");
+    }
     // Whoever is started there by force is above it, and holds it still when they meet.
     let word = Evidence::Override(word());
     let above = given.take_back(VM, 9, "host-a", &word).expect("forced");
@@ -701,4 +710,274 @@ fn another_point_takes_the_place_of_the_one_that_a_failover_is_from() {
         let problem = problem.expect_err("no failover");
         assert!(problem.way_out.contains(way_out), "{problem}");
     }
+}
+
+#[test]
+fn a_restored_folder_gives_no_right_to_run_until_the_partner_or_a_person_says_so() {
+    let (primary, replica) = pair();
+    let silent = Evidence::Unreachable("it does not answer".to_owned());
+    let forced = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .and_then(|ready| ready.take_over(VM, &Evidence::Override(word()), None))
+        .expect("forced");
+    let mut allowed = primary.clone();
+    allowed.start_unasked = StartUnasked::Allow;
+    for standing in [forced.clone(), allowed] {
+        standing.start(VM, &silent).expect("as it was stored last");
+        let restored = standing.restore(Timestamp::UNIX_EPOCH, None);
+        let partner = standing.partner.clone().expect("it has one");
+        for evidence in [&Evidence::Unasked, &silent] {
+            let problem = restored.start(VM, evidence).expect_err("nobody knows");
+            assert!(problem.reason.contains(&partner), "{problem}");
+            assert!(problem.reason.contains("restored"), "{problem}");
+            assert!(problem.way_out.contains("--force --because"), "{problem}");
+        }
+        let word = Evidence::Override(word());
+        let started = restored.start(VM, &word).expect("a person's word");
+        assert_eq!(started.restored, None);
+        assert_eq!(started.warrant, Some(Warrant::Override));
+        started.start(VM, &silent).expect("it holds from then on");
+        // What the partner says decides, whichever way.
+        let there = Standing::replica("", standing.lineage.clone());
+        let met = restored.meet(VM, &there.lineage, None).expect("related");
+        assert_eq!(met.standing.restored, None);
+        let says = Evidence::Says(there.tell(false));
+        met.standing.start(VM, &says).expect("it is the replica");
+        let says = Evidence::Says(there.tell(true));
+        met.standing.start(VM, &says).expect_err("it runs there");
+    }
+    // Two that took over from each other: the later one is not known here.
+    let restored = primary.restore(Timestamp::UNIX_EPOCH, None);
+    let met = restored.meet(VM, &forced.lineage, None).expect("related");
+    assert_eq!(met.standing.stood_down, Some(forced.lineage.clone()));
+    let says = Evidence::Says(forced.tell(false));
+    let problem = met.standing.start(VM, &says).expect_err("succeeded");
+    assert!(problem.reason.contains("taken over"), "{problem}");
+}
+
+#[test]
+fn a_restored_replica_counts_on_no_lease_that_it_may_not_know() {
+    let (_, mut replica) = pair();
+    replica.fence = Some(Fence::new(Fence::SHORTEST).expect("a length"));
+    let ready = replica
+        .prepare(VM, point(&replica.lineage, 3), "host-b")
+        .expect("on it");
+    let over = Evidence::LeaseExpired;
+    ready.take_over(VM, &over, None).expect("it is over");
+    let restored = ready.restore(Timestamp::UNIX_EPOCH, None);
+    let problem = restored.take_over(VM, &over, None).expect_err("which one");
+    assert!(problem.reason.contains("restored"), "{problem}");
+    let attempt = ready.attempt.as_ref().expect("prepared").current().id;
+    let down = Evidence::StoodDown(attempt);
+    let taken = restored.take_over(VM, &down, None).expect("it stood down");
+    assert_eq!(taken.restored, None);
+}
+
+#[test]
+fn a_folder_of_before_the_vm_was_shared_needs_a_persons_word_and_one_that_never_was_is_like_any_other()
+ {
+    let lineage = Lineage::begin("host-a");
+    let alone = Standing::primary(lineage.clone());
+    assert_eq!(alone.restore(Timestamp::UNIX_EPOCH, None), alone);
+    let restored = alone.restore(Timestamp::UNIX_EPOCH, Some("host-b"));
+    let problem = restored
+        .start(VM, &Evidence::Unasked)
+        .expect_err("shared since");
+    assert!(problem.reason.contains("host-b"), "{problem}");
+    assert!(!problem.way_out.contains("answers"), "{problem}");
+    let word = Evidence::Override(word());
+    let started = restored.start(VM, &word).expect("a person's word");
+    assert_eq!((started.restored, started.warrant), (None, None));
+    // The partner of long ago knows no more than the folder.
+    let mut long_ago = restored.clone();
+    long_ago.partner = Some("host-c".to_owned());
+    let there = Standing::replica("host-a", lineage);
+    let met = long_ago.meet(VM, &there.lineage, None).expect("related");
+    assert_eq!(met.standing.restored, restored.restored);
+    let says = crate::run::weigh(&long_ago, there.tell(false), None);
+    long_ago
+        .start(VM, &says)
+        .expect_err("another host would know");
+    let says = crate::run::weigh(&long_ago, there.tell(false), Some(self::word()));
+    long_ago.start(VM, &says).expect("a person's word");
+    // Who ends the relationship unheard knows no more afterwards.
+    let mut restored = long_ago;
+    restored.restored = None;
+    let restored = restored.restore(Timestamp::UNIX_EPOCH, None);
+    let ended = restored.end(VM, false, None).expect("no lease");
+    ended
+        .start(VM, &Evidence::Unasked)
+        .expect_err("still shared");
+}
+
+/// The primary that stood down, and its replica that took over from point 3.
+fn taken_over() -> (Standing, Standing) {
+    let (primary, replica) = pair();
+    let ready = replica.prepare(VM, point(&replica.lineage, 3), "host-b");
+    let ready = ready.expect("on it");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let down = primary.stand_down(VM, &asked, false).expect("off");
+    let granted = Evidence::StoodDown(asked.current().id);
+    let taken = ready.take_over(VM, &granted, None).expect("stood down");
+    (down, taken)
+}
+
+#[test]
+fn a_failover_that_is_called_off_lets_the_host_that_gave_way_go_on_without_a_word() {
+    let (down, taken) = taken_over();
+    let newest = point(&down.lineage, 5);
+    let problem = taken.call_off(VM, newest, true).expect_err("it runs");
+    assert!(problem.way_out.contains("pollux vm kill web"), "{problem}");
+    let twin = taken.call_off(VM, newest, false).expect("it took over");
+    assert_eq!((twin.role, &twin.lineage), (Role::Replica, &down.lineage));
+    assert!(twin.start(VM, &Evidence::Unasked).is_err(), "a replica");
+    let twice = twin.call_off(VM, newest, false).expect_err("a replica");
+    assert!(twice.reason.contains("not failed over"), "{twice}");
+
+    // The other one does not start by itself, nor asks one that is not the replica, or is being started.
+    let says = |standing: &Standing, runs| Evidence::Says(standing.tell(runs));
+    let refused = down.start(VM, &says(&twin, false)).expect_err("gave way");
+    assert!(refused.way_out.contains("failover cancel web"), "{refused}");
+    assert!(!down.may_return(&says(&taken, false)));
+    assert!(!down.may_return(&says(&twin, true)));
+    assert!(!down.may_return(&Evidence::Unreachable(String::new())));
+    assert!(down.may_return(&says(&twin, false)));
+    let mut elsewhere = down.clone();
+    elsewhere.partner = Some("host-c".to_owned());
+    assert!(
+        !elsewhere.may_return(&says(&twin, false)),
+        "host-b may run it"
+    );
+    let ready = down.prepare_return(VM, 7, "host-a").expect("gave way");
+    let asked = ready.attempt.clone().expect("an attempt");
+    let term = asked.current();
+    assert_eq!(term.parent, Some(point(&down.lineage, 8)), "past all");
+    assert!(term.number > taken.lineage.current().number);
+    let early = ready.take_over(VM, &says(&twin, false), None);
+    early.expect_err("it has not stood down");
+    taken
+        .stand_down(VM, &asked, false)
+        .expect_err("it does not build on the failover");
+    let yields = twin.stand_down(VM, &asked, false).expect("off");
+    let granted = Evidence::StoodDown(term.id);
+    let back = ready.take_over(VM, &granted, None).expect("stood down");
+    assert_eq!((back.role, &back.stood_down), (Role::Primary, &None));
+    // Its replica may take over again: it asks.
+    assert_eq!(back.warrant, None);
+    back.start(VM, &Evidence::Unasked).expect_err("unasked");
+    let met = yields.meet(VM, &back.lineage, None).expect("related");
+    assert_eq!(met.standing.lineage, back.lineage);
+    assert_eq!(met.standing.stood_down, None);
+    back.start(VM, &says(&met.standing, false)).expect("asked");
+
+    // Whoever takes over again is above what was given up, of which the other one knows.
+    let again = twin.prepare(VM, newest, "host-b").expect("on it");
+    let again = again.attempt.expect("an attempt");
+    assert!(again.current().number > taken.lineage.current().number);
+    assert_ne!(again.current().id, taken.lineage.current().id);
+    twin.prepare_return(VM, 7, "host-b").expect_err("a replica");
+}
+
+#[test]
+fn a_host_from_which_the_vm_was_taken_back_becomes_the_replica_of_that_history() {
+    let (down, taken) = taken_over();
+    let above = down
+        .take_back(VM, 9, "host-a", &Evidence::Override(word()))
+        .expect("a person's word");
+    let gone = taken.superseded(VM, &above.lineage).expect("related");
+    let newest = point(&down.lineage, 5);
+    let twin = gone
+        .standing
+        .call_off(VM, newest, false)
+        .expect("it is off");
+    assert_eq!((twin.role, &twin.lineage), (Role::Replica, &above.lineage));
+    assert_eq!((&twin.stood_down, &twin.succession), (&None, &None));
+    // The other one gave way, and may take over again once it is the replica: there is nothing to count on.
+    let gave_way = gone.standing.stood_down.as_ref();
+    let met = above.meet(VM, &gone.standing.lineage, gave_way);
+    let met = met.expect("related").standing;
+    assert_eq!(met.warrant, None);
+    let unheard = Evidence::Unreachable(String::new());
+    met.start(VM, &unheard).expect_err("it may have taken over");
+    let says = |standing: &Standing| Evidence::Says(standing.tell(false));
+    met.start(VM, &says(&gone.standing)).expect("it gave way");
+    met.start(VM, &says(&twin)).expect("it is the replica");
+
+    // Nor before the partner was heard of, if it is what was restored that says so.
+    let restored = gone.standing.restore(Timestamp::UNIX_EPOCH, None);
+    let problem = restored.call_off(VM, newest, false);
+    let problem = problem.expect_err("nobody knows");
+    assert!(problem.reason.contains("restored"), "{problem}");
+    // Not if it went on below the points that are here, or from another history.
+    let beyond = gone.standing.call_off(VM, point(&down.lineage, 11), false);
+    let problem = beyond.expect_err("it is not of that history");
+    assert!(problem.way_out.contains("anew"), "{problem}");
+    let other = taken.lineage.branch(point(&taken.lineage, 4), "host-a");
+    let mut strange = gone.standing.clone();
+    strange.received = Some(other.expect("on it"));
+    strange.call_off(VM, newest, false).expect_err("another");
+}
+
+#[test]
+fn only_a_failover_that_is_not_final_is_called_off() {
+    let (down, taken) = taken_over();
+    let newest = point(&down.lineage, 5);
+    let mut alone = taken.clone();
+    alone.partner = None;
+    let mut older = taken.clone();
+    older.received = None;
+    let mut gone = taken.complete(VM).expect("final");
+    gone.stood_down = Some(down.lineage.clone());
+    for (standing, way_out) in [
+        (down.clone(), "pollux vm show web"),
+        (
+            taken.reverse(VM).expect("it took over"),
+            "pollux vm show web",
+        ),
+        (taken.complete(VM).expect("final"), "failover reverse web"),
+        (gone, "copies everything anew"),
+        (older, "failover reverse web"),
+        (alone, "failover complete web"),
+    ] {
+        let problem = standing.call_off(VM, newest, false).expect_err("final");
+        assert!(problem.way_out.contains(way_out), "{problem}");
+    }
+}
+
+#[test]
+fn a_lease_is_agreed_on_anew_with_a_replica_that_took_over_and_called_that_off() {
+    let (primary, replica) = pair();
+    let fence = Fence::new(30).expect("a length");
+    let primary = primary.hold_to(VM, fence, 0).expect("agreed");
+    let asked = |by: &Standing| LeaseRequest {
+        agreement: by.agreement,
+        fence: by.fence,
+    };
+    let (counting, _) = replica.answer_lease(&primary.lineage, asked(&primary));
+    let counting = counting.expect("it promises");
+    let newest = point(&replica.lineage, 3);
+    let twin = counting
+        .prepare(VM, newest, "host-b")
+        .and_then(|ready| ready.take_over(VM, &Evidence::LeaseExpired, None))
+        .and_then(|taken| taken.call_off(VM, newest, false))
+        .expect("called off");
+    assert_eq!(twin.fence, None);
+
+    // The primary has heard nothing of it, and is refused a grant by what it knows.
+    let (none, answer) = twin.answer_lease(&primary.lineage, asked(&primary));
+    assert_eq!((none, answer.granted), (None, false));
+    let says = twin.tell(false);
+    assert!(primary.must_agree_anew(&says, answer));
+    let anew = primary.hold_to(VM, fence, answer.agreement).expect("anew");
+    let (promised, answer) = twin.answer_lease(&anew.lineage, asked(&anew));
+    assert!(answer.granted && !anew.must_agree_anew(&says, answer));
+    assert_eq!(promised.expect("it promises").fence, Some(fence));
+    // What does not come of a replica in the same term says nothing about that.
+    let late = LeaseAnswer {
+        granted: false,
+        agreement: anew.agreement,
+    };
+    let mut other = says.clone();
+    other.role = Role::FailedOver;
+    assert!(!anew.must_agree_anew(&other, late));
 }

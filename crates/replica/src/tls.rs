@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::certificate::Flaw;
-use crate::identity::Identity;
+use crate::identity::{Identity, Leaf};
 use crate::trust::{Presented, Trust, Trusted};
 
 pub use crate::host::Principal;
@@ -253,14 +253,13 @@ pub fn server_config(
 /// What the client end presents, and the one peer that it accepts.
 ///
 /// # Errors
-/// [`TlsError`] when the identity is of no use to TLS.
+/// [`TlsError`] when that is of no use to TLS.
 pub fn client_config(
-    identity: &Identity,
+    leaf: &Leaf,
     trust: &Arc<Trust>,
     peer: &Trusted,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
-    let leaf = identity.leaf(Timestamp::now());
     let verifier = OnePeer {
         peer: peer.clone(),
         trust: trust.clone(),
@@ -392,6 +391,7 @@ impl Connection {
             let shown: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
             let entered = match peer {
                 Some(peer) => {
+                    self.trust.let_in(&peer.name);
                     let place = self.places.take(&peer.name).await;
                     place.ok().map(|place| (peer, shown, place))
                 }

@@ -500,7 +500,20 @@ impl Trust {
         true
     }
 
-    /// Who was refused and is not trusted since, the last one first, each once.
+    /// Forgets that peer `name`, which shows a good certificate now, was refused for one that was out of date.
+    pub(crate) fn let_in(&self, name: &str) {
+        let mut strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        strangers.retain(|stranger| {
+            let out_of_date = matches!(stranger.flaw, Flaw::Expired { .. } | Flaw::NotYet { .. });
+            !(out_of_date && stranger.names.iter().any(|one| one == name))
+        });
+    }
+
+    /// Who was refused and is not trusted since, nor let in if the time was the reason, the last one first,
+    /// each once.
     #[must_use]
     pub fn strangers(&self) -> Vec<Stranger> {
         let strangers = self
@@ -582,13 +595,13 @@ impl Stranger {
             authority,
             flaw,
         } = self;
-        let name = names.first().map_or("", String::as_str);
+        let name = names.first().map_or("<name>", String::as_str);
         let name: String = name.chars().take(200).collect();
         let way_out = match flaw {
             Flaw::Expired { .. } | Flaw::Revoked | Flaw::Usage => format!(
                 "give it another: run `pollux host certificate FILE --key FILE --authority FILE` on `{name}`"
             ),
-            Flaw::NotYet { .. } => "compare the clocks of both hosts".to_owned(),
+            Flaw::NotYet { .. } => Flaw::waits(&name),
             Flaw::WrongName { .. } | Flaw::Untrusted | Flaw::Unreadable => {
                 let shown = authority.map_or("<fingerprint>".to_owned(), |one| one.to_string());
                 format!(
@@ -677,7 +690,8 @@ impl Presented {
                 match flaw {
                     Flaw::WrongName { .. } => "trust it under the name it shows",
                     Flaw::Expired { .. } | Flaw::NotYet { .. } => {
-                        "compare the clocks of both hosts"
+                        "compare the clocks of both hosts; if they are right, run `pollux host \
+                         certificate` on it, with a certificate that is valid now"
                     }
                     _ => "run `pollux host certificate` on it, with a certificate that serves",
                 },

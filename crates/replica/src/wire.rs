@@ -198,6 +198,9 @@ pub struct Reverse {
     pub enrol: Enrol,
     /// The newest point that the caller received.
     pub newest: PointId,
+    /// When that was cut, if the caller knows: from then on the answering host wrote what it never sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_cut: Option<Timestamp>,
 }
 
 /// Answer to [`Reverse`]: the answering host is the replica.

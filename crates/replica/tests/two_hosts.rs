@@ -58,7 +58,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use replicas::{Enrolled, Replicas};
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A host: its identity, whom it trusts, and, if it serves, where.
 struct Host {

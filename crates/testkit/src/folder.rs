@@ -14,6 +14,8 @@ use durable::{File, FileSystem, Folder};
 
 /// What a disk writes in one piece.
 const SECTOR: usize = 512;
+/// What a file takes space in.
+const BLOCK: usize = 4096;
 
 /// See the module. Clones are the same folder.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +33,7 @@ struct State {
     more_faults: u64,
     /// What it says to have left; everything is written all the same.
     free: Option<u64>,
-    /// Bytes by which files can become longer; holes count as taken.
+    /// Bytes that files can take beyond what they take.
     room: Option<u64>,
     calls: u64,
     nodes: Vec<Node>,
@@ -51,6 +53,26 @@ struct Node {
     seen: Vec<u8>,
     safe: Vec<u8>,
     pending: Vec<Change>,
+    /// Blocks of what is seen that are no holes.
+    taken: BTreeSet<usize>,
+}
+
+impl Node {
+    /// What a power cut leaves: where it reads as zeroes there are holes.
+    fn left(content: Vec<u8>) -> Self {
+        let blocks = (0..).zip(content.chunks(BLOCK));
+        let taken = blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0));
+        Self {
+            taken: taken.map(|(number, _)| number).collect(),
+            seen: content.clone(),
+            safe: content,
+            pending: Vec::new(),
+        }
+    }
+
+    fn allocated(&self) -> u64 {
+        (self.taken.len() * BLOCK) as u64
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -212,9 +234,9 @@ impl CutFolder {
         self.lock().free = Some(bytes);
     }
 
-    /// From now on files can become longer by this many bytes together, and by those of what is removed
-    /// or cut; what would take more changes nothing and fails for want of space. What is there is
-    /// written over all the same, holes too. Without `room`: no limit any more.
+    /// From now on files can take this many bytes more together, in blocks of 4096, and those of what is
+    /// removed, cut or punched; what would take more changes nothing and fails for want of space. What is
+    /// no hole is written over all the same. Without `room`: no limit any more.
     pub fn limit(&self, room: Option<u64>) {
         self.lock().room = room;
     }
@@ -251,11 +273,7 @@ impl CutFolder {
                     piece.apply(&mut content);
                 }
             }
-            Node {
-                seen: content.clone(),
-                safe: content,
-                pending: Vec::new(),
-            }
+            Node::left(content)
         });
         let nodes = nodes.collect();
         Self {
@@ -301,7 +319,7 @@ impl CutFolder {
             }
             _ => None,
         };
-        let freed = gone.map_or(0, |node| state.nodes[node].seen.len());
+        let freed = gone.map_or(0, |node| state.nodes[node].allocated());
         state.give_back(freed);
         state.seen.apply(&change);
         state.pending.push(change);
@@ -350,30 +368,42 @@ impl State {
         self.powered()
     }
 
-    fn give_back(&mut self, bytes: usize) {
+    fn give_back(&mut self, bytes: u64) {
         if let Some(room) = &mut self.room {
-            *room = room.saturating_add(bytes as u64);
+            *room = room.saturating_add(bytes);
         }
     }
 
-    /// Takes the space for a file to become as long as `change` makes it.
+    /// Takes the space that `change` of a file needs, or gives back what it does not need any more.
     fn take_room(&mut self, node: usize, change: &Change) -> io::Result<()> {
-        let before = self.nodes[node].seen.len();
-        let after = match change {
-            Change::Write { at, bytes } => before.max(at + bytes.len()),
-            Change::Zero { .. } => before,
-            Change::Len(len) => *len,
-        };
-        self.give_back(before.saturating_sub(after));
-        let more = after.saturating_sub(before) as u64;
-        match &mut self.room {
-            Some(room) if *room < more => Err(io::ErrorKind::StorageFull.into()),
-            Some(room) => {
-                *room -= more;
-                Ok(())
+        let taken = &mut self.nodes[node].taken;
+        let before = taken.len();
+        let more: Vec<usize> = match change {
+            Change::Write { bytes, .. } if bytes.is_empty() => return Ok(()),
+            Change::Write { at, bytes } => {
+                let blocks = at / BLOCK..(at + bytes.len()).div_ceil(BLOCK);
+                blocks.filter(|block| !taken.contains(block)).collect()
             }
-            None => Ok(()),
+            Change::Zero { at, len } => {
+                let whole = at.div_ceil(BLOCK)..(at + len) / BLOCK;
+                taken.retain(|block| !whole.contains(block));
+                Vec::new()
+            }
+            Change::Len(len) => {
+                taken.retain(|block| block * BLOCK < *len);
+                Vec::new()
+            }
+        };
+        let freed = ((before - taken.len()) * BLOCK) as u64;
+        self.give_back(freed);
+        let needed = (more.len() * BLOCK) as u64;
+        match &mut self.room {
+            Some(room) if *room < needed => return Err(io::ErrorKind::StorageFull.into()),
+            Some(room) => *room -= needed,
+            None => {}
         }
+        self.nodes[node].taken.extend(more);
+        Ok(())
     }
 
     fn has_folder(&self, name: &str) -> io::Result<()> {
@@ -477,7 +507,8 @@ impl Folder for CutFolder {
     }
 
     fn free(&self) -> io::Result<u64> {
-        Ok(self.lock().free.unwrap_or(u64::MAX))
+        let state = self.lock();
+        Ok(state.free.or(state.room).unwrap_or(u64::MAX))
     }
 }
 
@@ -556,7 +587,20 @@ impl File for CutFile {
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        self.size()
+        let state = self.folder.lock();
+        state.powered()?;
+        Ok(state.nodes[self.node].allocated())
+    }
+
+    fn holes(&self, at: u64, len: u64) -> io::Result<u64> {
+        let state = self.folder.lock();
+        state.powered()?;
+        let (at, end) = (index(at)?, index(at.saturating_add(len))?);
+        let blocks = at / BLOCK..end.div_ceil(BLOCK);
+        let taken = &state.nodes[self.node].taken;
+        let holes = blocks.filter(|block| !taken.contains(block));
+        let within = |block: usize| end.min((block + 1) * BLOCK) - at.max(block * BLOCK);
+        Ok(holes.map(|block| within(block) as u64).sum())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -640,6 +684,33 @@ mod tests {
         assert!(file.write_at(0, b"other").is_err());
         assert_eq!(folder.content("a"), Some(b"content".to_vec()));
         file.write_at(0, b"another").expect("works again");
+    }
+
+    #[test]
+    fn room_is_taken_by_blocks_that_are_written_and_given_back_by_what_is_punched_cut_or_removed() {
+        let folder = CutFolder::new();
+        let one = folder.create("a").expect("made");
+        one.set_len(16 * 4096).expect("all of it a hole");
+        folder.limit(Some(3 * 4096));
+        one.write_at(4096, &[1; 2 * 4096]).expect("two of three");
+        assert!(one.write_at(6 * 4096 - 1, b"xy").is_err(), "two blocks");
+        one.write_at(6 * 4096, b"y").expect("the last");
+        one.write_at(4096, &[2; 4096]).expect("it is there");
+        assert!(one.write_at(0, b"x").is_err());
+        assert_eq!(one.allocated().expect("told"), 3 * 4096);
+        one.punch(4096, 6000).expect("one whole block");
+        one.write_at(0, b"x").expect("in its place");
+        assert!(one.write_at(4096, b"x").is_err());
+        one.set_len(4096).expect("cut");
+        file(&folder, "b", &[3; 2 * 4096]);
+        assert!(folder.create("c").expect("made").write_at(0, b"x").is_err());
+        folder.remove("b").expect("removed");
+        file(&folder, "c", &[4; 2 * 4096]);
+        one.set_len(16 * 4096).expect("a hole more");
+        one.sync().expect("synced");
+        folder.sync("").expect("synced");
+        let left = folder.cut(1).open("a").expect("there");
+        assert_eq!(left.allocated().expect("told"), 4096);
     }
 
     #[test]

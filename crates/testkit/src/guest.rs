@@ -66,8 +66,22 @@ impl GuestImages {
     /// # Errors
     /// [`GuestError`].
     pub fn build_or_get() -> Result<Self, GuestError> {
+        Self::build(&[])
+    }
+
+    /// The same with the kernel for all machines, which takes longer to boot. It follows the VM-Generation
+    /// ID; the one for clouds has no driver for that.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_or_get_generic() -> Result<Self, GuestError> {
+        Self::build(&["generic"])
+    }
+
+    fn build(arguments: &[&str]) -> Result<Self, GuestError> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/guest");
         let output = Command::new(&script)
+            .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output();

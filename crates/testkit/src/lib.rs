@@ -10,6 +10,7 @@ mod history;
 #[cfg(test)]
 mod image;
 mod lives;
+mod port;
 mod rng;
 mod room;
 mod schedule;
@@ -22,6 +23,7 @@ pub use conformance::{
 pub use folder::CutFolder;
 pub use history::History;
 pub use lives::{World, finish, lives, seeds};
+pub use port::free_port;
 pub use rng::Rng;
 pub use room::{SmallDisk, in_own_mounts, may_mount};
 pub use schedule::Schedule;

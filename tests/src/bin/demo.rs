@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 use model::Bytes;
 use pollux_tests::{
-    FIRST_WRITE, Host, Scratch, clean_up_on_signals, create_writer, flushed, json_u64, judge,
-    kill_diskd, text, until, writes_on,
+    FIRST_WRITE, FOUND, Host, Scratch, clean_up_on_signals, create_writer, flushed, found_of,
+    json_u64, judge, kill_diskd, text, until, writes_on,
 };
 use serde_json::Value;
 use testkit::guest::{FLUSHED, GuestImages};
@@ -34,6 +34,7 @@ fn demo() -> Result<()> {
     clean_up_on_signals(|| ())?;
     let mut pair = Pair::meet(&scratch)?;
     pair.protect()?;
+    let tested = pair.test_failover()?;
     let restart = pair.kill_storage()?;
     let lost = pair.lose_primary()?;
     let taken = pair.take_over()?;
@@ -60,6 +61,10 @@ fn demo() -> Result<()> {
         (
             "longest hold-up of the guest by a cut",
             format!("{} us", lost.pause_us),
+        ),
+        (
+            "records found by the guest of the test failover",
+            tested.to_string(),
         ),
         (
             "storage process killed, guest writing again after",
@@ -163,6 +168,19 @@ impl Pair {
         Ok(())
     }
 
+    /// How many records the copy's guest found.
+    fn test_failover(&self) -> Result<u64> {
+        title("A test of the newest point: a copy without a network, while points go on");
+        let pollux = &self.pollux;
+        pollux.pollux(&["failover", "test", "web"])?;
+        let found = pollux.serial_line("web - Test", 0, FOUND, FIRST_WRITE)?;
+        println!("the copy's guest says: {found}");
+        pollux.pollux(&["vm", "list"])?;
+        self.wait_for_points(self.points()?.len() + 1)?;
+        pollux.pollux(&["failover", "stop-test", "web"])?;
+        found_of(&found)
+    }
+
     fn kill_storage(&self) -> Result<Duration> {
         title("kill -9 of the storage process in the middle of a write");
         let start = Instant::now();
@@ -201,13 +219,10 @@ impl Pair {
         let word = "castor lost its power, I stood beside it";
         pollux.pollux(&["failover", "start", "web", "--force", "--because", word])?;
         let running = start.elapsed();
-        let found = pollux.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+        let found = pollux.serial_line("web", 0, FOUND, FIRST_WRITE)?;
         let read = start.elapsed();
         println!("the twin's guest says: {found}");
-        ensure!(
-            found.ends_with(": right"),
-            "the twin's guest does not find its records"
-        );
+        found_of(&found)?;
         Ok(Taken { running, read })
     }
 
@@ -284,17 +299,9 @@ impl Pair {
         pollux.pollux(&["failover", "prepare", "web"])?;
         let written = flushed(&pollux.serial_log("web")?).context("it wrote")?;
         castor.pollux(&["failover", "start", "web"])?;
-        let found = castor.serial_line("web", 0, "pollux-workload: found", FIRST_WRITE)?;
+        let found = castor.serial_line("web", 0, FOUND, FIRST_WRITE)?;
         println!("the guest at castor says: {found}");
-        ensure!(
-            found.ends_with(": right"),
-            "the guest does not find its records"
-        );
-        let found = found.split_once("committed ").and_then(|(_, rest)| {
-            let number = rest.split(' ').next()?;
-            number.parse().ok()
-        });
-        let found = found.context("the guest says how many")?;
+        let found = found_of(&found)?;
         ensure!(found >= written, "{found} of {written} records came home");
         pollux.refused(&["vm", "start", "web"])?;
         castor.pollux(&["vm", "list"])?;

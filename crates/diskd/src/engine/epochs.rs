@@ -160,9 +160,10 @@ impl Engine {
                  {marked} are marked, and one holds {} that take space",
                 Bytes(FITTING)
             ),
-            "the changes stay marked, and it goes on by itself should the guest discard enough of them; \
-             if not, end the replication with `pollux replica remove` and enable it anew: an initial \
-             replication comes in parts, of whatever size",
+            "the changes stay marked, and it goes on by itself should the guest discard enough of them; if \
+             not, make a VM of the newest point on the other host (`pollux point export`, `pollux vm create \
+             --image`), end the replication with `pollux replica remove`, and enable it anew with \
+             `--seed-from` that VM: what differs is sent in parts, of whatever size",
         )
     }
 

@@ -35,13 +35,15 @@ pub(crate) fn is_told(kind: EventKind) -> bool {
         | EventKind::FailedOver
         | EventKind::StoodDown
         | EventKind::LeaseOver
-        | EventKind::StartedUnasked => true,
+        | EventKind::StartedUnasked
+        | EventKind::Restored => true,
         EventKind::Enabled
         | EventKind::Removed
         | EventKind::State
         | EventKind::Repaired
         | EventKind::PointsMissed
         | EventKind::PointsOnTime
+        | EventKind::CalledOff
         | EventKind::LeaseRenewed
         | EventKind::TestBegan
         | EventKind::TestEnded

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::{
     EventKind, LostDisk, LostRange, LostWrites, Replication, ReverseReplication, Severity,
-    StartFailover, TestFailover, VmDetails,
+    StartFailover, StopTest, TestFailover, VmDetails,
 };
 use axum::Json;
 use axum::extract::{Path, State};
@@ -21,7 +21,7 @@ use super::vms::{details, word};
 use super::{Answered, Refusal};
 use crate::event::Draft;
 use crate::host::{Host, NameReservation};
-use crate::receive::{kept_points, let_points_go};
+use crate::receive::{Why, kept_points, let_points_go};
 use crate::twin::{LATEST, LOST, nothing_lost};
 use crate::vm::another::Choice;
 use crate::vm::branch::Branch;
@@ -213,7 +213,7 @@ pub(super) async fn lost_writes(
     let thing = view.thing();
     let (store, keep) = (vm.store.clone(), kept_points(&host, &vm));
     let read = blocking(move || {
-        let read = Branch::read(&view.home.path)?;
+        let read = Branch::read(&view.home.place)?;
         // What it keeps is told while the journal is away, too.
         let held = store.and_then(|store| store.held_back(&keep).ok().flatten());
         Ok(read.map(|(branch, was)| (branch, was, held)))
@@ -239,6 +239,7 @@ pub(super) async fn lost_writes(
     });
     Ok(Json(LostWrites {
         since: branch.since,
+        from: branch.from,
         until: branch.until,
         disks: disks.collect(),
         held,
@@ -254,27 +255,30 @@ pub(super) async fn drop_lost_writes(
     let (view, store) = (vm.view(), vm.store.clone());
     let thing = view.thing();
     let dropped = blocking(move || {
-        let home = &view.home.path;
-        let kept = store.filter(|_| Branch::folder(home).exists());
+        let kept = store.filter(|_| Branch::folder(&view.home.place).exists());
         let store = kept.ok_or_else(|| nothing_lost(&thing))?;
-        // Until there is one, the disks that are kept are all that this host has.
-        store.newest()?;
-        store.while_lost_is_free(|| {
-            Branch::drop_of(home).map_err(|error| Problem::failed(thing, &error))
-        })?;
+        store.drop_lost()?;
         Ok(store)
     });
     // If the store is full, no point comes that would begin it.
-    let_points_go(&host, vm, dropped.await?);
+    let_points_go(&host, vm, dropped.await?, Why::Retention);
     Ok(Json(()))
 }
 
 pub(super) async fn stop_test(
     State(host): State<Arc<Host>>,
     Path(vm): Path<String>,
+    Body(wanted): Body<StopTest>,
 ) -> Answered<()> {
     let vm = host.find(&vm)?;
     let copies = tests_of(&host, &vm);
+    let failed_over = vm.view().standing.role == Role::FailedOver;
+    if copies.is_empty() && wanted.or_failover && failed_over {
+        let dropping = false;
+        vm.ask(|answer| Message::CallOff { dropping, answer })
+            .await?;
+        return Ok(Json(()));
+    }
     if copies.is_empty() {
         let view = vm.view();
         let name = &view.home.spec.name;
@@ -283,7 +287,10 @@ pub(super) async fn stop_test(
                 "`pollux failover cancel {name}` ends the planned failover that it is prepared for"
             )
         } else if view.standing.choosable("").is_ok() {
-            format!("`pollux failover start {name} --point POINT` goes to another point")
+            format!(
+                "`pollux failover start {name} --point POINT` goes to another point, `pollux failover \
+                 cancel {name}` calls the failover off"
+            )
         } else {
             format!("`pollux failover test {name}` starts one")
         };

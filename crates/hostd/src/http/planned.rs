@@ -9,12 +9,12 @@
 //! ```
 //!
 //! Then the twin is failed over to on its host, which this one stands down for at once; or it is
-//! cancelled here.
+//! cancelled here. So is there what was failed over, and here what became the replica.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{FailoverStep, JobLine, PrepareFailover, PreparedFailover, Progress};
+use api::{CancelFailover, FailoverStep, JobLine, PrepareFailover, PreparedFailover, Progress};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -59,18 +59,35 @@ pub(super) async fn prepare(
     Ok(lines(progress))
 }
 
-pub(super) async fn cancel(State(host): State<Arc<Host>>, Path(vm): Path<String>) -> Answered<()> {
+pub(super) async fn cancel(
+    State(host): State<Arc<Host>>,
+    Path(vm): Path<String>,
+    Body(wanted): Body<CancelFailover>,
+) -> Answered<()> {
     let vm = host.find(&vm)?;
-    if vm.view().standing.role != Role::Replica {
-        vm.ask(|answer| Message::CancelFailover { answer }).await?;
-        return Ok(Json(()));
+    match vm.view().standing.role {
+        Role::Primary => {
+            vm.ask(|answer| Message::CancelFailover { answer }).await?;
+            return Ok(Json(()));
+        }
+        Role::FailedOver => {
+            let dropping = wanted.drop_writes;
+            vm.ask(|answer| Message::CallOff { dropping, answer })
+                .await?;
+            return Ok(Json(()));
+        }
+        Role::Replica => {}
     }
     // To the end, whether or not whoever asked waits: between the two steps it is no VM of this host.
     let given = tokio::spawn(async move {
         let home = vm.ask(|answer| Message::GiveBack { answer }).await?;
-        let opened = match VmFolder::read(&home) {
-            Ok(folder) => host.open_vm(folder).await.map(drop),
-            Err(problem) => Err(problem),
+        let opened = match home.starts_with(host.layout.replicas()) {
+            // Its disks lie in the store where its journal was.
+            true => host.open_twin(&home).await,
+            false => match VmFolder::read(&home) {
+                Ok(folder) => host.open_vm(folder).await.map(drop),
+                Err(problem) => Err(problem),
+            },
         };
         host.leave_out(&home, opened.clone());
         opened
@@ -97,7 +114,11 @@ async fn run(
     done("Replication is in order", "yes".to_owned());
     ask(host, vm, &replica_host).await?;
     done("The replica answers", replica_host.clone());
-    let back = way_back(&vm.view(), &replica_host, keep_checkpoints)?;
+    let received = host.server.rules(|rules| match rules.admit(&replica_host) {
+        Ok(_) => Ok(()),
+        Err(denied) => Err(denied.problem(&replica_host, host.name())),
+    });
+    let back = way_back(&vm.view(), &replica_host, received, keep_checkpoints)?;
     done("This host can become the replica", back);
 
     say(told, "shutting the guest down", 0, 0).await?;
@@ -157,10 +178,15 @@ fn check(vm: &Vm) -> Result<String, Problem> {
     }
 }
 
-/// Whether this host can become the replica of the one that takes over, in words. Who finds out afterwards
-/// only that it cannot has a VM without a twin: checkpoints, which can be merged now, are refused unless
-/// they are to be kept.
-fn way_back(view: &View, partner: &str, keep_checkpoints: bool) -> Result<String, Problem> {
+/// Whether this host can become the replica of the one that takes over, in words; `received`: whether it
+/// receives anything from that one. Who finds out afterwards only that it cannot has a VM without a twin:
+/// checkpoints, which can be merged now, are refused unless they are to be kept.
+fn way_back(
+    view: &View,
+    partner: &str,
+    received: Result<(), Problem>,
+    keep_checkpoints: bool,
+) -> Result<String, Problem> {
     let Some(machine) = &view.home.machine else {
         return Err(not_a_twin(view));
     };
@@ -172,11 +198,14 @@ fn way_back(view: &View, partner: &str, keep_checkpoints: bool) -> Result<String
     let names: Vec<_> = stay.iter().map(|one| format!("`{}`", one.name)).collect();
     let (name, names) = (&machine.spec.name, names.join(", "));
     if stay.is_empty() {
-        return Ok(match former::way_back(machine) {
-            Err(problem) => format!("not as it is: {}", problem.reason),
-            Ok(()) if machine.spec.checkpoints.is_empty() => "yes".to_owned(),
-            Ok(()) => "once its checkpoints are merged".to_owned(),
-        });
+        return Ok(
+            match (former::way_back(machine, &view.home.place), received) {
+                (Err(problem), _) => format!("not as it is: {}", problem.reason),
+                (Ok(()), Err(denied)) => format!("not as it is: {denied}"),
+                (Ok(()), Ok(())) if machine.spec.checkpoints.is_empty() => "yes".to_owned(),
+                (Ok(()), Ok(())) => "once its checkpoints are merged".to_owned(),
+            },
+        );
     }
     if keep_checkpoints {
         return Ok(format!(
@@ -228,19 +257,31 @@ async fn send_last(vm: &Vm, begun: u64, told: &Told) -> Result<PointId, Problem>
             return Err(Problem::new(Code::Conflict, view.thing(), reason, ""));
         }
         let pending = unsent::pending(&vm.supervisor.diskd_socket(), &view.home.path).await;
-        let report = view.report.as_ref().map(|report| report.borrow().clone());
-        let acknowledged = report.and_then(|report| report.acknowledged);
+        let mut report = view.report;
+        // What comes after this is what is waited for below.
+        let now = report
+            .as_mut()
+            .map(|report| report.borrow_and_update().clone());
+        let (acknowledged, error) =
+            now.map_or((None, None), |now| (now.acknowledged, now.last_error));
         match (pending, acknowledged) {
             (Some(Bytes(0)), Some(point)) if point.sequence > begun => return Ok(point),
             (pending, _) => {
                 // All of it, when nobody can tell. Whether anybody still waits shows only when told.
                 let left = pending.map_or(most, |pending| pending.0);
                 most = most.max(left);
-                say(told, "sending the last changes", most - left, most).await?;
+                let what = match error {
+                    None => "sending the last changes".to_owned(),
+                    Some(problem) => format!(
+                        "the last changes wait: {} {}",
+                        problem.thing, problem.reason
+                    ),
+                };
+                say(told, &what, most - left, most).await?;
             }
         }
         // What comes of it is looked at in any case.
-        let _ = timeout(LOOK, moved(view.report)).await;
+        let _ = timeout(LOOK, moved(report)).await;
     }
 }
 

@@ -11,6 +11,7 @@ use axum::response::Response;
 use diskd::control::StoreKind;
 use jiff::Timestamp;
 use model::{Code, Mode, Problem};
+use replica::run;
 use replica::standing::{Override, Role};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -197,6 +198,9 @@ fn summary(view: View) -> Vm {
 fn status(view: &View) -> String {
     if let Some(trouble) = &view.trouble {
         return trouble.clone();
+    }
+    if let Some(problem) = run::restored(&view.thing(), &view.standing) {
+        return format!("{}; {}", problem.reason, problem.way_out);
     }
     match succession::succeeded(&view.standing) {
         Some(succeeded) => succeeded.to_string(),

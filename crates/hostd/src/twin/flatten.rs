@@ -77,8 +77,8 @@ impl Store {
             let reason = "keeps what this host wrote and never sent, which lies in the same files";
             let name = replica::run::name(&self.thing);
             let way_out = format!(
-                "`pollux failover lost-writes {name}` shows it, and `pollux failover lost-writes {name} \
-                 --drop` keeps it no longer"
+                "`pollux failover lost-writes {name}` shows it, `pollux point export {name} lost-writes FILE` \
+                 takes it out, and `pollux failover lost-writes {name} --drop` keeps it no longer"
             );
             return Err(Problem::new(Code::Conflict, &self.thing, reason, way_out));
         }
@@ -138,7 +138,10 @@ impl Store {
                 Begun::Held(held) => return Err(self.held(held)),
             };
             let merged = merge.run().map_err(failed)?;
-            self.with(|journal| journal.finish_merge(merged).map_err(failed))?;
+            self.with(|journal| {
+                journal.finish_merge(merged).map_err(failed)?;
+                self.note_debt(journal)
+            })?;
         }
     }
 

@@ -70,10 +70,10 @@ impl Store {
         let failed = |error: io::Error| no_space_or(store.thing(), &error);
         // It is dropped under the lock: what is read before may be gone, and would be made again in part.
         let shelf = store.lock();
-        let (branch, was) = Branch::read(home)?.ok_or_else(|| nothing_lost(&self.thing))?;
+        let (branch, was) = Branch::read(&self.place)?.ok_or_else(|| nothing_lost(&self.thing))?;
         if !store.folder.exists() {
             // Whoever works above the point comes through it.
-            access::let_pass(home).map_err(failed)?;
+            access::let_pass(self.place.folder()).map_err(failed)?;
             let half = was.path.join(HALF);
             if half.exists() {
                 fs::remove_dir_all(&half).map_err(failed)?;
@@ -101,6 +101,17 @@ impl Store {
     pub(crate) fn lost_before(&self, home: &Path) -> Result<Option<Lost>, Problem> {
         let made = self.of_lost().folder.exists();
         made.then(|| self.lost(home)).transpose()
+    }
+
+    /// Drops it, for good. Blocking.
+    ///
+    /// # Errors
+    /// Somebody holds it; or there is no point yet, and the disks that are kept are all that this host has.
+    pub(crate) fn drop_lost(&self) -> Result<(), Problem> {
+        self.newest()?;
+        self.while_lost_is_free(|| {
+            Branch::drop_of(&self.place).map_err(|error| Problem::failed(&self.thing, &error))
+        })
     }
 
     /// Does something that ends it, while nobody holds it, and nobody can come to hold it. Blocking.
@@ -192,7 +203,7 @@ mod tests {
         let (name, memory) = ("web".parse().expect("a name"), Bytes(64 << 20));
         let spec = VmSpec::new(name, Generation::Two, 1, memory, false, None, vec![disk]);
         let was = VmFolder {
-            path: Branch::folder(home.path()),
+            path: Branch::folder(&Place::beside(home.path())),
             spec: spec.expect("a VM"),
             origin: None,
         };
@@ -239,7 +250,9 @@ mod tests {
         let refused = store.find(LOST).expect_err("no point of the twin");
         assert_eq!(refused.code, Code::Conflict);
         let nothing = tempfile::tempdir().expect("scratch");
-        let refused = store.lost(nothing.path()).expect_err("nothing is kept");
+        let place = Place::beside(nothing.path());
+        let other = Store::new(place, was.thing(), Flushes::default());
+        let refused = other.lost(nothing.path()).expect_err("nothing is kept");
         assert_eq!(refused.code, Code::NotFound);
     }
 
@@ -325,8 +338,10 @@ mod tests {
         drop(reader);
 
         let newest = store.newest().expect("there");
-        let drop_it =
-            || Branch::drop_of(home.path()).map_err(|error| Problem::failed("it", &error));
+        let drop_it = || {
+            Branch::drop_of(&Place::beside(home.path()))
+                .map_err(|error| Problem::failed("it", &error))
+        };
         store.while_lost_is_free(drop_it).expect("nobody holds it");
         assert_eq!(store.held_back(&keep), Ok(None));
         store.retain(&keep, Bytes(0)).expect("done");
@@ -347,7 +362,8 @@ mod tests {
         let (home, store, was) = kept();
         let drop_it = || {
             store.while_lost_is_free(|| {
-                Branch::drop_of(home.path()).map_err(|error| Problem::failed("it", &error))
+                Branch::drop_of(&Place::beside(home.path()))
+                    .map_err(|error| Problem::failed("it", &error))
             })
         };
         let lost = store.lost(home.path()).expect("kept");
@@ -370,7 +386,7 @@ mod tests {
         takeover::unpin(&lost.home.path, &lost.store).expect("unpinned");
         drop_it().expect("nobody holds it");
         assert!(!was.path.exists());
-        drop_it().expect_err("it is gone");
+        drop_it().expect("nothing is left to do");
         store.lost(home.path()).expect_err("it is gone");
         assert!(!was.path.exists(), "nothing of it is made again");
     }

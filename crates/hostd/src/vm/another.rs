@@ -72,17 +72,22 @@ impl Owner {
         let view = self.view();
         let thing = view.thing();
         view.standing.choosable(&thing)?;
-        let name = &view.home.spec.name;
-        let refuse = |reason: String, way_out: String| {
-            Err(Problem::new(Code::Conflict, &thing, reason, way_out))
-        };
         if view.state != VmState::Off {
+            let name = &view.home.spec.name;
             let way_out = format!(
                 "stop it first with `pollux vm stop {name}`, or end it with `pollux vm kill {name}`"
             );
-            return refuse(format!("is not off but {}", view.state), way_out);
+            let reason = format!("is not off but {}", view.state);
+            return Err(Problem::new(Code::Conflict, thing, reason, way_out));
         }
+        self.may_drop(drop_writes, "another point does not have")
+    }
+
+    /// Whether what was written since the failover may go, which somebody lacks, and nobody is at work on.
+    pub(super) fn may_drop(&self, drop_writes: bool, lacks: &str) -> Result<(), Problem> {
         self.check_idle()?;
+        let view = self.view();
+        let name = &view.home.spec.name;
         let machine = view.home.machine.as_ref();
         let Some((machine, origin)) = machine.and_then(|one| Some((one, one.origin.as_ref()?)))
         else {
@@ -96,14 +101,12 @@ impl Owner {
         if drop_writes {
             return Ok(());
         }
-        let reason = format!(
-            "{written} since it was failed over to point {}, which another point does not have",
-            origin.point
-        );
+        let point = origin.point;
+        let reason = format!("{written} since it was failed over to point {point}, which {lacks}");
         let way_out = format!(
             "--drop-writes says that this may go; `pollux disk export {name}` takes it out first"
         );
-        refuse(reason, way_out)
+        Err(Problem::new(Code::Conflict, view.thing(), reason, way_out))
     }
 
     /// Refuses while somebody is at work on the disks that would go.
@@ -215,7 +218,7 @@ impl Owner {
     }
 
     /// What was asked for of replicating back is not gone on with: it would go on from what is left now.
-    fn end_back(&mut self, relation: Option<Relation>) -> Result<(), Problem> {
+    pub(super) fn end_back(&mut self, relation: Option<Relation>) -> Result<(), Problem> {
         match relation.filter(|relation| relation.back.is_some()) {
             Some(relation) => self.relate(Relation {
                 back: None,
@@ -477,6 +480,7 @@ mod tests {
                 term: TermId::random(),
                 sequence: 1,
             },
+            newest_cut: None,
             tracked: false,
         });
         let problem = check_heard(thing, Some(&relation), &silent).expect_err("it may be");

@@ -1,7 +1,7 @@
 //! What a host wrote and never sent before it became the replica of the one that took over from it.
 //!
 //! ```text
-//!   replicas/UUID/branch/
+//!   replicas/UUID/branch/     or, of a twin whose journal lies in another store, STORE/UUID/branch/
 //!     vm.toml             the VM as it was here
 //!     disk0.raw ...       its disks: the files that are the bases of the journal, by another name
 //!     branch.json         where they may differ from what the other host had
@@ -9,7 +9,8 @@
 //! ```
 //!
 //! While the folder is there nothing is merged into the bases, so that the disks stay as they were: points
-//! that go go into each other ([`crate::twin::Store::retain`]). It goes when a person drops it.
+//! that go go into each other ([`crate::twin::Store::retain`]). It goes when a person drops it; by itself, with
+//! the first point, if there is nothing that the other host does not have, as after a planned failover.
 
 use std::io;
 use std::ops::Range;
@@ -98,6 +99,10 @@ impl GivenBack {
         let looks = looks(&machine).ok()?;
         unchanged.then_some(Self { branch, looks })
     }
+
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        durable::replace(&folder.join(GIVEN_BACK), &serde_json::to_vec(self)?)
+    }
 }
 
 /// Where a disk may differ.
@@ -165,9 +170,19 @@ impl Branch {
         (runs <= MAX_DIFFERS).then_some(told)
     }
 
-    /// The folder, in the home of a twin.
-    pub(crate) fn folder(home: &Path) -> PathBuf {
-        home.join(FOLDER)
+    /// Whether the other host, of which `theirs` is the lineage, has all that the disks of `was` held.
+    fn is_all_theirs(&self, was: &VmFolder, theirs: &Lineage) -> bool {
+        let unwritten = |disk: &model::DiskSpec| {
+            let mut all = self.disks.iter().flatten();
+            all.any(|one| one.disk == disk.id && one.runs.is_empty())
+        };
+        // It went on from there, and not from an older point.
+        theirs.contains(self.since) && was.spec.disks.iter().all(unwritten)
+    }
+
+    /// The folder, of a twin whose journal lies in this place.
+    pub(crate) fn folder(place: &Place) -> PathBuf {
+        place.folder().join(FOLDER)
     }
 
     /// Whether `folder` is, or was, the one of a branch: a VM's that was given back, until its twin is gone.
@@ -185,9 +200,11 @@ impl Branch {
         Self::beside(journal).exists()
     }
 
-    /// Reads that of the twin whose home is `home`, with the VM as it was; none if there is none.
-    pub(crate) fn read(home: &Path) -> Result<Option<(Self, VmFolder)>, Problem> {
-        let folder = Self::folder(home);
+    /// Reads that of the twin whose journal lies in `place`, with the VM as it was; none if there is none.
+    /// Blocking.
+    pub(crate) fn read(place: &Place) -> Result<Option<(Self, VmFolder)>, Problem> {
+        place.check()?;
+        let folder = Self::folder(place);
         let file = folder.join(FILE);
         let thing = || file.display().to_string();
         let text = match std::fs::read(&file) {
@@ -197,7 +214,12 @@ impl Branch {
         };
         let branch: Self =
             serde_json::from_slice(&text).map_err(|error| Problem::failed(thing(), &error))?;
-        Ok(Some((branch, VmFolder::read(&folder)?)))
+        match VmFolder::read(&folder) {
+            Ok(was) => Ok(Some((branch, was))),
+            // It was dropped in between.
+            Err(_) if !file.exists() => Ok(None),
+            Err(problem) => Err(problem),
+        }
     }
 
     /// Writes it durably into the folder.
@@ -214,7 +236,7 @@ impl Branch {
         }
         create::sweep(folder)?;
         if let Some(given) = GivenBack::of(folder) {
-            durable::replace(&folder.join(GIVEN_BACK), &serde_json::to_vec(&given)?)?;
+            given.write(folder)?;
         }
         durable::remove(&folder.join(FILE))
     }
@@ -227,9 +249,46 @@ impl Branch {
         unchanged.then_some(given.branch)
     }
 
-    /// Drops it, for good. Blocking.
-    pub(crate) fn drop_of(home: &Path) -> io::Result<()> {
-        remove(&Self::folder(home))
+    /// Whether the twin whose journal lies in `place` keeps a branch in which there is nothing that the host
+    /// which took over, of which `theirs` is the lineage, does not have. Blocking.
+    pub(crate) fn is_needless(place: &Place, theirs: &Lineage) -> Result<bool, Problem> {
+        let read = Self::read(place)?;
+        Ok(read.is_some_and(|(branch, was)| branch.is_all_theirs(&was, theirs)))
+    }
+
+    /// Drops it, for good, if it is there still, with its disks that lie beside it. Blocking.
+    pub(crate) fn drop_of(place: &Place) -> io::Result<()> {
+        let folder = Self::folder(place);
+        if !folder.exists() {
+            return Ok(());
+        }
+        let was = VmFolder::read(&folder);
+        remove(&folder)?;
+        let disks = was.iter().flat_map(|was| {
+            let files = was.spec.disks.iter().map(|disk| was.disk_file(disk));
+            files.filter(|file| file.parent() == Some(place.folder()))
+        });
+        disks
+            .into_iter()
+            .try_for_each(|file| durable::remove(&file))
+    }
+
+    /// Removes what the journal and the branch of a twin are in a store, where `machine` lies on its disks:
+    /// they were given back, or did not become a twin. The VM knows of the branch as long as nobody writes to
+    /// them. Blocking.
+    pub(crate) fn leave_in(place: &Place, machine: &VmFolder) -> io::Result<()> {
+        let journal = place.journal();
+        if journal.exists() {
+            remove(&journal)?;
+        }
+        let folder = Self::folder(place);
+        if folder.exists() {
+            if let Some(given) = GivenBack::of(&folder) {
+                given.write(&machine.path)?;
+            }
+            remove(&folder)?;
+        }
+        create::sweep(place.folder())
     }
 }
 
@@ -267,11 +326,8 @@ mod tests {
         assert_eq!(scattered.differs(), None, "too much to tell");
     }
 
-    #[test]
-    fn it_is_read_as_it_was_written_and_dropped_whole() {
-        let home = tempfile::tempdir().expect("scratch");
-        let home = home.path();
-        assert!(Branch::read(home).expect("none").is_none());
+    /// One of a VM with a disk, of which two blocks were never sent.
+    fn kept(home: &Place) -> (Branch, VmFolder) {
         let lineage = Lineage::begin("castor");
         let since = PointId {
             term: lineage.current().id,
@@ -292,10 +348,67 @@ mod tests {
         std::fs::create_dir(&was.path).expect("made");
         was.write().expect("written");
         branch.write(&was.path).expect("written");
-        assert_eq!(Branch::read(home).expect("read"), Some((branch, was)));
-        assert!(Branch::holds(&home.join("journal")));
+        (branch, was)
+    }
+
+    #[test]
+    fn one_that_is_dropped_while_it_is_read_is_whole_or_none() {
+        let home = tempfile::tempdir().expect("scratch");
+        let home = &Place::beside(home.path());
+        for _ in 0..100 {
+            let (branch, was) = kept(home);
+            std::thread::scope(|all| {
+                all.spawn(|| Branch::drop_of(home).expect("dropped"));
+                while let Some(read) = Branch::read(home).expect("whole or none") {
+                    assert_eq!(read, (branch.clone(), was.clone()));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn it_is_read_as_it_was_written_and_dropped_whole() {
+        let home = tempfile::tempdir().expect("scratch");
+        let home = &Place::beside(home.path());
+        assert!(Branch::read(home).expect("none").is_none());
+        let (branch, was) = kept(home);
+        let taken_over = |sequence| {
+            let from = PointId {
+                sequence,
+                ..branch.since
+            };
+            branch.lineage.branch(from, "pollux").expect("on it")
+        };
+        let (theirs, older) = (taken_over(4), taken_over(3));
+        let read = Branch::read(home).expect("read");
+        assert_eq!(read, Some((branch.clone(), was.clone())));
+        assert!(Branch::holds(&home.journal()));
+        assert_eq!(Branch::is_needless(home, &theirs), Ok(false), "written to");
+        let all_sent = Written::new(was.spec.disks[0].id, Vec::new());
+        let mut needless = Branch {
+            disks: Some(vec![all_sent]),
+            ..branch
+        };
+        needless.write(&was.path).expect("written");
+        assert_eq!(Branch::is_needless(home, &theirs), Ok(true));
+        assert_eq!(
+            Branch::is_needless(home, &older),
+            Ok(false),
+            "failed over to an older point"
+        );
+        for unknown in [None, Some(Vec::new())] {
+            needless.disks = unknown;
+            needless.write(&was.path).expect("written");
+            assert_eq!(Branch::is_needless(home, &theirs), Ok(false));
+        }
         Branch::drop_of(home).expect("dropped");
-        assert!(!Branch::holds(&home.join("journal")));
+        Branch::drop_of(home).expect("nothing is left to do");
+        assert_eq!(
+            Branch::is_needless(home, &theirs),
+            Ok(false),
+            "it keeps none"
+        );
+        assert!(!Branch::holds(&home.journal()));
         assert!(Branch::read(home).expect("none").is_none());
     }
 }

@@ -37,12 +37,12 @@ impl Owner {
         let view = self.view();
         let first = view.standing.fence.is_none();
         let next = view.standing.hold_to(&view.thing(), fence, theirs)?;
-        let term = next.lineage.current().number;
+        let (term, agreement) = (next.lineage.current().number, next.agreement);
         self.store(next)?;
         let now = self.host.clock.now();
         let held = view.leasing.grant();
-        view.leasing
-            .set(Grant::agreed(held, first, term, now, fence));
+        let grant = Grant::agreed(held, first, term, now, fence);
+        view.leasing.agreed(agreement, grant);
         Ok(())
     }
 
@@ -103,8 +103,9 @@ impl Owner {
         let done = match release.outcome {
             Ok(answer) => match answer.lease {
                 Some(lease) if lease.granted && id == Some(release.relationship) => {
-                    let next = view.standing.released(release.asked.agreement);
-                    self.store(next).inspect(|()| view.leasing.set(None))
+                    let agreement = release.asked.agreement;
+                    self.store(view.standing.released(agreement))
+                        .inspect(|()| view.leasing.agreed(agreement, None))
                 }
                 _ => {
                     let reason = format!("is under a lease that host `{partner}` does not end");

@@ -296,7 +296,9 @@ impl Owner {
         let text = match why {
             Why::Unleased => return self.found_unleased(),
             // It was told already.
-            Why::Held if self.lease.held || self.view().standing.stood_down.is_some() => return,
+            Why::Held if self.lease.is_ours() || self.view().standing.stood_down.is_some() => {
+                return;
+            }
             // It was told already.
             Why::Held if self.waiting.is_some() => return,
             Why::Held => "paused, and not by Pollux",

@@ -1,17 +1,19 @@
 //! A VM as the rest of polluxd holds it: its mailbox, and what there is to see.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use api::{EventKind, Severity};
 use jiff::Timestamp;
 use model::{
     CheckpointSpec, Code, DiskChoice, DiskId, FenceChoice, Keep, Lineage, PointId, Problem,
     StartUnasked, VmId, VmName, VmSpec, VmState,
 };
 use replica::report::LinkReport;
-use replica::standing::{self, Override, Role, Standing, StandingError};
+use replica::run;
+use replica::standing::{self, Override, Role, Standing};
 use replica::wire::{Configure, LeaseAnswer, LeaseRequest, PartnerStanding, Reverse};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -26,6 +28,7 @@ use super::owner::Owner;
 use super::relation::{Relation, Terms};
 use super::supervisor::{GuestRecord, Supervisor};
 use super::turn::Turned;
+use crate::event::Draft;
 use crate::host::Host;
 use crate::measure::StagedSums;
 use crate::stores::Place;
@@ -139,6 +142,12 @@ pub(crate) enum Message {
     PrepareFailover { answer: Answer },
     /// Give it free again.
     CancelFailover { answer: Answer },
+    /// Call the failover to this host off; answered when it is the replica again.
+    CallOff {
+        /// Whether what was written since the failover may go.
+        dropping: bool,
+        answer: Answer,
+    },
     /// Make the failover final; answered when that is durable.
     CompleteFailover { answer: Answer },
     /// Give a twin that began with the disks of this host, and has no point yet, its disks back; answered
@@ -290,7 +299,7 @@ impl Vm {
         let id = home.spec.id;
         let thing = folder::thing(home.spec.name.as_str());
         let failed = |error: &(dyn std::error::Error + 'static)| Problem::failed(&thing, error);
-        let standing = Standing::load(&home.path.join(standing::FILE))
+        let found = Standing::load(&home.path.join(standing::FILE))
             .map_err(|error| failed(&error))?
             .ok_or_else(|| {
                 let reason = format!("{} has no {}", home.path.display(), standing::FILE);
@@ -302,8 +311,11 @@ impl Vm {
                 )
             })?;
         let relation = Relation::read(&home.path)?;
-        let standing = with_partner(standing, relation.as_ref(), &home.path)
-            .map_err(|error| failed(&error))?;
+        let next = with_partner(found.clone(), relation.as_ref());
+        let standing = host.stamps.take_up(id, &thing, &home.path, &found, next)?;
+        if standing.restored != found.restored {
+            tell_restored(&host, &home.spec, &standing);
+        }
         let supervisor = Supervisor::new(thing.clone(), host.layout.run_of(id));
         // A primary that was failed over to this host lies above a point until that is completed.
         let machine = home.machine.as_ref();
@@ -366,18 +378,25 @@ impl Vm {
 
 /// Whoever has a relationship asks its partner before it starts, also if polluxd was killed before
 /// that was written down: the partner may have agreed, and have every point since.
-fn with_partner(
-    mut standing: Standing,
-    relation: Option<&Relation>,
-    home: &Path,
-) -> Result<Standing, StandingError> {
-    let partner = relation.map(|relation| relation.partner.clone());
-    if partner.is_none() || standing.partner.is_some() {
-        return Ok(standing);
+fn with_partner(mut standing: Standing, relation: Option<&Relation>) -> Standing {
+    if standing.partner.is_none() {
+        standing.partner = relation.map(|relation| relation.partner.clone());
     }
-    standing.partner = partner;
-    standing.store(&home.join(standing::FILE))?;
-    Ok(standing)
+    standing
+}
+
+/// The folder of a VM was found to be another one than was stored last.
+fn tell_restored(host: &Host, spec: &VmSpec, standing: &Standing) {
+    let name = spec.name.as_str();
+    let Some(problem) = run::restored(&folder::thing(name), standing) else {
+        return;
+    };
+    tracing::warn!(vm = %spec.id, %problem, "its folder was restored");
+    let draft = Draft {
+        way_out: problem.way_out,
+        ..Draft::new(EventKind::Restored, Severity::Warning, name, problem.reason)
+    };
+    host.events.record(draft.about(spec.id));
 }
 
 #[cfg(test)]
@@ -389,20 +408,16 @@ mod tests {
 
     #[test]
     fn a_vm_whose_relationship_was_not_finished_asks_its_partner_before_it_starts() {
-        let home = tempfile::tempdir().expect("scratch");
-        let file = home.path().join(standing::FILE);
         let alone = Standing::primary(Lineage::begin("castor"));
-        let unchanged = with_partner(alone.clone(), None, home.path()).expect("nothing to do");
+        let unchanged = with_partner(alone.clone(), None);
         assert_eq!(unchanged, alone);
         let silent = Evidence::Unreachable("it does not answer".to_owned());
         may_start("VM `web`", &unchanged, &silent).expect("nobody else has it");
 
         let (id, seed) = (RelationshipId::random(), SeedId::random());
         let relation = Relation::new(id, "pollux", 30, seed, Vec::new());
-        let related = with_partner(alone, Some(&relation), home.path()).expect("stored");
-        let stored = Standing::load(&file).expect("reads").expect("there");
-        assert_eq!(stored, related);
-        let problem = may_start("VM `web`", &stored, &silent).expect_err("it may run there");
+        let related = with_partner(alone, Some(&relation));
+        let problem = may_start("VM `web`", &related, &silent).expect_err("it may run there");
         assert!(problem.reason.contains("pollux"), "{problem}");
     }
 }

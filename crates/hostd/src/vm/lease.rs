@@ -49,10 +49,19 @@ pub(super) struct Leasehold {
     pub(super) held: bool,
     /// Whether something else held it then.
     paused_before: bool,
+    /// Whether QEMU was asked to hold it for that, and has not answered in time: it may yet do so.
+    asked: bool,
     /// What vmd was told.
     told: Option<Lease>,
     /// When it is tried again to hold the guest.
     again: Option<Instant>,
+}
+
+impl Leasehold {
+    /// Whether the guest is held because it has no lease, or may be.
+    pub(super) fn is_ours(&self) -> bool {
+        self.held || self.asked
+    }
 }
 
 /// Asks for leases until it is dropped.
@@ -167,9 +176,9 @@ impl Owner {
         };
         if lease.granted && asked.agreement == standing.agreement {
             let term = says.lineage.current().number;
-            view.leasing.take(Grant::answered(term, at, fence));
-        } else if !lease.granted && lease.agreement > standing.agreement {
-            // An answer was lost, or one of the two was restored.
+            let grant = Grant::answered(term, at, fence);
+            view.leasing.take(grant, asked.agreement);
+        } else if standing.must_agree_anew(says, lease) {
             return self.agree_lease(fence, lease.agreement);
         }
         Ok(())
@@ -197,7 +206,7 @@ impl Owner {
 
     /// There is no guest any more that could be held.
     pub(super) fn forget_hold(&mut self) {
-        self.lease.held = false;
+        (self.lease.held, self.lease.asked) = (false, false);
         self.lease.told = None;
         self.say_unleased(false);
     }
@@ -245,7 +254,7 @@ impl Owner {
             return self.say_unleased(left == Some(Duration::ZERO));
         }
         if self.guest.is_none() {
-            self.lease.held = false;
+            (self.lease.held, self.lease.asked) = (false, false);
             self.say_unleased(false);
             if !self.is_launching() {
                 self.lease.told = None;
@@ -256,7 +265,7 @@ impl Owner {
         let over = must_hold(standing, view.leasing.grant(), now);
         if over && !self.is_held_unleased() {
             self.hold_unleased().await;
-        } else if !over && self.lease.held && standing.stood_down.is_none() {
+        } else if !over && self.lease.is_ours() && standing.stood_down.is_none() {
             self.let_go_on(&view).await;
         }
         let held = self.lease.held || standing.stood_down.is_some();
@@ -270,13 +279,15 @@ impl Owner {
     /// The guest has no lease: it is held still at once, and stays so until the next one.
     async fn hold_unleased(&mut self) {
         let Some(guest) = &self.guest else { return };
-        let paused_before = self.state() == VmState::Paused;
-        if !paused_before {
+        let is_paused = self.state() == VmState::Paused;
+        let paused_before = is_paused && !self.lease.asked;
+        if !is_paused {
             let stopped = match &guest.qmp {
                 Some(qmp) => matches!(timeout(HOLD_LIMIT, qmp.stop()).await, Ok(Ok(()))),
                 None => false,
             };
             if !stopped && !self.is_frozen().await {
+                (self.lease.asked, self.lease.paused_before) = (true, false);
                 self.lease.again = Some(Instant::now() + LOOK_AGAIN);
                 return;
             }
@@ -286,7 +297,7 @@ impl Owner {
             return;
         }
         tracing::warn!(vm = %self.id, paused_before, "held still: it has no lease");
-        self.lease.held = true;
+        (self.lease.held, self.lease.asked) = (true, false);
         self.lease.paused_before = paused_before;
         if !paused_before {
             self.show(|view| view.trouble = Some(UNLEASED.to_owned()));
@@ -326,7 +337,7 @@ impl Owner {
             return;
         }
         tracing::info!(vm = %self.id, "its lease was renewed: the guest goes on");
-        self.lease.held = false;
+        (self.lease.held, self.lease.asked) = (false, false);
         self.say_unleased(false);
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Leasing(Mutex<Inner>);
 #[derive(Debug)]
 struct Inner {
     grant: Option<Grant>,
+    /// The number of what was agreed on last.
+    agreement: u64,
     promise: Promise,
 }
 
@@ -31,6 +33,7 @@ impl Leasing {
     pub(crate) fn begin(now: BootTime) -> Self {
         Self(Mutex::new(Inner {
             grant: None,
+            agreement: 0,
             promise: Promise::begin(now),
         }))
     }
@@ -49,9 +52,20 @@ impl Leasing {
         self.lock().grant = grant;
     }
 
-    /// A grant came.
-    pub(crate) fn take(&self, newer: Grant) {
+    /// Something else was agreed on, under which this grant is held.
+    pub(super) fn agreed(&self, agreement: u64, grant: Option<Grant>) {
         let inner = &mut *self.lock();
+        inner.agreement = agreement;
+        inner.grant = grant;
+    }
+
+    /// A grant came, for what was asked under an agreement.
+    pub(crate) fn take(&self, newer: Grant, agreement: u64) {
+        let inner = &mut *self.lock();
+        if agreement < inner.agreement {
+            // The replica counts on another lease by now, which may be shorter.
+            return;
+        }
         // One for a lower term is of no use to anybody.
         if let Ok(grant) = Grant::take(inner.grant, newer) {
             inner.grant = Some(grant);
@@ -140,19 +154,39 @@ mod tests {
         let held = alone.hold_to("VM `web`", fence(10), 0).expect("agreed");
         let none = Lease::Until { at: Duration::ZERO };
         assert_eq!(leasing.for_vmd(&held), none, "no grant yet");
-        leasing.take(Grant::answered(7, at(20), fence(10)));
+        leasing.take(Grant::answered(7, at(20), fence(10)), 0);
         assert_eq!(leasing.for_vmd(&held), none, "for another term");
         leasing.set(None);
-        leasing.take(Grant::answered(1, at(20), fence(10)));
+        leasing.take(Grant::answered(1, at(20), fence(10)), 0);
         let until = |seconds| Lease::Until {
             at: Duration::from_secs(seconds),
         };
         assert_eq!(leasing.for_vmd(&held), until(30));
-        leasing.take(Grant::answered(1, at(19), fence(10)));
+        leasing.take(Grant::answered(1, at(19), fence(10)), 0);
         assert_eq!(leasing.for_vmd(&held), until(30), "it came late");
         let mut overridden = held;
         overridden.warrant = Some(Warrant::Override);
         assert_eq!(leasing.for_vmd(&overridden), Lease::None);
+    }
+
+    #[test]
+    fn what_is_granted_under_an_earlier_agreement_does_not_make_a_shorter_lease_longer() {
+        let boot = BootId::random();
+        let at = |seconds| BootTime {
+            boot,
+            at: Duration::from_secs(seconds),
+        };
+        let leasing = Leasing::begin(at(5));
+        leasing.take(Grant::answered(1, at(10), fence(3600)), 1);
+        let held = leasing.grant();
+        let shorter = Grant::agreed(held, false, 1, at(12), fence(2));
+        leasing.agreed(2, shorter);
+        assert_eq!(leasing.grant().and_then(|held| held.until), Some(at(14)));
+        // Asked before that, answered after it.
+        leasing.take(Grant::answered(1, at(11), fence(3600)), 1);
+        assert_eq!(leasing.grant(), shorter);
+        leasing.take(Grant::answered(1, at(13), fence(2)), 2);
+        assert_eq!(leasing.grant().and_then(|held| held.until), Some(at(15)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod access;
 pub(crate) mod another;
 pub(crate) mod branch;
+mod call_off;
 pub(crate) mod change;
 pub(crate) mod complete;
 pub(crate) mod create;

@@ -146,6 +146,7 @@ impl Observed {
             succeeded: succeeded.as_deref(),
             // A replica without a point cannot have taken over: it has its own disks back.
             taken_back: mode == Mode::Replica || (relation.reversed && measured.last_cut.is_none()),
+            revocable: view.standing.revocable("").is_ok(),
             error: error.as_ref(),
             away: away.as_ref(),
             trouble: &trouble,

@@ -102,6 +102,8 @@ pub(super) enum Happening {
     Turning(Differing, Box<Reverse>, Answer<Turned>),
     /// Whether it is known from now on what the partner lacks.
     Tracked(Result<(), Problem>),
+    /// The driver of an earlier term ended.
+    Parted,
     /// How the partner stands that was made the replica; which disks are to go back if it is none.
     ReplicaSays(Evidence, Option<DiskChoice>),
     /// The partner is the replica in this relationship, or is not.
@@ -126,6 +128,8 @@ pub(super) struct Owner {
     /// The journal, of a twin.
     pub(super) store: Option<Store>,
     pub(super) driver: Option<Driver>,
+    /// Whether one of an earlier term is ending.
+    pub(super) parting: bool,
     /// Who waits for the peer's agreement.
     pub(super) enabling: Option<Answer>,
     /// Who waits until the partner is the replica.
@@ -148,6 +152,8 @@ pub(super) struct Owner {
     pub(super) from_newest: bool,
     /// The point that takes the place of the failover's, if it may be started.
     pub(super) another: Option<PointId>,
+    /// Whether the partner, which called its failover off, is asked to stand down for the start under way.
+    pub(super) returning: bool,
     /// Ends a launch before it is done.
     pub(super) cancel: Option<oneshot::Sender<()>>,
     pub(super) starting: Vec<Answer>,
@@ -189,6 +195,7 @@ impl Owner {
             me,
             store,
             driver: None,
+            parting: false,
             enabling: None,
             reversing: None,
             ending: false,
@@ -201,6 +208,7 @@ impl Owner {
             round: 0,
             from_newest: false,
             another: None,
+            returning: false,
             cancel: None,
             starting: Vec::new(),
             stopping: Vec::new(),
@@ -302,7 +310,7 @@ impl Owner {
         let settling = self.settling > 0 && self.guest.is_none() && !self.is_launching();
         match message {
             Message::Reverse { .. } => settling || self.changing || self.completing,
-            Message::Another { .. } => {
+            Message::Another { .. } | Message::CallOff { .. } => {
                 settling || self.changing || self.completing || self.reversing.is_some()
             }
             Message::Turn { .. }
@@ -405,6 +413,7 @@ impl Owner {
             Message::CancelFailover { answer } => {
                 let _ = answer.send(self.cancel_failover());
             }
+            Message::CallOff { dropping, answer } => self.call_off(dropping, answer),
             Message::Failover {
                 point,
                 newest,
@@ -474,6 +483,7 @@ impl Owner {
                 return self.turned(found, asked, answer).await;
             }
             Happening::Tracked(done) => self.tracked(done),
+            Happening::Parted => self.parted(),
             Happening::ReplicaSays(evidence, choice) => {
                 self.replica_says(evidence, choice).await;
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{Code, DiskSpec, Problem, VmSpec, VmState};
 use replica::run::Evidence;
-use replica::standing::Override;
+use replica::standing::{Override, Role};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -134,9 +134,19 @@ impl Owner {
         }
         let evidence = &self.weigh_lease(evidence);
         let unasked = matches!(evidence, Evidence::Unreachable(_));
+        let under_way = match (std::mem::take(&mut self.returning), self.another) {
+            (true, _) => self.return_by(evidence).map(|()| true),
+            (false, None) => self.ask_to_return(evidence),
+            (false, Some(_)) => Ok(false),
+        };
+        match under_way {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(problem) => return self.refuse_start(problem),
+        }
         let decided = if let Some(point) = self.another.take() {
             self.go_to(point, evidence)
-        } else if self.seen.borrow().standing.attempt.is_some() {
+        } else if self.seen.borrow().standing.role == Role::Replica {
             self.take_over(evidence)
         } else {
             self.decide(evidence)
@@ -199,6 +209,14 @@ impl Owner {
         })
     }
 
+    /// Whether it is to be started, and not known yet whether it may.
+    pub(super) fn is_asked_about(&self) -> bool {
+        self.state() == VmState::Starting
+            && self.guest.is_none()
+            && !self.doubt
+            && self.cancel.is_none()
+    }
+
     pub(super) fn start_failed(&mut self, problem: Problem) {
         tracing::warn!(vm = %self.id, %problem, "not started");
         self.show(|view| view.trouble = Some(problem.reason.clone()));
@@ -211,6 +229,7 @@ impl Owner {
         self.round += 1;
         self.cancel = None;
         self.another = None;
+        self.returning = false;
         self.host.ledger.release(self.id);
         self.forget_attempt();
         for answer in self.starting.drain(..) {
@@ -235,7 +254,9 @@ impl Owner {
             return refuse(answer, problem);
         };
         if let Err(error) = qmp.system_powerdown().await {
-            return refuse(answer, Problem::failed(self.thing(), &error));
+            let way_out = "Try again, or end it with `pollux vm kill`".to_owned();
+            let failed = Problem::failed(self.thing(), &error);
+            return refuse(answer, Problem { way_out, ..failed });
         }
         self.enter(next);
         self.stopping.push(answer);
@@ -345,6 +366,9 @@ impl Owner {
         if ended {
             tracing::info!(vm = %self.id, "deleted");
             self.host.forget(self.id);
+            if let Err(error) = self.host.stamps.forget(self.id) {
+                tracing::warn!(vm = %self.id, %error, "its stamp is left behind");
+            }
         }
         let _ = answer.send(done);
         ended
@@ -353,7 +377,7 @@ impl Owner {
     /// Refuses to delete what this host wrote and never sent, of which there is no other copy.
     fn check_branch(&self) -> Result<(), Problem> {
         let view = self.view();
-        if !Branch::folder(&view.home.path).exists() {
+        if !Branch::folder(&view.home.place).exists() {
             return Ok(());
         }
         let name = view.home.spec.name.as_str();
@@ -386,5 +410,13 @@ impl Owner {
         }
         self.settle();
         self.apply_lease().await;
+        // What came when it was launched already found no guest that it could have ended.
+        if self.view().standing.stood_down.is_some() {
+            // What failed was logged, and is tried again at the next contact.
+            let _ = self.gate().await;
+        }
+        if !self.killing.is_empty() {
+            self.end_guest();
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use jiff::Timestamp;
 use model::{
     Code, DiskChoice, DiskId, DiskSpec, Keep, PointId, Problem, RelationshipId, SeedId, VmName,
     VmSpec,
@@ -68,6 +69,9 @@ pub(crate) struct Back {
     pub(crate) seed: SeedId,
     /// The newest point that was received before.
     pub(crate) newest: PointId,
+    /// When it was cut, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) newest_cut: Option<Timestamp>,
     /// Whether diskd tracks for it since the takeover.
     pub(crate) tracked: bool,
 }

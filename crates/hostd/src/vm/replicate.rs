@@ -13,7 +13,8 @@
 use std::sync::Arc;
 
 use model::{
-    Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, ReplicationState, SeedId, VmSpec,
+    Code, DiskChoice, DiskId, Keep, Problem, RelationshipId, ReplicationState, SeedId, TermId,
+    VmSpec,
 };
 use replica::client::PeerLink;
 use replica::driver::{self, Begin, COMMANDS, Command};
@@ -41,6 +42,8 @@ const MAX_EVERY: u32 = 3600;
 
 /// A running driver.
 pub(super) struct Driver {
+    /// In which it sends.
+    term: TermId,
     commands: mpsc::Sender<Command>,
     configuration: watch::Sender<Arc<Configuration>>,
     task: JoinHandle<()>,
@@ -134,6 +137,18 @@ impl Owner {
             let reason = format!("is replicated with host `{}` already", relation.partner);
             return refuse(reason, "End that first with `pollux replica remove`");
         }
+        if let Some(theirs) = &view.standing.stood_down {
+            let (term, name) = (theirs.current(), &view.home.spec.name);
+            let reason = format!(
+                "was taken over by host `{}` in term {}, and what is here is not what runs there",
+                term.opener, term.number
+            );
+            let way_out = format!(
+                "Replicate it from there. If that host is lost, `pollux vm start {name} --force --because \
+                 STATEMENT` takes it back first"
+            );
+            return refuse(reason, &way_out);
+        }
         let machine = match &view.home.machine {
             Some(machine) if view.standing.role == Role::Primary && machine.origin.is_none() => {
                 machine
@@ -213,10 +228,24 @@ impl Owner {
         if self.enabling.is_some() || self.ending || self.reversing.is_some() {
             return;
         }
-        let ended = |driver: &Driver| driver.task.is_finished();
-        if self.driver.as_ref().is_some_and(ended) {
-            // The partner took over, and a person took it back: in another term.
-            self.stop_driver();
+        let term = view.standing.lineage.current().id;
+        let ended = |driver: &Driver| driver.report.has_changed().is_err();
+        let outlived = |driver: &Driver| ended(driver) || driver.term != term;
+        if self.driver.as_ref().is_some_and(outlived) {
+            // It was asked to stand down and did not. Or the partner took over, and it was taken back, or that
+            // was called off: in another term. What it sent may be answered yet, and is recorded before another
+            // driver begins.
+            if let Some(task) = self.stop_driver() {
+                self.parting = true;
+                self.spawn(async move {
+                    // A panic was logged.
+                    let _ = task.await;
+                    Happening::Parted
+                });
+            }
+        }
+        if self.parting {
+            return;
         }
         let relation = match self.choose(relation) {
             Ok(relation) => relation,
@@ -242,6 +271,7 @@ impl Owner {
                 let task = tokio::spawn(run.instrument(span));
                 self.show(|view| view.report = Some(report.clone()));
                 self.driver = Some(Driver {
+                    term,
                     commands,
                     configuration: configurations,
                     task,
@@ -335,6 +365,12 @@ impl Owner {
             configuration,
         };
         Ok((source, begin))
+    }
+
+    /// The driver of an earlier term has ended.
+    pub(super) fn parted(&mut self) {
+        self.parting = false;
+        self.drive();
     }
 
     /// Ends the driver; what it does at the moment it does to the end.

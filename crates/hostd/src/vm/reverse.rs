@@ -223,8 +223,7 @@ impl Owner {
             let name = &view.home.spec.name;
             let way_out = format!(
                 "Ask on the host to which it was failed over. If it was taken back from there by force, \
-                 `pollux replica remove {name}` on both hosts, `pollux vm delete {name}` there and \
-                 `pollux replica enable {name}` copy everything anew"
+                 `pollux failover cancel {name}` there makes that host the replica again"
             );
             return refuse(reason, &way_out);
         }
@@ -277,10 +276,12 @@ impl Owner {
         let back = match (former.back, &self.store) {
             (Some(back), _) => back,
             (None, Some(store)) => {
+                let newest = tokio::task::block_in_place(|| store.newest_info())?;
                 let back = Back {
                     relationship: RelationshipId::random(),
                     seed: SeedId::random(),
-                    newest: tokio::task::block_in_place(|| store.newest())?,
+                    newest: newest.id,
+                    newest_cut: Some(newest.time),
                     tracked: false,
                 };
                 self.relate(Relation {
@@ -503,6 +504,7 @@ impl Backwards {
                 lineage: view.standing.lineage.clone(),
             },
             newest: back.newest,
+            newest_cut: back.newest_cut,
         };
         let ask = async |relationship| {
             let client = self.host.client(&former.partner);

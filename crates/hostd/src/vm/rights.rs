@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use model::{Code, Lineage, Problem, RelationshipId, VmState};
 use replica::run::Evidence;
-use replica::standing::{self, Role, Standing, Warrant};
+use replica::standing::{Role, Standing, Warrant};
 use replica::wire::PartnerStanding;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -38,7 +38,6 @@ pub(super) struct Yielding {
     answer: Option<Answer>,
     /// Whether the twin has everything.
     sent: Result<(), Problem>,
-    driver_ended: bool,
 }
 
 impl Owner {
@@ -68,15 +67,17 @@ impl Owner {
     }
 
     /// Stores a standing durably, if it differs, before anything rests on it.
-    pub(super) fn store(&self, next: Standing) -> Result<(), Problem> {
+    pub(super) fn store(&self, mut next: Standing) -> Result<(), Problem> {
         let view = self.seen.borrow();
+        // It comes after what lies there, whatever it was made of.
+        next.stamp = view.standing.stamp;
         if view.standing == next {
             return Ok(());
         }
-        next.store(&view.home.path.join(standing::FILE))
-            .map_err(|error| Problem::failed(view.thing(), &error))?;
+        let (thing, home) = (view.thing(), &view.home.path);
+        let stored = self.host.stamps.store(self.id, &thing, home, &next)?;
         drop(view);
-        self.show(|view| view.standing = next);
+        self.show(|view| view.standing = stored);
         Ok(())
     }
 
@@ -99,6 +100,7 @@ impl Owner {
     pub(super) async fn gate(&mut self) -> Result<(), Problem> {
         let Some(guest) = &self.guest else {
             if let Some(cancel) = self.cancel.take() {
+                // Fails only when the launch is done, and then the guest is held once it is watched.
                 let _ = cancel.send(());
             }
             if self.doubt {
@@ -160,7 +162,6 @@ impl Owner {
             begun: Instant::now(),
             answer: Some(answer),
             sent: Ok(()),
-            driver_ended: false,
         };
         let mut driver = self.driver.as_ref().map(Driver::handle);
         self.spawn(async move {
@@ -180,7 +181,6 @@ impl Owner {
                     driver.ended().await;
                 }
             }
-            yielding.driver_ended = true;
             yielding.sent = unsent.counted().await;
             Happening::Sent(yielding)
         });
@@ -188,9 +188,6 @@ impl Owner {
 
     /// It is known whether the twin has everything.
     pub(super) fn sent(&mut self, yielding: Yielding) {
-        if yielding.driver_ended {
-            self.stop_driver();
-        }
         if let Some(answer) = yielding.answer {
             let view = self.view();
             let relationship = view.relation.map(|relation| relation.id);
@@ -237,7 +234,8 @@ impl Owner {
         self.store(view.standing.cancel_failover(&view.thing())?)
     }
 
-    /// Whether the partner may not know yet that this host took over, or knows more of its own.
+    /// Whether the partner may not know yet that this host took over, or knows more of its own, or of what
+    /// happened since the folder was backed up that was restored here.
     pub(super) fn must_tell(&self) -> bool {
         let view = self.seen.borrow();
         let standing = &view.standing;
@@ -245,7 +243,8 @@ impl Owner {
             (Role::FailedOver, warrant) => warrant != Some(Warrant::StoodDown),
             (_, warrant) => warrant == Some(Warrant::Override),
         };
-        view.relation.is_some() && !self.telling && (unknown || succession::is_unclear(standing))
+        let asks = unknown || standing.restored.is_some() || succession::is_unclear(standing);
+        view.relation.is_some() && !self.telling && asks
     }
 
     /// Tells the partner that this host took over: it may have no reason of its own to ask soon.

@@ -63,9 +63,13 @@ pub(crate) fn wish(
     match (wish, state) {
         (Wish::Start, Off) => Ok((Starting, Act::Launch)),
         (Wish::Start, Starting) => Ok((Starting, Act::Wait)),
-        (Wish::Start, Running | Paused) => refuse(
+        (Wish::Start, Running) => refuse(
             "runs already",
             "`pollux vm list` shows the state of each VM",
+        ),
+        (Wish::Start, Paused) => refuse(
+            "is held still",
+            "`pollux vm show` tells why; `pollux vm kill` ends it, and then it can be started",
         ),
         (Wish::Start, Stopping) => refuse(
             "is shutting down",

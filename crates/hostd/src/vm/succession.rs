@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::Succeeded;
 use jiff::Timestamp;
 use model::{Bytes, Lineage, PointId, Problem, VmState};
+use replica::run::Evidence;
 use replica::standing::{Met, Role, Standing, Succession};
 use tokio::time::timeout;
 
@@ -63,11 +64,14 @@ impl Owner {
     pub(super) async fn met(&mut self, met: Met, opened: Option<Timestamp>) -> Result<(), Problem> {
         let Met { standing, gate } = met;
         let mut next = standing;
+        let mut overtaken = false;
         if gate {
             let before = self.view();
+            let asks = self.is_asked_about();
             let ran = !matches!(before.state, VmState::Off | VmState::Paused);
             self.gate().await?;
             let news = next.stood_down != before.standing.stood_down;
+            overtaken = news && asks;
             if news || next.succession.is_none() {
                 next.succession = Some(Succession {
                     opened,
@@ -81,7 +85,15 @@ impl Owner {
                 .opened
                 .or(opened.filter(|_| next.stood_down.is_some()));
         }
-        self.store(next)
+        self.store(next)?;
+        if overtaken {
+            // What is said to the start that is under way was said about the term before.
+            let view = self.view();
+            if let Err(problem) = view.standing.start(&view.thing(), &Evidence::Unasked) {
+                self.start_failed(problem);
+            }
+        }
+        Ok(())
     }
 
     /// How much is here that the partner does not have, if anybody can tell.

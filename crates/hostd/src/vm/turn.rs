@@ -22,7 +22,7 @@ use super::handle::{Answer, View};
 use super::owner::{Happening, Owner, refuse};
 use super::source::{self, DiskdSource, ask, segments};
 use super::{create, progress};
-use crate::former::{self, Turning};
+use crate::former::{self, Giving, Turning};
 
 /// How long diskd may take for what it makes durable, or reads of a segment: less than whoever asks waits.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -89,7 +89,7 @@ impl Owner {
             let reason = "has no disks there";
             return Err(Problem::new(Code::Conflict, thing, reason, ""));
         };
-        former::check(machine, &asked.enrol).map(drop)
+        former::check(machine, &view.home.place, &asked.enrol).map(drop)
     }
 
     /// Whether what diskd has marked tells how the disks differ from the partner's `newest` point.
@@ -157,7 +157,7 @@ impl Owner {
                 let way_out = format!("`pollux vm show {name}` tells what it is");
                 return refuse_so("did not become the replica of another host here", way_out);
             };
-            let Some((branch, was)) = Branch::read(&view.home.path)? else {
+            let Some((branch, was)) = Branch::read(&view.home.place)? else {
                 let way_out = format!("`pollux vm show {name}` tells what it is");
                 return refuse_so("has no disks of its own that it could take back", way_out);
             };
@@ -165,7 +165,14 @@ impl Owner {
             let relation = view.relation.as_ref();
             let related = relation.is_some();
             let standing = view.standing.give_back(&thing, &branch.lineage, related)?;
-            let (mut home, vms) = (PathBuf::new(), self.host.layout.vms());
+            let giving = Giving {
+                twin: &view.home.path,
+                place: &view.home.place,
+                was: &was,
+                standing: &standing,
+                relation,
+            };
+            let (mut home, host) = (PathBuf::new(), &self.host);
             // Under the lock of the journal: no point comes meanwhile.
             tokio::task::block_in_place(|| {
                 store.take_over(|newest| {
@@ -177,8 +184,7 @@ impl Owner {
                         return refuse_so("has recovery points already", way_out).map(drop);
                     }
                     store.while_lost_is_free(|| {
-                        let twin = &view.home.path;
-                        home = former::give_back(twin, &was, &standing, relation, &vms)?;
+                        home = former::give_back(&giving, &host.layout.vms(), &host.stores)?;
                         Ok(())
                     })
                 })
@@ -208,10 +214,12 @@ impl Owner {
         let standing = view.standing.turn(&thing, theirs, false, again)?;
         let lineage = view.standing.lineage.clone();
         let mut branch = Branch::new(lineage, asked.newest, found);
+        branch.from = asked.newest_cut;
         branch.until = former::last_written(machine);
         let turning = Turning {
             machine,
             home: &view.home.path,
+            place: &view.home.place,
             standing: &standing,
             relation,
             enrol: &asked.enrol,

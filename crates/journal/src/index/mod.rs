@@ -224,6 +224,8 @@ pub(crate) struct Sums {
     pub(crate) files: u64,
     /// What they take there or in the base, whichever is more.
     pub(crate) grown: u64,
+    /// Lengths of those that have a file of their own, and how many have that.
+    pub(crate) own: BTreeMap<u64, u32>,
     /// Of each pack that holds something.
     pub(crate) packs: BTreeMap<u32, Live>,
 }
@@ -240,10 +242,13 @@ impl Sums {
         let (len, grown) = Self::of(entry);
         self.files = self.files.saturating_add(len);
         self.grown = self.grown.saturating_add(grown);
-        if let Place::Pack { pack, .. } = entry.place {
-            let live = self.packs.entry(pack).or_default();
-            live.segments += 1;
-            live.bytes = live.bytes.saturating_add(len);
+        match entry.place {
+            Place::Own => *self.own.entry(len).or_default() += 1,
+            Place::Pack { pack, .. } => {
+                let live = self.packs.entry(pack).or_default();
+                live.segments += 1;
+                live.bytes = live.bytes.saturating_add(len);
+            }
         }
     }
 
@@ -251,15 +256,30 @@ impl Sums {
         let (len, grown) = Self::of(entry);
         self.files = self.files.saturating_sub(len);
         self.grown = self.grown.saturating_sub(grown);
-        if let Place::Pack { pack, .. } = entry.place {
-            if let Some(live) = self.packs.get_mut(&pack) {
-                live.segments -= 1;
-                live.bytes = live.bytes.saturating_sub(len);
-                if live.segments == 0 {
-                    self.packs.remove(&pack);
+        match entry.place {
+            Place::Own => {
+                if let Some(count) = self.own.get_mut(&len) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.own.remove(&len);
+                    }
+                }
+            }
+            Place::Pack { pack, .. } => {
+                if let Some(live) = self.packs.get_mut(&pack) {
+                    live.segments -= 1;
+                    live.bytes = live.bytes.saturating_sub(len);
+                    if live.segments == 0 {
+                        self.packs.remove(&pack);
+                    }
                 }
             }
         }
+    }
+
+    /// Length of the longest file of a segment.
+    pub(crate) fn longest(&self) -> u64 {
+        self.own.last_key_value().map_or(0, |(len, _)| *len)
     }
 
     fn of(entry: &Entry) -> (u64, u64) {

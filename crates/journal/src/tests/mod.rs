@@ -13,6 +13,7 @@ mod runs;
 mod thin;
 mod verify;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use durable::Folder;
@@ -52,6 +53,15 @@ impl Chance {
     }
 }
 
+/// Those that were asked for, or the `usual` number of them.
+fn seeds(usual: u64) -> Range<u64> {
+    let told = std::env::var("POLLUX_SEED").ok();
+    match told.and_then(|told| told.parse().ok()) {
+        Some(seed) => seed..seed + 1,
+        None => testkit::seeds(usual),
+    }
+}
+
 /// The content of all disks.
 type Disks = Vec<Vec<u8>>;
 
@@ -70,6 +80,7 @@ struct Known {
 /// The blocks of a disk, as far as they were sent.
 type Copied = Vec<Option<Vec<u8>>>;
 
+#[derive(Clone)]
 struct Primary {
     vm: VmId,
     ids: Vec<DiskId>,

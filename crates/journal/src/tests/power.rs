@@ -3,7 +3,6 @@
 //!
 //! `POLLUX_SEEDS` says how many seeds are tried, `POLLUX_SEED` names a single one.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use jiff::SignedDuration;
@@ -84,14 +83,6 @@ struct Trial {
     /// Every point that the journal ever had.
     taken: std::collections::HashSet<PointId>,
     seen: Seen,
-}
-
-fn seeds(usual: u64) -> Range<u64> {
-    let told = std::env::var("POLLUX_SEED").ok();
-    match told.and_then(|told| told.parse().ok()) {
-        Some(seed) => seed..seed + 1,
-        None => testkit::seeds(usual),
-    }
 }
 
 fn trial(seed: u64, seen: &mut Seen) {
@@ -233,7 +224,7 @@ impl Trial {
     fn choose(&mut self, journal: &mut Journal) {
         journal.packs.small = [0, 4 << 10, 1 << 20, 1 << 20][self.chance.index(4)];
         journal.packs.full = [24 << 10, 48 << 10][self.chance.index(2)];
-        journal.packs.left = 1;
+        (journal.packs.left, journal.packs.worth) = (1, 16 << 10);
     }
 
     /// Works until the power goes off, or for some time.
@@ -260,7 +251,8 @@ impl Trial {
             }
             let full = self.chance.below(6) == 0;
             if full {
-                self.folder.limit(Some(self.chance.below(2) * 4096));
+                let blocks = [0, 1, 8][self.chance.index(3)];
+                self.folder.limit(Some(blocks * 4096));
                 self.seen.full += 1;
             }
             let outcome = self.step(&mut journal);

@@ -477,20 +477,28 @@ fn what_does_not_fit_the_room_is_refused_with_the_figures() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (journal, _) = seeded(&folder, &mut primary);
     let used = journal.committed_len().expect("measured");
-    assert!(used.0 >= block_count(BLOCKS[0] + BLOCKS[1]));
-    let room = |limit, reserve| Room {
+    let room = |limit, reserve, owed| Room {
         limit,
         reserve: Bytes(reserve),
+        owed: Bytes(owed),
     };
     let len = Bytes(100);
-    journal.would_fit(len, room(None, 0)).expect("no limit");
-    journal
-        .would_fit(len, room(Some(Bytes(used.0 + 100)), 0))
-        .expect("just fits");
-    let error = journal.would_fit(len, room(Some(Bytes(used.0 + 99)), 0));
-    assert!(matches!(error, Err(NoRoom::Limit { .. })));
-    let error = journal.would_fit(len, room(None, u64::MAX));
-    assert!(matches!(error, Err(NoRoom::Free { .. })));
+    let fits = |held, room| journal.would_fit(len, Bytes(held), room);
+    fits(0, room(None, 0, 0)).expect("no limit");
+    let limit = Some(Bytes(used.0 + 100));
+    fits(0, room(limit, 0, 0)).expect("just fits");
+    for (held, less) in [(0, 1), (1, 0)] {
+        let error = fits(held, room(limit.map(|limit| Bytes(limit.0 - less)), 0, 0));
+        assert!(matches!(error, Err(NoRoom::Limit { .. })));
+    }
+    // What is kept free: of this journal's points, of others', and in reserve.
+    let owed = journal.owed().expect("measured").0;
+    folder.say_free(owed + 100 + 30 + 5);
+    fits(0, room(None, 30, 5)).expect("just fits");
+    for (reserve, beside) in [(31, 5), (30, 6), (u64::MAX, 5), (30, u64::MAX)] {
+        let error = fits(0, room(None, reserve, beside)).expect_err("too much");
+        assert!(matches!(error, NoRoom::Free { .. }));
+    }
 }
 
 #[test]

@@ -145,6 +145,33 @@ fn a_merge_that_failed_is_done_again_and_every_point_is_whole_meanwhile() {
 }
 
 #[test]
+fn what_goes_from_the_pack_that_is_appended_to_makes_room() {
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    packed(&mut journal);
+    more(&mut journal, &folder, &mut primary, &mut points, 40);
+    let before = packs_len(&folder);
+    while journal.count() > 3 {
+        journal.merge_oldest(NOW).expect("merged");
+    }
+    let after = packs_len(&folder);
+    assert!(4 * after < before, "{after} of {before}");
+    points.drain(..points.len() - 3);
+    assert_points(&journal, &points, "copied");
+    more(&mut journal, &folder, &mut primary, &mut points, 2);
+    drop(journal);
+    let journal = Journal::open_in(arc(&folder), None, Arc::default()).expect("opened again");
+    assert_points(&journal, &points, "opened again");
+}
+
+/// What the packs hold, in bytes.
+fn packs_len(folder: &CutFolder) -> u64 {
+    let names = folder.list("packs").expect("listed");
+    let len = |name: &String| folder.content(&format!("packs/{name}")).map(|it| it.len());
+    names.iter().filter_map(len).map(|len| len as u64).sum()
+}
+
+#[test]
 fn what_is_damaged_in_a_pack_is_not_copied_again_and_again() {
     let (folder, mut primary) = (CutFolder::new(), Primary::new());
     let (mut journal, mut points) = seeded(&folder, &mut primary);
@@ -158,16 +185,35 @@ fn what_is_damaged_in_a_pack_is_not_copied_again_and_again() {
     let file = folder.open(&last.file()).expect("there");
     let middle = last.start() + last.file_len.0 / 2;
     file.write_at(middle, &[0x55; 64]).expect("written");
-    let packs = || -> u64 {
-        let names = folder.list("packs").expect("listed");
-        let len = |name: &String| folder.content(&format!("packs/{name}")).map(|it| it.len());
-        names.iter().filter_map(len).map(|len| len as u64).sum()
-    };
-    let before = packs();
+    let before = packs_len(&folder);
     for _ in 0..3 {
         journal.merge_oldest(NOW).expect("merged");
-        assert_eq!(packs(), before);
+        assert_eq!(packs_len(&folder), before);
     }
     let entry = journal.index.find(last.point).expect("there").1;
     assert_eq!(*entry, last, "stays where it is");
+}
+
+#[test]
+fn while_the_next_point_waits_for_room_those_go_that_would_be_too_old_with_it_and_never_the_newest()
+{
+    let (folder, mut primary) = (CutFolder::new(), Primary::new());
+    let (mut journal, mut points) = seeded(&folder, &mut primary);
+    more(&mut journal, &folder, &mut primary, &mut points, 9);
+    // Points 1 to 10, a second from one to the next.
+    let policy = keep("20s:all");
+    for (now, due) in [(10, 0), (21, 0), (25, 4), (30, 9), (1000, 10)] {
+        assert_eq!(journal.merges_due(&policy, at(now)), 0, "none comes");
+        assert_eq!(
+            journal.merges_due_before_next(&policy, at(now)),
+            due,
+            "{now}"
+        );
+    }
+    for _ in 0..10 {
+        assert_eq!(journal.merge_oldest(NOW).expect("merged"), None);
+    }
+    assert_eq!(journal.merges_due_before_next(&policy, at(1000)), 0);
+    assert_eq!(journal.points().len(), 1);
+    assert_points(&journal, &points, "the newest");
 }

@@ -176,6 +176,8 @@ pub(super) struct Bounds {
     pub(super) reversals: u8,
     /// A former primary that is the replica takes its disks back.
     pub(super) cancels: u8,
+    /// A host that took over calls that off.
+    pub(super) calls_off: u8,
     /// It begins when the primary was failed over from, as planned, and has just become the replica.
     pub(super) turned: bool,
     /// A host that took over starts from another point.

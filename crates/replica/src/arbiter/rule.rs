@@ -36,13 +36,17 @@ pub(super) enum Rule {
     TurnWhileOff,
     AnotherByRight,
     AnotherEndsReversal,
+    CallOffWhileOff,
+    CallOffLeavesTerm,
+    ReturnedAsks,
     GivenBackMeets,
     AgreementStays,
     OneSeed,
+    RestoredAsks,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 36] = [
+pub(super) const RULES: [Rule; 40] = [
     Rule::RefuseWhileRunning,
     Rule::AnswerNamesTheTerm,
     Rule::DropAttempt,
@@ -76,9 +80,13 @@ pub(super) const RULES: [Rule; 36] = [
     Rule::TurnWhileOff,
     Rule::AnotherByRight,
     Rule::AnotherEndsReversal,
+    Rule::CallOffWhileOff,
+    Rule::CallOffLeavesTerm,
+    Rule::ReturnedAsks,
     Rule::GivenBackMeets,
     Rule::AgreementStays,
     Rule::OneSeed,
+    Rule::RestoredAsks,
 ];
 
 impl Rule {
@@ -95,6 +103,7 @@ impl Rule {
                 | Self::OneContent
                 | Self::OneHistory
                 | Self::AnotherEndsReversal
+                | Self::CallOffLeavesTerm
                 | Self::AgreementStays
                 | Self::OneSeed
         )
@@ -188,6 +197,15 @@ impl Rule {
                 "A failover that goes to another point does not go on with what was asked for of \
                  replicating back."
             }
+            Self::CallOffWhileOff => "A failover is called off only while the guest is off.",
+            Self::CallOffLeavesTerm => {
+                "A host that calls its failover off goes back to the history in which it received, or \
+                 in which the VM was taken back."
+            }
+            Self::ReturnedAsks => {
+                "A primary asks before it starts although its partner stood down for it: that may have become \
+                 the replica again, and taken over."
+            }
             Self::GivenBackMeets => {
                 "A replica that takes its own disks back stays in its relationship: the two meet."
             }
@@ -197,6 +215,7 @@ impl Rule {
             Self::OneSeed => {
                 "The first point that goes back is taken in only above the disks that it was cut for."
             }
+            Self::RestoredAsks => "A folder that was restored gives no right to run.",
         }
     }
 }

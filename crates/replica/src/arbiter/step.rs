@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use model::{Lineage, PointId, TermId};
+use model::{Lineage, TermId};
 use stateright::{Model, Property};
 use uuid::Uuid;
 
-use super::pair::{Asked, Bounds, Disk, Guest, Host, Lives, Pair, Say, base};
+use super::pair::{Asked, Bounds, Disk, Guest, Host, Kept, Lives, Pair, Say, base};
 use super::rule::Rule;
 use crate::run::{Evidence, Rank, must_hold, rank};
 use crate::standing::{Override, Relationship, Role, Standing, Warrant};
@@ -43,6 +43,8 @@ pub(super) enum Step {
     },
     /// A former primary that is the replica, and has no point yet, takes its disks back.
     GiveBack(usize),
+    /// A host that took over calls that off, and is the replica again.
+    CallOff(usize),
     /// A host that took over starts from another point; its partner is asked, or not.
     Another {
         host: usize,
@@ -54,7 +56,11 @@ pub(super) enum Step {
     HostCrashes(usize),
     PolluxdCrashes(usize),
     BackUp(usize),
-    Restore(usize),
+    /// From a backup of the VM's folder, or of everything that the host keeps.
+    Restore {
+        host: usize,
+        whole: bool,
+    },
     /// The relationship is ended; the partner hears of it, or not.
     Remove {
         host: usize,
@@ -150,7 +156,14 @@ impl Arbiter {
             return;
         }
         let gate = met.gate && self.on(Rule::Gate);
-        pair.keep_standing(x, met.standing, true);
+        let mut next = met.standing;
+        if told.map(Lineage::current) == Some(next.lineage.current())
+            && next.stood_down.is_none()
+            && !self.on(Rule::ReturnedAsks)
+        {
+            next.warrant = Some(Warrant::StoodDown);
+        }
+        pair.keep_standing(x, next, true);
         if gate && pair.hosts[x].guest == Guest::Runs {
             pair.hosts[x].guest = Guest::Held;
         }
@@ -253,18 +266,20 @@ impl Arbiter {
             return None;
         }
         let (standing, points) = (host.standing(), &host.memory.points);
-        let point = match standing.role {
-            Role::Replica if older => points.len().checked_sub(2).map(|at| points[at].id)?,
-            Role::Replica => points.last()?.id,
-            Role::Primary | Role::FailedOver if older => return None,
-            Role::Primary | Role::FailedOver => PointId {
-                term: standing.lineage.current().id,
-                sequence: standing.lineage.next_sequence(host.memory.reserved)?,
-            },
-        };
         let mut next = pair.clone();
         let id = self.next_term(&mut next, x);
-        let ready = standing.prepare_as(VM, point, "", id).ok()?;
+        let ready = match standing.role {
+            Role::Replica => {
+                let back = if older { 2 } else { 1 };
+                let point = points[points.len().checked_sub(back)?].id;
+                standing.prepare_as(VM, point, "", id).ok()?
+            }
+            Role::Primary | Role::FailedOver if older => return None,
+            Role::Primary | Role::FailedOver => {
+                let used = host.memory.reserved;
+                standing.prepare_return_as(VM, used, "", id).ok()?
+            }
+        };
         next.keep_standing(x, ready, true);
         next.hosts[x].from_newest = !older;
         Some(next)
@@ -416,17 +431,31 @@ impl Arbiter {
         }
     }
 
-    fn restore(pair: &Pair, x: usize) -> Option<Pair> {
+    /// The folder of `x` is restored; what the host keeps outside of it is not, unless the `whole` is.
+    fn restore(&self, pair: &Pair, x: usize, whole: bool) -> Option<Pair> {
         let mut next = pair.clone();
         let backup = next.hosts[x].backup.take()?;
-        next.hosts[x].durable = backup;
-        // Whoever asked does not wait so long for the answer.
+        let last = &pair.hosts[x].durable.standing;
+        let noticed = !whole && backup.standing != *last && self.on(Rule::RestoredAsks);
+        next.hosts[x].durable = match noticed {
+            false => backup,
+            true => Kept::new(Disk {
+                standing: backup
+                    .standing
+                    .restore(Timestamp::UNIX_EPOCH, last.shared_with()),
+                ..(*backup).clone()
+            }),
+        };
+        // Whoever asked does not wait so long for the answer, and a connection to a polluxd does not outlive
+        // it.
         next.sent
-            .retain(|(to, say)| *to == x || !matches!(**say, Say::Down(_) | Say::Lives(_)));
+            .retain(|(_, say)| !matches!(**say, Say::Down(_) | Say::Lives(_)));
         Self::crash(&mut next, x, true);
         let now = next.reading(x);
         next.hosts[x].promise = crate::lease::Promise::begin(now);
-        next.stale[x] = true;
+        next.stale[x] = whole;
+        // An override that it has again, whatever the partner learnt since.
+        next.unsettled[x] |= next.hosts[x].standing().warrant == Some(Warrant::Override);
         next.restored[x] = true;
         Some(next)
     }
@@ -535,6 +564,24 @@ impl Arbiter {
         };
         let mut next = pair.clone();
         next.keep(x, disk, true);
+        Some(next)
+    }
+
+    /// `x`, which took over, calls that off.
+    pub(super) fn call_off(&self, pair: &Pair, x: usize) -> Option<Pair> {
+        let host = &pair.hosts[x];
+        // While it is to be replicated back polluxd refuses.
+        if host.memory.asked_back.is_some() {
+            return None;
+        }
+        let newest = host.memory.points.last()?.id;
+        let runs = host.guest != Guest::Off && self.on(Rule::CallOffWhileOff);
+        let mut standing = host.standing().call_off(VM, newest, runs).ok()?;
+        if !self.on(Rule::CallOffLeavesTerm) {
+            standing.lineage = host.standing().lineage.clone();
+        }
+        let mut next = pair.clone();
+        next.keep_standing(x, standing, true);
         Some(next)
     }
 
@@ -663,6 +710,10 @@ impl Arbiter {
                 next = self.give_back(pair, x)?;
                 next.left.cancels -= 1;
             }
+            Step::CallOff(x) => {
+                next = self.call_off(pair, x)?;
+                next.left.calls_off -= 1;
+            }
             Step::Another { host, older, asked } => {
                 next = self.another(pair, host, older, asked)?;
                 next.left.others -= 1;
@@ -680,8 +731,8 @@ impl Arbiter {
                 next.hosts[x].backup = Some(pair.hosts[x].durable.clone());
                 next.left.backups -= 1;
             }
-            Step::Restore(x) => {
-                next = Self::restore(pair, x)?;
+            Step::Restore { host: x, whole } => {
+                next = self.restore(pair, x, whole)?;
                 next.left.restores -= 1;
             }
             Step::Remove { host, told } => {
@@ -719,13 +770,22 @@ impl Arbiter {
         if after.fault.is_some() || !after.both_run() {
             return;
         }
-        let unwarranted =
-            matches!(step, Step::Start(x) if before.hosts[x].standing().warrant.is_none());
+        let unwarranted = matches!(step, Step::Start(x) if !Self::is_warranted(before, x));
         let is_person = before.stale != [false; 2] || before.is_parted();
         if !is_person && (unwarranted || matches!(step, Step::StartAsked(_))) {
             after.fault = Some("one starts without evidence while the other runs");
         } else if after.unsettled == [false; 2] && after.stale == [false; 2] {
             after.fault = Some("both run without an override");
+        }
+    }
+
+    /// Whether `x` may start without asking. A primary may not because its partner stood down: that may have
+    /// become the replica again, and taken over.
+    fn is_warranted(pair: &Pair, x: usize) -> bool {
+        let ours = pair.hosts[x].standing();
+        match ours.role {
+            Role::Primary => ours.warrant == Some(Warrant::Override),
+            Role::FailedOver | Role::Replica => ours.warrant.is_some(),
         }
     }
 
@@ -794,6 +854,9 @@ impl Arbiter {
         if left.cancels > 0 && off {
             steps.push(Step::GiveBack(x));
         }
+        if left.calls_off > 0 {
+            steps.push(Step::CallOff(x));
+        }
         if left.others > 0 && off {
             for (older, asked) in [(false, false), (false, true), (true, false), (true, true)] {
                 let host = x;
@@ -810,7 +873,9 @@ impl Arbiter {
             steps.push(Step::BackUp(x));
         }
         if left.restores > 0 && host.backup.is_some() {
-            steps.push(Step::Restore(x));
+            for whole in [false, true] {
+                steps.push(Step::Restore { host: x, whole });
+            }
         }
         if left.removals > 0 && host.memory.linked {
             for told in [false, true] {

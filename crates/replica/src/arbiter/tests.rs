@@ -21,6 +21,7 @@ const NONE: Bounds = Bounds {
     plans: 0,
     reversals: 0,
     cancels: 0,
+    calls_off: 0,
     turned: false,
     others: 0,
     seconds: 0,
@@ -65,7 +66,7 @@ const fn leases(seconds: u8, attempts: u8, crashes: u8, messages: u8) -> Bounds 
 }
 
 /// What is searched, by name.
-const SEARCHES: [(&str, Bounds); 26] = [
+const SEARCHES: [(&str, Bounds); 31] = [
     ("stand-down", rights(0, 2, 1, 6)),
     ("override, two attempts", rights(1, 2, 0, 3)),
     ("override, crash", rights(1, 1, 1, 3)),
@@ -76,6 +77,14 @@ const SEARCHES: [(&str, Bounds); 26] = [
             backups: 1,
             restores: 1,
             ..rights(1, 1, 0, 2)
+        },
+    ),
+    (
+        "lease, restored",
+        Bounds {
+            backups: 1,
+            restores: 1,
+            ..leases(4, 1, 0, 0)
         },
     ),
     (
@@ -215,16 +224,80 @@ const SEARCHES: [(&str, Bounds); 26] = [
             ..leases(4, 1, 0, 2)
         },
     ),
+    (
+        "called off",
+        Bounds {
+            calls_off: 1,
+            ..rights(1, 2, 1, 2)
+        },
+    ),
+    (
+        "called off, stand-down",
+        Bounds {
+            calls_off: 1,
+            ..rights(0, 2, 0, 5)
+        },
+    ),
+    (
+        "points, called off",
+        Bounds {
+            calls_off: 1,
+            forces: 1,
+            ..shipping(2, 1, 0, 4)
+        },
+    ),
+    (
+        "lease, called off",
+        Bounds {
+            calls_off: 1,
+            ..leases(4, 2, 0, 3)
+        },
+    ),
 ];
 
 /// Searched too with `POLLUX_MODEL=large`: four million states, in some ten minutes.
-const LARGE: [(&str, Bounds); 10] = [
+const LARGE: [(&str, Bounds); 14] = [
+    (
+        "called off, restored, large",
+        Bounds {
+            calls_off: 1,
+            backups: 1,
+            restores: 1,
+            ..rights(1, 2, 0, 3)
+        },
+    ),
     (
         "another point, large",
         Bounds {
             others: 2,
             reversals: 1,
             ..rights(1, 1, 1, 3)
+        },
+    ),
+    (
+        "called off, large",
+        Bounds {
+            calls_off: 2,
+            ..rights(0, 3, 1, 6)
+        },
+    ),
+    (
+        "called off, reversed, large",
+        Bounds {
+            calls_off: 1,
+            reversals: 1,
+            cancels: 1,
+            others: 1,
+            ..rights(1, 1, 0, 2)
+        },
+    ),
+    (
+        "points, called off, large",
+        Bounds {
+            calls_off: 1,
+            forces: 1,
+            reversals: 1,
+            ..shipping(2, 2, 1, 4)
         },
     ),
     ("stand-down, large", rights(0, 3, 1, 6)),

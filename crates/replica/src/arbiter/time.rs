@@ -9,7 +9,7 @@ use super::rule::Rule;
 use super::step::{Arbiter, VM};
 use crate::lease::{BootTime, DRIFT_PERCENT, Fence, Grant, HOLD, Promise};
 use crate::run::{Evidence, must_hold};
-use crate::wire::PartnerStanding;
+use crate::wire::{LeaseAnswer, PartnerStanding};
 
 /// A second of the model, in milliseconds.
 const SECOND: i32 = 1000;
@@ -54,10 +54,13 @@ impl Arbiter {
     ) {
         let standing = pair.hosts[x].standing();
         let without = standing.without_replica(says, asked.agreement);
+        let answer = LeaseAnswer {
+            granted,
+            agreement: theirs,
+        };
         if without.fence.is_none() && standing.fence.is_some() {
             pair.keep_standing(x, without, true);
-        } else if !granted && theirs > standing.agreement && standing.fence.is_some() {
-            // One of the two was restored, or an answer was lost.
+        } else if standing.must_agree_anew(says, answer) {
             if let Ok(anew) = standing.hold_to(VM, asked.fence, theirs) {
                 pair.keep_standing(x, anew, true);
             }

@@ -130,7 +130,11 @@ impl Arbiter {
         match command {
             Command::Start | Command::ForceStart if off => {
                 let forced = command == Command::ForceStart;
-                let evidence = self.evidence(&mut next, x, lost, forced);
+                let mut evidence = self.evidence(&mut next, x, lost, forced);
+                if next.hosts[x].standing().may_return(&evidence) {
+                    self.come_back(&mut next, x)?;
+                    evidence = self.evidence(&mut next, x, lost, forced);
+                }
                 let standing = next.hosts[x].standing().clone();
                 let used = next.hosts[x].memory.reserved;
                 let id = self.next_term(&mut next, x);
@@ -164,6 +168,9 @@ impl Arbiter {
                 Ok(Some(next))
             }
             Command::CancelFailover if is_replica => Ok(self.give_back(pair, x)),
+            Command::CancelFailover if host.standing().role == Role::FailedOver => {
+                Ok(self.call_off(pair, x))
+            }
             Command::CancelFailover if host.standing().prepared => {
                 let free = host.standing().cancel_failover(VM)?;
                 next.keep_standing(x, free, true);
@@ -172,6 +179,26 @@ impl Arbiter {
             Command::Remove if host.memory.linked => Ok(self.remove(pair, x, lost.is_none())),
             _ => Ok(None),
         }
+    }
+
+    /// `x`, which stood down, asks its partner, which is the replica, to stand down.
+    fn come_back(&self, next: &mut Pair, x: usize) -> Result<(), Problem> {
+        let y = 1 - x;
+        let id = self.next_term(next, x);
+        let used = next.hosts[x].memory.reserved;
+        let ready = next.hosts[x].standing();
+        let ready = ready.prepare_return_as(VM, used, "", id)?;
+        let asked = ready.attempt.clone().expect("prepared");
+        let runs = next.hosts[y].guest != Guest::Off;
+        let evidence = match next.hosts[y].standing().stand_down(VM, &asked, runs) {
+            Ok(down) => {
+                next.keep_standing(y, down, true);
+                Evidence::StoodDown(id)
+            }
+            Err(problem) => Evidence::Refused(problem),
+        };
+        next.keep_standing(x, ready.take_over(VM, &evidence, None)?, true);
+        Ok(())
     }
 
     /// What the partner of `x` says when it is asked.
@@ -212,7 +239,7 @@ impl Arbiter {
                 Err(_) if forced => Evidence::Override(word()),
                 Err(problem) => Evidence::Refused(problem),
             }
-        } else if ready.fence.is_some() && pair.hosts[x].memory.linked {
+        } else if ready.fence.is_some() && pair.hosts[x].memory.linked && !forced {
             // After a while.
             Evidence::LeaseExpired
         } else {

@@ -122,10 +122,13 @@ impl Sender {
     /// Stops until a person resumes it.
     pub(super) fn fail(&mut self, mut problem: Problem) {
         if problem.way_out.is_empty() {
-            problem.way_out = "look at the replica host first; `pollux replica resume` tries \
-                               again, and if it ends here again, disable the replication and \
-                               enable it anew, which copies everything"
-                .to_owned();
+            let thing = &self.plan.thing;
+            problem.way_out = format!(
+                "look at the replica host first; `pollux replica resume {}` tries again, and if it ends here \
+                 again, {}",
+                run::name(thing),
+                run::anew(thing)
+            );
         }
         self.report.last_error = Some(problem);
         self.state = State::Error;

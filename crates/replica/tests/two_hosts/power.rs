@@ -39,6 +39,8 @@ struct State {
     sequence: u64,
     files: u64,
     cuts: BTreeMap<u64, Disk>,
+    /// The points that the replica said it has.
+    acknowledged: BTreeSet<u64>,
     written: u64,
 }
 
@@ -61,6 +63,7 @@ impl Primary {
                 sequence: 0,
                 files: 0,
                 cuts: BTreeMap::new(),
+                acknowledged: BTreeSet::new(),
                 written: BLOCKS,
             }),
         })
@@ -177,7 +180,11 @@ impl Source for Primary {
     }
 
     async fn persist(&self, progress: Progress) -> Result<(), Problem> {
-        self.state.lock().unwrap().progress = progress;
+        let mut state = self.state.lock().unwrap();
+        if let Progress::Live { acknowledged, .. } = progress {
+            state.acknowledged.insert(acknowledged.sequence);
+        }
+        state.progress = progress;
         Ok(())
     }
 
@@ -267,8 +274,16 @@ fn tear(file: &Path, rng: &mut Rng) {
     std::fs::write(file, bytes).unwrap();
 }
 
-/// One power cut after so many changes of the replica's disk. How much was sent after it.
-async fn one_cut(seed: u64, calls: u64) -> u64 {
+/// What came of a power cut.
+struct Sent {
+    /// After it.
+    bytes: u64,
+    /// Acknowledged before it and after, and read back.
+    points: usize,
+}
+
+/// One power cut after so many changes of the replica's disk.
+async fn one_cut(seed: u64, calls: u64) -> Sent {
     let mut rng = Rng::new(seed);
     let pair = pair().await;
     let disk = CutFolder::new();
@@ -310,11 +325,13 @@ async fn one_cut(seed: u64, calls: u64) -> u64 {
     driving.task.await.unwrap();
     let shelf = replicas.shelf(spec.id).await.unwrap();
     let shelf = shelf.lock().unwrap();
-    let cuts = primary.state.lock().unwrap().cuts.clone();
-    let points = cuts
-        .keys()
-        .filter(|point| [acknowledged, newest].contains(point));
-    for sequence in points {
+    let state = primary.state.lock().unwrap();
+    assert!(
+        [acknowledged, newest]
+            .iter()
+            .all(|point| state.acknowledged.contains(point))
+    );
+    for sequence in &state.acknowledged {
         let point = PointId {
             term: ask.lineage.current().id,
             sequence: *sequence,
@@ -322,21 +339,28 @@ async fn one_cut(seed: u64, calls: u64) -> u64 {
         let reader = shelf.as_ref().unwrap().open_point(point).unwrap();
         let mut held = vec![0; usize::try_from(BLOCKS).unwrap() * BLOCK];
         reader.read_at(spec.disks[0].id, 0, &mut held).unwrap();
-        assert!(held == content(&cuts[sequence]), "point {sequence}");
+        assert!(held == content(&state.cuts[sequence]), "point {sequence}");
     }
-    assert_eq!(primary.state.lock().unwrap().disk, cuts[&newest]);
-    shipped
+    assert_eq!(state.disk, state.cuts[&newest]);
+    Sent {
+        bytes: shipped,
+        points: state.acknowledged.len(),
+    }
 }
 
 #[tokio::test]
 async fn a_replica_host_that_loses_power_at_any_change_keeps_its_points_and_is_sent_only_what_is_new()
  {
     let whole = BLOCKS * BLOCK as u64;
+    let mut points = 0;
     for (seed, calls) in (1..).zip((0..33).step_by(3)) {
-        let shipped = one_cut(seed, calls).await;
+        let sent = one_cut(seed, calls).await;
         assert!(
-            shipped < whole / 4,
-            "cut after {calls}: {shipped} of {whole}"
+            sent.bytes < whole / 4,
+            "cut after {calls}: {} of {whole}",
+            sent.bytes
         );
+        points += sent.points;
     }
+    println!("{points} points read back");
 }

@@ -227,7 +227,7 @@ impl ReplicaHost for Replicas {
         })?
     }
 
-    async fn admit(&self, _vm: VmId, len: u64, held: u64) -> Result<(), Problem> {
+    async fn admit(&self, _: VmId, _: &Header, len: u64, held: u64) -> Result<(), Problem> {
         if len + held > self.limit.load(Ordering::Relaxed) {
             return Err(Problem::new(Code::Full, "the store", "is full", ""));
         }

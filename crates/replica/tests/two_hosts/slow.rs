@@ -18,7 +18,8 @@ use super::*;
 /// A connection of `host` to host-b, for what no client of ours would send.
 async fn raw(host: &Host) -> TlsStream<TcpStream> {
     let peer = host.trust.get("host-b").unwrap();
-    let config = tls::client_config(&host.identity, &host.trust, &peer).unwrap();
+    let config =
+        tls::client_config(&host.identity.leaf(Timestamp::now()), &host.trust, &peer).unwrap();
     let stream = TcpStream::connect(peer.address()).await.unwrap();
     let name = ServerName::try_from("host-b").unwrap();
     let connecting = TlsConnector::from(config).connect(name, stream);
@@ -116,7 +117,7 @@ async fn a_peer_that_takes_all_the_connections_it_can_leaves_some_to_others() {
     let limits = Limits {
         connections: 4,
         of_one_peer: 2,
-        handshake: Duration::from_millis(500),
+        handshake: Duration::from_secs(3),
         ..Limits::default()
     };
     let router = router(Replicas::new(&b));
@@ -138,6 +139,30 @@ async fn a_peer_that_takes_all_the_connections_it_can_leaves_some_to_others() {
         assert!(std::time::Instant::now() < until, "{error}");
     }
     drop(two);
+    serving.stop().await;
+}
+
+#[tokio::test]
+async fn hundreds_of_vms_that_ask_at_once_are_all_heard() {
+    let (a, b) = (Host::new("host-a"), Host::new("host-b"));
+    let limits = Limits {
+        handshakes: 8,
+        ..Limits::default()
+    };
+    let serving = Serving::serve(&b, router(Replicas::new(&b)), None, limits).await;
+    a.trusts(&b, "host-b", serving.address);
+    b.trusts(&a, "host-a", "127.0.0.1:1".parse().unwrap());
+    let client = a.client("host-b");
+    for _ in 0..2 {
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..300 {
+            let client = client.clone();
+            all.spawn(async move { client.hello(LIMIT).await });
+        }
+        for answer in all.join_all().await {
+            answer.unwrap();
+        }
+    }
     serving.stop().await;
 }
 

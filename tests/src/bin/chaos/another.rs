@@ -16,8 +16,8 @@ use crate::steps::{Another, Trouble};
 use crate::{MINUTE, Pair};
 
 impl Pair {
-    /// The VM runs above a point on the host that is not its primary, and goes to another one.
-    pub(super) fn go_to_another(&mut self, another: Another) -> Result<()> {
+    /// The VM runs above a point on the host that is not its primary, and goes to another one, which is told.
+    pub(super) fn go_to_another(&mut self, another: Another) -> Result<String> {
         let (from, to) = (self.primary, 1 - self.primary);
         self.hosts[to].pollux(&["vm", "kill", "web"])?;
         let left = self.stands_on(to)?;
@@ -73,7 +73,7 @@ impl Pair {
         );
         self.done.others += 1;
         self.say(format_args!("         went from {left} to {point}"));
-        Ok(())
+        Ok(point)
     }
 
     /// The VM runs above this point, which its disk was when it was started, and its guest found that.
@@ -120,7 +120,7 @@ impl Pair {
             .collect()
     }
 
-    fn point_hash(&self, at: usize, point: &str) -> Result<blake3::Hash> {
+    pub(super) fn point_hash(&self, at: usize, point: &str) -> Result<blake3::Hash> {
         self.hash(at, &["point", "export", "web", point])
     }
 

@@ -152,8 +152,11 @@ impl Pair {
         self.replica().pollux(&["failover", "stop-test", "web"])?;
         let pinned = self.points()?.iter().any(|point| point["pinned"] == true);
         ensure!(!pinned, "a point is pinned after the test");
-        let left = self.replica().processes()?;
-        ensure!(left.is_empty(), "the test leaves {left:?}");
+        // A supervisor answers before it exits.
+        until(MINUTE, "the test leaves no process", || {
+            let left = self.replica().processes()?;
+            Ok(left.is_empty().then_some(()))
+        })?;
         Ok(())
     }
 }

@@ -46,8 +46,11 @@ impl Pair {
                 self.network.mend();
                 self.up(Side::Replica)
             }
-            Step::KillHost(side, lasting) => {
+            Step::KillHost(side, lasting, power) => {
                 self.host(side).kill_everything()?;
+                if power {
+                    self.host(side).lose_memory()?;
+                }
                 if let Some(ms) = lasting {
                     sleep(Duration::from_millis(ms));
                     self.up(side)?;

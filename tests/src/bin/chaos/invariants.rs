@@ -314,8 +314,13 @@ pub(super) fn hash_of(file: &Path) -> Result<Hash> {
 
 /// A point as it is written on the command line.
 pub(super) fn name(point: &Value) -> Result<String> {
-    let term = text(point, "/id/term")?;
-    let number = json_u64(point, "/id/sequence")?;
+    short(&point["id"])
+}
+
+/// As a point with this identity is printed.
+pub(super) fn short(id: &Value) -> Result<String> {
+    let term = text(id, "/term")?;
+    let number = json_u64(id, "/sequence")?;
     Ok(format!("{}.{number}", &term[..8]))
 }
 

@@ -6,9 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{FIRST_WRITE, json_u64, judge, kill, text, until, writes_on};
+use serde_json::Value;
 use testkit::workload::Cut;
 
-use crate::invariants::{hash_of, hex};
+use crate::invariants::{hash_of, hex, short};
 use crate::operator::Came;
 use crate::steps::{Circle, Look, Trouble};
 use crate::{BATCH, MINUTE, Pair};
@@ -29,15 +30,28 @@ pub(super) struct Stopped {
     pub(super) disk: blake3::Hash,
 }
 
+/// What its successor began with.
+pub(super) struct TakenOver {
+    pub(super) point: String,
+    /// Of the point's disk.
+    pub(super) disk: blake3::Hash,
+}
+
 impl Pair {
-    /// What the host `from` wrote and never sent is kept as it was, until it is dropped.
+    /// What the host `from` wrote and never sent is kept as it was, until it is dropped; if there is nothing
+    /// of that it goes by itself.
     pub(super) fn lost_writes(
         &mut self,
         from: usize,
         circle: Circle,
         stopped: &Stopped,
+        taken: &TakenOver,
     ) -> Result<()> {
-        let report = self.hosts[from].json(&SHOW)?;
+        let Some(report) = self.lost_more_than_nothing(from, stopped, taken)? else {
+            self.say(format_args!("         nothing was lost, nothing is kept"));
+            self.done.needless += 1;
+            return Ok(());
+        };
         let file = Path::new(text(&report, "/disks/0/file")?).to_owned();
         let kept = judge(&file, Cut::PowerLoss)?;
         ensure!(
@@ -79,6 +93,35 @@ impl Pair {
             ensure!(!file.exists(), "what was dropped is there");
         }
         Ok(())
+    }
+
+    /// What is said of it, unless it goes by itself with the first point.
+    fn lost_more_than_nothing(
+        &self,
+        from: usize,
+        stopped: &Stopped,
+        taken: &TakenOver,
+    ) -> Result<Option<Value>> {
+        until(MINUTE, "nothing is kept if nothing was lost", || {
+            let shown = self.hosts[from]
+                .command(&["-o", "json"])?
+                .args(SHOW)
+                .output()?;
+            if shown.status.code() == Some(3) {
+                ensure!(
+                    stopped.disk == taken.disk,
+                    "nothing is kept of a disk that was not point {}",
+                    taken.point
+                );
+                return Ok(Some(None));
+            }
+            ensure!(shown.status.success(), "{shown:?}");
+            let report: Value = serde_json::from_slice(&shown.stdout)?;
+            let disks = report["disks"].as_array().context("its disks")?;
+            let unwritten = |disk: &Value| disk["ranges"].as_array().is_some_and(Vec::is_empty);
+            let nothing = disks.iter().all(unwritten) && short(&report["since"])? == taken.point;
+            Ok((!nothing).then_some(Some(report)))
+        })
     }
 
     /// It is exported, opened and tested, and is what the disk was; it is kept for as long.

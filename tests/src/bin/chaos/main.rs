@@ -17,6 +17,7 @@
 //! a seed is a good place to begin looking and no recording.
 
 mod another;
+mod call_off;
 mod circle;
 mod commands;
 mod faults;
@@ -90,8 +91,12 @@ struct Done {
     failovers: u32,
     /// How often it went to another point there.
     others: u32,
+    /// How often the failover was called off.
+    called_off: u32,
     /// How often what was never sent was looked into.
     looks: u32,
+    /// How often nothing was kept, because nothing was lost.
+    needless: u32,
     /// How often the host was lost to which it was to go as planned.
     successors: u32,
     twice: Twice,
@@ -104,14 +109,17 @@ impl fmt::Display for Done {
             faults,
             failovers,
             others,
+            called_off,
             looks,
+            needless,
             successors,
             twice,
         } = self;
         write!(
             f,
-            "{rounds} rounds, {faults} faults, {failovers} failovers, {others} to other points, {looks} \
-             looks at lost writes, {successors} successors lost, {} times two ran ({:.1} s in contact)",
+            "{rounds} rounds, {faults} faults, {failovers} failovers, {others} to other points, {called_off} \
+             called off, {looks} looks at lost writes, {needless} times none were lost, {successors} \
+             successors lost, {} times two ran ({:.1} s in contact)",
             twice.times,
             twice.longest.as_secs_f64()
         )

@@ -1,18 +1,20 @@
 //! A person who is told no, and goes the way out that the refusal names.
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::{freeze, thaw};
+use pollux_tests::{freeze, thaw, until};
 
 use crate::steps::Trouble;
 use crate::{MINUTE, Pair};
 
 /// Longest way out.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Who waits for what does not come while the network is away gives up after so long.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// A refusal is taken at its word this often.
 const AGAIN: Duration = Duration::from_millis(200);
 /// Of what refusals name, the commands that lose nothing which is wanted.
@@ -58,6 +60,7 @@ impl Pair {
             if output.status.code() == Some(3) {
                 return Ok(Came::NotFound(refusal));
             }
+            ensure!(!refusal.contains("QEMU did not answer"), "{refusal}");
             let is_new = refusal != last;
             if is_new {
                 self.say(format_args!("         refused: {refusal}"));
@@ -148,7 +151,7 @@ impl Pair {
                 self.rooms[there].make_room()?;
             }
         }
-        asked.wait()?;
+        has_patience(&mut asked, PATIENCE)?;
         if !self.hosts[at].is_up() {
             self.hosts[at].start_daemon()?;
         }
@@ -204,4 +207,18 @@ fn ways_out(at: usize, refusal: &str) -> Vec<(usize, String)> {
         .filter(|command| HARMLESS.contains(command))
         .map(|command| (host, command.to_owned()))
         .collect()
+}
+
+/// Waits for whoever asked for something, who goes away when it takes too long.
+pub(super) fn has_patience(asked: &mut Child, limit: Duration) -> Result<()> {
+    let since = Instant::now();
+    let ended = until(MINUTE, "who asked gives up", || {
+        let ended = asked.try_wait()?.is_some();
+        Ok((ended || since.elapsed() > limit).then_some(ended))
+    })?;
+    if !ended {
+        asked.kill()?;
+        asked.wait()?;
+    }
+    Ok(())
 }

@@ -113,6 +113,8 @@ pub(super) struct Circle {
     /// Other points: at once, and when the former primary is there again.
     pub(super) others: [Option<Another>; 2],
     pub(super) again: Again,
+    /// Whether the failover is called off instead, if it is not completed.
+    pub(super) call_off: Option<Trouble>,
     /// Whether the failover is completed before the VM is replicated back.
     pub(super) complete: bool,
     /// Whether the new replica is asked for its disks back before it has a point.
@@ -121,8 +123,8 @@ pub(super) struct Circle {
     pub(super) look: Option<Look>,
     /// Whether what was never sent is dropped as soon as there is a point.
     pub(super) drop: bool,
-    /// Of the failover, its completion, the way back, and the drop.
-    pub(super) troubles: [Trouble; 4],
+    /// Of the preparation, the failover, its completion, the way back, and the drop.
+    pub(super) troubles: [Trouble; 5],
 }
 
 /// Something that is done to the pair; durations in milliseconds.
@@ -134,8 +136,9 @@ pub(super) enum Step {
     Kill(Part, bool),
     /// `kill -9` of both polluxd and of a process of the VM; so long until they are back.
     KillAll(Part, u64),
-    /// `kill -9` of everything on a host, which is away for so long; or until all is mended.
-    KillHost(Side, Option<u64>),
+    /// `kill -9` of everything on a host, which is away for so long, or until all is mended; as after a
+    /// power cut what lay in memory is gone, or not.
+    KillHost(Side, Option<u64>, bool),
     /// `kill -9` of the primary's polluxd while the VM is being started for so long.
     KillInStart(u64),
     /// `kill -9` of a process of the VM while the guest is off.
@@ -198,7 +201,7 @@ impl Step {
             11 => Self::KillAll(part, short),
             12 => Self::Open(rng.once_in(2)),
             13 => Self::Test(rng.below(1000), rng.once_in(2), rng.once_in(2)),
-            14 => Self::KillHost(side, lasting),
+            14 => Self::KillHost(side, lasting, rng.once_in(2)),
             15 => Self::FreezeDaemon(side, short),
             16 => Self::Freeze(part, short),
             17 | 18 => Self::Full(side, short),
@@ -225,11 +228,12 @@ impl Circle {
                 true => Again::Successor,
                 false => Again::Nobody,
             },
+            call_off: rng.once_in(3).then(|| Trouble::any(rng)),
             complete: rng.once_in(2),
             give_back: rng.once_in(4),
             look: rng.once_in(3).then(|| Look::any(rng)),
             drop: rng.once_in(2),
-            troubles: [(); 4].map(|()| Trouble::any(rng)),
+            troubles: [(); 5].map(|()| Trouble::any(rng)),
         }
     }
 }

@@ -11,12 +11,13 @@
 use std::fs;
 use std::process::{Output, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::{FIRST_WRITE, flushed, since_start, until, writes_on};
 
 use crate::circle::{BECAUSE, START};
+use crate::operator::has_patience;
 use crate::steps::{Stage, Successor, Trouble};
 use crate::{BATCH, MINUTE, Pair};
 
@@ -64,16 +65,7 @@ impl Pair {
             let mut asked = self.spawn(from, &PREPARE)?;
             wait(ms);
             self.hosts[to].kill_everything()?;
-            let since = Instant::now();
-            let ended = until(MINUTE, "who asked gives up", || {
-                let ended = asked.try_wait()?.is_some();
-                Ok((ended || since.elapsed() > PATIENCE).then_some(ended))
-            })?;
-            if !ended {
-                asked.kill()?;
-                asked.wait()?;
-            }
-            return Ok(());
+            return has_patience(&mut asked, PATIENCE);
         }
         self.insist(from, &PREPARE, Trouble::None, |_| Ok(false))?;
         self.are_equal()?;

@@ -11,18 +11,21 @@
 //!
 //! No guest writes, for its disk holds no system: what it would write comes through the export that it uses.
 
+mod called_off;
+mod given_back;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use model::Bytes;
-use pollux_tests::{Host, Pair, Scratch, Wire, nothing_pending, point_name, text, until};
+use pollux_tests::{Host, Pair, Scratch, Wire, json_u64, nothing_pending, point_name, text, until};
 use serde_json::Value;
 use testkit::{Rng, SmallDisk, may_mount};
 
@@ -232,6 +235,11 @@ impl<'a> Cell<'a> {
         self.host(side).pollux(&all).map(drop)
     }
 
+    fn insist(&self, side: Side, words: &[&str]) -> Result<()> {
+        let all = [words, &[self.vm.as_str()]].concat();
+        self.host(side).insist(&all).map(drop)
+    }
+
     fn file(&self, name: &str) -> Result<(PathBuf, String)> {
         let path = self.hosts.pair.scratch.state().join(name);
         if path.exists() {
@@ -406,7 +414,11 @@ impl<'a> Cell<'a> {
         let newest = self.settled(Castor)?;
         self.hosts.part();
         if fate == BaseMerged {
-            let points = self.points(Pollux)?;
+            // What had begun to come, comes; then no more is merged.
+            let points = until(MINUTE, "four points are kept", || {
+                let points = self.points(Pollux)?;
+                Ok((points.len() == 4).then_some(points))
+            })?;
             older.name = point_name(points.first().context("a point")?)?;
             older.disk = self.export(Pollux, &older.name)?;
             ensure!(older.disk != newest.disk, "all points are the same");
@@ -528,6 +540,29 @@ impl<'a> Cell<'a> {
         cost.is_bounded().map(|()| cost)
     }
 
+    /// The report of what was never sent names all of that, and no region besides, and when it was written.
+    fn is_reported(&self, unsent: &BTreeSet<usize>) -> Result<()> {
+        let report = ["failover", "lost-writes", &self.vm];
+        let report = self.host(Castor).json(&report)?;
+        let ranges = report.pointer("/disks/0/ranges").and_then(Value::as_array);
+        let mut listed = BTreeSet::new();
+        for range in ranges.context("it is known")? {
+            let at = usize::try_from(json_u64(range, "/at")?)?;
+            let end = at + usize::try_from(size(range, "/len")?)?;
+            listed.extend(at / BLOCK..end.div_ceil(BLOCK));
+        }
+        let region = |block: &usize| block * BLOCK / MIB;
+        let regions: BTreeSet<usize> = unsent.iter().map(region).collect();
+        ensure!(!unsent.is_empty() && unsent.is_subset(&listed), "{report}");
+        let besides = listed
+            .iter()
+            .find(|block| !regions.contains(&region(block)));
+        ensure!(besides.is_none(), "block {besides:?}: {report}");
+        let (from, until) = (text(&report, "/from")?, text(&report, "/until")?);
+        ensure!(from < until, "{report}");
+        Ok(())
+    }
+
     /// Bytes that went over the wire to the other host.
     fn carried(&self, primary: Side) -> u64 {
         match primary {
@@ -545,7 +580,7 @@ impl<'a> Cell<'a> {
             since,
             unsent,
         } = self.history(fate)?;
-        let there = self.disk.clone();
+        let (there, lost) = (self.disk.clone(), unsent.clone());
         if matches!(fate, PowerCut | LogLost) {
             self.hosts.pair.castor.kill_everything()?;
             self.hosts.pair.castor.lose_memory()?;
@@ -583,6 +618,9 @@ impl<'a> Cell<'a> {
         let carried = self.carried(Pollux);
         self.reverse(from, fate)?;
         let mut costs = vec![self.cost(Pollux, carried, &there, &since, unknown)?];
+        if matches!(fate, Nothing | BaseMerged) {
+            self.is_reported(&lost)?;
+        }
         let later = self.write(Pollux, 0..0)?;
         self.equal(Pollux)?;
         if fate == SecondFailover {
@@ -737,8 +775,8 @@ fn a_twin_in_another_folder_goes_there_and_back_and_leaves_nothing_in_it() -> Re
 }
 
 #[test]
-fn a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time() -> Result<()> {
-    const NAME: &str = "a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time";
+fn a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs() -> Result<()> {
+    const NAME: &str = "a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs";
     if !may_mount(NAME)? {
         return Ok(());
     }
@@ -758,37 +796,66 @@ fn a_twin_on_another_file_system_is_made_anew_to_go_back_a_second_time() -> Resu
     cell.on(Pollux, &["failover", "reverse"], &[])?;
     cell.equal(Pollux)?;
     // The disk stays where the journal was.
-    let id = cell.id(Pollux)?;
-    ensure!(store.path().join(&id).join("disk0.raw").exists());
+    let own = store.path().join(cell.id(Pollux)?);
+    let named = |name: &str| own.join(name).exists();
+    let merged = || Ok((!named("journal")).then_some(()));
+    until(MINUTE, "the journal is gone", merged)?;
+    ensure!(named("disk0.raw"));
+    cell.on(Castor, &["failover", "lost-writes"], &["--drop"])?;
 
+    // Taken back, and what was written there and never sent is kept there.
     let newest = cell.settled(Pollux)?;
     cell.hosts.part();
+    let unsent = cell.write(Pollux, 0..0)?;
+    let never_sent = cell.disk.clone();
     cell.take_over(Castor, &newest)?;
-    cell.write(Castor, 0..0)?;
+    let since = cell.write(Castor, 0..0)?;
     cell.gives_way(Pollux)?;
     cell.on(Pollux, &["vm", "kill"], &[])?;
-    let refused = cell.host(Castor).refused(&["failover", "reverse", "web"])?;
-    ensure!(
-        refused.message.contains("pollux replica remove web"),
-        "{refused:?}"
-    );
-    for side in [Castor, Pollux] {
-        cell.on(side, &["replica", "remove"], &[])?;
-    }
+    let reverse = ["failover", "reverse"];
+    // It has its own disks back before the first point, and is made the replica once more.
+    cell.hosts.pair.wire.cut_after(100_000);
+    cell.on(Castor, &reverse, &[])?;
+    until(MINUTE, "the point is on its way", || {
+        Ok(cell.hosts.pair.wire.is_cut().then_some(()))
+    })?;
+    ensure!(named("journal") && named("branch"));
+    cell.on(Pollux, &["failover", "cancel"], &[])?;
+    ensure!(named("disk0.raw") && !named("journal") && !named("branch"));
+    cell.hosts.pair.pollux.kill_daemon()?;
+    cell.hosts.start()?;
+    cell.hosts.join();
+    let carried = cell.carried(Castor);
+    cell.on(Castor, &reverse, &[])?;
+    cell.equal(Castor)?;
+    let carried = cell.carried(Castor) - carried;
+    let differs: BTreeSet<_> = unsent.union(&since).collect();
+    let most = (differs.len() * BLOCK) as u64 + Cost::INDICES;
+    let most = most + cell.disk.len() as u64 / 128 + Cost::TALK;
+    println!("carried {carried} of {most} bytes");
+    ensure!(carried <= most, "carried {carried} of {most}");
+    ensure!(named("journal") && named("branch"));
+    let (path, name) = cell.file("unsent.raw")?;
+    let export = ["lost-writes", &name];
+    cell.on(Pollux, &["point", "export"], &export)?;
+    ensure!(fs::read(path)? == never_sent, "what was never sent is kept");
+    cell.on(Pollux, &["failover", "lost-writes"], &["--drop"])?;
+    ensure!(named("journal") && !named("branch") && !named("disk0.raw"));
+
+    // And home again.
+    cell.on(Castor, &["vm", "kill"], &[])?;
+    cell.on(Castor, &["failover", "prepare"], &[])?;
+    cell.insist(Pollux, &["failover", "start"])?;
+    cell.write(Pollux, 0..0)?;
+    cell.on(Pollux, &reverse, &[])?;
+    cell.equal(Pollux)?;
+    until(MINUTE, "the journal is gone", merged)?;
+    ensure!(named("disk0.raw"));
+    cell.on(Pollux, &["replica", "remove"], &[])?;
+    cell.on(Pollux, &["vm", "kill"], &[])?;
     cell.on(Pollux, &["vm", "delete"], &[])?;
-    ensure!(!store.path().join(&id).exists(), "the disk is deleted");
-    let enable = ["replica", "enable", "web", "--to", "pollux"];
-    let enable = [&enable[..], &["--frequency", "1s"]].concat();
-    let refused = cell.host(Castor).refused(&enable)?;
-    ensure!(refused.message.contains("failover complete"), "{refused:?}");
-    let refused = cell
-        .host(Castor)
-        .refused(&["failover", "complete", "web"])?;
-    ensure!(refused.message.contains("--drop"), "{refused:?}");
-    cell.on(Castor, &["failover", "lost-writes"], &["--drop"])?;
-    cell.on(Castor, &["failover", "complete"], &[])?;
-    cell.host(Castor).pollux(&enable)?;
-    cell.equal(Castor)
+    ensure!(!own.exists(), "the disk is deleted");
+    Ok(())
 }
 
 impl Cell<'_> {
@@ -811,45 +878,6 @@ impl Cell<'_> {
         Ok((history, own))
     }
 
-    /// Castor becomes the replica, and has its own disks back before the first point has come; whether pollux
-    /// was `told` that it was the replica.
-    fn give_back(&mut self, told: bool) -> Result<()> {
-        let reverse = ["failover", "reverse"];
-        let twin = self.host(Castor).state().join("replicas");
-        let twin = twin.join(self.id(Castor)?);
-        if told {
-            self.hosts.back.cut_after(100_000);
-            self.on(Pollux, &reverse, &[])?;
-            until(MINUTE, "the point is on its way", || {
-                Ok(self.hosts.back.is_cut().then_some(()))
-            })?;
-        } else {
-            self.hosts.back.lose_answers();
-            let all = [&reverse[..], &[self.vm.as_str()]].concat();
-            let mut asked = self.host(Pollux).command(&all)?.spawn()?;
-            until(MINUTE, "castor has heard", || {
-                Ok(twin.exists().then_some(()))
-            })?;
-            self.hosts.back.cut();
-            ensure!(!asked.wait()?.success(), "it is answered");
-            self.hosts.back.mend();
-        }
-        until(MINUTE, "castor is the replica", || {
-            let state = self.replication(Castor).map(|(state, _)| state).ok();
-            Ok(state.filter(|state| state == "initial-replication-in-progress"))
-        })?;
-        // Whatever a person says, there is nothing to start it from.
-        self.refused(
-            Castor,
-            &["failover", "start"],
-            &LOST,
-            "pollux failover cancel",
-        )?;
-        self.on(Castor, &["failover", "cancel"], &[])?;
-        ensure!(!twin.exists(), "it is a twin");
-        Ok(())
-    }
-
     fn state(&self, side: Side) -> Result<String> {
         let details = self.host(side).json(&["vm", "show", &self.vm])?;
         Ok(text(&details, "/vm/state")?.to_owned())
@@ -860,140 +888,4 @@ impl Cell<'_> {
         let status = self.host(side).json(&["replica", "status", &self.vm])?;
         Ok((text(&status, "/0/state")?.to_owned(), status.to_string()))
     }
-}
-
-/// Castor has its own disks back, and is started by force while the two hosts are parted.
-fn forced_after_it_has_its_disks_back(hosts: &mut Hosts, vm: &str, told: bool) -> Result<()> {
-    let mut cell = Cell::new(hosts, vm.to_owned(), 1);
-    let (_, own) = cell.succeed()?;
-    cell.give_back(told)?;
-    let start = ["vm", "start"];
-    cell.refused(Castor, &start, &[], "--force")?;
-    // It still asks, and hears that it runs there.
-    cell.refused(Castor, &start, &LOST, "taken over by host `pollux`")?;
-    cell.hosts.part();
-    cell.on(Castor, &start, &LOST)?;
-    let there = std::mem::replace(&mut cell.disk, own);
-    cell.write(Castor, 0..0)?;
-    ensure!((cell.state(Castor)?, cell.state(Pollux)?) == ("running".into(), "running".into()));
-
-    // The two meet, and the lower one is held still. It tells why.
-    cell.hosts.join();
-    let begun = Instant::now();
-    until(MINUTE, "the host that took over is held", || {
-        Ok((cell.state(Pollux)? == "paused").then_some(()))
-    })?;
-    let took = begun.elapsed();
-    println!("held after {took:?}");
-    // It is told every second, and held within one.
-    ensure!(took < Duration::from_secs(1 + 1 + 1), "{took:?}");
-    ensure!(cell.state(Castor)? == "running");
-    let details = cell.host(Pollux).json(&["vm", "show", vm])?;
-    ensure!(text(&details, "/succeeded/host")? == "castor", "{details}");
-    let (state, said) = cell.replication(Pollux)?;
-    ensure!(
-        state == "stood-down" && said.contains("Both ran from"),
-        "{said}"
-    );
-    let events = cell.host(Pollux).json(&["event", "list", "--vm", vm])?;
-    let events = events.as_array().context("a list")?;
-    ensure!(events.iter().any(|event| event["kind"] == "stood-down"));
-    let (path, name) = cell.file("disk.raw")?;
-    cell.on(Castor, &["disk", "export"], &["0", &name])?;
-    ensure!(fs::read(path)? == cell.disk, "the disk is its own");
-
-    // Taken back on the other one, castor gives way again, and is the replica by what differs.
-    cell.on(Pollux, &["vm", "kill"], &[])?;
-    cell.refused(Pollux, &start, &[], "--force")?;
-    cell.on(Castor, &["vm", "kill"], &[])?;
-    cell.on(Pollux, &start, &LOST)?;
-    cell.gives_way(Castor)?;
-    cell.refused(Castor, &start, &[], "--force")?;
-    cell.disk = there;
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
-    cell.write(Pollux, 0..0)?;
-    cell.equal(Pollux)?;
-    cell.refused(
-        Castor,
-        &["failover", "cancel"],
-        &[],
-        "recovery points already",
-    )
-}
-
-#[test]
-fn a_host_that_has_its_own_disks_back_meets_the_one_that_took_over() -> Result<()> {
-    let mut hosts = Hosts::new("failback-meet")?;
-    forced_after_it_has_its_disks_back(&mut hosts, "told", true)?;
-    forced_after_it_has_its_disks_back(&mut hosts, "untold", false)
-}
-
-#[test]
-fn a_host_that_has_its_own_disks_back_is_the_replica_again_by_what_differs() -> Result<()> {
-    let mut hosts = Hosts::new("failback-again")?;
-    let mut cell = Cell::new(&mut hosts, "web".to_owned(), 1);
-    let (History { unsent, .. }, own) = cell.succeed()?;
-    cell.give_back(true)?;
-    for _ in 0..2 {
-        cell.hosts.join();
-        until(
-            MINUTE,
-            "the new primary says how it is the replica again",
-            || {
-                let (state, said) = cell.replication(Pollux)?;
-                Ok((state == "error" && said.contains("failover reverse web")).then_some(()))
-            },
-        )?;
-        cell.give_back(true)?;
-    }
-    // Without an answer nobody can tell whether it is the replica still.
-    cell.hosts.part();
-    cell.refused(Pollux, &["failover", "reverse"], &[], "does not answer")?;
-    cell.hosts.join();
-    let since = cell.write(Pollux, 0..0)?;
-    let carried = cell.carried(Pollux);
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
-    let cost = cell.cost(Pollux, carried, &own, &since, regions(&unsent))?;
-    println!("{cost}");
-    // What was never sent is known as before, and asked for again nothing is done.
-    let lost = cell
-        .host(Castor)
-        .json(&["failover", "lost-writes", "web"])?;
-    let ranges = lost.pointer("/disks/0/ranges").and_then(Value::as_array);
-    ensure!(
-        ranges.is_some_and(|ranges| !ranges.is_empty()),
-        "{ranges:?}"
-    );
-    let points = cell.points(Castor)?.len();
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
-    ensure!(cell.points(Castor)?.len() >= points);
-    cell.write(Pollux, 0..0)?;
-    cell.equal(Pollux)?;
-    cell.end(Pollux)?;
-
-    for side in [Castor, Pollux] {
-        ended_after_it_has_its_disks_back(&mut hosts, side)?;
-    }
-    Ok(())
-}
-
-/// The relationship is ended on one of the two: neither has it any more, and what stood down stays so.
-fn ended_after_it_has_its_disks_back(hosts: &mut Hosts, side: Side) -> Result<()> {
-    let mut cell = Cell::new(hosts, format!("{side:?}").to_lowercase(), 1);
-    cell.succeed()?;
-    cell.give_back(true)?;
-    cell.hosts.join();
-    cell.on(side, &["replica", "remove"], &[])?;
-    for side in [Castor, Pollux] {
-        cell.refused(side, &["replica", "status"], &[], "is not replicated")?;
-    }
-    let start = ["vm", "start"];
-    cell.refused(Castor, &start, &[], "--force")?;
-    cell.on(Castor, &["vm", "delete"], &[])?;
-    cell.on(Pollux, &["failover", "complete"], &[]).ok();
-    let enable = ["--to", "castor", "--frequency", "1s"];
-    until(MINUTE, "it is replicated anew", || {
-        Ok(cell.on(Pollux, &["replica", "enable"], &enable).ok())
-    })?;
-    cell.equal(Pollux)
 }
