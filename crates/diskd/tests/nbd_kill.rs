@@ -44,7 +44,7 @@ fn qemu_writes_while<S>(begin: impl Fn(&UnixListener, &Path, &Path) -> S, end: i
     let listener = UnixListener::bind(&socket).unwrap();
     let mut server = begin(&listener, &socket, &file);
     let options = format!(
-        "driver=nbd,server.type=unix,server.path={},export=guest,reconnect-delay=60",
+        "driver=nbd,server.type=unix,server.path={},export=guest,open-timeout=60,reconnect-delay=60",
         socket.display()
     );
     let mut bench = Command::new("timeout")
