@@ -126,14 +126,27 @@ impl Engine {
 
     /// Works on marks alone; a part that was made ahead is given up.
     fn alone(&self) -> Result<MutexGuard<'_, ()>, Problem> {
-        self.give_up_ahead();
-        self.alone_beside()
+        loop {
+            self.give_up_ahead();
+            let alone = self.alone_beside()?;
+            // Another one may have begun since; from now on none moves marks.
+            if self.ahead.is_nothing() {
+                return Ok(alone);
+            }
+        }
     }
 
     /// Works on marks alone but for a part that is made ahead.
     fn alone_beside(&self) -> Result<MutexGuard<'_, ()>, Problem> {
-        self.ahead.settle();
-        self.hold(&self.epoch, "another request works on their marks")
+        loop {
+            self.ahead.settle();
+            let hold = || self.hold(&self.epoch, "another request works on their marks");
+            let held = hold();
+            // One that began since is waited for; if it moves no more, it has let go.
+            if held.is_ok() || !self.ahead.is_moving() {
+                return held.or_else(|_busy| hold());
+            }
+        }
     }
 
     fn hold<'a>(&self, what: &'a Mutex<()>, busy: &str) -> Result<MutexGuard<'a, ()>, Problem> {

@@ -51,6 +51,12 @@ enum State {
     Made(Box<Made>),
 }
 
+impl State {
+    fn is_moving(&self) -> bool {
+        matches!(self, Self::Making { sealed: false, .. })
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
@@ -120,10 +126,21 @@ impl Ahead {
         self.set(State::Nothing);
     }
 
+    /// Whether no part is being made, or waits to be asked for.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(*self.state(), State::Nothing)
+    }
+
+    /// Whether marks move for one that is made.
+    pub(super) fn is_moving(&self) -> bool {
+        self.state().is_moving()
+    }
+
     /// Waits until no marks move for one that is made.
     pub(super) fn settle(&self) {
-        let moving = |state: &mut State| matches!(state, State::Making { sealed: false, .. });
-        let waited = self.changed.wait_while(self.state(), moving);
+        let waited = self
+            .changed
+            .wait_while(self.state(), |state| state.is_moving());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 

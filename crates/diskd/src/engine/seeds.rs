@@ -28,11 +28,18 @@ impl Engine {
         file: &Path,
     ) -> Result<Reply, Problem> {
         let (part, number) = self.part(header, disk, from, file)?;
-        if let Some(made) = self.take_ahead(Some(&part)) {
-            let _alone = self.alone_beside()?;
-            return self.publish(*made);
-        }
-        let _alone = self.alone_beside()?;
+        let _alone = loop {
+            if let Some(made) = self.take_ahead(Some(&part)) {
+                let alone = self.alone_beside();
+                let _alone = alone.inspect_err(|_| self.drop_made(&made))?;
+                return self.publish(*made);
+            }
+            let alone = self.alone_beside()?;
+            // It may have been begun since.
+            if self.ahead.is_nothing() {
+                break alone;
+            }
+        };
         let (draft, opened) = Draft::begin(file).map_err(|error| self.outbox(&error))?;
         let disk = &self.disk(disk)?;
         let mut epoch = self.seal_part(disk, number, from, limit)?;

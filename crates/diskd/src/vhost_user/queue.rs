@@ -310,11 +310,12 @@ impl<D: Device + 'static> Queue<D> {
     /// Asks for notifications. False if something came meanwhile.
     fn unmute(&self) -> Result<bool, RingError> {
         let mut state = self.state.borrow_mut();
-        state.ring.unmute();
-        if state.phase == Phase::Serving && state.ring.peek()?.is_some() {
-            return Ok(false);
+        if state.phase != Phase::Serving {
+            // The front end may have been told that nothing is written any more.
+            return Ok(true);
         }
-        Ok(true)
+        state.ring.unmute();
+        Ok(state.ring.peek()?.is_none())
     }
 
     /// Resets the kick descriptor. It may be blocking, and others may read it too.
@@ -330,7 +331,9 @@ impl<D: Device + 'static> Queue<D> {
 
     /// Takes everything that is available.
     fn take_all(self: &Rc<Self>) -> Result<(), QueueError> {
-        self.state.borrow_mut().ring.mute();
+        if self.is_serving() {
+            self.state.borrow_mut().ring.mute();
+        }
         loop {
             let head = self.state.borrow_mut().take()?;
             let Some(head) = head else { return Ok(()) };

@@ -195,7 +195,7 @@ fn a_part_that_was_made_ahead_is_given_up_for_any_other_request_about_marks_and_
         (first.content, vec!["0.seed".to_owned()])
     );
     // Given up in the middle, whenever that is.
-    for _ in 0..10 {
+    for _ in 0..100 {
         let made = vm.process.send(&vm.prepare_request(1, next));
         assert!(vm.track(relationship));
         let _ = answer(&made);
@@ -211,4 +211,24 @@ fn a_part_that_was_made_ahead_is_given_up_for_any_other_request_about_marks_and_
     assert_eq!(vm.process.ask(&vm.prepare_request(1, next)), Reply::Done);
     assert_eq!(vm.staged(&third).content, Bytes(1 << 20));
     assert_eq!(vm.marks()[..2], [Bytes(left.0 - (1 << 20)), Bytes(0)]);
+}
+
+#[test]
+fn a_part_is_staged_whenever_making_it_ahead_begins() {
+    let vm = Vm::new(64 << 20);
+    vm.fill(0);
+    vm.track(RelationshipId::random());
+    let fold_back = Request::FoldBack {
+        file: vm.part_file(1),
+    };
+    let request = vm.seed_request(1, 0);
+    let content = vm.staged(&request).content;
+    assert_eq!(vm.process.ask(&fold_back), Reply::Done);
+    for _ in 0..100 {
+        let made = vm.process.send(&vm.prepare_request(1, 0));
+        assert_eq!(vm.staged(&request).content, content);
+        let _ = answer(&made);
+        assert_eq!(vm.process.ask(&fold_back), Reply::Done);
+        assert_eq!(vm.marks(), [Bytes(SIZE), Bytes(0), Bytes(0)]);
+    }
 }
