@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use durable::{Lock, LockError};
@@ -66,10 +67,18 @@ pub async fn serve(options: Options) -> Result<(), Problem> {
         let served = Arc::clone(&listening);
         listening.endpoint.run(served, over).await;
     });
+    let mut signals = pin!(signals);
+    // Whoever is told that the host is up may be asked by its peers.
+    let is_ended = tokio::select! {
+        _ = host.endpoint.settled() => false,
+        () = &mut signals => true,
+    };
     let api = axum::serve(listener, http::router(Arc::clone(&host)))
         .with_graceful_shutdown(until(ending));
     let api = tokio::spawn(async move { api.await });
-    signals.await;
+    if !is_ended {
+        signals.await;
+    }
     tracing::info!("polluxd ends; its VMs run on");
     // Fails only when nobody listens any more.
     let _ = end.send(true);

@@ -24,6 +24,9 @@ use crate::machine::{MachineError, RunPaths, socket};
 const MAX_QUEUES: u32 = 4;
 /// How long QEMU waits before it asks a diskd that went away again, in milliseconds.
 pub(crate) const RECONNECT_MS: u32 = 100;
+/// How long QEMU tries to open a disk whose NBD server went away meanwhile, in seconds: short, for it does
+/// nothing else then, and at a hot-plug the guest waits.
+const OPEN_LIMIT_S: u32 = 5;
 /// How long QEMU keeps requests for an NBD server that went away, in seconds.
 const RECONNECT_LIMIT_S: u32 = 24 * 3600;
 /// Functions of a PCI device.
@@ -105,6 +108,7 @@ impl Disk {
             "node-name": self.node(),
             "server": {"type": "unix", "path": path},
             "export": "guest",
+            "open-timeout": OPEN_LIMIT_S,
             "reconnect-delay": RECONNECT_LIMIT_S,
             "discard": "unmap",
         })

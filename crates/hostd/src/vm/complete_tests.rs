@@ -168,7 +168,7 @@ fn a_failover_is_completed_whatever_is_killed_on_the_way() {
 fn whoever_holds_a_point_is_named_and_nobody_holds_one_afterwards() {
     let home = tempfile::tempdir().expect("scratch");
     let (store, folder, points) = failed_over(home.path());
-    let refused = |says: &str| {
+    let refused = |store: &Store, says: &str| {
         let problem = store.close().expect_err(says);
         assert!(problem.to_string().contains(says), "{problem}");
         assert!(
@@ -178,23 +178,29 @@ fn whoever_holds_a_point_is_named_and_nobody_holds_one_afterwards() {
     };
     let kept = home.path().join("branch");
     std::fs::create_dir(&kept).expect("made");
-    refused("lost-writes");
+    refused(&store, "lost-writes");
     std::fs::remove_dir(&kept).expect("removed");
     store.pin(points[7], "test-0123456789ab").expect("pinned");
-    refused("stop-test");
+    refused(&store, "stop-test");
     store
         .unpin(points[7], "test-0123456789ab")
         .expect("unpinned");
     store.pin(points[1], "open-0123456789ab").expect("pinned");
-    refused("point close");
+    refused(&store, "point close");
     store
         .unpin(points[1], "open-0123456789ab")
         .expect("unpinned");
+    // Another one is locked for long enough to be asked about.
+    let elsewhere = tempfile::tempdir().expect("scratch");
+    let (locked, _, theirs) = failed_over(elsewhere.path());
+    let hour = jiff::SignedDuration::from_hours(1);
+    let long = jiff::Timestamp::now() + hour;
+    locked.lock_point(theirs[8], long).expect("locked");
+    refused(&locked, "locked until");
     let until = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
     store.lock_point(points[8], until).expect("locked");
-    refused("locked until");
     while jiff::Timestamp::now() <= until {
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
 
     store.close().expect("nobody holds one");
@@ -203,7 +209,7 @@ fn whoever_holds_a_point_is_named_and_nobody_holds_one_afterwards() {
         .expect_err("closed");
     assert!(problem.reason.contains("failover is complete"), "{problem}");
     store
-        .lock_point(points[8], until + jiff::SignedDuration::from_hours(1))
+        .lock_point(points[8], until + hour)
         .expect_err("closed");
     let point = points[CHOSEN];
     store.keep_only(point, |_, _| {}).expect("kept");

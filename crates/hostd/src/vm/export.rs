@@ -71,7 +71,7 @@ impl Source {
         // A comma ends a value in QEMU's options, two stand for one.
         let path = self.socket.display().to_string().replace(',', ",,");
         format!(
-            "driver=nbd,server.type=unix,server.path={path},export={},reconnect-delay=60",
+            "driver=nbd,server.type=unix,server.path={path},export={},open-timeout=60,reconnect-delay=60",
             self.export
         )
     }

@@ -21,8 +21,8 @@ use super::succession;
 use super::unsent::Unsent;
 use crate::partner;
 
-/// A superseded guest is held still within this time, or killed.
-const HOLD_LIMIT: Duration = Duration::from_millis(500);
+/// A superseded guest is held still within this time, or killed: within a second either way.
+const HOLD_LIMIT: Duration = Duration::from_millis(800);
 /// How long the driver has to send the last when this host is asked to stand down: less
 /// than [`partner::PROBE_LIMIT`], so that the asker hears of it.
 const SEND_LIMIT: Duration = Duration::from_secs(2);

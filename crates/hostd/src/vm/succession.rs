@@ -17,9 +17,9 @@ use super::handle::View;
 use super::owner::Owner;
 use super::unsent;
 
-/// How long diskd may take to tell how much was not sent: the partner waits for the answer, and the
-/// guest is held already.
-const LIMIT: Duration = Duration::from_millis(300);
+/// How long diskd may take to tell how much was not sent: the partner waits for the answer, for
+/// [`CONTACT_TIMEOUT`](replica::wire::CONTACT_TIMEOUT), and the guest is held already.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// `next`, which knows when its current term was opened if that is news to `before`.
 pub(super) fn dated(before: &Standing, mut next: Standing) -> Standing {
