@@ -23,6 +23,7 @@ mod memory;
 pub mod nbd;
 pub mod overlay_map;
 pub mod peer_json;
+pub mod receiver;
 pub mod segment;
 pub mod vhost_user;
 pub mod vm_toml;
@@ -86,6 +87,12 @@ pub const TARGETS: &[Target] = &[
         run: peer_json::run,
         seeds: peer_json::seeds,
         words: peer_json::WORDS,
+    },
+    Target {
+        name: "receiver",
+        run: receiver::run,
+        seeds: receiver::seeds,
+        words: receiver::WORDS,
     },
     Target {
         name: "peer_certificate",

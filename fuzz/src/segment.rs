@@ -28,7 +28,7 @@ pub const WORDS: &[&str] = &[
 
 /// Bytes that are only read.
 #[derive(Debug)]
-struct Bare(Vec<u8>);
+pub(crate) struct Bare(pub(crate) Vec<u8>);
 
 impl File for Bare {
     fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pollux_fuzz::TARGETS;
 use replica::certificate::Flaw;
+use replica::wire::Tip;
 
 #[test]
 fn every_target_survives_its_seeds_cut_anywhere_and_what_once_broke_it() {
@@ -61,4 +62,20 @@ fn the_seeds_of_peers_get_as_far_as_they_are_meant_to() {
     assert!(matches!(other, Err(Flaw::WrongName { .. })), "{other:?}");
     assert_eq!(*revoked, Err(Flaw::Revoked));
     assert_eq!(*foreign, Err(Flaw::Untrusted));
+}
+
+#[test]
+fn the_seeds_of_the_receiver_are_received() {
+    let seeds = pollux_fuzz::receiver::seeds();
+    let tips = seeds
+        .iter()
+        .map(|seed| pollux_fuzz::receiver::committed(seed));
+    let came = tips.map(|tip| match tip {
+        None | Some(Tip::Nothing) => "nothing",
+        Some(Tip::Seeding { .. }) => "a part",
+        Some(Tip::Point { .. }) => "a point",
+    });
+    let came: Vec<_> = came.collect();
+    let [point, part, nothing] = ["a point", "a part", "nothing"];
+    assert_eq!(came, [point, part, part, nothing, nothing, part]);
 }

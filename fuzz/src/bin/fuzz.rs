@@ -30,7 +30,7 @@ const FLAGS: &[&str] = &[
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 const AT_ONCE: usize = 2;
 const MEMORY_MIB: u32 = 1024;
-const SECONDS_PER_INPUT: u32 = 10;
+const SECONDS_PER_INPUT: u32 = 60;
 const LONGEST_INPUT: u32 = 8192;
 
 struct Row {
@@ -140,9 +140,7 @@ fn fuzz(programs: &Path, home: &Path, target: &Target, seconds: u32) -> Result<R
         folder.join("seeds"),
         folder.join("broken"),
     );
-    // Some leave files behind when they are ended.
-    let temporary = folder.join("tmp");
-    let _ = fs::remove_dir_all(&temporary);
+    let temporary = temporary(&folder, target.name);
     for path in [&corpus, &seeds, &crashes, &temporary] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
@@ -171,6 +169,8 @@ fn fuzz(programs: &Path, home: &Path, target: &Target, seconds: u32) -> Result<R
         .stderr(output)
         .status()
         .with_context(|| format!("cannot run {}", target.name))?;
+    // Some leave files behind when they are ended.
+    let _ = fs::remove_dir_all(&temporary);
     let said = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
     if !said.contains("INFO: Loaded") {
         bail!(
@@ -194,6 +194,16 @@ fn fuzz(programs: &Path, home: &Path, target: &Target, seconds: u32) -> Result<R
         broken,
         failed: !status.success(),
     })
+}
+
+/// Where a target may write: in memory if there is such a place, for some flush what they write.
+fn temporary(folder: &Path, target: &str) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        memory.join(format!("pollux-fuzz-{}-{target}", std::process::id()))
+    } else {
+        folder.join("tmp")
+    }
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
