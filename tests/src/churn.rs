@@ -65,7 +65,7 @@ pub fn start(host: &Host, seed: u64) -> Result<()> {
 pub fn grow(host: &Host) -> Result<()> {
     const GROWN: u64 = 56;
     let size = format!("{GROWN}MiB");
-    host.pollux(&["disk", "resize", "web", "0", &size])?;
+    host.insist(&["disk", "resize", "web", "0", &size])?;
     let device = device(host, "web", GROWN * MIB)?;
     let at = DISKS[0] / MIB + 2;
     let write =

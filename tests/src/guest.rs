@@ -9,8 +9,10 @@ use testkit::guest::GuestImages;
 
 use crate::{Host, json_u64, kill, text, until};
 
-/// Until a guest that boots its kernel directly writes its first records.
-pub const FIRST_WRITE: Duration = Duration::from_secs(180);
+/// Until a guest that boots its kernel directly writes its first records, on a machine that is busy.
+pub const FIRST_WRITE: Duration = Duration::from_secs(600);
+/// Until one that runs writes some more.
+const WRITES: Duration = Duration::from_secs(300);
 
 /// Makes the VM `name` with a disk of `size` on which its guest writes records, pausing
 /// `pause_ms` after each batch.
@@ -101,24 +103,18 @@ pub fn since_start(log: &str) -> &str {
 /// Waits until the guest of `vm` flushed `more` records more than now; gives how many it has.
 ///
 /// # Errors
-/// It does not within `limit`, or saw an error.
-pub fn writes_on(host: &Host, vm: &str, more: u64, limit: Duration) -> Result<u64> {
-    device_writes_on(host, vm, "", more, limit)
+/// It does not within five minutes, or saw an error.
+pub fn writes_on(host: &Host, vm: &str, more: u64) -> Result<u64> {
+    device_writes_on(host, vm, "", more)
 }
 
 /// As [`writes_on`], of a device that [`crate::write_on`] writes on.
 ///
 /// # Errors
 /// As there.
-pub fn device_writes_on(
-    host: &Host,
-    vm: &str,
-    device: &str,
-    more: u64,
-    limit: Duration,
-) -> Result<u64> {
+pub fn device_writes_on(host: &Host, vm: &str, device: &str, more: u64) -> Result<u64> {
     let start = flushed_on(since_start(&host.serial_log(vm)?), device).unwrap_or(0);
-    until(limit, &format!("the guest writes on {device}"), || {
+    until(WRITES, &format!("the guest writes on {device}"), || {
         let log = host.serial_log(vm)?;
         no_bad_news(&log)?;
         Ok(flushed_on(since_start(&log), device).filter(|now| *now >= start + more))

@@ -13,6 +13,11 @@ use testkit::free_port;
 
 use crate::{interrupted, until};
 
+/// How long a host may refuse what it does in the end.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// The exit code of `pollux` when another host or process does not answer in time.
+const UNREACHABLE: i32 = 6;
+
 /// Folders of a test or of the demo: state below `target/`, sockets in a short path.
 pub struct Scratch {
     state: PathBuf,
@@ -375,17 +380,21 @@ impl Host {
     }
 
     /// Runs `pollux` with `args` until it does what may be refused for a moment: by a host that is to let go
-    /// of a VM and is still busy with it.
+    /// of a VM and is still busy with it, or because a busy one did not answer in time. What was refused must
+    /// have changed nothing.
     ///
     /// # Errors
-    /// It goes on refusing for a minute; the error is what it said last.
+    /// It goes on refusing for three minutes; the error is what it said last.
     pub fn insist(&self, args: &[&str]) -> Result<String> {
-        let mut refusal = None;
-        let done = until(Duration::from_secs(60), "it is done", || {
-            let done = self.pollux(args);
-            Ok(done.map_err(|refused| refusal = Some(refused)).ok())
-        });
-        done.map_err(|error| refusal.take().unwrap_or(error))
+        patiently(|| self.pollux(args))
+    }
+
+    /// As [`Host::insist`], of `pollux -o json`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn insist_json(&self, args: &[&str]) -> Result<Value> {
+        patiently(|| self.json(args))
     }
 
     /// Runs `pollux` with `args` and gives what it printed.
@@ -441,6 +450,36 @@ impl Host {
             .context("pollux was ended by a signal")?;
         ensure!(exit != 0, "pollux {} was not refused", quoted(args));
         Ok(Refusal { exit, message })
+    }
+
+    /// As [`Host::refused`], for what is `expected`. A host that is busy does not always answer another one in
+    /// time: unless that is expected, it is asked again.
+    ///
+    /// # Errors
+    /// It is not refused, or the other one does not answer for three minutes.
+    pub fn refused_for(
+        &self,
+        args: &[&str],
+        expected: impl Fn(&Refusal) -> bool,
+    ) -> Result<Refusal> {
+        let mut last = String::new();
+        let refused = until(PATIENCE, "there is an answer", || {
+            let refusal = self.refused(args)?;
+            let answered = refusal.exit != UNREACHABLE || expected(&refusal);
+            last.clone_from(&refusal.message);
+            Ok(answered.then_some(refusal))
+        });
+        refused.with_context(|| format!("pollux {}: {last}", quoted(args)))
+    }
+
+    /// As [`Host::refused_for`], for a reason with this exit code.
+    ///
+    /// # Errors
+    /// As there, or it has another one.
+    pub fn refused_with(&self, exit: i32, args: &[&str]) -> Result<Refusal> {
+        let refusal = self.refused_for(args, |refusal| refusal.exit == exit)?;
+        ensure!(refusal.exit == exit, "pollux {}: {refusal:?}", quoted(args));
+        Ok(refusal)
     }
 
     /// Makes two hosts trust each other; `self` reaches `other` at `address`.
@@ -554,6 +593,15 @@ pub fn json_u64(object: &Value, path: &str) -> Result<u64> {
         .pointer(path)
         .and_then(Value::as_u64)
         .with_context(|| format!("no number at {path} in {object}"))
+}
+
+/// Asks until it is done.
+fn patiently<T>(ask: impl Fn() -> Result<T>) -> Result<T> {
+    let mut refusal = None;
+    let done = until(PATIENCE, "it is done", || {
+        Ok(ask().map_err(|refused| refusal = Some(refused)).ok())
+    });
+    done.map_err(|error| refusal.take().unwrap_or(error))
 }
 
 fn quoted(args: &[&str]) -> String {

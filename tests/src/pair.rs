@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{FIRST_WRITE, FOUND, Host, Scratch, Wire, found_of, json_u64, text, until};
 
 /// For a replica that is busy with an initial copy.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Two hosts that trust each other; the primary reaches the replica through the wire.
 pub struct Pair {
@@ -73,7 +73,7 @@ impl Pair {
     /// The points of the twin once it has `count`.
     ///
     /// # Errors
-    /// It does not get them within three minutes.
+    /// It does not get them within ten minutes.
     pub fn wait_for_points(&self, vm: &str, count: usize) -> Result<Vec<Value>> {
         until(LIMIT, &format!("the twin has {count} points"), || {
             Ok(Some(self.points(vm)).filter(|points| points.len() >= count))
@@ -96,7 +96,7 @@ pub fn point_name(point: &Value) -> Result<String> {
 /// # Errors
 /// A host refuses, or records are missing.
 pub fn planned(from: &Host, to: &Host) -> Result<()> {
-    from.pollux(&["failover", "prepare", "web"])?;
+    from.insist(&["failover", "prepare", "web"])?;
     let before = to.serial_log("web").map_or(0, |log| log.len());
     to.insist(&["failover", "start", "web"])?;
     found_of(&to.serial_line("web", before, FOUND, FIRST_WRITE)?)?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use pollux_tests::{Host, Scratch, json_u64, shell_waits, text, until};
 use testkit::guest::{FIRMWARE, GENERATION_ID, GuestImages, ROOT_UP, SECURE_BOOT};
 
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(900);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn boots(generation: &str, firmware: &str, secure_boot: &str) -> Result<()> {

@@ -72,7 +72,7 @@ fn ide_scsi_and_virtio_disks_of_one_guest_survive_kills_of_their_server_at_rando
     }
     let mut written = Vec::new();
     for device in &devices {
-        let more = device_writes_on(&host, "web", device, 200, MINUTE);
+        let more = device_writes_on(&host, "web", device, 200);
         written.push(more.with_context(|| format!("seed {seed}"))?);
     }
     let details = host.json(&["vm", "show", "web"])?;

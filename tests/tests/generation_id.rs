@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use pollux_tests::{Host, Pair, create_shell, shell_waits, start_shell, text, type_in, until};
 use testkit::guest::GENERATION_ID;
 
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// What Hyper-V's table says of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +147,7 @@ fn restart_host(pair: &mut Pair) -> Result<Guest<'_>> {
 }
 
 fn take_checkpoint(pair: &mut Pair) -> Result<Guest<'_>> {
-    pair.castor.pollux(&["disk", "checkpoint", "web", "one"])?;
+    pair.castor.insist(&["disk", "checkpoint", "web", "one"])?;
     Ok((&pair.castor, "web"))
 }
 
@@ -188,7 +188,7 @@ fn end_tests(pair: &mut Pair) -> Result<Guest<'_>> {
 
 fn cancel_failover(pair: &mut Pair) -> Result<Guest<'_>> {
     let prepare = ["failover", "prepare", "web", "--keep-checkpoints"];
-    pair.castor.pollux(&prepare)?;
+    pair.castor.insist(&prepare)?;
     pair.castor.pollux(&["failover", "cancel", "web"])?;
     start_shell(&pair.castor, "web")?;
     Ok((&pair.castor, "web"))
@@ -212,7 +212,7 @@ fn test_lost_writes(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.castor.pollux(&["replica", "server", "enable"])?;
     // A twin cannot have a checkpoint.
     pair.castor.pollux(&["disk", "merge", "web", "one"])?;
-    pair.pollux.pollux(&["failover", "reverse", "web"])?;
+    pair.pollux.insist(&["failover", "reverse", "web"])?;
     let test = ["failover", "test", "web", "--point", "lost-writes"];
     pair.castor.pollux(&test)?;
     shell_waits(&pair.castor, "web - Test", 0, LIMIT)?;
@@ -224,7 +224,7 @@ fn go_to_another_point(pair: &mut Pair) -> Result<Guest<'_>> {
     pair.pollux.pollux(&["vm", "kill", "web"])?;
     let start = ["failover", "start", "web", "--point", "latest"];
     pair.pollux
-        .pollux(&[&start[..], &["--drop-writes"]].concat())?;
+        .insist(&[&start[..], &["--drop-writes"]].concat())?;
     shell_waits(&pair.pollux, "web", 0, LIMIT)?;
     Ok((&pair.pollux, "web"))
 }
@@ -233,7 +233,7 @@ fn go_to_another_point(pair: &mut Pair) -> Result<Guest<'_>> {
 fn starts_by(host: &Host, command: &[&str]) -> Result<()> {
     // One that was never started there has no log.
     let before = host.serial_log("web").map_or(0, |log| log.len());
-    host.pollux(command)?;
+    host.insist(command)?;
     shell_waits(host, "web", before, LIMIT)
 }
 
@@ -282,7 +282,7 @@ fn go_home(pair: &mut Pair) -> Result<Guest<'_>> {
         Ok(reversed.inspect_err(|error| println!("{error:#}")).ok())
     })?;
     has_points(castor)?;
-    pollux.pollux(&["failover", "prepare", "web"])?;
+    pollux.insist(&["failover", "prepare", "web"])?;
     starts_by(castor, &["failover", "start", "web"])?;
     Ok((castor, "web"))
 }

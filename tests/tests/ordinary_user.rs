@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pollux_tests::{FIRST_WRITE, Host, Scratch, json_u64, kill_diskd, writes_on};
@@ -58,7 +57,7 @@ fn a_guest_runs_and_its_disk_server_is_killed_under_an_ordinary_user() -> Result
         );
     }
     kill_diskd(&host, "web")?;
-    writes_on(&host, "web", 200, Duration::from_secs(60))?;
+    writes_on(&host, "web", 200)?;
     host.pollux(&["vm", "kill", "web"])?;
     Ok(())
 }

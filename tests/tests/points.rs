@@ -4,12 +4,12 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pollux_tests::{Host, Scratch, json_u64, kill, nothing_pending, point_name, text, until};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::Rng;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -24,6 +24,8 @@ struct Pair {
     castor: Host,
     pollux: Host,
     scratch: Scratch,
+    /// Of the VM.
+    id: String,
     rng: Rng,
     /// What the disks of the VM hold.
     disks: Vec<Vec<u8>>,
@@ -45,12 +47,15 @@ impl Pair {
         let create = ["vm", "create", "web", "--memory", "64MiB", "--bus", "scsi"];
         let sizes = ["--disk", "24MiB", "--disk", "8MiB"];
         castor.pollux(&[&create[..], &sizes].concat())?;
+        let details = castor.json(&["vm", "show", "web"])?;
+        let id = text(&details, "/vm/id")?.to_owned();
         let enable = ["replica", "enable", "web", "--to", "pollux"];
         castor.pollux(&[&enable[..], &["--frequency", "1s"]].concat())?;
         let pair = Self {
             castor,
             pollux,
             scratch,
+            id,
             rng: Rng::new(5),
             disks: DISKS.map(|size| vec![0; size]).to_vec(),
         };
@@ -96,7 +101,7 @@ impl Pair {
             }
             let image = self.file("written.raw");
             fs::write(&image, &self.disks[number])?;
-            let folder = self.castor.diskd_socket(&self.id()?);
+            let folder = self.castor.diskd_socket(&self.id);
             let socket = folder.with_file_name(format!("nbd{number}.sock"));
             let guest = format!("nbd+unix:///guest?socket={}", socket.display());
             run(
@@ -107,33 +112,35 @@ impl Pair {
         Ok(())
     }
 
-    fn id(&self) -> Result<String> {
-        let details = self.castor.json(&["vm", "show", "web"])?;
-        Ok(text(&details, "/vm/id")?.to_owned())
-    }
-
-    /// Waits until the newest point holds what the disks hold; its name, and files of their content.
-    fn settled(&self) -> Result<(String, Vec<PathBuf>)> {
+    /// Waits until the newest point holds what the disks hold.
+    fn settle(&self) -> Result<()> {
         // Those that are on their way were perhaps cut before all was written.
         let wanted = self.newest()? + 3;
         until(MINUTE, "newer points come", || {
             Ok((self.newest()? >= wanted).then_some(()))
         })?;
-        nothing_pending(&self.castor, "web")?;
-        let points = self.points()?;
-        let name = point_name(points.last().context("a point")?)?;
+        nothing_pending(&self.castor, "web")
+    }
+
+    /// A point that holds what the disks hold, and files of their content. It stays until points come again:
+    /// now at most the one that is on its way comes.
+    fn settled(&self) -> Result<(String, Vec<PathBuf>)> {
+        let newest = self.newest()?;
         let files = (0..).zip(&self.disks).map(|(number, disk)| {
-            let file = self.file(&format!("{name}-{number}.expected"));
+            let file = self.file(&format!("{newest}-{number}.expected"));
             fs::write(&file, disk)?;
             Ok(file)
         });
         let files = files.collect::<Result<_>>()?;
-        Ok((name, files))
+        self.settle()?;
+        self.castor.pollux(&["replica", "pause", "web"])?;
+        let points = self.points()?;
+        Ok((point_name(points.last().context("a point")?)?, files))
     }
 
-    /// No more points: those that there are stay.
-    fn pause(&self) -> Result<()> {
-        self.castor.pollux(&["replica", "pause", "web"])?;
+    /// Points come again.
+    fn resume(&self) -> Result<()> {
+        self.castor.pollux(&["replica", "resume", "web"])?;
         Ok(())
     }
 
@@ -146,14 +153,48 @@ impl Pair {
         Ok(())
     }
 
-    fn twin(&self) -> Result<PathBuf> {
-        Ok(self.pollux.state().join("replicas").join(self.id()?))
+    fn twin(&self) -> PathBuf {
+        self.pollux.state().join("replicas").join(&self.id)
+    }
+
+    /// The largest file of the journal that is none of the base, which has no hashes, and what it holds; none
+    /// if it went with its point meanwhile.
+    fn largest(&self) -> Option<(PathBuf, Vec<u8>)> {
+        let journal = self.twin().join("journal");
+        let folders = ["segments", "packs"].map(|folder| fs::read_dir(journal.join(folder)));
+        let files = folders.into_iter().flatten().flatten().flatten();
+        let sized = files.filter_map(|file| Some((file.metadata().ok()?.len(), file.path())));
+        let (_, file) = sized.max()?;
+        let content = fs::read(&file).ok()?;
+        Some((file, content))
+    }
+
+    /// An export of the point `name` to `file`, on its way.
+    fn begin_export(&self, name: &str, file: &str) -> Result<Child> {
+        for _ in 0..20 {
+            let mut export = self
+                .pollux
+                .command(&["point", "export", "web", name, file])?
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()?;
+            let seen = until(MINUTE, "the export begins", || {
+                let ended = export.try_wait()?.is_some();
+                let begun = !self.open_folders()?.is_empty();
+                Ok((begun || ended).then_some(begun && !ended))
+            })?;
+            if seen {
+                return Ok(export);
+            }
+            fs::remove_file(file).context("it was exported")?;
+        }
+        bail!("each export was over before it could be seen")
     }
 
     /// Names in the twin's folder that are there only while a point is open or exported.
     fn open_folders(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.twin()?)? {
+        for entry in fs::read_dir(self.twin())? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if ["open-", "export-", "."]
                 .iter()
@@ -204,6 +245,7 @@ fn an_open_point_reads_the_same_whatever_is_merged_or_killed_and_leaves_nothing(
     pair.write()?;
     let (name, expected) = pair.settled()?;
     let opened = pair.pollux.json(&["point", "open", "web", &name])?;
+    pair.resume()?;
     let first = uris(&opened["disks"])?;
     assert_eq!(first.len(), 2);
     for ((uri, file), size) in first.iter().zip(&expected).zip(DISKS) {
@@ -221,10 +263,12 @@ fn an_open_point_reads_the_same_whatever_is_merged_or_killed_and_leaves_nothing(
 
     // A second one, of one disk, beside it; then both outlive what comes after them.
     pair.churn()?;
-    let (late, late_files) = pair.settled()?;
+    let (_, late_files) = pair.settled()?;
     let one = pair
         .pollux
         .json(&["point", "open", "web", "latest", "--disk", "1"])?;
+    pair.resume()?;
+    let late = point_name(&json!({ "id": one["point"] }))?;
     let second = uris(&one["disks"])?;
     assert_eq!(second.len(), 1);
     assert_eq!(pair.open_folders()?.len(), 2);
@@ -290,7 +334,7 @@ fn an_open_point_reads_the_same_whatever_is_merged_or_killed_and_leaves_nothing(
     pair.castor.pollux(&["replica", "remove", "web"])?;
     pair.pollux.pollux(&["vm", "delete", "web"])?;
     assert_eq!(pair.pollux.processes()?, Vec::new());
-    ensure!(!pair.twin()?.exists(), "the twin's folder is gone");
+    ensure!(!pair.twin().exists(), "the twin's folder is gone");
     Ok(())
 }
 
@@ -299,7 +343,6 @@ fn a_point_is_exported_in_every_format_whole_or_not_at_all() -> Result<()> {
     let mut pair = Pair::new("export-points")?;
     pair.write()?;
     let (name, expected) = pair.settled()?;
-    pair.pause()?;
     for format in ["raw", "qcow2", "vhdx"] {
         let folder = pair.file(format);
         fs::create_dir(&folder)?;
@@ -361,15 +404,7 @@ fn a_point_is_exported_in_every_format_whole_or_not_at_all() -> Result<()> {
 
     // Given up: nothing is left, whoever ends it.
     for kind in ["INT", "KILL"] {
-        let mut export = pair
-            .pollux
-            .command(&["point", "export", "web", &name, &free])?
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        until(MINUTE, "the export begins", || {
-            Ok((!pair.open_folders()?.is_empty()).then_some(()))
-        })?;
+        let mut export = pair.begin_export(&name, &free)?;
         run("kill", &["-s", kind, &export.id().to_string()])?;
         export.wait()?;
         until(MINUTE, "the export is over", || {
@@ -392,6 +427,7 @@ fn a_point_that_is_locked_stays_and_so_does_its_twin() -> Result<()> {
     let locked = pair
         .pollux
         .json(&["point", "lock", "web", &name, "--for", "2h"])?;
+    pair.resume()?;
     let until = text(&locked[0], "/locked")?.to_owned();
     let refused = |args: &[&str], exit: i32, says: &str| -> Result<()> {
         let args = [&["point", "lock", "web"], args].concat();
@@ -438,7 +474,6 @@ fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Resu
     let mut pair = Pair::new("verified-twin")?;
     pair.write()?;
     pair.settled()?;
-    pair.pause()?;
     let verify = ["replica", "verify", "web"];
     let whole = pair.pollux.json(&verify)?;
     assert_eq!(whole["damage"], Value::Array(Vec::new()), "{whole}");
@@ -446,20 +481,7 @@ fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Resu
     let at_primary = pair.castor.refused(&verify)?;
     assert_eq!(at_primary.exit, 4, "{}", at_primary.message);
 
-    // The largest file of the journal that is none of the base, which has no hashes.
-    let mut files = Vec::new();
-    for folder in ["segments", "packs"] {
-        let folder = pair.twin()?.join("journal").join(folder);
-        if !folder.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            files.push((entry.metadata()?.len(), entry.path()));
-        }
-    }
-    let (_, file) = files.into_iter().max().context("a segment")?;
-    let mut content = fs::read(&file)?;
+    let (file, mut content) = until(MINUTE, "a segment is read", || Ok(pair.largest()))?;
     let middle = content.len() / 2;
     content[middle] ^= 1;
     fs::write(&file, &content)?;
@@ -489,7 +511,7 @@ fn a_twin_is_verified_and_damage_is_told_with_the_points_that_it_hurts() -> Resu
 fn a_twin_is_compared_with_its_primary_and_what_rotted_is_in_the_next_point() -> Result<()> {
     let mut pair = Pair::new("compared-twin")?;
     pair.write()?;
-    pair.settled()?;
+    pair.settle()?;
     let compare = ["replica", "verify", "web", "--against-primary"];
     let elsewhere = pair.pollux.refused(&compare)?;
     assert_eq!(elsewhere.exit, 4, "{}", elsewhere.message);
@@ -512,7 +534,7 @@ fn a_twin_is_compared_with_its_primary_and_what_rotted_is_in_the_next_point() ->
         let few = pair.points()?.len() as u64 <= POINTS;
         Ok((pair.newest()? >= wanted && few).then_some(()))
     })?;
-    let journal = pair.twin()?.join("journal");
+    let journal = pair.twin().join("journal");
     let mut bases = Vec::new();
     for entry in fs::read_dir(&journal)? {
         let path = entry?.path();
@@ -558,18 +580,9 @@ fn a_twin_is_compared_with_its_primary_and_what_rotted_is_in_the_next_point() ->
 fn an_export_that_polluxd_did_not_survive_leaves_nothing() -> Result<()> {
     let mut pair = Pair::new("export-killed")?;
     pair.write()?;
-    let (name, _) = pair.settled()?;
-    pair.pause()?;
+    let (name, expected) = pair.settled()?;
     let free = pair.file("free.raw").display().to_string();
-    let mut export = pair
-        .pollux
-        .command(&["point", "export", "web", &name, &free])?
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    until(MINUTE, "the export begins", || {
-        Ok((!pair.open_folders()?.is_empty()).then_some(()))
-    })?;
+    let mut export = pair.begin_export(&name, &free)?;
     pair.pollux.kill_daemon()?;
     export.wait()?;
     pair.pollux.start_daemon()?;
@@ -577,7 +590,7 @@ fn an_export_that_polluxd_did_not_survive_leaves_nothing() -> Result<()> {
         Ok(pair.nothing_is_open().is_ok().then_some(()))
     })?;
     if Path::new(&free).exists() {
-        same(&free, &pair.file(&format!("{name}-0.expected")))?;
+        same(&free, &expected[0])?;
     }
     let partial = fs::read_dir(pair.scratch.state())?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

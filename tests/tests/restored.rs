@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pollux_tests::{FIRST_WRITE, Host, Pair, create_local_writer, planned, text, until, writes_on};
+use pollux_tests::{
+    FIRST_WRITE, Host, Pair, Refusal, create_local_writer, planned, text, until, writes_on,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -48,14 +50,14 @@ fn a_vm_whose_folder_was_restored_does_not_run_beside_the_one_that_went_home() -
     pair.castor.start_daemon()?;
 
     // It goes home, as planned.
-    pair.pollux.pollux(&["failover", "reverse", "web"])?;
+    pair.pollux.insist(&["failover", "reverse", "web"])?;
     until(3 * MINUTE, "points come back", || {
         let points = pair.castor.json(&["point", "list", "web"]).ok();
         let points = points.and_then(|points| points.as_array().map(Vec::len));
         Ok((points >= Some(2)).then_some(()))
     })?;
     // A guest that is not up yet does not hear that it is to shut down.
-    writes_on(&pair.pollux, "web", 100, 2 * MINUTE)?;
+    writes_on(&pair.pollux, "web", 100)?;
     planned(&pair.pollux, &pair.castor)?;
 
     // Restored while nobody answers for the host on which it runs.
@@ -83,11 +85,9 @@ fn a_vm_whose_folder_was_restored_does_not_run_beside_the_one_that_went_home() -
             .contains("host `castor` took over")
             .then_some(()))
     })?;
-    let refused = pollux.refused(&["vm", "start", "web"])?.message;
-    ensure!(
-        refused.contains("was taken over by host `castor`"),
-        "{refused}"
-    );
-    writes_on(castor, "web", 100, 2 * MINUTE)?;
+    let says = |refused: &Refusal| refused.message.contains("was taken over by host `castor`");
+    let refused = pollux.refused_for(&["vm", "start", "web"], says)?;
+    ensure!(says(&refused), "{}", refused.message);
+    writes_on(castor, "web", 100)?;
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! `kill -9` of the processes around a guest that writes: it notices nothing, and nothing is lost.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use pollux_tests::{
     FIRST_WRITE, Host, Scratch, create_writer, json_u64, judge, kill_diskd, writes_on,
@@ -9,7 +7,6 @@ use pollux_tests::{
 use testkit::workload::Cut;
 
 const KILLS: usize = 5;
-const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_guest_that_writes_survives_kills_of_diskd_and_polluxd_and_loses_nothing() -> Result<()> {
@@ -19,15 +16,15 @@ fn a_guest_that_writes_survives_kills_of_diskd_and_polluxd_and_loses_nothing() -
     host.pollux(&["vm", "start", "web"])?;
     host.serial_line("web", 0, "pollux-workload: flushed", FIRST_WRITE)?;
     for _ in 0..KILLS {
-        writes_on(&host, "web", 200, MINUTE)?;
+        writes_on(&host, "web", 200)?;
         kill_diskd(&host, "web")?;
     }
-    writes_on(&host, "web", 200, MINUTE)?;
+    writes_on(&host, "web", 200)?;
     let details = host.json(&["vm", "show", "web"])?;
-    assert_eq!(
-        json_u64(&details, "/processes/diskd_restarts")?,
-        KILLS as u64
-    );
+    // One that waits too long for the one before to end is started once more.
+    let restarts = json_u64(&details, "/processes/diskd_restarts")?;
+    let kills = KILLS as u64;
+    assert!((kills..=kills + 1).contains(&restarts), "{restarts}");
 
     // polluxd alone, then polluxd and diskd at once.
     let guest = json_u64(&details, "/processes/guest")?;
@@ -44,7 +41,7 @@ fn a_guest_that_writes_survives_kills_of_diskd_and_polluxd_and_loses_nothing() -
     host.kill_daemon()?;
     pollux_tests::kill(u32::try_from(diskd)?)?;
     host.start_daemon()?;
-    let written = writes_on(&host, "web", 200, MINUTE)?;
+    let written = writes_on(&host, "web", 200)?;
 
     host.pollux(&["vm", "kill", "web"])?;
     let log = host.serial_log("web")?;

@@ -44,9 +44,14 @@ fn goes_on(pair: &Pair, before: u64) -> Result<()> {
     until(MINUTE, "newer points come", || {
         Ok(newest(pair).is_ok_and(|now| now > before + 1).then_some(()))
     })?;
-    let normal = |host: &Host| -> Result<bool> { Ok(text(&health(host)?, "/health")? == "normal") };
+    // Points that were missed are told of for hours.
+    let is_well = |host: &Host| -> Result<bool> {
+        let health = health(host)?;
+        let messages = health["messages"].as_array().context("messages")?;
+        Ok(messages.iter().all(|one| one["reason"] == "points-missed"))
+    };
     let well = until(3 * MINUTE, "both sides are well again", || {
-        Ok((normal(&pair.castor)? && normal(&pair.pollux)?).then_some(()))
+        Ok((is_well(&pair.castor)? && is_well(&pair.pollux)?).then_some(()))
     });
     let told = || {
         Ok::<_, anyhow::Error>(format!(
@@ -60,16 +65,13 @@ fn goes_on(pair: &Pair, before: u64) -> Result<()> {
 
 /// Waits until both sides say that the store is away.
 fn told(pair: &Pair, store: &Path) -> Result<()> {
-    until(MINUTE, "both sides say that it is away", || {
-        let there = says(&health(&pair.pollux)?, "store-away", store);
-        let here = says(&health(&pair.castor)?, "cannot-write-log", store);
-        Ok((there && here).then_some(()))
+    let (here, there) = until(MINUTE, "both sides say that it is away", || {
+        let (here, there) = (health(&pair.castor)?, health(&pair.pollux)?);
+        let told = says(&there, "store-away", store) && says(&here, "cannot-write-log", store);
+        Ok((told && here["state"] == "suspended").then_some((here, there)))
     })?;
-    let (here, there) = (health(&pair.castor)?, health(&pair.pollux)?);
     ensure!(text(&here, "/health")? == "warning", "{here}");
     ensure!(text(&there, "/health")? == "critical", "{there}");
-    let status = pair.castor.json(&["replica", "status", "web"])?;
-    ensure!(text(&status, "/0/state")? == "suspended", "{status}");
     Ok(())
 }
 
@@ -124,15 +126,13 @@ fn a_store_that_is_taken_away_suspends_its_twins_until_it_is_back() -> Result<()
     let authorize = ["replica", "authorize", "castor", "--store", &name];
     pair.pollux
         .pollux(&[&authorize[..], &["--limit", "4KiB"]].concat())?;
-    until(MINUTE, "both sides say that it is full", || {
-        let there = health(&pair.pollux)?.to_string().contains("store-full");
-        let here = health(&pair.castor)?.to_string().contains("--limit");
-        Ok((there && here).then_some(()))
+    until(MINUTE, "both sides stand still, and say why", || {
+        let (here, there) = (health(&pair.castor)?, health(&pair.pollux)?);
+        let told = |health: &Value, why: &str| {
+            health["state"] == "suspended" && health.to_string().contains(why)
+        };
+        Ok((told(&there, "store-full") && told(&here, "--limit")).then_some(()))
     })?;
-    for host in [&pair.castor, &pair.pollux] {
-        let status = host.json(&["replica", "status", "web"])?;
-        ensure!(text(&status, "/0/state")? == "suspended", "{status}");
-    }
     pair.pollux.pollux(&authorize)?;
     goes_on(&pair, before)?;
     full_of_its_own_points(&pair, &store, &authorize)
@@ -170,16 +170,15 @@ fn full_of_its_own_points(pair: &Pair, store: &Path, authorize: &[&str]) -> Resu
 /// Waits until the primary says that something has no room, and why; health says so too. Of `full` all but
 /// `free` bytes are taken: what is cleared away on it would make a little room again.
 fn suspended(pair: &Pair, full: &SmallDisk, free: u64) -> Result<String> {
-    let why = until(MINUTE, "the primary is suspended, and says why", || {
+    let (status, why) = until(MINUTE, "the primary is suspended, and says why", || {
         full.fill(free)?;
         let status = pair.castor.json(&["replica", "status", "web"])?;
         let why = status.pointer("/0/last_error").map(Value::to_string);
-        Ok(why.filter(|_| text(&status, "/0/state").is_ok_and(|state| state == "suspended")))
+        let why = why.filter(|_| text(&status, "/0/state").is_ok_and(|it| it == "suspended"));
+        Ok(why.map(|why| (status, why)))
     })?;
-    let health = pair.castor.json(&["replica", "health", "web"])?;
-    let health = health.get(0).context("one relationship")?;
-    ensure!(text(health, "/health")? == "warning", "{health}");
-    ensure!(health.to_string().contains("cannot-write-log"), "{health}");
+    ensure!(text(&status, "/0/health")? == "warning", "{status}");
+    ensure!(status.to_string().contains("cannot-write-log"), "{status}");
     Ok(why)
 }
 

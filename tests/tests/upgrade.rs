@@ -3,15 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pollux_tests::{
     FIRST_WRITE, Host, Scratch, create_writer, json_u64, judge, no_bad_news, text, writes_on,
 };
 use testkit::workload::Cut;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 fn diskd(host: &Host) -> Result<(u64, PathBuf)> {
     let pid = json_u64(&host.json(&["vm", "show", "web"])?, "/processes/diskd")?;
@@ -36,7 +33,7 @@ fn a_disk_server_is_upgraded_under_a_guest_that_writes_and_a_broken_one_is_refus
     let (upgraded, now) = diskd(&host)?;
     assert_ne!(upgraded, old);
     assert_eq!(now, program, "the program that is installed now");
-    writes_on(&host, "web", 200, MINUTE)?;
+    writes_on(&host, "web", 200)?;
 
     // One that ends before it serves: refused with what it said, and the old one goes on.
     let kept = program.with_extension("kept");
@@ -52,9 +49,9 @@ fn a_disk_server_is_upgraded_under_a_guest_that_writes_and_a_broken_one_is_refus
         "{}",
         refusal.message
     );
-    writes_on(&host, "web", 200, MINUTE)?;
+    writes_on(&host, "web", 200)?;
     fs::rename(&kept, &program)?;
-    let written = writes_on(&host, "web", 200, MINUTE)?;
+    let written = writes_on(&host, "web", 200)?;
 
     let after = host.json(&["vm", "show", "web"])?;
     let guest = "/processes/guest";

@@ -151,7 +151,8 @@ async fn own(
     while let Some(order) = orders.recv().await {
         match order {
             Order::Cut(cut, stage) => {
-                assert!(cut.parked().await);
+                // Should it be given up on a busy host, this one seals all the same.
+                let _ = cut.parked().await;
                 let disk = stage.disk;
                 let sealed = |outcome| Delivery::Sealed {
                     disk,

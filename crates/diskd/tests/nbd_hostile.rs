@@ -329,11 +329,15 @@ fn who_chooses_no_export_in_time_is_hung_up_on() {
         ..Limits::default()
     };
     let server = Server::start_within(folder.path(), &file, limits);
-    let mut chosen = Client::open(&server.socket, "guest", true);
+    // On a busy host it may itself be too slow.
+    let mut chosen = (0..100)
+        .find_map(|_| Client::try_open(&server.socket, "guest", true).ok())
+        .expect("one of them chooses in time");
     let mut silent = Client::connect(&server.socket);
     assert!(silent.is_hung_up());
-    let mut slow = Client::haggle(&server.socket);
-    slow.give(b"IHAVE");
+    let mut slow = Client::connect(&server.socket);
+    // It may be hung up on before it has said so much.
+    let _ = slow.try_give(&[&[0, 0, 0, 3][..], b"IHAVE"].concat());
     assert!(slow.is_hung_up());
     assert_eq!(chosen.read(0, 512).len(), 512);
 }

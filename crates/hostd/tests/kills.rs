@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use api::{EnableReplicaServer, EnableReplication};
 use jiff::Timestamp;
@@ -17,13 +18,15 @@ use replica::identity::Identity;
 use replica::link::Link;
 use replica::standing::Standing;
 use replica::trust::Trust;
-use replica::wire::{Configuration, Configure, ConfigureAnswer};
+use replica::wire::{Configuration, Configure, ConfigureAnswer, Contact};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Host, empty, refused};
 use testkit::free_port;
 
 /// So often a step is tried until polluxd dies right after it: the kill may come late on a busy machine.
-const TRIES: usize = 40;
+const TRIES: usize = 200;
+/// Nothing is answered later unless it hangs.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Two hosts that trust each other. The second one is found again when it was started anew.
 async fn trusting() -> (Host, Host) {
@@ -110,6 +113,7 @@ async fn a_replica_that_is_killed_between_the_files_it_follows_with_is_told_the_
     let home = state.join("vms").join(made.vm.to_string());
     let standing = Standing::load(&home.join("standing.toml")).expect("read");
     let lineage = standing.expect("it is there").lineage;
+    let contact = Contact::of(lineage.clone());
     let spec = castor.client.vm("web").await.expect("told").spec;
     let twin = pollux.path().join("state/replicas");
     let twin = twin.join(made.vm.to_string());
@@ -141,15 +145,15 @@ async fn a_replica_that_is_killed_between_the_files_it_follows_with_is_told_the_
         assert_eq!(all.len(), 1, "{all:?}");
         let name = all[0].name.to_string();
         let is_new = pollux.client.vm(&name).await.expect("told").spec == wanted.configuration.spec;
-        let told = link.contact(&lineage).await.expect("answered").reception;
-        let revision = told.expect("it is the replica").revision;
+        let told = link.meet(&contact, LIMIT).await.expect("answered");
+        let revision = told.reception.expect("it is the replica").revision;
         // What it says that it follows it does follow.
         assert!(is_new || revision != Some(wanted.revision), "try {n}");
         halfway += usize::from(is_new && revision != Some(wanted.revision));
         let again = link.configure(&wanted).await.expect("answered");
         assert_eq!(again, ConfigureAnswer::Configured);
-        let told = link.contact(&lineage).await.expect("answered").reception;
-        let revision = told.expect("it is the replica").revision;
+        let told = link.meet(&contact, LIMIT).await.expect("answered");
+        let revision = told.reception.expect("it is the replica").revision;
         assert_eq!(revision, Some(wanted.revision));
         let name = wanted.configuration.spec.name.to_string();
         let shown = pollux.client.vm(&name).await.expect("under its new name");

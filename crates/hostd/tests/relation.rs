@@ -216,6 +216,16 @@ async fn a_twin_is_filled_from_a_copy_that_its_host_allows_and_from_no_other() {
 
 #[tokio::test]
 async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
+    // On a busy host it may be over before anybody asks.
+    for _ in 0..5 {
+        if was_seen_being_ended().await {
+            return;
+        }
+    }
+    panic!("nobody sees it being ended");
+}
+
+async fn was_seen_being_ended() -> bool {
     let (castor, pollux) = trusting().await;
     castor
         .create("web", vec![empty(1 << 20)])
@@ -235,25 +245,33 @@ async fn while_a_relationship_is_being_ended_nothing_begins_to_send_again() {
             keep: None,
             ..SetReplication::default()
         };
-        let mut refusal = None;
-        let begun = Instant::now();
-        while refusal.is_none() && begun.elapsed() < Duration::from_secs(3) {
-            refusal = castor.client.set_replication("web", &set).await.err();
-        }
-        let problem = refusal.expect("it is being ended");
-        assert!(problem.reason.contains("being ended"), "{problem}");
+        let limit = Instant::now() + Duration::from_secs(60);
+        let unset = loop {
+            let set = castor.client.set_replication("web", &set).await;
+            if set.is_err() {
+                break set.map(drop);
+            }
+            assert!(Instant::now() < limit, "it does not begin to end");
+        };
         let again = castor.client.disable_replication("web").await;
-        refused(again, Code::Conflict, "being ended");
         kill_process(process, Signal::CONT).expect("let go");
+        [unset, again.map(drop)]
     };
-    let (ended, ()) = tokio::join!(ends, meanwhile);
+    let (ended, meanwhile) = tokio::join!(ends, meanwhile);
     ended.expect("ended");
+    for refusal in meanwhile {
+        if matches!(&refusal, Err(problem) if problem.reason.contains("not replicated")) {
+            return false;
+        }
+        refused(refusal, Code::Conflict, "being ended");
+    }
     let home = castor.path().join("state/vms");
     let home = fs::read_dir(home).expect("listed").next().expect("a VM");
     let home = home.expect("listed").path();
     for file in ["replication.toml", "progress.toml"] {
         assert!(!home.join(file).exists(), "{file}");
     }
+    true
 }
 
 /// A person starts `web` there.
@@ -261,9 +279,18 @@ async fn start(host: &Host) -> Result<VmDetails, Problem> {
     host.client.start("web", &StartVm { because: None }).await
 }
 
+/// Sets what the other host has to agree to, which on a busy one may be too late with that.
+async fn set_once_heard(host: &Host, set: SetReplication) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while let Err(problem) = host.client.set_replication("web", &set).await {
+        assert_eq!(problem.code, Code::Unreachable, "{problem}");
+        assert!(Instant::now() < limit, "{problem}");
+    }
+}
+
 /// The lease of `web` on a host once it is as `wanted` says.
 async fn lease_on(host: &Host, wanted: impl Fn(Option<Lease>) -> bool) -> Option<Lease> {
-    let limit = Instant::now() + Duration::from_secs(30);
+    let limit = Instant::now() + Duration::from_secs(120);
     loop {
         let lease = host.client.replication("web").await.expect("shown").lease;
         if wanted(lease) {
@@ -353,7 +380,7 @@ async fn a_lease_is_agreed_on_by_both_hosts_made_shorter_and_ended_only_with_the
         lease.and_then(|lease| lease.left_ms) > Some(0)
     })
     .await;
-    set(fence("none")).await.expect("ended");
+    set_once_heard(&castor, fence("none")).await;
     assert_eq!(lease_on(&pollux, |lease| lease.is_none()).await, None);
     assert_eq!(lease_on(&castor, |_| true).await, None);
 

@@ -158,9 +158,24 @@ fn parse_version(answer: &str) -> Option<Version> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+
+    /// A program that stands in for QEMU.
+    ///
+    /// Another one writes it: were it open for writing here, a test beside this one that starts a
+    /// program would hand the descriptor on, and the kernel refuses to run what is open for writing.
+    pub(crate) fn script(folder: &Path, text: &str) -> PathBuf {
+        let program = folder.join("qemu");
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 700 "$0""#;
+        let written = std::process::Command::new("sh")
+            .args(["-c", write])
+            .arg(&program)
+            .arg(text)
+            .status();
+        assert!(written.expect("sh runs").success());
+        program
+    }
 
     #[test]
     fn the_version_is_read_from_what_qemu_prints() {
@@ -179,9 +194,7 @@ mod tests {
     #[tokio::test]
     async fn an_old_qemu_is_refused_with_the_package_to_install() {
         let folder = tempfile::tempdir().expect("scratch folder");
-        let program = folder.path().join("old");
-        std::fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.1\n").expect("write");
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        let program = script(folder.path(), "echo QEMU emulator version 7.2.1");
         let error = Qemu::at(program).await.expect_err("too old").to_string();
         assert!(
             error.contains("7.2") && error.contains("qemu-system-x86"),

@@ -155,9 +155,14 @@ async fn a_silent_qemu_costs_no_more_than_the_limit() {
 #[tokio::test]
 async fn no_qemu_names_the_socket() {
     let path = Path::new("/nowhere/qmp");
-    let error = Qmp::connect(path, Duration::from_millis(50))
-        .await
-        .expect_err("nobody there");
+    let mut limit = Duration::from_millis(50);
+    let error = loop {
+        match Qmp::connect(path, limit).await.expect_err("nobody there") {
+            // On a busy host it may be late for its last look.
+            QmpError::Late { .. } if limit < LIMIT => limit *= 2,
+            error => break error,
+        }
+    };
     assert!(error.to_string().contains("/nowhere/qmp"), "{error}");
 }
 

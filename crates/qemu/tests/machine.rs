@@ -64,17 +64,26 @@ async fn serve(run: &RunPaths, disk: &DiskSpec) -> Child {
     };
     command.stdin(Stdio::null()).kill_on_drop(true);
     let daemon = command.spawn().unwrap();
-    exists(&socket).await;
-    daemon
-}
-
-async fn exists(path: &Path) {
     let wait = async {
-        while !path.exists() {
+        while !is_listening(&socket) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(LIMIT, wait).await.expect("it appears");
+    tokio::time::timeout(LIMIT, wait).await.expect("it listens");
+    daemon
+}
+
+/// Whether a socket there takes connections; the file is there before. Were it connected to, that would
+/// be taken for the guest.
+fn is_listening(path: &Path) -> bool {
+    /// `__SO_ACCEPTCON` of the kernel.
+    const LISTENS: &str = "00010000";
+    let sockets = std::fs::read("/proc/net/unix").unwrap();
+    String::from_utf8_lossy(&sockets).lines().any(|line| {
+        // Number, references, protocol, flags, type, state, inode, path.
+        let mut words = line.split_whitespace();
+        words.nth(3) == Some(LISTENS) && words.next_back() == path.to_str()
+    })
 }
 
 async fn runs(spec: &VmSpec) {

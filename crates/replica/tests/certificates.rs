@@ -27,7 +27,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(60);
 const BOTH: [Usage; 2] = [Usage::ServerAuth, Usage::ClientAuth];
 
 /// An authority of a company.

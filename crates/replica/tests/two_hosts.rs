@@ -108,7 +108,15 @@ impl Serving {
 
     async fn serve(host: &Host, router: Router, at: Option<SocketAddr>, limits: Limits) -> Self {
         let at = at.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
-        let listener = TcpListener::bind(at).await.unwrap();
+        let limit = std::time::Instant::now() + LIMIT;
+        let listener = loop {
+            match TcpListener::bind(at).await {
+                Ok(listener) => break listener,
+                // Where one listened before, another program may have the port for a while.
+                Err(error) => assert!(std::time::Instant::now() < limit, "{at}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         let address = listener.local_addr().unwrap();
         let config = tls::server_config(&host.identity, host.trust.clone()).unwrap();
         let (stop, stopped) = oneshot::channel();

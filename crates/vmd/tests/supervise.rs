@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use sandbox::Rights;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// The test below that is a diskd when vmd starts it.
 const ACCEPTOR: &str = "a_new_diskd_accepts_who_waited";
 
@@ -190,7 +190,7 @@ fn wait_gone(process: u32) {
     };
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     let limit = rustix::event::Timespec {
-        tv_sec: 20,
+        tv_sec: LIMIT.as_secs().try_into().unwrap(),
         tv_nsec: 0,
     };
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "it still runs");
@@ -623,6 +623,7 @@ fn a_vmd_without_descriptors_to_spare_waits_for_some_and_does_not_spin() {
         maximum: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
     };
     let vmd_pid = Pid::from_child(&vmd.child);
+    let begun = Instant::now();
     rustix::process::prlimit(Some(vmd_pid), rustix::process::Resource::Nofile, few).unwrap();
     let mut clients: Vec<UnixStream> = (0..8).map(|_| vmd.connect()).collect();
     let said = vmd.child.stderr.take().unwrap();
@@ -646,7 +647,9 @@ fn a_vmd_without_descriptors_to_spare_waits_for_some_and_does_not_spin() {
     assert!(matches!(receive(last), Reply::Status(_)));
     vmd.child.kill().unwrap();
     let warnings = counted.join().unwrap();
-    assert!((1..20).contains(&warnings), "{warnings} times");
+    // vmd tries again every 100 ms.
+    let most = usize::try_from(begun.elapsed().as_millis() / 100).unwrap() + 2;
+    assert!((1..=most).contains(&warnings), "{warnings} times");
 }
 
 /// The state letter of a process (proc(5), `stat`).
@@ -674,13 +677,33 @@ fn a_guest_whose_lease_is_over_is_stopped_within_a_second_and_goes_on_with_the_n
     let until = |after: u64| Lease::Until {
         at: boot_time() + Duration::from_millis(after),
     };
-    lease(until(300));
-    let end = boot_time() + Duration::from_millis(300);
+    let give = |after: u64| {
+        let at = boot_time() + Duration::from_millis(after);
+        lease(Lease::Until { at });
+        at
+    };
+    let stopped_after = |guest: u32, end: Duration| {
+        eventually("it is stopped", || (state_of(guest) == 'T').then_some(()));
+        let late = boot_time().saturating_sub(end);
+        assert!(late >= LEASE_GRACE, "nobody else had the time to hold it");
+        late
+    };
+    let end = give(300);
     let guest = vmd.launched("exec sleep 1000");
-    assert!(!vmd.status().frozen, "it has a lease");
-    eventually("it is stopped", || (state_of(guest) == 'T').then_some(()));
-    let late = boot_time().saturating_sub(end);
-    assert!(late >= LEASE_GRACE, "nobody else had the time to hold it");
+    let frozen = vmd.status().frozen;
+    assert!(
+        !frozen || boot_time() >= end + LEASE_GRACE,
+        "it has a lease"
+    );
+    // A busy host may see it late, but not time after time.
+    let mut late = stopped_after(guest, end);
+    for _ in 0..4 {
+        if late >= Duration::from_secs(1) {
+            let end = give(300);
+            eventually("it goes on", || (state_of(guest) != 'T').then_some(()));
+            late = stopped_after(guest, end);
+        }
+    }
     assert!(late < Duration::from_secs(1), "{late:?}");
     assert!(vmd.status().frozen);
 
@@ -700,8 +723,11 @@ fn a_guest_whose_lease_is_over_is_stopped_within_a_second_and_goes_on_with_the_n
 
     // Held by polluxd, or without a lease, nothing is over.
     for never in [Lease::Held, Lease::None] {
-        lease(until(0));
-        assert_eq!(lease(never).lease, never);
+        let status = eventually("it has a lease until then", || {
+            lease(until(0));
+            Some(lease(never)).filter(|status| !status.frozen)
+        });
+        assert_eq!(status.lease, never);
         std::thread::sleep(LEASE_GRACE + Duration::from_millis(200));
         assert_ne!(state_of(guest), 'T', "{never:?}");
     }

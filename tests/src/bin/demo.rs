@@ -186,7 +186,7 @@ impl Pair {
         let start = Instant::now();
         let pid = kill_diskd(&self.castor, "web")?;
         println!("kill -9 {pid} (pollux-diskd)");
-        writes_on(&self.castor, "web", 1, MINUTE)?;
+        writes_on(&self.castor, "web", 1)?;
         let took = start.elapsed();
         println!("the guest saw no error and goes on writing");
         self.wait_for_points(self.points()?.len() + 2)?;
@@ -251,7 +251,7 @@ impl Pair {
 
     fn replicate_back(&mut self, scratch: &Scratch) -> Result<Back> {
         title("castor is back, hears that it was succeeded, and stands down");
-        writes_on(&self.pollux, "web", 20, MINUTE)?;
+        writes_on(&self.pollux, "web", 20)?;
         self.castor.start_daemon()?;
         let (castor, pollux) = (&self.castor, &self.pollux);
         until(MINUTE, "castor stands down", || {

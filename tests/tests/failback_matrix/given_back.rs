@@ -91,7 +91,7 @@ fn forced_after_it_has_its_disks_back(hosts: &mut Hosts, vm: &str, told: bool) -
     cell.gives_way(Castor)?;
     cell.refused(Castor, &start, &[], "--force")?;
     cell.disk = there;
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.insist(Pollux, &["failover", "reverse"])?;
     cell.write(Pollux, 0..0)?;
     cell.equal(Pollux)?;
     cell.refused(
@@ -133,7 +133,7 @@ fn a_host_that_has_its_own_disks_back_is_the_replica_again_by_what_differs() -> 
     cell.hosts.join();
     let since = cell.write(Pollux, 0..0)?;
     let carried = cell.carried(Pollux);
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.insist(Pollux, &["failover", "reverse"])?;
     let cost = cell.cost(Pollux, carried, &own, &since, regions(&unsent))?;
     println!("{cost}");
     // What was never sent is known as before, and asked for again nothing is done.
@@ -146,7 +146,7 @@ fn a_host_that_has_its_own_disks_back_is_the_replica_again_by_what_differs() -> 
         "{ranges:?}"
     );
     let points = cell.points(Castor)?.len();
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.insist(Pollux, &["failover", "reverse"])?;
     ensure!(cell.points(Castor)?.len() >= points);
     cell.write(Pollux, 0..0)?;
     cell.equal(Pollux)?;

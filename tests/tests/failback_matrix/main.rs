@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use model::Bytes;
-use pollux_tests::{Host, Pair, Scratch, Wire, json_u64, nothing_pending, point_name, text, until};
+use pollux_tests::{
+    Host, Pair, Refusal, Scratch, Wire, json_u64, nothing_pending, point_name, text, until,
+};
 use serde_json::Value;
 use testkit::{Rng, SmallDisk, may_mount};
 
@@ -96,26 +98,28 @@ struct Cost {
     changed: u64,
     /// Of points, as they came.
     shipped: u64,
+    /// How many there are.
+    points: u64,
     /// Of regions of which nobody can tell whether they differ.
     unknown: u64,
     /// Of regions of which hashes were compared.
     compared: u64,
     /// All that went over the wire.
     carried: u64,
+    /// What the two hosts may have said besides.
+    talk: u64,
 }
 
 impl Cost {
-    /// Indices of segments, which come every second.
-    const INDICES: u64 = 64 * KIB;
-    /// What the two hosts say every second besides.
-    const TALK: u64 = MIB as u64;
+    /// The index of a segment.
+    const INDEX: u64 = 64 * KIB;
 
     fn is_bounded(&self) -> Result<()> {
-        let most = self.changed + Self::INDICES;
+        let most = self.changed + self.points * Self::INDEX;
         ensure!(self.shipped <= most, "more was sent than changed: {self}");
         ensure!(self.compared <= self.unknown, "more was compared: {self}");
         // A hash of a block has 32 bytes.
-        let most = most + self.compared / 128 + Self::TALK;
+        let most = most + self.compared / 128 + self.talk;
         ensure!(self.carried <= most, "more went over the wire: {self}");
         Ok(())
     }
@@ -205,6 +209,9 @@ struct History {
     /// and not sent any more.
     unsent: BTreeSet<usize>,
 }
+
+/// Bytes that went over a wire, and when they were counted.
+type Carried = (u64, Instant);
 
 /// A point, and what it holds.
 struct Point {
@@ -365,18 +372,17 @@ impl<'a> Cell<'a> {
     }
 
     fn grow(&mut self, side: Side) -> Result<()> {
-        self.on(
-            side,
-            &["disk", "resize"],
-            &["0", &Bytes(GROWN as u64).to_string()],
-        )?;
+        let size = Bytes(GROWN as u64).to_string();
+        let resize = ["disk", "resize", self.vm.as_str(), "0", &size];
+        self.host(side).insist(&resize)?;
         self.disk.resize(GROWN, 0);
         Ok(())
     }
 
     /// Takes the disk back to a checkpoint above which something was written; the blocks of that.
     fn apply(&mut self, side: Side) -> Result<BTreeSet<usize>> {
-        self.on(side, &["disk", "checkpoint"], &["one"])?;
+        let checkpoint = ["disk", "checkpoint", self.vm.as_str(), "one"];
+        self.host(side).insist(&checkpoint)?;
         let before = self.disk.clone();
         let written = self.write(side, 0..0)?;
         if side == Pollux {
@@ -471,16 +477,12 @@ impl<'a> Cell<'a> {
         let reverse = ["failover", "reverse"];
         match (fate, from) {
             (GrownBefore, Chosen::Older) => {
-                let refused = [&reverse[..], &[self.vm.as_str()]].concat();
-                let refused = self.host(Pollux).refused(&refused)?.message;
-                ensure!(refused.contains("pollux disk resize"), "{refused}");
+                self.refused(Pollux, &reverse, &[], "pollux disk resize")?;
                 self.complete()?;
                 self.grow(Pollux)?;
             }
             (AppliedBefore, _) => {
-                let refused = [&reverse[..], &[self.vm.as_str()]].concat();
-                let refused = self.host(Pollux).refused(&refused)?.message;
-                ensure!(refused.contains("pollux disk merge"), "{refused}");
+                self.refused(Pollux, &reverse, &[], "pollux disk merge")?;
                 self.on(Castor, &["disk", "merge"], &["--all"])?;
             }
             (BothKilled, _) => {
@@ -511,7 +513,7 @@ impl<'a> Cell<'a> {
             }
             _ => {}
         }
-        self.on(Pollux, &reverse, &[])
+        self.insist(Pollux, &reverse)
     }
 
     /// What it costs until the other host, which had the disk `there`, has all of it; `written` was written
@@ -519,11 +521,13 @@ impl<'a> Cell<'a> {
     fn cost(
         &self,
         primary: Side,
-        carried: u64,
+        before: Carried,
         there: &[u8],
         written: &BTreeSet<usize>,
         unknown: u64,
     ) -> Result<Cost> {
+        self.settled(primary)?;
+        let (carried, talk) = self.carried_since(primary, before);
         self.equal(primary)?;
         let mut changed = differ(&self.disk, there);
         changed.extend(written);
@@ -533,9 +537,11 @@ impl<'a> Cell<'a> {
         let cost = Cost {
             changed: (changed.len() * BLOCK) as u64,
             shipped: sizes.sum::<Result<u64>>()?,
+            points: points.len() as u64,
             unknown,
             compared: size(&status, "/0/compared")?,
-            carried: self.carried(primary) - carried,
+            carried,
+            talk,
         };
         cost.is_bounded().map(|()| cost)
     }
@@ -563,12 +569,21 @@ impl<'a> Cell<'a> {
         Ok(())
     }
 
-    /// Bytes that went over the wire to the other host.
-    fn carried(&self, primary: Side) -> u64 {
-        match primary {
-            Castor => self.hosts.pair.wire.carried(),
-            Pollux => self.hosts.back.carried(),
-        }
+    /// What went over the wire to the other host until now.
+    fn carried(&self, primary: Side) -> Carried {
+        let wire = match primary {
+            Castor => &self.hosts.pair.wire,
+            Pollux => &self.hosts.back,
+        };
+        (wire.carried(), Instant::now())
+    }
+
+    /// Bytes that went there since then, and how many of them the two hosts may have said to each other
+    /// besides: the more, the longer it took.
+    fn carried_since(&self, primary: Side, (before, begun): Carried) -> (u64, u64) {
+        let (now, _) = self.carried(primary);
+        let talk = MIB as u64 + 16 * KIB * begun.elapsed().as_secs();
+        (now - before, talk)
     }
 
     fn run(&mut self, from: Chosen, fate: Fate) -> Result<Vec<Cost>> {
@@ -655,7 +670,7 @@ impl<'a> Cell<'a> {
         self.gives_way(Pollux)?;
         self.on(Pollux, &["vm", "kill"], &[])?;
         let carried = self.carried(Castor);
-        self.on(Castor, &["failover", "reverse"], &[])?;
+        self.insist(Castor, &["failover", "reverse"])?;
         let cost = self.cost(Castor, carried, &there, &since, regions(&unknown))?;
         self.write(Castor, 0..0)?;
         self.equal(Castor)?;
@@ -793,7 +808,7 @@ fn a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs() 
     cell.take_over(Pollux, &newest)?;
     cell.write(Pollux, 0..0)?;
     cell.gives_way(Castor)?;
-    cell.on(Pollux, &["failover", "reverse"], &[])?;
+    cell.insist(Pollux, &["failover", "reverse"])?;
     cell.equal(Pollux)?;
     // The disk stays where the journal was.
     let own = store.path().join(cell.id(Pollux)?);
@@ -825,13 +840,15 @@ fn a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs() 
     cell.hosts.pair.pollux.kill_daemon()?;
     cell.hosts.start()?;
     cell.hosts.join();
-    let carried = cell.carried(Castor);
-    cell.on(Castor, &reverse, &[])?;
+    let before = cell.carried(Castor);
+    cell.insist(Castor, &reverse)?;
+    cell.settled(Castor)?;
+    let (carried, talk) = cell.carried_since(Castor, before);
     cell.equal(Castor)?;
-    let carried = cell.carried(Castor) - carried;
+    let points = cell.points(Pollux)?.len() as u64;
     let differs: BTreeSet<_> = unsent.union(&since).collect();
-    let most = (differs.len() * BLOCK) as u64 + Cost::INDICES;
-    let most = most + cell.disk.len() as u64 / 128 + Cost::TALK;
+    let most = (differs.len() * BLOCK) as u64 + points * Cost::INDEX;
+    let most = most + cell.disk.len() as u64 / 128 + talk;
     println!("carried {carried} of {most} bytes");
     ensure!(carried <= most, "carried {carried} of {most}");
     ensure!(named("journal") && named("branch"));
@@ -844,10 +861,10 @@ fn a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs() 
 
     // And home again.
     cell.on(Castor, &["vm", "kill"], &[])?;
-    cell.on(Castor, &["failover", "prepare"], &[])?;
+    cell.insist(Castor, &["failover", "prepare"])?;
     cell.insist(Pollux, &["failover", "start"])?;
     cell.write(Pollux, 0..0)?;
-    cell.on(Pollux, &reverse, &[])?;
+    cell.insist(Pollux, &reverse)?;
     cell.equal(Pollux)?;
     until(MINUTE, "the journal is gone", merged)?;
     ensure!(named("disk0.raw"));
@@ -861,8 +878,9 @@ fn a_vm_in_a_store_on_another_file_system_goes_there_and_back_by_what_differs() 
 impl Cell<'_> {
     fn refused(&self, side: Side, words: &[&str], rest: &[&str], part: &str) -> Result<()> {
         let all = [words, &[self.vm.as_str()], rest].concat();
-        let refused = self.host(side).refused(&all)?;
-        ensure!(refused.message.contains(part), "{refused:?}");
+        let says = |refused: &Refusal| refused.message.contains(part);
+        let refused = self.host(side).refused_for(&all, says)?;
+        ensure!(says(&refused), "{refused:?}");
         Ok(())
     }
 

@@ -304,7 +304,7 @@ impl Drop for Server {
 /// Runs a program that must succeed, and gives what it says.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new("timeout")
-        .arg(LIMIT.as_secs().to_string())
+        .arg((10 * LIMIT).as_secs().to_string())
         .arg(program)
         .args(arguments)
         .output()
@@ -372,6 +372,9 @@ impl Answer {
     }
 }
 
+/// What a client says first: fixed newstyle, no zeroes.
+const FLAGS: [u8; 4] = 3_u32.to_be_bytes();
+
 /// A client.
 pub struct Client {
     pub stream: UnixStream,
@@ -407,7 +410,7 @@ impl Client {
     /// With client flags, ready for options.
     pub fn haggle(socket: &Path) -> Self {
         let mut client = Self::connect(socket);
-        client.give(&3_u32.to_be_bytes());
+        client.give(&FLAGS);
         client
     }
 
@@ -417,7 +420,8 @@ impl Client {
     }
 
     pub fn try_open(socket: &Path, export: &str, structured: bool) -> io::Result<Self> {
-        let mut client = Self::haggle(socket);
+        let mut client = Self::connect(socket);
+        client.try_give(&FLAGS)?;
         if structured {
             assert_eq!(client.option(8, &[])?, [(ACK, vec![])]);
             client.structured = true;
@@ -459,7 +463,7 @@ impl Client {
 
     /// Sets an option, and takes all replies to it.
     pub fn option(&mut self, option: u32, data: &[u8]) -> io::Result<Vec<OptionReply>> {
-        self.give(&option_bytes(option, data));
+        self.try_give(&option_bytes(option, data))?;
         self.option_replies(option)
     }
 

@@ -5,13 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use testkit::guest::GuestImages;
 
-/// A guest without hardware help on a busy host may take this long for anything.
-const LIMIT: Duration = Duration::from_secs(60);
+use super::support::LIMIT;
 
 /// A running QEMU, ended when dropped.
 pub(crate) struct Qemu {
@@ -110,9 +109,10 @@ impl Qemu {
     /// Types a command; its number.
     pub(crate) fn begin(&mut self, command: &str) -> u32 {
         self.commands += 1;
-        let line = format!("{command}; echo; echo \"<$?\" {}\">\"\n", self.commands);
+        let number = self.commands;
+        let line = format!("{command}; r=$?; echo; echo \"<$r\" {number}\">\"\n");
         self.input.write_all(line.as_bytes()).unwrap();
-        self.commands
+        number
     }
 
     /// Waits until a command ends well.

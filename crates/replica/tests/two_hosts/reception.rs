@@ -4,6 +4,12 @@ use pollux_replica::wire::{Configuration, ConfigureAnswer};
 
 use super::*;
 
+/// What the replica says of its reception, however long that takes.
+async fn reception(link: &PeerLink, lineage: &Lineage) -> Option<Reception> {
+    let contact = Contact::of(lineage.clone());
+    link.meet(&contact, LIMIT).await.unwrap().reception
+}
+
 #[tokio::test]
 async fn the_replica_follows_a_configuration_and_tells_which() {
     let (a, _b, replicas, _serving) = pair().await;
@@ -27,7 +33,7 @@ async fn the_replica_follows_a_configuration_and_tells_which() {
         let answer = link.configure(&wanted).await.unwrap();
         assert_eq!(answer, ConfigureAnswer::Configured);
     }
-    let told = link.contact(&ask.lineage).await.unwrap().reception.unwrap();
+    let told = reception(&link, &ask.lineage).await.unwrap();
     assert_eq!(told.revision, Some(wanted.revision));
 
     let mut strange = [wanted.clone(), wanted.clone(), wanted.clone()];
@@ -57,8 +63,7 @@ async fn the_replica_follows_a_configuration_and_tells_which() {
         .unwrap();
     let answer = link.configure(&wanted).await.unwrap();
     assert_eq!(answer, ConfigureAnswer::Superseded { lineage: theirs });
-    let told = link.contact(&ask.lineage).await.unwrap();
-    assert_eq!(told.reception, None);
+    assert_eq!(reception(&link, &ask.lineage).await, None);
 }
 
 #[tokio::test]
@@ -86,7 +91,7 @@ async fn a_replica_that_is_paused_takes_nothing_in_and_says_so() {
         assert!(problem.reason.contains("paused"), "{problem}");
         assert!(problem.way_out.contains("resume"), "{problem}");
     }
-    let told = link.contact(&ask.lineage).await.unwrap().reception.unwrap();
+    let told = reception(link, &ask.lineage).await.unwrap();
     assert!(told.paused);
     let TipAnswer::At { reception, .. } = link.tip(&ask.lineage).await.unwrap() else {
         panic!("it is the replica")

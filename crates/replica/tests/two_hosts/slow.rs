@@ -117,7 +117,6 @@ async fn a_peer_that_takes_all_the_connections_it_can_leaves_some_to_others() {
     let limits = Limits {
         connections: 4,
         of_one_peer: 2,
-        handshake: Duration::from_secs(3),
         ..Limits::default()
     };
     let router = router(Replicas::new(&b));

@@ -11,7 +11,7 @@ use pollux_tests::{json_u64, writes_on};
 use crate::circle::START;
 use crate::lost::Stopped;
 use crate::steps::Trouble;
-use crate::{BATCH, MINUTE, Pair};
+use crate::{BATCH, Pair};
 
 const CANCEL: [&str; 4] = ["failover", "cancel", "web", "--drop-writes"];
 
@@ -34,7 +34,7 @@ impl Pair {
         let before = self.hosts[from].serial_log("web")?.len();
         self.insist(from, &START, Trouble::None, |_| Ok(false))?;
         self.writes_after(from, before)?;
-        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH)?;
         self.caught_up(written)?;
         let status = self.primary().json(&["replica", "status", "web"])?;
         ensure!(json_u64(&status, "/0/points")? > 0, "{status}");

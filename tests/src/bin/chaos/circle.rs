@@ -16,7 +16,7 @@ use crate::invariants::{hex, name, runs};
 use crate::lost::{Stopped, TakenOver};
 use crate::operator::Came;
 use crate::steps::{Again, Circle, Loss, Trouble, Way};
-use crate::{BATCH, MINUTE, Pair};
+use crate::{BATCH, Pair};
 
 pub(super) const BECAUSE: [&str; 3] = ["--force", "--because", "chaos"];
 pub(super) const START: [&str; 3] = ["vm", "start", "web"];
@@ -26,7 +26,7 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH)?;
         self.caught_up(written)?;
         self.check()?;
         let (from, to) = (self.primary, 1 - self.primary);
@@ -169,7 +169,7 @@ impl Pair {
             self.hosts[from].pollux(&[&START[..], &BECAUSE[..]].concat())?;
             self.writes_after(from, before)?;
         }
-        writes_on(&self.hosts[from], "web", BATCH, FIRST_WRITE)?;
+        writes_on(&self.hosts[from], "web", BATCH)?;
         self.hosts[to].start_daemon()?;
         self.network.mend();
         self.watch()?.meet();
@@ -205,7 +205,7 @@ impl Pair {
             written: flushed(since_start(&log)).unwrap_or(0),
             disk: self.disk_hash(from)?,
         };
-        writes_on(&self.hosts[to], "web", BATCH, FIRST_WRITE)?;
+        writes_on(&self.hosts[to], "web", BATCH)?;
         Ok(stopped)
     }
 

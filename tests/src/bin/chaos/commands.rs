@@ -148,7 +148,7 @@ impl Pair {
             .filter(|point| point["pinned"] == true)
             .count();
         ensure!(pinned == 1, "{pinned} points are pinned during a test");
-        writes_on(self.replica(), copy, BATCH, MINUTE)?;
+        writes_on(self.replica(), copy, BATCH)?;
         self.replica().pollux(&["failover", "stop-test", "web"])?;
         let pinned = self.points()?.iter().any(|point| point["pinned"] == true);
         ensure!(!pinned, "a point is pinned after the test");

@@ -117,7 +117,7 @@ impl Pair {
         self.up(Side::Primary)?;
         match part {
             Part::Diskd => {
-                writes_on(self.primary(), "web", BATCH, MINUTE)?;
+                writes_on(self.primary(), "web", BATCH)?;
             }
             Part::Vmd | Part::Guest => {
                 self.becomes("off")?;
@@ -167,7 +167,7 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH)?;
         self.off()?;
         let pid = until(MINUTE, "the disks are served while the VM is off", || {
             self.process(part)
@@ -195,7 +195,7 @@ impl Pair {
         until(MINUTE, "the guest goes on when there is room", || {
             Ok((self.state()? == "running").then_some(()))
         })?;
-        writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        writes_on(self.primary(), "web", BATCH)?;
         Ok(())
     }
 }

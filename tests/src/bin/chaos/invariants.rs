@@ -231,7 +231,7 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH)?;
         let took = self.caught_up(written)?;
         self.say(format_args!(
             "         the twin caught up in {:.1} s",

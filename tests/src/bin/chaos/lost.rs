@@ -174,7 +174,7 @@ impl Pair {
                 let show = host.json(&["vm", "show", COPY])?;
                 kill(u32::try_from(json_u64(&show, "/processes/diskd")?)?)?;
             }
-            writes_on(host, COPY, BATCH, MINUTE)?;
+            writes_on(host, COPY, BATCH)?;
             self.end_test(from, ending)?;
         }
         if look.open {

@@ -31,7 +31,7 @@ impl Pair {
         self.connected()?;
         self.resume()?;
         self.running()?;
-        let written = writes_on(self.primary(), "web", BATCH, MINUTE)?;
+        let written = writes_on(self.primary(), "web", BATCH)?;
         self.caught_up(written)?;
         self.check()?;
         let (from, to) = (self.primary, 1 - self.primary);
@@ -121,7 +121,7 @@ impl Pair {
             "         successor lost; the primary, {state}, {way}; cancelled: {told}"
         ));
         if state == "running" && self.state_on(from)? == "running" {
-            writes_on(&self.hosts[from], "web", BATCH, FIRST_WRITE)?;
+            writes_on(&self.hosts[from], "web", BATCH)?;
             return Ok(gave_way);
         }
         let log = self.hosts[from].serial_log("web")?;
