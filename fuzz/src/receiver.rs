@@ -41,6 +41,8 @@ use uuid::Uuid;
 pub const WORDS: &[&str] = crate::peer_json::WORDS;
 
 const SIZE: u64 = 64 * BLOCK_SIZE;
+/// The largest disk that it takes.
+const LARGEST: u64 = 1 << 30;
 /// Most that the store takes of a segment.
 const ROOM: u64 = 8 << 20;
 /// The host that asks.
@@ -254,8 +256,10 @@ impl ReplicaHost for Host {
         })?
     }
 
-    async fn admit(&self, _: VmId, _: &Header, len: u64, held: u64) -> Result<(), Problem> {
-        if len.saturating_add(held) > ROOM {
+    async fn admit(&self, _: VmId, header: &Header, len: u64, held: u64) -> Result<(), Problem> {
+        // Not every file system has files that are as long as a disk may be.
+        let too_large = header.disks.iter().any(|disk| disk.size.0 > LARGEST);
+        if too_large || len.saturating_add(held) > ROOM {
             return Err(Problem::new(Code::Full, "the store", "is full", ""));
         }
         Ok(())
