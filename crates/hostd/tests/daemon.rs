@@ -8,13 +8,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::{
-    ApplyCheckpoint, AttachDisk, CreateDisk, DetachDisk, DiskContentFrom, DiskFormat,
-    EnableReplication, ExportDisk, MakeCheckpoint, NewDisk, ResizeDisk, StartFailover, StartVm,
-    StopTest, StopVm, TestFailover, TrustPeer,
+    ApplyCheckpoint, AttachDisk, CreateDisk, DetachDisk, DiskContentFrom, DiskFormat, ExportDisk,
+    MakeCheckpoint, NewDisk, ResizeDisk, StartFailover, StartVm, StopTest, StopVm, TestFailover,
+    TrustPeer,
 };
 use model::{Bus, Bytes, Code, VmState};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Host, command, empty, program, refused, stderr, wanted};
+use support::{Host, command, empty, program, refused, replicate_to, stderr, wanted};
 
 #[tokio::test]
 async fn a_vm_is_made_listed_found_by_name_and_prefix_and_deleted() {
@@ -313,14 +313,7 @@ async fn what_a_user_gets_wrong_with_replication_is_refused() {
     host.create("web", vec![empty(1 << 20)])
         .await
         .expect("made");
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     let enabled = client.enable_replication("web", &enable).await;
     refused(enabled, Code::NotFound, "host `pollux`");
     refused(
@@ -382,14 +375,7 @@ async fn how_changes_are_tracked_is_told_or_why_there_is_nothing_to_tell() {
         other.receives().await;
         host.trusts(other).await;
     }
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
     // The program in its place serves nothing.
@@ -485,14 +471,7 @@ async fn two_hosts_trust_each_other_by_fingerprint_and_an_impostor_is_refused() 
     host.create("web", vec![empty(1 << 20)])
         .await
         .expect("made");
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     let enabled = host.client.enable_replication("web", &enable).await;
     refused(enabled, Code::Forbidden, "does not trust this host");
     assert!(host.client.replications().await.expect("listed").is_empty());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use api::{EnableReplicaServer, EnableReplication};
+use api::EnableReplicaServer;
 use jiff::Timestamp;
 use model::Code;
 use replica::client::{PeerClient, PeerLink};
@@ -20,7 +20,7 @@ use replica::standing::Standing;
 use replica::trust::Trust;
 use replica::wire::{Configuration, Configure, ConfigureAnswer, Contact};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Host, empty, refused};
+use support::{Host, empty, refused, replicate_to};
 use testkit::free_port;
 
 /// So often a step is tried until polluxd dies right after it: the kill may come late on a busy machine.
@@ -43,17 +43,6 @@ async fn trusting() -> (Host, Host) {
     let disks = vec![empty(1 << 20), empty(1 << 20)];
     castor.create("web", disks).await.expect("made");
     (castor, pollux)
-}
-
-fn to_pollux() -> EnableReplication {
-    EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    }
 }
 
 /// Which file has the name; none has it, or another one than before, when that changes.
@@ -101,7 +90,10 @@ impl Drop for Watch {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_killed_between_the_files_it_follows_with_is_told_the_same_again() {
     let (castor, mut pollux) = trusting().await;
-    let made = castor.client.enable_replication("web", &to_pollux()).await;
+    let made = castor
+        .client
+        .enable_replication("web", &replicate_to("pollux"))
+        .await;
     let made = made.expect("made");
     let state = castor.path().join("state");
     // Asks as the primary's polluxd does.
@@ -171,7 +163,10 @@ async fn a_replica_that_is_killed_between_the_files_it_follows_with_is_told_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_killed_while_it_forgets_its_replica_forgets_it_afterwards() {
     let (mut castor, pollux) = trusting().await;
-    let made = castor.client.enable_replication("web", &to_pollux()).await;
+    let made = castor
+        .client
+        .enable_replication("web", &replicate_to("pollux"))
+        .await;
     let vm = made.expect("made").vm;
     let home = castor.path().join("state/vms").join(vm.to_string());
     let staged = "outbox/1.delta";
@@ -212,7 +207,10 @@ async fn a_primary_that_is_killed_while_it_forgets_its_replica_forgets_it_afterw
             assert_eq!(standing.expect("it is there").partner, None);
             // Neither host is bound to the other.
             pollux.client.delete("web").await.expect("deleted");
-            let made = castor.client.enable_replication("web", &to_pollux()).await;
+            let made = castor
+                .client
+                .enable_replication("web", &replicate_to("pollux"))
+                .await;
             made.expect("made anew");
             halfway |= died_there;
             if halfway {

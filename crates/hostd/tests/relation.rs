@@ -12,7 +12,7 @@ use api::{
 };
 use model::{Code, Problem, ReplicationState, StartUnasked};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Host, empty, refused};
+use support::{Host, empty, refused, replicate_to};
 
 /// Two hosts that trust each other.
 async fn trusting() -> (Host, Host) {
@@ -26,12 +26,9 @@ async fn trusting() -> (Host, Host) {
 
 fn to_pollux(disks: &str) -> EnableReplication {
     EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
         disks: Some(disks.parse().expect("a choice")),
         keep: Some("1h:all,24h:hourly".parse().expect("a policy")),
-        seed_from: None,
-        fence: None,
+        ..replicate_to("pollux")
     }
 }
 

@@ -4,25 +4,18 @@ mod support;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use api::{Admits, Authorize, EnableReplicaServer, EnableReplication, Replication};
+use api::{Admits, Authorize, EnableReplicaServer, Replication};
 use model::{Code, Health, Problem};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
-use support::{Host, empty, refused};
+use support::{Host, empty, refused, replicate_to};
 use testkit::free_port;
 
 async fn replicate(host: &Host, vm: &str, to: &str) -> Result<Replication, Problem> {
-    let enable = EnableReplication {
-        peer: to.to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to(to);
     host.client.enable_replication(vm, &enable).await
 }
 

@@ -7,23 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::{
-    Authorize, EnableReplicaServer, EnableReplication, HealthReason, ReplicaStore, Replication,
-    StartFailover,
-};
+use api::{Authorize, EnableReplicaServer, HealthReason, ReplicaStore, Replication, StartFailover};
 use model::{Code, Health, Problem, ReplicationState};
-use support::{Host, empty, refused};
+use support::{Host, empty, refused, replicate_to};
 use testkit::free_port;
 
 async fn replicate(host: &Host, vm: &str) -> Result<Replication, Problem> {
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     host.client.enable_replication(vm, &enable).await
 }
 

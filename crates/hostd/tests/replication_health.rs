@@ -5,10 +5,10 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use api::{EnableReplication, EventKind, EventQuery, HealthReason, ReplicationHealth, Severity};
+use api::{EventKind, EventQuery, HealthReason, ReplicationHealth, Severity};
 use model::{Code, Health, Mode};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Host, empty, refused};
+use support::{Host, empty, refused, replicate_to};
 
 /// Two hosts that trust each other, and a VM of the first that is replicated to the second.
 async fn pair() -> (Host, Host) {
@@ -25,14 +25,7 @@ async fn pair() -> (Host, Host) {
 }
 
 async fn enable(castor: &Host) {
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     let enabled = castor.client.enable_replication("web", &enable).await;
     enabled.expect("the peer agrees");
 }
@@ -309,14 +302,7 @@ async fn a_host_that_may_not_replicate_here_is_told_of() {
         .create("web", vec![empty(1 << 20)])
         .await
         .expect("made");
-    let wanted = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let wanted = replicate_to("pollux");
     for _ in 0..2 {
         let enabled = castor.client.enable_replication("web", &wanted).await;
         refused(enabled, Code::Forbidden, "authorize castor");

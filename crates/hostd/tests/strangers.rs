@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::EnableReplication;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,7 +16,7 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use support::{Host, empty};
+use support::{Host, empty, replicate_to};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -264,14 +263,7 @@ async fn a_stranger_gets_a_refusal_and_nothing_else_and_the_daemon_goes_on() {
         .create("web", vec![empty(1 << 20)])
         .await
         .expect("made");
-    let enable = EnableReplication {
-        peer: "pollux".to_owned(),
-        every_s: 30,
-        disks: None,
-        keep: None,
-        seed_from: None,
-        fence: None,
-    };
+    let enable = replicate_to("pollux");
     let agreed = castor.client.enable_replication("web", &enable).await;
     agreed.expect("agreed");
 }

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use api::{
-    Client, CreateVm, DiskContentFrom, EnableReplicaServer, NewDisk, ReplicaServer, TrustPeer,
-    VmDetails,
+    Client, CreateVm, DiskContentFrom, EnableReplicaServer, EnableReplication, NewDisk,
+    ReplicaServer, TrustPeer, VmDetails,
 };
 use model::{Bytes, Code, Generation, Problem};
 
@@ -137,6 +137,18 @@ pub(crate) fn wanted(name: &str, disks: Vec<NewDisk>) -> CreateVm {
         secure_boot: None,
         direct_boot: None,
         disks,
+    }
+}
+
+/// To replicate a VM to `peer`, of which nothing else was chosen.
+pub(crate) fn replicate_to(peer: &str) -> EnableReplication {
+    EnableReplication {
+        peer: peer.to_owned(),
+        every_s: 30,
+        disks: None,
+        keep: None,
+        seed_from: None,
+        fence: None,
     }
 }
 
