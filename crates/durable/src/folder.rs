@@ -10,9 +10,11 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, seek};
+
+use crate::direct;
 
 /// A folder and what is in it. Names are relative to it, parts separated by `/`, without `..`;
 /// the empty name is the folder itself.
@@ -85,6 +87,16 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the operating system says.
     fn write_at(&self, at: u64, from: &[u8]) -> io::Result<()>;
+
+    /// [`File::write_at`] of much that nobody reads soon: past the page cache where that can be, if `from` is
+    /// [`Aligned`](crate::Aligned), and `at` and its length are multiples of 4 KiB. It waits for the disk
+    /// then.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn write_past_cache(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.write_at(at, from)
+    }
 
     /// Makes `len` bytes at `at`, inside the file, read as zeroes and gives their space back
     /// where it can.
@@ -159,7 +171,7 @@ impl OsFolder {
     }
 
     fn file(&self, name: &str, options: &OpenOptions) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(OsFile(options.open(self.path.join(name))?)))
+        Ok(Arc::new(OsFile::from(options.open(self.path.join(name))?)))
     }
 }
 
@@ -220,15 +232,42 @@ impl Folder for OsFolder {
 
 /// A file of the operating system.
 #[derive(Debug)]
-pub struct OsFile(pub fs::File);
+pub struct OsFile {
+    file: fs::File,
+    /// The same one, opened when it is first needed.
+    past_cache: OnceLock<Option<fs::File>>,
+}
+
+impl From<fs::File> for OsFile {
+    fn from(file: fs::File) -> Self {
+        Self {
+            file,
+            past_cache: OnceLock::new(),
+        }
+    }
+}
+
+impl OsFile {
+    fn past_cache(&self) -> Option<&fs::File> {
+        let opened = self.past_cache.get_or_init(|| direct::reopened(&self.file));
+        opened.as_ref()
+    }
+}
 
 impl File for OsFile {
     fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(into, at)
+        self.file.read_exact_at(into, at)
     }
 
     fn write_at(&self, at: u64, from: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(from, at)
+        self.file.write_all_at(from, at)
+    }
+
+    fn write_past_cache(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        match self.past_cache() {
+            Some(file) if direct::write(file, at, from)? => Ok(()),
+            _ => self.write_at(at, from),
+        }
     }
 
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
@@ -236,24 +275,24 @@ impl File for OsFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.0, flags, at, len) {
+        match rustix::fs::fallocate(&self.file, flags, at, len) {
             Err(rustix::io::Errno::OPNOTSUPP) => write_zeroes(self, at, len),
             other => Ok(other?),
         }
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn allocated(&self) -> io::Result<u64> {
         // Always of 512 bytes: inode(7).
-        Ok(self.0.metadata()?.blocks() * 512)
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     fn holes(&self, at: u64, len: u64) -> io::Result<u64> {
         let end = at.saturating_add(len);
-        let next = |from| match seek(&self.0, from) {
+        let next = |from| match seek(&self.file, from) {
             Ok(at) => Ok(at.min(end)),
             // None before the end of the file.
             Err(rustix::io::Errno::NXIO) => Ok(end),
@@ -272,16 +311,16 @@ impl File for OsFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn begin_sync(&self) {
         // Linux writes out what is to be forgotten. It is advice: what comes of it the sync tells.
-        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 
@@ -300,6 +339,7 @@ fn write_zeroes(file: &OsFile, at: u64, len: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Aligned;
 
     #[test]
     fn a_punched_range_reads_as_zeroes_and_the_length_stays() {
@@ -337,5 +377,36 @@ mod tests {
         assert_eq!(folder.list("").expect("listed"), Vec::<String>::new());
         assert_eq!(folder.list("below").expect("listed"), ["file"]);
         assert!(OsFolder::open(&scratch.path().join("below/file")).is_err());
+    }
+
+    #[test]
+    fn what_is_written_past_the_cache_is_read_at_once_beside_what_was_not() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let folder = OsFolder::open(scratch.path()).expect("a folder");
+        let file = folder.create("file").expect("made");
+        file.set_len(1 << 20).expect("sized");
+        let mut expected = vec![0; 1 << 20];
+        let mut from = Aligned::new(256 << 10);
+        // In memory from here on, dirty and clean.
+        file.write_at(1000, &[9; 300_000]).expect("written");
+        expected[1000..301_000].fill(9);
+        let mut read = vec![1; 1 << 20];
+        file.read_at(0, &mut read).expect("read");
+        assert!(read == expected);
+        // The last two are nowhere aligned.
+        for (n, at) in [(1, 0), (2, 131_072), (3, 786_432), (4, 77), (5, 400_001)] {
+            from.fill(n);
+            let len = if n == 5 { 12_345 } else { from.len() };
+            file.write_past_cache(at, &from[..len]).expect("written");
+            let at = usize::try_from(at).expect("small");
+            expected[at..at + len].fill(n);
+            file.read_at(0, &mut read).expect("read");
+            assert!(read == expected, "{n}");
+        }
+        // It is written although nobody may open it any more.
+        folder.remove("file").expect("removed");
+        file.write_past_cache(4096, &from).expect("written");
+        file.read_at(4096, &mut read[..from.len()]).expect("read");
+        assert!(read[..from.len()] == *from);
     }
 }

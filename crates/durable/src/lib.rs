@@ -12,12 +12,14 @@
 //!   is the clock that nobody sets.
 
 mod boot;
+mod direct;
 mod folder;
 mod group;
 mod lock;
 mod replace;
 
 pub use boot::{boot_id, boot_time};
+pub use direct::Aligned;
 pub use folder::{File, Folder, OsFile, OsFolder};
 pub use group::{FEW, FileSystem, Flushed, Group, Need, OsFileSystem};
 pub use lock::{Lock, LockError};

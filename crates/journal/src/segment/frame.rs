@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::WriteBuf;
 
 use super::{BLOCK, MAX_CONTENT, SegmentError, Site};
 
@@ -100,23 +101,40 @@ pub(super) fn decompress(
     stored: &[u8],
 ) -> Result<Vec<u8>, SegmentError> {
     let content_len = content_len as usize;
+    let mut content = Vec::with_capacity(content_len);
+    fill(number, content_len, stored, &mut content)?;
+    Ok(content)
+}
+
+/// [`decompress`] to `content`, which is as long as it is.
+pub(super) fn decompress_into(
+    number: u32,
+    content: &mut [u8],
+    stored: &[u8],
+) -> Result<(), SegmentError> {
+    fill(number, content.len(), stored, content)
+}
+
+fn fill<B: WriteBuf + ?Sized>(
+    number: u32,
+    content_len: usize,
+    stored: &[u8],
+    content: &mut B,
+) -> Result<(), SegmentError> {
     let invalid = |fault| SegmentError::Invalid {
         site: Site::Frame(number),
         fault,
     };
     // Straight into a buffer of the stated length: no window is allocated, whatever size the
     // compressed bytes ask for, and what does not fit fails.
-    let mut content = Vec::with_capacity(content_len);
     let written = DECOMPRESSOR.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = Some(Decompressor::new().ok()?);
         }
-        slot.as_mut()?
-            .decompress_to_buffer(stored, &mut content)
-            .ok()
+        slot.as_mut()?.decompress_to_buffer(stored, content).ok()
     });
     match written {
-        Some(written) if written == content_len => Ok(content),
+        Some(written) if written == content_len => Ok(()),
         Some(_) => Err(invalid("holds less than it states")),
         None => Err(invalid(
             "cannot be decompressed to the length that it states",

@@ -81,7 +81,7 @@ const _: () = assert!(
             + layout::FOOTER_LEN as u64
 );
 
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 const BLOCK_BYTES: u32 = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
 

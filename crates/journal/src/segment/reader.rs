@@ -9,7 +9,7 @@ use std::sync::Arc;
 use durable::{File, OsFile};
 use model::{BLOCK_SIZE, Bytes};
 
-use super::frame::decode;
+use super::frame::{decode, decompress_into};
 use super::layout::{ENTRY_LEN, FOOTER_LEN, Footer, FrameEntry, PRELUDE_LEN, Prelude, RUN_LEN};
 use super::merkle::Tree;
 use super::{BLOCK_BYTES, Frame, MAX_FRAMES, MAX_RUNS, Run, SegmentError, Site, Source, Summary};
@@ -46,7 +46,7 @@ impl SegmentReader {
             site: Site::Header,
             source,
         })?;
-        Self::of(Arc::new(OsFile(file)))
+        Self::of(Arc::new(OsFile::from(file)))
     }
 
     /// [`SegmentReader::open`] of an open file. It must not change from now on: content is
@@ -162,17 +162,26 @@ impl SegmentReader {
         self.content(number, &self.entry(number)?)
     }
 
-    /// [`SegmentReader::read_frame`]; none if it does not lie in the first `come` bytes of the file.
+    /// [`SegmentReader::read_frame`] to the beginning of `into`, which has room for any frame. Gives its
+    /// length; none if it does not lie in the first `come` bytes of the file.
     pub(crate) fn frame_within(
         &self,
         number: u32,
         come: u64,
-    ) -> Result<Option<Vec<u8>>, SegmentError> {
+        into: &mut [u8],
+    ) -> Result<Option<usize>, SegmentError> {
         let entry = self.entry(number)?;
         if entry.at.saturating_add(u64::from(entry.stored_len)) > come {
             return Ok(None);
         }
-        self.content(number, &entry).map(Some)
+        let content = &mut into[..entry.content_len as usize];
+        if entry.stored_len == entry.content_len {
+            self.read_stored(number, &entry, content)?;
+        } else {
+            let stored = self.stored_bytes(number, &entry)?;
+            decompress_into(number, content, &stored)?;
+        }
+        Ok(Some(content.len()))
     }
 
     /// Frame `number` as it is stored, which matched its hash.
@@ -216,11 +225,21 @@ impl SegmentReader {
 
     fn stored_bytes(&self, number: u32, entry: &FrameEntry) -> Result<Vec<u8>, SegmentError> {
         let mut stored = vec![0; entry.stored_len as usize];
-        read(&*self.file, Site::Frame(number), entry.at, &mut stored)?;
-        if blake3::hash(&stored) != entry.hash {
+        self.read_stored(number, entry, &mut stored)?;
+        Ok(stored)
+    }
+
+    fn read_stored(
+        &self,
+        number: u32,
+        entry: &FrameEntry,
+        stored: &mut [u8],
+    ) -> Result<(), SegmentError> {
+        read(&*self.file, Site::Frame(number), entry.at, stored)?;
+        if blake3::hash(stored) != entry.hash {
             return Err(SegmentError::Damaged(Site::Frame(number)));
         }
-        Ok(stored)
+        Ok(())
     }
 
     /// Calls `visit` with every entry of the frame table.
