@@ -21,10 +21,8 @@ pub enum Cause {
     Copied,
 }
 
-/// Length of a buffer that is used again: what most reads have.
+/// Buffers of this length and longer ones are used again: those of most reads.
 const FULL: usize = 64 << 10;
-/// Of these, so many are kept: as many as the window takes.
-const SPARE: usize = 32;
 
 /// Bytes that are being read, or were handed over and are not written yet.
 #[derive(Debug, Default)]
@@ -96,8 +94,12 @@ pub struct Permit {
 impl Permit {
     /// A buffer of `len` bytes to be read into; what it holds before is of no meaning.
     pub fn buffer(&self, len: usize) -> Buffer {
-        let used = (len == FULL).then(|| self.flow.spares().pop()).flatten();
-        used.unwrap_or_else(|| Buffer::zeroed(len))
+        let mut spares = self.flow.spares();
+        let used = spares.iter().position(|spare| spare.len() == len);
+        match used.map(|used| spares.swap_remove(used)) {
+            Some(used) => used,
+            None => Buffer::zeroed(len),
+        }
     }
 }
 
@@ -157,9 +159,11 @@ impl Piece {
     /// It was written: what it took may be read into again.
     pub fn written(self) {
         if let Payload::Read(content) = self.content {
-            let mut spare = self.permit.flow.spares();
-            if content.len() == FULL && spare.len() < SPARE {
-                spare.push(content);
+            let mut spares = self.permit.flow.spares();
+            let kept: usize = spares.iter().map(Buffer::len).sum();
+            // As much as the window takes.
+            if content.len() >= FULL && ((kept + content.len()) as u64) <= WINDOW {
+                spares.push(content);
             }
         }
     }

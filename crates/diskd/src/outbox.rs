@@ -1,8 +1,11 @@
 //! A segment file on its way into the outbox: `<file>.part`, renamed when it is whole.
 //!
-//! The outbox is a cache: nothing is synced, and after an unclean boot it is dropped. Blocks that
-//! come in ones and twos share frames of 16 KiB, neighbours such of 64 KiB; blocks of zeroes cost an
-//! index entry. Once half of the index is used up, those between others are content like them.
+//! The outbox is a cache: nothing is synced, and after an unclean boot it is dropped. A part of an initial
+//! replication is written over one that was sent: that costs a copy, where a new file has to be given memory
+//! and space for every block.
+//!
+//! Blocks that come in ones and twos share frames of 16 KiB, neighbours such of 64 KiB; blocks of zeroes cost
+//! an index entry. Once half of the index is used up, those between others are content like them.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -27,6 +30,9 @@ const SCATTERED: usize = FRAME / 4;
 /// A block, in bytes.
 const BLOCK: usize = FRAME / 16;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE);
+
+/// A part of an initial replication that was sent: the place of a later one.
+const SPENT: &str = "spent";
 
 /// Why a segment file cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -107,14 +113,21 @@ impl Draft {
     /// wrong.
     pub fn begin(file: &Path) -> Result<(Self, File), OutboxError> {
         look_alone(file)?;
-        Self::begin_beside(file)
+        let spent = file.with_file_name(SPENT);
+        unless_absent(fs::remove_file(&spent)).map_err(fail("remove", &spent))?;
+        Self::make(file)
     }
 
-    /// [`Draft::begin`] of what is published after the segment that is there went.
+    /// [`Draft::begin`] of a part of an initial replication that is published after the segment that is
+    /// there went. What it is written over may be longer: [`Draft::cut_off`] ends it.
     ///
     /// # Errors
     /// When its file cannot be made.
     pub fn begin_beside(file: &Path) -> Result<(Self, File), OutboxError> {
+        Self::make(file)
+    }
+
+    fn make(file: &Path) -> Result<(Self, File), OutboxError> {
         let folder = file.parent().unwrap_or(Path::new("."));
         for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
             let stale = entry.map_err(fail("list", folder))?.path();
@@ -123,10 +136,12 @@ impl Draft {
             }
         }
         let part = part_of(file);
+        let taken = unless_absent(fs::rename(file.with_file_name(SPENT), &part));
+        let was_there = taken.map_err(fail("make", &part))?;
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
-            .create_new(true)
+            .create_new(!was_there)
             .mode(0o600)
             .open(&part)
             .map_err(fail("make", &part))?;
@@ -136,6 +151,16 @@ impl Draft {
             published: false,
         };
         Ok((draft, opened))
+    }
+
+    /// It was written, and has `len` bytes.
+    ///
+    /// # Errors
+    /// When it cannot be cut there.
+    pub fn cut_off(&self, len: u64) -> Result<(), OutboxError> {
+        let file = OpenOptions::new().write(true).open(&self.part);
+        let cut = file.and_then(|file| file.set_len(len));
+        cut.map_err(fail("cut off", &self.part))
     }
 
     /// [`Draft::publish`] of one that was begun beside another segment.
@@ -169,6 +194,24 @@ impl Drop for Draft {
                 tracing::warn!(part = %self.part.display(), %error, "cannot remove");
             }
         }
+    }
+}
+
+/// The replica has what the segment `file` holds, if it was there: it goes, or is the place of a later one.
+pub(crate) fn spend(file: &Path) -> io::Result<()> {
+    let gone = if file.extension() == Some(OsStr::new("seed")) {
+        fs::rename(file, file.with_file_name(SPENT))
+    } else {
+        fs::remove_file(file)
+    };
+    unless_absent(gone).map(drop)
+}
+
+/// Whether there was something; an error only if that is not known.
+fn unless_absent(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
     }
 }
 
@@ -269,10 +312,18 @@ impl<W: Write> Filler<W> {
             }
             Payload::Zeroes(blocks) => self.add_zeroes(piece.disk, piece.block, *blocks),
             Payload::Read(content) => match content.as_slice() {
-                Some(bytes) => self.add_blocks(piece.disk, piece.block, bytes, saves),
-                None => self.add_blocks(piece.disk, piece.block, &content.to_vec(), saves),
+                Some(bytes) => self.add_read(piece, bytes, saves),
+                None => self.add_read(piece, &content.to_vec(), saves),
             },
         }
+    }
+
+    fn add_read(&mut self, piece: &Piece, bytes: &[u8], saves: bool) -> Result<(), OutboxError> {
+        let firsts = (piece.block..).step_by(FRAME / BLOCK);
+        for (first, bytes) in firsts.zip(bytes.chunks(FRAME)) {
+            self.add_blocks(piece.disk, first, bytes, saves)?;
+        }
+        Ok(())
     }
 
     fn add_blocks(
@@ -451,6 +502,43 @@ mod tests {
             filler.push(&staged(block, &rng.bytes(BLOCK)))?;
         }
         filler.finish()
+    }
+
+    #[test]
+    fn a_part_is_written_over_one_that_was_sent_and_holds_nothing_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let names = || -> Vec<_> {
+            let entries = fs::read_dir(folder.path()).expect("listed");
+            let name = |entry: io::Result<fs::DirEntry>| entry.expect("listed").file_name();
+            entries.map(name).collect()
+        };
+        let (mut rng, header) = (testkit::Rng::new(1), header(64));
+        // Longer and shorter than what was there.
+        for (number, blocks) in (1..).zip([40, 9, 60, 60, 1]) {
+            let file = path(&format!("{number}.seed"));
+            let (draft, opened) = Draft::begin_beside(&file).expect("begun");
+            let content = rng.bytes(blocks * BLOCK);
+            let mut filler = Filler::begin(&file, opened, &header).expect("begun");
+            filler.push(&staged(0, &content)).expect("room");
+            let summary = filler.finish().expect("whole");
+            draft.cut_off(summary.file_len.0).expect("cut off");
+            draft.publish_alone().expect("published");
+            let reader = journal::SegmentReader::open(&file).expect("a segment");
+            let frames = (0..reader.summary().frames).map(|n| reader.read_frame(n).expect("read"));
+            assert!(frames.flatten().eq(content), "{number}");
+            spend(&file).expect("spent");
+            assert_eq!(names(), [SPENT]);
+        }
+        spend(&path("5.seed")).expect("gone already");
+        // A point takes its own place, and leaves none.
+        let file = path("6.delta");
+        let (draft, opened) = Draft::begin(&file).expect("begun");
+        assert_eq!(opened.metadata().expect("told").len(), 0);
+        draft.publish().expect("published");
+        assert_eq!(names(), ["6.delta"]);
+        spend(&file).expect("spent");
+        assert_eq!(names().len(), 0);
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //!                         read         cursor   saves the old content first
 //! ```
 //!
-//! - Readers take the sealed blocks in order, up to 64 KiB at a time, and wait for room. Longer runs are
-//!   looked at before, some MiB ahead: what reads as zeroes and takes no space is handed over as such, and
-//!   never read. That stays true until the cursor comes there: what is written meanwhile is saved first.
+//! - Readers take the sealed blocks in order, up to 64 KiB at a time (256 KiB of an initial replication),
+//!   and wait for room. Longer runs are looked at before, some MiB ahead: what reads as zeroes and takes no
+//!   space is handed over as such, and never read. That stays true until the cursor comes there: what is
+//!   written meanwhile is saved first.
 //! - A write that meets a sealed block which was not read yet reads it first (copy-before-write) and
 //!   hands it over past the queue; one that meets a block being read waits for that read.
 //! - Saved content in memory, from the decision to read it on, is bounded by the copy budget. Past it
@@ -31,12 +32,17 @@ use crate::holes::{LOOK, first};
 use crate::state::DiskState;
 use crate::tracker::{Rule, Tracker};
 
-/// Blocks read at once: what a frame holds.
+/// Blocks read at once: what a frame holds. Guest writes to them wait.
 const RUN: u64 = 16;
+/// Blocks of a part of an initial replication that are read at once: no write waits for them, and a disk
+/// gives more in few large reads.
+const SEED_RUN: u64 = 64;
 /// A shorter run costs one read, whatever is in it, and is not looked at. (In tests each is.)
 const LOOKED_AT: u64 = if cfg!(test) { 1 } else { RUN };
 /// Staging reads in flight.
 const READERS: usize = 8;
+/// Those of an initial replication: in all as many bytes as a disk takes in beside writes of others.
+const SEED_READERS: usize = 4;
 
 /// Why an epoch was given up. Its marks are in the current map again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +121,11 @@ impl Staging {
         }
     }
 
+    /// Most blocks that are read at once.
+    fn longest(&self) -> u64 {
+        if self.consistent { RUN } else { SEED_RUN }
+    }
+
     /// Whether `block` was read or is being read although the cursor has not come to it.
     fn is_ahead(&self, block: u64) -> bool {
         self.saved.contains(block) || self.reading.iter().any(|run| run.contains(&block))
@@ -175,7 +186,7 @@ impl Staging {
             let hole = self.hole_at(start);
             let most = match &hole {
                 Ok(hole) => hole.end,
-                Err(next) => (start + RUN).min(*next),
+                Err(next) => (start + self.longest()).min(*next),
             };
             self.cursor = self.next_ahead(start..run.end.min(most));
             let blocks = start..self.cursor;
@@ -265,7 +276,11 @@ impl<D: Device + Image, S: Store> Tracker<D, S> {
         self.changed
             .until(|| (!self.waits_for_crossing()).then_some(()))
             .await;
-        join_all((0..READERS).map(|_| self.read_runs())).await;
+        let readers = match &*self.staging.borrow() {
+            Some(staging) if !staging.consistent => SEED_READERS,
+            _ => READERS,
+        };
+        join_all((0..readers).map(|_| self.read_runs())).await;
         // Those that writes wait for.
         self.changed
             .until(|| {
@@ -407,7 +422,7 @@ impl<D: Device, S: Store> Tracker<D, S> {
         } = read;
         let op = Op::Read {
             at: run.start * BLOCK_SIZE,
-            into: permit.buffer(usize::try_from(len).expect("64 KiB at most")),
+            into: permit.buffer(usize::try_from(len).expect("256 KiB at most")),
         };
         let done = self.below.run(op).await;
         let mut failed = None;

@@ -379,10 +379,7 @@ impl Engine {
         if outbox::other(file).map_err(failed)?.is_none() {
             self.ask(&self.all(), Order::Confirm)?;
         }
-        match std::fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
+        outbox::spend(file).map_err(failed)
     }
 
     /// Marks what the segment `file` holds and removes it. If nobody can tell what it holds, what was

@@ -150,7 +150,9 @@ impl Engine {
         let filler = Filler::begin(&part.file, opened, header).map_err(EpochFault::Outbox);
         let written = filler.and_then(|mut filler| {
             epoch.write(&mut filler)?;
-            filler.finish().map_err(EpochFault::Outbox)
+            let summary = filler.finish().map_err(EpochFault::Outbox)?;
+            let cut_off = draft.cut_off(summary.file_len.0);
+            cut_off.map(|()| summary).map_err(EpochFault::Outbox)
         });
         match written {
             Ok(summary) => Ok(Made {
