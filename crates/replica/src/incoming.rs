@@ -12,12 +12,13 @@
 //! Everything here blocks.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use journal::{Content, SegmentReader};
 use model::{Code, Problem};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -25,6 +26,9 @@ use rustix::io::Errno;
 
 use crate::host::full;
 use crate::wire::{CHUNK, Digest, MAX_OFFER_BODY, Offer};
+
+/// Parts that are written in one call: `IOV_MAX`.
+const AT_ONCE: usize = 1024;
 
 /// A segment that is on its way in.
 #[derive(Debug)]
@@ -205,8 +209,8 @@ impl Incoming {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Stores a chunk, if it is the offered one.
-    pub(crate) fn store(&self, n: u64, chunk: &[u8]) -> Result<(), Problem> {
+    /// Stores a chunk that came in `parts`, if it is the offered one.
+    pub(crate) fn store(&self, n: u64, parts: &[Bytes]) -> Result<(), Problem> {
         let wrong = |reason: &str| {
             let thing = format!("chunk {n} of segment {}", self.offer.root);
             Problem::new(Code::Invalid, thing, reason, "")
@@ -217,15 +221,14 @@ impl Incoming {
             .chunks
             .get(index)
             .ok_or_else(|| wrong("was not offered"))?;
-        if chunk.len() as u64 != Offer::chunk_len(self.offer.file_len, n) {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        if len as u64 != Offer::chunk_len(self.offer.file_len, n) {
             return Err(wrong("has another length than was offered"));
         }
-        if Digest::of(chunk) != *digest {
+        if Digest::of_parts(parts) != *digest {
             return Err(wrong("has another content than was offered"));
         }
-        self.file
-            .write_all_at(chunk, n.saturating_mul(CHUNK))
-            .map_err(|e| failed(&e))?;
+        write_at(&self.file, n.saturating_mul(CHUNK), parts).map_err(|e| failed(&e))?;
         let mut present = self.present();
         present.chunks[index] = true;
         present.skip();
@@ -243,6 +246,25 @@ impl Incoming {
     pub(crate) fn remove(&self) -> Result<(), Problem> {
         clear(&self.folder, &[]).map_err(|e| failed(&e))
     }
+}
+
+/// Writes `parts` one after the other from byte `at` on.
+fn write_at(file: &File, mut at: u64, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = slices.as_mut_slice();
+    while !left.is_empty() {
+        let most = left.len().min(AT_ONCE);
+        match rustix::io::pwritev(file, &left[..most], at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                at += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Removes everything in `incoming` but `keep`.
@@ -295,4 +317,31 @@ fn find_present(file: &File, offer: &Offer) -> io::Result<Vec<bool>> {
             Ok(Digest::of(&buffer[..len]) == *digest)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_written_one_after_the_other_however_many_and_however_long() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("sized");
+        let mut expected = vec![0; 1 << 20];
+        for (at, count, len) in [(7, 1, 70_000), (100_000, 5000, 1), (200_000, 3000, 100)] {
+            let part = |n: usize| Bytes::from(vec![u8::try_from(n % 251).expect("small"); len]);
+            let mut parts: Vec<_> = (0..count).map(part).collect();
+            // Empty ones are no end.
+            parts.insert(0, Bytes::new());
+            parts.insert(count / 2 + 1, Bytes::new());
+            parts.push(Bytes::new());
+            write_at(&file, at, &parts).expect("written");
+            let at = usize::try_from(at).expect("small");
+            expected[at..at + count * len].copy_from_slice(&parts.concat());
+        }
+        let mut read = vec![1; 1 << 20];
+        file.read_exact_at(&mut read, 0).expect("read");
+        assert!(read == expected);
+        write_at(&file, 0, &[]).expect("nothing");
+    }
 }

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use journal::{SegmentError, SegmentReader};
 use model::{Code, Problem};
 use rustix::io::Errno;
 
+use crate::sender::WINDOW;
 use crate::source::Staged;
 use crate::wire::{CHUNK, Digest, MAX_CHUNKS, Offer};
 
@@ -65,7 +67,7 @@ fn offer_now(path: &Path) -> Result<Offer, Problem> {
         ));
     }
     let mut chunks = Vec::new();
-    let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(usize::MAX)];
+    let Buffer(buffer) = &mut Buffer::take();
     for n in 0..count {
         let len = usize::try_from(Offer::chunk_len(file_len, n)).unwrap_or(buffer.len());
         file.read_exact(&mut buffer[..len])
@@ -96,9 +98,40 @@ pub async fn chunk(staged: &Staged, n: u64) -> Result<Bytes, Problem> {
 fn chunk_now(path: &Path, n: u64) -> io::Result<Bytes> {
     let file = File::open(path)?;
     let len = Offer::chunk_len(file.metadata()?.len(), n);
-    let mut buffer = vec![0; usize::try_from(len).unwrap_or(0)];
-    file.read_exact_at(&mut buffer, n.saturating_mul(CHUNK))?;
-    Ok(buffer.into())
+    let len = usize::try_from(len).unwrap_or(0);
+    let mut buffer = Buffer::take();
+    file.read_exact_at(&mut buffer.0[..len], n.saturating_mul(CHUNK))?;
+    Ok(Bytes::from_owner(buffer).slice(..len))
+}
+
+/// Room for a chunk.
+struct Buffer(Vec<u8>);
+
+/// Those of chunks that were sent, for the next ones: memory that is given back and asked for again costs
+/// more than what is done with it. As many as one relationship uses.
+static SENT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+impl Buffer {
+    fn take() -> Self {
+        let sent = SENT.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let made = || vec![0; usize::try_from(CHUNK).unwrap_or(usize::MAX)];
+        Self(sent.unwrap_or_else(made))
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut sent = SENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if sent.len() < WINDOW {
+            sent.push(std::mem::take(&mut self.0));
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(

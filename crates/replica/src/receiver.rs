@@ -230,12 +230,22 @@ impl Bound {
     }
 }
 
-async fn read(body: Body, limit: usize) -> Answer<Bytes> {
+/// The body, as it comes.
+async fn read_parts(body: Body, limit: usize) -> Answer<Vec<Bytes>> {
     let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, REQUEST, reason, ""));
-    let body = Limited::new(body, limit).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) => Err(wrong(format!("has a body that cannot be read: {error}"))),
+    let mut body = Limited::new(body, limit);
+    let reading = async {
+        let mut parts = Vec::new();
+        while let Some(frame) = body.frame().await {
+            parts.extend(frame?.into_data().ok());
+        }
+        Ok(parts)
+    };
+    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(parts)) => Ok(parts),
+        Ok(Err::<_, axum::BoxError>(error)) => {
+            Err(wrong(format!("has a body that cannot be read: {error}")))
+        }
         Err(_) => {
             let reason = "did not come whole in time";
             Err(Refusal(Problem::new(
@@ -249,7 +259,7 @@ async fn read(body: Body, limit: usize) -> Answer<Bytes> {
 }
 
 async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Answer<T> {
-    let bytes = read(body, limit).await?;
+    let bytes = read_parts(body, limit).await?.concat();
     serde_json::from_slice(&bytes).map_err(|e| {
         let reason = format!("is not what this host understands: {e}");
         let way_out = "run the same version of Pollux on both hosts";
@@ -594,9 +604,9 @@ async fn chunk<H: ReplicaHost>(
         .ok_or_else(|| not_offered(&root))?;
     let limit = usize::try_from(CHUNK).unwrap_or(usize::MAX);
     let _room = receiver.room(&bound, limit).await?;
-    let bytes = read(body, limit).await?;
+    let parts = read_parts(body, limit).await?;
     let storing = incoming.clone();
-    let stored = blocking(move || storing.store(n, &bytes)).await;
+    let stored = blocking(move || storing.store(n, &parts)).await;
     if matches!(&stored, Err(Refusal(problem)) if problem.code == Code::Failed) {
         receiver.give_up(&bound, &incoming).await;
     }

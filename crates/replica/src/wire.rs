@@ -87,6 +87,15 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
+
+    /// The hash of `parts`, one after the other.
+    pub(crate) fn of_parts(parts: &[bytes::Bytes]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(part);
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
 }
 
 /// Text that should have been a [`Digest`].
