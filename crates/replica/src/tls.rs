@@ -7,9 +7,9 @@
 //! Sessions are never resumed, so that whoever is trusted no longer is refused at once: on its
 //! next connection by the handshake, on an open one with its next request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +33,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -47,7 +47,7 @@ pub use rustls::ServerConfig;
 /// Limits of the server loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections in their handshake at one time; more are closed unheard.
+    /// Connections in their handshake at one time, or in wait for a place; the oldest makes way for one more.
     pub handshakes: usize,
     /// Connections of trusted peers at one time; more wait for a place until the handshake limit.
     pub connections: usize,
@@ -284,7 +284,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let handshakes = Arc::new(Handshakes::default());
     let places = Arc::new(Places::new(limits));
     let (closing, closed) = watch::channel(false);
     let mut tasks = JoinSet::new();
@@ -309,10 +309,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(shaking) = handshakes.clone().try_acquire_owned() else {
-            tracing::warn!("too many handshakes at once; a connection was closed");
-            continue;
-        };
+        let shaking = handshakes.begin(limits.handshakes);
         let connection = Connection {
             acceptor: TlsAcceptor::from(config.clone()),
             trust: trust.clone(),
@@ -328,6 +325,45 @@ pub async fn serve(
     let drained = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.drain, drained).await.is_err() {
         tracing::warn!("connections of peers were cut: their requests took too long");
+    }
+}
+
+/// Connections in their handshake, the oldest first. A peer's is over after a few round trips: whoever holds
+/// many of them open keeps nobody out, but makes way.
+#[derive(Default)]
+struct Handshakes(Mutex<VecDeque<oneshot::Sender<()>>>);
+
+/// One of them, until it is dropped.
+struct Handshake {
+    all: Arc<Handshakes>,
+    makes_way: oneshot::Receiver<()>,
+}
+
+impl Handshakes {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more of at most `most`.
+    fn begin(self: &Arc<Self>, most: usize) -> Handshake {
+        let (make_way, makes_way) = oneshot::channel();
+        let mut all = self.lock();
+        while all.len() >= most.max(1) {
+            // It may end by itself at this moment.
+            let _ = all.pop_front().map(|oldest| oldest.send(()));
+        }
+        all.push_back(make_way);
+        Handshake {
+            all: Arc::clone(self),
+            makes_way,
+        }
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.makes_way.close();
+        self.all.lock().retain(|other| !other.is_closed());
     }
 }
 
@@ -373,7 +409,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream, shaking: OwnedSemaphorePermit) {
+    async fn run(mut self, stream: TcpStream, mut shaking: Handshake) {
         let address = stream.peer_addr().ok();
         let _ = stream.set_nodelay(true);
         let handshake = async {
@@ -402,6 +438,10 @@ impl Connection {
         };
         let entered = tokio::select! {
             entered = tokio::time::timeout(self.limits.handshake, handshake) => entered,
+            _ = &mut shaking.makes_way => {
+                tracing::info!(?address, "a connection in its handshake made way for another one");
+                return;
+            }
             _ = self.closed.changed() => return,
         };
         let (stream, peer, shown, _place) = match entered {

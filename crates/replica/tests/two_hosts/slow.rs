@@ -142,6 +142,37 @@ async fn a_peer_that_takes_all_the_connections_it_can_leaves_some_to_others() {
 }
 
 #[tokio::test]
+async fn strangers_that_hold_all_handshakes_open_keep_no_peer_out() {
+    let (a, b) = (Host::new("host-a"), Host::new("host-b"));
+    let limits = Limits {
+        handshakes: 8,
+        // Nobody is let go for having taken too long.
+        handshake: Duration::from_secs(100_000),
+        ..Limits::default()
+    };
+    let serving = Serving::serve(&b, router(Replicas::new(&b)), None, limits).await;
+    a.trusts(&b, "host-b", serving.address);
+    b.trusts(&a, "host-a", "127.0.0.1:1".parse().unwrap());
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..limits.handshakes {
+            strangers.push(TcpStream::connect(serving.address).await.unwrap());
+        }
+        // Each time over a new connection.
+        let hello = a.client("host-b").hello(LIMIT).await.unwrap();
+        assert_eq!(hello.you, "host-a");
+    }
+    // The first ones were closed for it, and the last ones were not.
+    let mut byte = [0];
+    let closed = tokio::time::timeout(LIMIT, strangers[0].read(&mut byte)).await;
+    assert!(matches!(closed.unwrap(), Ok(0) | Err(_)));
+    let last = strangers.last_mut().unwrap();
+    let open = tokio::time::timeout(Duration::from_millis(50), last.read(&mut byte)).await;
+    assert!(open.is_err(), "{open:?}");
+    serving.stop().await;
+}
+
+#[tokio::test]
 async fn hundreds_of_vms_that_ask_at_once_are_all_heard() {
     let (a, b) = (Host::new("host-a"), Host::new("host-b"));
     let limits = Limits {
