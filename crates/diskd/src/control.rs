@@ -99,8 +99,9 @@ pub enum Request {
         /// The segment file, in the outbox; it appears when it is whole.
         file: PathBuf,
     },
-    /// The replica has what a staged segment holds: its file is removed, nothing is unconfirmed any
-    /// more. May be repeated. Answered by [`Reply::Done`].
+    /// The replica has what a staged segment holds: its file goes (that of a part of an initial
+    /// replication waits under another name for the next one to be written over it), nothing is
+    /// unconfirmed any more. May be repeated. Answered by [`Reply::Done`].
     Confirm {
         /// The segment file.
         file: PathBuf,

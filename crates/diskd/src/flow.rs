@@ -21,8 +21,8 @@ pub enum Cause {
     Copied,
 }
 
-/// Buffers of this length and longer ones are used again: those of most reads.
-const FULL: usize = 64 << 10;
+/// Buffers of these lengths are used again: most reads have one of them.
+const USUAL: [usize; 2] = [64 << 10, 256 << 10];
 
 /// Bytes that are being read, or were handed over and are not written yet.
 #[derive(Debug, Default)]
@@ -162,7 +162,7 @@ impl Piece {
             let mut spares = self.permit.flow.spares();
             let kept: usize = spares.iter().map(Buffer::len).sum();
             // As much as the window takes.
-            if content.len() >= FULL && ((kept + content.len()) as u64) <= WINDOW {
+            if USUAL.contains(&content.len()) && ((kept + content.len()) as u64) <= WINDOW {
                 spares.push(content);
             }
         }

@@ -113,9 +113,10 @@ impl Draft {
     /// wrong.
     pub fn begin(file: &Path) -> Result<(Self, File), OutboxError> {
         look_alone(file)?;
+        remove_parts(file)?;
         let spent = file.with_file_name(SPENT);
-        unless_absent(fs::remove_file(&spent)).map_err(fail("remove", &spent))?;
-        Self::make(file)
+        remove(&spent).map_err(fail("remove", &spent))?;
+        Self::open(file, false)
     }
 
     /// [`Draft::begin`] of a part of an initial replication that is published after the segment that is
@@ -124,24 +125,19 @@ impl Draft {
     /// # Errors
     /// When its file cannot be made.
     pub fn begin_beside(file: &Path) -> Result<(Self, File), OutboxError> {
-        Self::make(file)
+        remove_parts(file)?;
+        let (spent, part) = (file.with_file_name(SPENT), part_of(file));
+        let taken = unless_absent(fs::rename(spent, &part)).map_err(fail("make", &part))?;
+        Self::open(file, taken)
     }
 
-    fn make(file: &Path) -> Result<(Self, File), OutboxError> {
-        let folder = file.parent().unwrap_or(Path::new("."));
-        for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
-            let stale = entry.map_err(fail("list", folder))?.path();
-            if stale.extension() == Some(OsStr::new("part")) {
-                fs::remove_file(&stale).map_err(fail("remove", &stale))?;
-            }
-        }
+    /// The place of `file`, which is `taken` from another one or is made.
+    fn open(file: &Path, taken: bool) -> Result<(Self, File), OutboxError> {
         let part = part_of(file);
-        let taken = unless_absent(fs::rename(file.with_file_name(SPENT), &part));
-        let was_there = taken.map_err(fail("make", &part))?;
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
-            .create_new(!was_there)
+            .create_new(!taken)
             .mode(0o600)
             .open(&part)
             .map_err(fail("make", &part))?;
@@ -197,14 +193,30 @@ impl Drop for Draft {
     }
 }
 
-/// The replica has what the segment `file` holds, if it was there: it goes, or is the place of a later one.
+/// Removes the parts of segments that somebody did not make whole beside `file`.
+fn remove_parts(file: &Path) -> Result<(), OutboxError> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).map_err(fail("list", folder))? {
+        let stale = entry.map_err(fail("list", folder))?.path();
+        if stale.extension() == Some(OsStr::new("part")) {
+            fs::remove_file(&stale).map_err(fail("remove", &stale))?;
+        }
+    }
+    Ok(())
+}
+
+/// The replica has what the segment `file` holds: it goes, if it is there, or is the place of a later one.
 pub(crate) fn spend(file: &Path) -> io::Result<()> {
-    let gone = if file.extension() == Some(OsStr::new("seed")) {
-        fs::rename(file, file.with_file_name(SPENT))
+    if file.extension() == Some(OsStr::new("seed")) {
+        unless_absent(fs::rename(file, file.with_file_name(SPENT))).map(drop)
     } else {
-        fs::remove_file(file)
-    };
-    unless_absent(gone).map(drop)
+        remove(file)
+    }
+}
+
+/// Removes `file`, if it is there.
+pub(crate) fn remove(file: &Path) -> io::Result<()> {
+    unless_absent(fs::remove_file(file)).map(drop)
 }
 
 /// Whether there was something; an error only if that is not known.

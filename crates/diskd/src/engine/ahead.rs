@@ -1,7 +1,7 @@
 //! The part of an initial replication that comes next, staged while the one before is sent.
 //!
 //! ```text
-//!   Seed 7 --> outbox/7.seed --------- sent, Confirm --> gone
+//!   Seed 7 --> outbox/7.seed --------- sent, Confirm --> outbox/spent --> Prepare 9
 //!   Prepare 8 --> outbox/8.seed.part --> made ...................> Seed 8 --> outbox/8.seed
 //!                 its marks are sealed                              they are unconfirmed
 //! ```

@@ -365,13 +365,17 @@ impl Engine {
     pub fn confirm(&self, file: &Path) -> Result<Reply, Problem> {
         // What is made ahead is sealed, and not unconfirmed before it has its name.
         let _alone = self.alone_beside()?;
-        self.forget_segment(file)?;
+        self.forget_segment(file, outbox::spend)?;
         Ok(Reply::Done)
     }
 
-    /// Nothing is unconfirmed any more, and the file goes. Another segment beside it keeps what is
+    /// Nothing is unconfirmed any more, and the file is `dealt` with. Another segment beside it keeps what is
     /// unconfirmed so: its blocks are among that.
-    fn forget_segment(&self, file: &Path) -> Result<(), Problem> {
+    fn forget_segment(
+        &self,
+        file: &Path,
+        dealt: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<(), Problem> {
         let failed = |error: std::io::Error| {
             let reason = format!("cannot remove {}: {error}", file.display());
             self.problem(Code::Failed, reason, "")
@@ -379,7 +383,7 @@ impl Engine {
         if outbox::other(file).map_err(failed)?.is_none() {
             self.ask(&self.all(), Order::Confirm)?;
         }
-        outbox::spend(file).map_err(failed)
+        dealt(file).map_err(failed)
     }
 
     /// Marks what the segment `file` holds and removes it. If nobody can tell what it holds, what was
@@ -404,7 +408,7 @@ impl Engine {
                 self.failures(self.ask_at_length(&self.all(), order)?)?;
             }
         }
-        self.forget_segment(file)?;
+        self.forget_segment(file, outbox::remove)?;
         let why = format!("{} is not shipped", file.display());
         self.tally().folded_back(why);
         Ok(Reply::Done)

@@ -70,6 +70,8 @@ impl Engine {
             Ok(Ok(())) => Ok(Reply::Done),
             Ok(Err(made)) => {
                 self.drop_made(&made);
+                // With its file, whose name the next one may have.
+                drop(made);
                 self.ahead.ended();
                 Err(self.busy("another request was made meanwhile"))
             }

@@ -150,7 +150,7 @@ fn the_next_part_is_made_while_one_is_sent_and_a_write_meanwhile_is_marked_again
     assert_eq!(unconfirmed, Bytes(0), "a confirmation is of the one before");
     let second = vm.staged(&vm.seed_request(1, next));
     assert_eq!(second.content, sealed);
-    assert_eq!(vm.outbox(), ["1.seed"]);
+    assert_eq!(vm.outbox(), ["1.seed", "spent"]);
     let [marked, sealed, unconfirmed] = vm.marks();
     assert_eq!((marked, sealed), (again, Bytes(0)));
     assert!(unconfirmed > Bytes(0), "its marks are in the segment now");
