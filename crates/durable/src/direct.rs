@@ -13,7 +13,7 @@ use rustix::io::Errno;
 const ALIGNMENT: usize = 4096;
 
 /// Bytes that begin where the kernel can take them past the page cache.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Aligned {
     bytes: Vec<u8>,
     from: usize,

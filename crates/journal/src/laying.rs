@@ -39,13 +39,14 @@ pub(crate) struct Laying {
     files: Vec<Arc<dyn File>>,
     /// Runs of the index before this one are written.
     next: u32,
-    /// What of them is to be written next, while [`Laying::advance`] works.
+    /// What of them is to be written next; nothing but while [`Laying::advance`] works.
     piece: Piece,
     shared: Shared,
     since_sync: u64,
 }
 
 /// Content that lies together in a base.
+#[derive(Default)]
 struct Piece {
     content: Aligned,
     /// So much of it is to be written.
@@ -57,6 +58,7 @@ struct Piece {
 }
 
 /// The frame read last of those whose content belongs to more than one run.
+#[derive(Default)]
 struct Shared {
     number: Option<u32>,
     content: Vec<u8>,
@@ -95,16 +97,8 @@ impl Laying {
             name: name.to_owned(),
             files,
             next: 0,
-            piece: Piece {
-                content: Aligned::new(PIECE),
-                len: 0,
-                disk: 0,
-                at: 0,
-            },
-            shared: Shared {
-                number: None,
-                content: Vec::new(),
-            },
+            piece: Piece::default(),
+            shared: Shared::default(),
             since_sync: 0,
         })
     }
@@ -120,6 +114,14 @@ impl Laying {
     /// # Errors
     /// A damaged frame, or a failed read or write.
     pub(crate) fn advance(&mut self, come: u64, most: u64) -> Result<(), JournalError> {
+        let laid = self.lay(come, most);
+        // Whoever waits for more of the segment needs no memory meanwhile.
+        (self.piece, self.shared) = (Piece::default(), Shared::default());
+        laid
+    }
+
+    fn lay(&mut self, come: u64, most: u64) -> Result<(), JournalError> {
+        self.piece.content = Aligned::new(self.longest_piece());
         let reader = self.reader.clone();
         let mut left = most;
         for run in reader.runs_from(self.next) {
@@ -150,11 +152,21 @@ impl Laying {
         self.write()
     }
 
+    /// Room for a piece: all of what the segment holds, if that is little, and a frame of which only a part
+    /// belongs there.
+    fn longest_piece(&self) -> usize {
+        let summary = self.reader.summary();
+        let content = summary.content.0.saturating_sub(summary.zeroes.0);
+        usize::try_from(content).map_or(PIECE, |content| {
+            PIECE.min(content.saturating_add(MAX_CONTENT))
+        })
+    }
+
     /// Whether the content of `run` comes after that of the piece, and has room there.
     fn follows(&self, run: &Run) -> bool {
-        let Piece { len, disk, at, .. } = self.piece;
+        let (len, disk, at) = (self.piece.len, self.piece.disk, self.piece.at);
         let comes_after = disk == run.disk && at + len as u64 == run.block * BLOCK_SIZE;
-        comes_after && len + MAX_CONTENT <= PIECE
+        comes_after && len + MAX_CONTENT <= self.piece.content.len()
     }
 
     /// Adds the content of a run, from block `skip` of a frame on, to the piece. False if it has not come.
