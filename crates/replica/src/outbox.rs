@@ -99,6 +99,12 @@ fn chunk_now(path: &Path, n: u64) -> io::Result<Bytes> {
     let file = File::open(path)?;
     let len = Offer::chunk_len(file.metadata()?.len(), n);
     let len = usize::try_from(len).unwrap_or(0);
+    if (len as u64) < CHUNK / 2 {
+        // Most points are that small, and the room of a whole chunk would wait with each.
+        let mut small = vec![0; len];
+        file.read_exact_at(&mut small, n.saturating_mul(CHUNK))?;
+        return Ok(small.into());
+    }
     let mut buffer = Buffer::take();
     file.read_exact_at(&mut buffer.0[..len], n.saturating_mul(CHUNK))?;
     Ok(Bytes::from_owner(buffer).slice(..len))

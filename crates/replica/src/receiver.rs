@@ -28,7 +28,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::{HeaderMap, StatusCode};
 use journal::Root;
@@ -54,6 +54,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Offers and chunks of one peer that are in memory at one time, in MiB; more wait, and are not read.
 const BODIES: usize = 128;
 const MIB: usize = 1 << 20;
+/// Parts of a body that are shorter are gathered.
+const SMALL_PART: usize = 8 << 10;
+/// To such of about this length.
+const GATHERED_PARTS: usize = 64 << 10;
 
 /// What a refusal is about that is about no VM.
 pub(crate) const REQUEST: &str = "the request";
@@ -230,15 +234,29 @@ impl Bound {
     }
 }
 
-/// The body, as it comes.
+/// The body, as it comes, but for what comes in small parts: each of them would keep alive what it was read
+/// into, which is larger.
 async fn read_parts(body: Body, limit: usize) -> Answer<Vec<Bytes>> {
     let wrong = |reason: String| Refusal(Problem::new(Code::Invalid, REQUEST, reason, ""));
     let mut body = Limited::new(body, limit);
     let reading = async {
-        let mut parts = Vec::new();
+        let (mut parts, mut gathered) = (Vec::new(), BytesMut::new());
         while let Some(frame) = body.frame().await {
-            parts.extend(frame?.into_data().ok());
+            let Ok(part) = frame?.into_data() else {
+                continue;
+            };
+            let is_small = part.len() < SMALL_PART;
+            if is_small {
+                gathered.extend_from_slice(&part);
+            }
+            if !is_small || gathered.len() >= GATHERED_PARTS {
+                parts.extend(Some(gathered.split().freeze()).filter(|all| !all.is_empty()));
+            }
+            if !is_small {
+                parts.push(part);
+            }
         }
+        parts.extend(Some(gathered.freeze()).filter(|all| !all.is_empty()));
         Ok(parts)
     };
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
@@ -802,5 +820,39 @@ impl<H: ReplicaHost> Receiver<H> {
         if taken.await.is_err() {
             *ahead = Ahead::Stopped;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_in_the_smallest_parts_takes_no_more_memory_than_its_length() {
+        let byte = |n: usize| u8::try_from(n % 251).expect("small");
+        let small = (0..100_000).map(|n| Bytes::copy_from_slice(&[byte(n)]));
+        let large = Bytes::from(vec![7; SMALL_PART]);
+        let short = Bytes::from(vec![8; SMALL_PART - 1]);
+        let sent: Vec<_> = small
+            .chain([large.clone(), short, Bytes::new(), large])
+            .collect();
+        let expected = sent.concat();
+        let body = || {
+            Body::from_stream(stream::iter(
+                sent.clone().into_iter().map(Ok::<_, Infallible>),
+            ))
+        };
+        let parts = read_parts(body(), expected.len()).await;
+        let Ok(parts) = parts else {
+            panic!("it is not too long")
+        };
+        assert!(parts.concat() == expected);
+        // Two of the single ones, and the last three.
+        assert_eq!(parts.len(), 5);
+        assert!(read_parts(body(), expected.len() - 1).await.is_err());
     }
 }

@@ -64,7 +64,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            handshakes: 64,
+            handshakes: 256,
             connections: 1024,
             of_one_peer: 512,
             handshake: Duration::from_secs(10),
@@ -328,8 +328,8 @@ pub async fn serve(
     }
 }
 
-/// Connections in their handshake, the oldest first. A peer's is over after a few round trips: whoever holds
-/// many of them open keeps nobody out, but makes way.
+/// Connections in their handshake, the oldest first. A peer's is over after a few round trips, in which
+/// hardly anybody begins that many others: whoever only holds them open makes way, and keeps nobody out.
 #[derive(Default)]
 struct Handshakes(Mutex<VecDeque<oneshot::Sender<()>>>);
 
@@ -437,6 +437,8 @@ impl Connection {
             Ok::<_, std::io::Error>((stream, entered))
         };
         let entered = tokio::select! {
+            // What is done is done, also if it should make way just now.
+            biased;
             entered = tokio::time::timeout(self.limits.handshake, handshake) => entered,
             _ = &mut shaking.makes_way => {
                 tracing::info!(?address, "a connection in its handshake made way for another one");
