@@ -94,12 +94,12 @@ pub struct Permit {
 impl Permit {
     /// A buffer of `len` bytes to be read into; what it holds before is of no meaning.
     pub fn buffer(&self, len: usize) -> Buffer {
-        let mut spares = self.flow.spares();
-        let used = spares.iter().position(|spare| spare.len() == len);
-        match used.map(|used| spares.swap_remove(used)) {
-            Some(used) => used,
-            None => Buffer::zeroed(len),
-        }
+        let used = {
+            let mut spares = self.flow.spares();
+            let used = spares.iter().position(|spare| spare.len() == len);
+            used.map(|used| spares.swap_remove(used))
+        };
+        used.unwrap_or_else(|| Buffer::zeroed(len))
     }
 }
 
